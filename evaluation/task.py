@@ -1,0 +1,115 @@
+"""A task: examples in disjoint splits, the prompt they are asked with, and what a right completion is."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+Split = Literal["train", "search", "select", "gate"]
+SPLITS: tuple[Split, ...] = ("train", "search", "select", "gate")
+
+# Cumulative shares of the group-key hash: half of all groups may be trained on, the rest is read only.
+_SHARES: tuple[tuple[Split, float], ...] = (("train", 0.55), ("search", 0.70), ("select", 0.85), ("gate", 1.0))
+
+REASON = "Think step by step, one step a line. End with a line that starts with Answer:"
+DIRECT = "Give only the answer, on one line that starts with Answer:"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question. `group` is the unit of splitting and of clustering: examples that share it never part."""
+
+    id: str
+    question: str
+    answer: str
+    choices: tuple[str, ...] | None = None  # texts of all options, the right one among them; None when open
+    rationale: str | None = None  # one step a line, without the answer line
+    context: str | None = None
+    group: str = ""
+
+    def __post_init__(self) -> None:
+        if self.choices is not None and self.answer not in self.choices:
+            raise ValueError(
+                f"The answer must be one of the choices, but example {self.id!r} has {self.answer!r} "
+                f"and choices {list(self.choices)!r}. Correct the row, or leave its choices empty."
+            )
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        return tuple(line for line in (self.rationale or "").splitlines() if line.strip())
+
+    @property
+    def chain(self) -> str:
+        """The gold completion: every step on its line, then the answer line."""
+        return "\n".join((*self.steps, answer_line(self.answer)))
+
+
+@runtime_checkable
+class Task(Protocol):
+    """Where examples come from. The same `(split, count, seed)` gives the same examples everywhere."""
+
+    @property
+    def name(self) -> str: ...
+
+    def examples(self, split: Split, count: int, seed: int = 0) -> list[Example]:
+        """At most `count` examples of the split; fewer only when the split holds no more."""
+        ...
+
+
+def answer_line(answer: str) -> str:
+    return f"Answer: {answer}"
+
+
+def question_text(example: Example) -> str:
+    """Context, question and options as the user's turn states them, without an instruction."""
+    parts = [example.context, example.question]
+    if example.choices is not None:
+        parts.append("Options: " + "; ".join(example.choices))
+    return "\n".join(part for part in parts if part)
+
+
+def reasoning_prompt(example: Example) -> str:
+    return f"{question_text(example)}\n{REASON}"
+
+
+def direct_prompt(example: Example) -> str:
+    return f"{question_text(example)}\n{DIRECT}"
+
+
+def normalise(text: str) -> str:
+    """Lower case, letters, digits and single spaces: what two wordings of one question share."""
+    return " ".join(re.findall(r"[a-z0-9]+", text.lower()))
+
+
+def split_of(group: str) -> Split:
+    """The split that a group key belongs to, for ever: SHA-256 of the key against fixed shares."""
+    fraction = int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") / 2**64
+    return next(split for split, upper in _SHARES if fraction < upper or upper == 1.0)
+
+
+def parse_answer(completion: str) -> str | None:
+    """The text after the last `Answer:`; None when the completion never gives one."""
+    found = re.findall(r"Answer:[ \t]*([^\n]*)", completion)
+    return found[-1].strip().rstrip(".") if found else None
+
+
+def same_answer(given: str | None, gold: str) -> bool:
+    return given is not None and normalise(given) == normalise(gold)
+
+
+def written_steps(completion: str) -> tuple[str, ...]:
+    """The lines before the answer line."""
+    lines: list[str] = []
+    for line in completion.splitlines():
+        if line.lstrip().startswith("Answer:"):
+            break
+        if line.strip():
+            lines.append(line.strip())
+    return tuple(lines)
+
+
+def mean_steps(examples: Sequence[Example]) -> float:
+    return sum(len(example.steps) for example in examples) / max(1, len(examples))

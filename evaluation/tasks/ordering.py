@@ -1,0 +1,41 @@
+"""Orderings: comparisons extend a line of people; every step writes the line so far."""
+
+from __future__ import annotations
+
+import random
+
+from evaluation.tasks.generated import GeneratedTask, Problem, different
+
+_NAMES = ("Ann", "Bob", "Cara", "Dan", "Eve", "Finn", "Gus", "Hope", "Ivy", "Joe", "Kim", "Lou", "Ned", "Pam", "Ray", "Sue")
+_MORE = ("{one} is taller than {two}.", "{one} is older than {two}.", "{one} finished before {two}.", "{one} ranks above {two}.")
+_LESS = ("{two} is shorter than {one}.", "{two} is younger than {one}.", "{two} finished after {one}.", "{two} ranks below {one}.")
+_ASKS = (
+    ("Who is the tallest?", "Who is the second tallest?", "Who is the shortest?"),
+    ("Who is the oldest?", "Who is the second oldest?", "Who is the youngest?"),
+    ("Who finished first?", "Who finished second?", "Who finished last?"),
+    ("Who ranks at the top?", "Who ranks second?", "Who ranks at the bottom?"),
+)
+
+
+def make(rng: random.Random, num_steps: int, wording: int) -> Problem:
+    people = rng.sample(_NAMES, num_steps + 1)
+    line, new = [people[0]], people[1:]
+    clues, steps, corrupted = [], [], []
+    for person in new:
+        if rng.random() < 0.5:
+            one, two, line = person, line[0], [person, *line]
+        else:
+            one, two, line = line[-1], person, [*line, person]
+        clues.append(rng.choice((_MORE, _LESS))[wording].format(one=one, two=two))
+        steps.append(" > ".join(line))
+        wrong = list(line)
+        place = rng.randrange(len(wrong) - 1)
+        wrong[place], wrong[place + 1] = wrong[place + 1], wrong[place]
+        corrupted.append(" > ".join(wrong))
+    asked = rng.randrange(3)
+    answer = (line[0], line[1], line[-1])[asked]
+    question = " ".join((*clues, _ASKS[wording][asked]))
+    return Problem(question, tuple(steps), tuple(corrupted), answer, different(rng, people, answer))
+
+
+ORDERING = GeneratedTask("ordering", make)
