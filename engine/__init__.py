@@ -1,0 +1,1 @@
+"""Text out of one backbone with many adapters: requests, batching, decoding policies."""

@@ -1,0 +1,120 @@
+"""What every adapter kind offers: attach for fitting, a transformed prompt and a contribution for the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from adapters.backbone import Backbone
+from adapters.spec import Spec
+
+# Legend: K thoughts, H hidden, R rank, T tokens
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the backbone reads: token ids, and vectors that stand in the place of the ids from `soft_at` on."""
+
+    ids: tuple[int, ...]
+    soft_KH: Tensor | None = None
+    soft_at: int = 0
+
+    def embed(self, embeddings: nn.Embedding) -> Tensor:
+        """Input embeddings, [T, H]; gradients flow into the soft vectors."""
+        ids_T = torch.tensor(self.ids, device=embeddings.weight.device)
+        embeds_TH = embeddings(ids_T)
+        if self.soft_KH is None:
+            return embeds_TH
+        end = self.soft_at + self.soft_KH.shape[0]
+        return torch.cat((embeds_TH[: self.soft_at], self.soft_KH.to(embeds_TH), embeds_TH[end:]))
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """One module's update: y += x @ a.T @ b.T, with all scaling inside b."""
+
+    a_RI: Tensor
+    b_OR: Tensor
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What an engine needs to run an adapter for one row beside rows of other adapters."""
+
+    low_rank: Mapping[str, LowRank] = field(default_factory=dict)  # by module path below the causal LM
+
+
+@runtime_checkable
+class Adapter(Protocol):
+    """A kind of adapter. Attached, or run by contribution and transform, the logits are the same."""
+
+    @property
+    def spec(self) -> Spec: ...
+
+    def attach(self, backbone: Backbone) -> AbstractContextManager[None]:
+        """Inside, the backbone computes with the adapter and its parameters take gradients; leaving restores it bit for bit."""
+        ...
+
+    def transform(self, backbone: Backbone, prompt: Prompt) -> Prompt:
+        """The prompt as the backbone reads it under this adapter (soft thoughts inserted, say)."""
+        ...
+
+    def contribution(self) -> Contribution: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """What a fit trains; only while attached."""
+        ...
+
+    def scaled(self, factor: float) -> Adapter:
+        """The same adapter with its effect multiplied; the original is not changed."""
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Writes config and weights into the directory, which must exist."""
+        ...
+
+
+class Stack:
+    """Several adapters as one: attached together, prompts transformed in order."""
+
+    def __init__(self, adapters: Sequence[Adapter]) -> None:
+        self.adapters = tuple(adapters)
+
+    def attach(self, backbone: Backbone) -> AbstractContextManager[None]:
+        from contextlib import ExitStack, contextmanager
+
+        @contextmanager
+        def attached() -> Iterator[None]:
+            with ExitStack() as stack:
+                for adapter in self.adapters:
+                    stack.enter_context(adapter.attach(backbone))
+                yield
+
+        return attached()
+
+    def transform(self, backbone: Backbone, prompt: Prompt) -> Prompt:
+        for adapter in self.adapters:
+            prompt = adapter.transform(backbone, prompt)
+        return prompt
+
+    def contribution(self) -> Contribution:
+        merged: dict[str, LowRank] = {}
+        for adapter in self.adapters:
+            for path, update in adapter.contribution().low_rank.items():
+                merged[path] = update if path not in merged else _joined(merged[path], update)
+        return Contribution(merged)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        for adapter in self.adapters:
+            yield from adapter.parameters()
+
+
+def _joined(one: LowRank, two: LowRank) -> LowRank:
+    """The sum of two low-rank updates, as one of the summed rank."""
+    return LowRank(torch.cat((one.a_RI, two.a_RI)), torch.cat((one.b_OR, two.b_OR), dim=1))

@@ -1,0 +1,60 @@
+"""The adapters of one profile in one directory: LoRA at its root in PEFT's layout, soft thoughts beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from adapters.adapter import Adapter
+from adapters.errors import DamagedAdapter, RefusedAdapter
+from adapters.lora import CONFIG, LoRA, LoRASpec
+from adapters.softcot import SoftCoT, SoftCoTSpec
+
+ADAPTERS: dict[str, type[LoRA] | type[SoftCoT]] = {"lora": LoRA, "softcot": SoftCoT}
+SPECS: dict[str, type[LoRASpec] | type[SoftCoTSpec]] = {"lora": LoRASpec, "softcot": SoftCoTSpec}
+
+
+def new_adapter(spec: LoRASpec | SoftCoTSpec) -> Adapter:
+    return LoRA(spec) if isinstance(spec, LoRASpec) else SoftCoT(spec)
+
+
+def save_adapters(adapters: Sequence[Adapter], directory: Path) -> None:
+    """At most one adapter a kind. The directory must be empty or new."""
+    kinds = [kind_of(adapter) for adapter in adapters]
+    if len(set(kinds)) < len(kinds):
+        raise RefusedAdapter(f"A profile has at most one adapter of a kind, but got {kinds}.")
+    directory.mkdir(parents=True, exist_ok=True)
+    for kind, adapter in zip(kinds, adapters, strict=True):
+        place = _place(directory, kind)
+        place.mkdir(exist_ok=True)
+        adapter.save(place)
+
+
+def load_adapters(directory: Path) -> tuple[Adapter, ...]:
+    """The adapters in the order in which they are applied: LoRA, then soft thoughts."""
+    if not directory.is_dir():
+        raise DamagedAdapter(f"An adapter is a directory, but {directory} is none. Check the path.")
+    found: list[Adapter] = []
+    for kind, adapter in ADAPTERS.items():
+        config = _place(directory, kind) / CONFIG
+        if config.is_file() and _peft_type(config) == kind.upper():
+            found.append(adapter.load(config.parent))
+    if not found:
+        raise DamagedAdapter(f"{directory} holds no {CONFIG} of a known kind ({', '.join(ADAPTERS)}). Check the path.")
+    return tuple(found)
+
+
+def kind_of(adapter: Adapter) -> str:
+    return next(kind for kind, cls in ADAPTERS.items() if isinstance(adapter, cls))
+
+
+def _place(directory: Path, kind: str) -> Path:
+    return directory if kind == "lora" else directory / kind
+
+
+def _peft_type(config: Path) -> str:
+    try:
+        return str(json.loads(config.read_text()).get("peft_type", "")).upper()
+    except json.JSONDecodeError as error:
+        raise DamagedAdapter(f"{config} is not JSON ({error}). Save or download the adapter again.") from error

@@ -1,0 +1,218 @@
+"""LoRA: low-rank updates of the backbone's linear layers, in PEFT's layers and PEFT's files."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from pydantic import field_validator
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from adapters.adapter import Adapter, Contribution, LowRank, Prompt
+from adapters.backbone import Backbone
+from adapters.errors import DamagedAdapter, RefusedAdapter
+from adapters.lora_linear import with_fast_layers
+from adapters.spec import Choices, Range, Spec
+from adapters.weights import read_tensors
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_INITS = ("default", "gaussian", "orthogonal")
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+_MLP = ("gate_proj", "up_proj", "down_proj")
+
+
+class LoRASpec(Spec):
+    """The update is (alpha / rank) B A on each targeted layer."""
+
+    kind: Literal["lora"] = "lora"
+    rank: Annotated[int, Range(4, 64, log=True)] = 16
+    alpha: Annotated[int, Range(8, 128, log=True)] = 32
+    dropout: Annotated[float, Range(0.0, 0.1)] = 0.0
+    target_modules: Annotated[
+        Literal["all-linear", "attention", "mlp"], Choices(("all-linear", "attention", "mlp"))
+    ] = "all-linear"
+    band: Annotated[
+        Literal["all", "lower", "middle", "upper"], Choices(("all", "lower", "middle", "upper"))
+    ] = "all"  # which third of the layers
+    init: str = "default"
+    seed: int = 0
+
+    @field_validator("rank", "alpha")
+    @classmethod
+    def _positive(cls, value: int) -> int:
+        if value < 1:
+            raise ValueError(f"rank and alpha must be at least 1, but got {value}.")
+        return value
+
+    @field_validator("init")
+    @classmethod
+    def _keeps_the_base(cls, value: str) -> str:
+        if value not in _INITS:
+            raise RefusedAdapter(
+                f"A LoRA init must leave the backbone's weights as they are: one of {', '.join(_INITS)}, but got {value!r}. "
+                "PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA rewrite the base weight, which breaks the frozen backbone, switching "
+                "between adapters and every comparison with the backbone."
+            )
+        return value
+
+
+class LoRA:
+    """Holds its weights on its own (PEFT's keys); `attach` lends them to the backbone."""
+
+    def __init__(self, spec: LoRASpec, scale: float = 1.0, tensors: dict[str, Tensor] | None = None) -> None:
+        self.spec = spec
+        self.scale = scale
+        self._tensors = tensors
+        self._live: PeftModel | None = None
+
+    @contextmanager
+    def attach(self, backbone: Backbone) -> Iterator[None]:
+        if self._live is not None:
+            raise RuntimeError("This LoRA is attached already; leave that context first.")
+        modules_before = dict(backbone.model.named_modules())
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT reads a name that transformers renames
+            torch.manual_seed(self.spec.seed)
+            peft_model = get_peft_model(backbone.model, with_fast_layers(self._config(backbone)))
+        if self._tensors is not None:
+            set_peft_model_state_dict(peft_model, self._tensors)
+        self._live = peft_model
+        try:
+            yield
+        finally:
+            self._tensors = self._live_tensors()
+            self._live = None
+            _detach(backbone.model, modules_before)
+
+    def transform(self, backbone: Backbone, prompt: Prompt) -> Prompt:
+        return prompt
+
+    def contribution(self) -> Contribution:
+        tensors, low_rank = self.tensors(), {}
+        for key, a_RI in tensors.items():
+            if key.endswith("lora_A.weight"):
+                b_OR = tensors[key.replace("lora_A", "lora_B")]
+                scaling = self.spec.alpha * self.scale / self.spec.rank
+                low_rank[key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")] = LowRank(a_RI, b_OR * scaling)
+        return Contribution(low_rank)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        if self._live is None:
+            raise RuntimeError("A LoRA has parameters only while it is attached: use `with lora.attach(backbone):`.")
+        return (p for n, p in self._live.named_parameters() if "lora_" in n)
+
+    def scaled(self, factor: float) -> LoRA:
+        return LoRA(self.spec, self.scale * factor, self.tensors())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights under PEFT's names, detached."""
+        if self._live is not None:
+            return self._live_tensors()
+        if self._tensors is None:
+            raise RuntimeError("This LoRA was never attached, so it has no weights yet.")
+        return self._tensors
+
+    def save(self, directory: Path) -> None:
+        """Plain PEFT files: `PeftModel.from_pretrained(model, directory)` loads them, the scale folded into alpha."""
+        tensors = {key: tensor.float().contiguous() for key, tensor in self.tensors().items()}
+        save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+        config = LoraConfig(
+            r=self.spec.rank,
+            lora_alpha=self.spec.alpha * self.scale,
+            lora_dropout=self.spec.dropout,
+            target_modules=sorted({key.removeprefix(_PREFIX).removesuffix(".lora_A.weight") for key in tensors if "lora_A" in key}),
+            task_type="CAUSAL_LM",
+            inference_mode=True,
+        )
+        config.save_pretrained(directory)
+
+    @classmethod
+    def load(cls, directory: Path) -> LoRA:
+        """Reads plain PEFT files, ours or anyone's, as long as they are one plain LoRA."""
+        try:
+            config = LoraConfig.from_pretrained(directory)
+        except (OSError, ValueError, TypeError) as error:
+            raise DamagedAdapter(f"{directory / CONFIG} is not a LoRA config ({error}). Save the adapter again.") from error
+        refused = [name for name in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save") if getattr(config, name, None)]
+        if refused or config.bias != "none":
+            raise RefusedAdapter(
+                f"A served LoRA has one rank, one alpha and no bias, but {directory} sets {', '.join(refused) or 'bias'}. "
+                "Convert it to a plain LoRA first."
+            )
+        tensors = read_tensors(directory / WEIGHTS)
+        alpha = round(config.lora_alpha) or 1
+        spec = LoRASpec(rank=config.r, alpha=alpha, dropout=config.lora_dropout)
+        return cls(spec, config.lora_alpha / alpha, tensors)
+
+    def _config(self, backbone: Backbone) -> LoraConfig:
+        init: Any = True if self.spec.init == "default" else self.spec.init
+        return LoraConfig(
+            r=self.spec.rank,
+            lora_alpha=self.spec.alpha * self.scale,
+            lora_dropout=self.spec.dropout,
+            target_modules=self._target_paths(backbone),
+            init_lora_weights=init,
+            task_type="CAUSAL_LM",
+        )
+
+    def _target_paths(self, backbone: Backbone) -> list[str]:
+        if self._tensors is not None:
+            return sorted({key.removeprefix(_PREFIX).removesuffix(".lora_A.weight") for key in self._tensors if "lora_A" in key})
+        count = len(backbone.layers)
+        third = {"all": (0, count), "lower": (0, count // 3), "middle": (count // 3, 2 * count // 3), "upper": (2 * count // 3, count)}
+        low, high = third[self.spec.band]
+        wanted = {"attention": _ATTENTION, "mlp": _MLP, "all-linear": None}[self.spec.target_modules]
+        chosen = {id(module) for layer in list(backbone.layers)[low:high] for module in layer.modules() if isinstance(module, nn.Linear)}
+        paths = [
+            path
+            for path, module in backbone.model.named_modules()
+            if id(module) in chosen and (wanted is None or path.rsplit(".", 1)[-1] in wanted)
+        ]
+        if not paths:
+            raise RefusedAdapter(
+                f"target_modules={self.spec.target_modules!r} matches no linear layer of {backbone.name!r}. Use 'all-linear'."
+            )
+        return paths
+
+    def _live_tensors(self) -> dict[str, Tensor]:
+        assert self._live is not None
+        return {key: tensor.detach().clone() for key, tensor in get_peft_model_state_dict(self._live).items()}
+
+
+def _detach(model: nn.Module, modules_before: dict[str, nn.Module]) -> None:
+    """Puts every original module back in its place, and removes what PEFT hung onto the model."""
+    for path, module in modules_before.items():
+        if path:
+            parent_path, _, child = path.rpartition(".")
+            parent = modules_before[parent_path]
+            if getattr(parent, child, None) is not module:
+                setattr(parent, child, module)
+    for name in ("peft_config", "_hf_peft_config_loaded"):
+        model.__dict__.pop(name, None)
+    model.requires_grad_(False)
+    model.eval()
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Inside, attached LoRA layers compute the backbone alone."""
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer) and not module.disable_adapters]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+if TYPE_CHECKING:
+    _: Adapter = LoRA(LoRASpec())

@@ -1,0 +1,245 @@
+"""Soft chain of thought: a small assistant thinks, a projection translates, the backbone reads.
+
+SoftCoT (Xu et al. 2025, arXiv 2502.12134): soft thoughts stand at the end of the user's turn between two marker tokens.
+The assistant is the backbone's own lower layers, or another model; it reads the prompt once and is never trained. A soft
+thought is `seed + gate * W(LayerNorm(h))`: it starts at the embedding of an unused token, so training starts at the
+backbone's own behaviour. `static=True` drops the second term: the control arm that knows nothing of the question.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import torch
+from pydantic import field_validator
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from adapters.adapter import Adapter, Contribution, Prompt
+from adapters.backbone import Backbone
+from adapters.errors import BackboneMismatch, DamagedAdapter, RefusedAdapter
+from adapters.lora import CONFIG, WEIGHTS, adapters_off
+from adapters.spec import Range, Spec
+from adapters.weights import read_tensors
+
+# Legend: K thoughts, D assistant width, H backbone width
+
+ASSISTANT_INSTRUCTION = (
+    "Generate {count} tokens that help another language model with the problem below, the most informative first: "
+    "the names and numbers that matter, and what to do with them.\n"
+)
+_MAX_CACHED = 100_000
+
+
+class SoftCoTSpec(Spec):
+    """`assistant` is None for the backbone's own lower `assistant_layers` layers, else a model directory or id."""
+
+    kind: Literal["softcot"] = "softcot"
+    num_thoughts: Annotated[int, Range(2, 16, log=True)] = 6
+    assistant_layers: Annotated[int, Range(4, 16)] = 8
+    assistant: str | None = None
+    gate: Annotated[float, Range(0.02, 0.5, log=True)] = 0.1
+    static: bool = False
+    seed: int = 0
+
+    @field_validator("num_thoughts", "assistant_layers")
+    @classmethod
+    def _positive(cls, value: int) -> int:
+        if value < 1:
+            raise ValueError(f"num_thoughts and assistant_layers must be at least 1, but got {value}.")
+        return value
+
+
+class _Projection(nn.Module):
+    def __init__(self, spec: SoftCoTSpec, seed_KH: Tensor, width_in: int) -> None:
+        super().__init__()
+        count, width = seed_KH.shape
+        self.static = spec.static
+        self.seed = nn.Parameter(seed_KH.clone())
+        self.norm = nn.LayerNorm(width_in)
+        self.linear = nn.Linear(width_in, width, bias=False)
+        nn.init.orthogonal_(self.linear.weight, generator=torch.Generator().manual_seed(spec.seed))
+        # An orthogonal map of a normalised vector has norm sqrt(D): the gate is in units of one embedding's norm.
+        self.gate = nn.Parameter(seed_KH.norm(dim=-1).mean() * spec.gate / width_in**0.5)
+        if self.static:
+            for part in (self.norm.weight, self.norm.bias, self.linear.weight, self.gate):
+                part.requires_grad_(False)
+
+    def forward(self, states_KD: Tensor) -> Tensor:
+        if self.static:
+            return self.seed
+        return self.seed + self.gate * self.linear(self.norm(states_KD.to(self.seed.dtype)))
+
+
+class _Reached(Exception):
+    """Raised by a hook to stop a forward at the wanted layer."""
+
+
+class SoftCoT:
+    """Leaves every weight of the backbone alone; only the prompt that the backbone reads changes."""
+
+    def __init__(self, spec: SoftCoTSpec, scale: float = 1.0, tensors: dict[str, Tensor] | None = None) -> None:
+        self.spec = spec
+        self.scale = scale
+        self._tensors = tensors
+        self._projection: _Projection | None = None
+        self._backbone_fingerprint: str | None = None
+        self._states: dict[tuple[int, ...], Tensor] = {}
+        self._assistant: Backbone | None = None
+
+    @contextmanager
+    def attach(self, backbone: Backbone) -> Iterator[None]:
+        projection = self._bound(backbone)
+        projection.train()
+        for name, parameter in projection.named_parameters():
+            parameter.requires_grad_(not self.spec.static or name == "seed")
+        try:
+            yield
+        finally:
+            projection.requires_grad_(False)
+            projection.eval()
+
+    def transform(self, backbone: Backbone, prompt: Prompt) -> Prompt:
+        """Inserts marker, thoughts, marker before the end of the user's turn (or at the end of a raw prompt)."""
+        if prompt.soft_KH is not None:
+            raise RefusedAdapter("A prompt takes soft thoughts from one adapter only, but two SoftCoT adapters were stacked.")
+        projection = self._bound(backbone)
+        slot, opening, closing = _tokens(backbone)
+        header = backbone.assistant_header
+        is_chat = prompt.ids[-len(header) :] == header
+        body, tail = (prompt.ids[: -len(header)], header) if is_chat else (prompt.ids, ())
+        count = self.spec.num_thoughts
+        ids = (*body, opening, *(slot for _ in range(count)), closing, *tail)
+        soft_KH = projection(self.states(backbone, prompt.ids)) if not self.spec.static else projection.seed
+        if self.scale != 1.0:
+            start_KH = backbone.embeddings.weight[slot].detach().to(soft_KH).expand_as(soft_KH)
+            soft_KH = start_KH + self.scale * (soft_KH - start_KH)
+        return Prompt(ids, soft_KH, len(body) + 1)
+
+    def states(self, backbone: Backbone, ids: tuple[int, ...]) -> Tensor:
+        """The assistant's hidden states at the thought places, [K, D]; computed once a prompt."""
+        if ids not in self._states:
+            if len(self._states) >= _MAX_CACHED:
+                self._states.clear()
+            self._states[ids] = self._think(backbone, ids)
+        return self._states[ids]
+
+    def contribution(self) -> Contribution:
+        return Contribution()
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        if self._projection is None:
+            raise RuntimeError("A SoftCoT has parameters only while it is attached: use `with softcot.attach(backbone):`.")
+        return (p for p in self._projection.parameters() if p.requires_grad)
+
+    def scaled(self, factor: float) -> SoftCoT:
+        scaled = SoftCoT(self.spec, self.scale * factor, self.tensors())
+        scaled._states = self._states  # frozen assistant: the same prompt has the same states
+        return scaled
+
+    def tensors(self) -> dict[str, Tensor]:
+        if self._projection is not None:
+            return {key: tensor.detach().clone() for key, tensor in self._projection.state_dict().items()}
+        if self._tensors is None:
+            raise RuntimeError("This SoftCoT was never attached, so it has no weights yet.")
+        return self._tensors
+
+    def save(self, directory: Path) -> None:
+        save_file({key: tensor.float().contiguous() for key, tensor in self.tensors().items()}, directory / WEIGHTS)
+        config = {
+            "peft_type": "SOFTCOT",
+            "format_version": 1,
+            "spec": self.spec.model_dump(),
+            "scale": self.scale,
+            "backbone_fingerprint": self._backbone_fingerprint,
+        }
+        (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, directory: Path) -> SoftCoT:
+        try:
+            config = json.loads((directory / CONFIG).read_text())
+            loaded = cls(SoftCoTSpec(**config["spec"]), config["scale"], read_tensors(directory / WEIGHTS))
+            loaded._backbone_fingerprint = config["backbone_fingerprint"]
+        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise DamagedAdapter(f"{directory / CONFIG} is not a SoftCoT config ({error!r}). Save the adapter again.") from error
+        return loaded
+
+    def _bound(self, backbone: Backbone) -> _Projection:
+        """The projection, made for (or checked against) this backbone."""
+        if self._backbone_fingerprint not in (None, backbone.fingerprint):
+            raise BackboneMismatch(
+                f"These soft thoughts were fitted on backbone {str(self._backbone_fingerprint)[:12]}, this one is "
+                f"{backbone.fingerprint[:12]}. Load that backbone, or fit again."
+            )
+        if self._projection is None:
+            slot, _, _ = _tokens(backbone)
+            seed_KH = backbone.embeddings.weight[slot].detach().float().cpu().repeat(self.spec.num_thoughts, 1)
+            width = self._assistant_model(backbone).hidden_size
+            self._projection = _Projection(self.spec, seed_KH, width)
+            if self._tensors is not None:
+                try:
+                    self._projection.load_state_dict(self._tensors)
+                except RuntimeError as error:
+                    raise DamagedAdapter(f"The soft-thought weights do not fit this backbone: {error}") from error
+            self._projection.to(backbone.device).requires_grad_(False).eval()
+            self._backbone_fingerprint = backbone.fingerprint
+        return self._projection
+
+    def _assistant_model(self, backbone: Backbone) -> Backbone:
+        if self.spec.assistant is None:
+            return backbone
+        if self._assistant is None:
+            self._assistant = Backbone.load(self.spec.assistant, device=str(backbone.device))
+        return self._assistant
+
+    @torch.no_grad()
+    def _think(self, backbone: Backbone, ids: tuple[int, ...]) -> Tensor:
+        assistant = self._assistant_model(backbone)
+        if assistant is backbone:
+            read = list(ids)
+        else:
+            read = assistant.encode(backbone.decode(ids))
+        count, (slot, opening, _) = self.spec.num_thoughts, _tokens(assistant)
+        instruction = assistant.encode(ASSISTANT_INSTRUCTION.format(count=count))
+        whole = [*instruction, *read, opening, *(slot for _ in range(count))]
+        depth = min(self.spec.assistant_layers, len(assistant.layers)) if assistant is backbone else len(assistant.layers)
+        with adapters_off(backbone.model):
+            return states_at_layer(assistant, whole, depth)[-count:].float()
+
+
+def states_at_layer(backbone: Backbone, ids: list[int], depth: int) -> Tensor:
+    """Hidden states after `depth` decoder layers, [T, H]; the layers above are not computed."""
+    reached: list[Tensor] = []
+
+    def stop(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        reached.append(output if isinstance(output, Tensor) else output[0])
+        raise _Reached
+
+    hook = backbone.layers[depth - 1].register_forward_hook(stop)
+    try:
+        backbone.decoder(input_ids=torch.tensor([ids], device=backbone.device), use_cache=False)
+    except _Reached:
+        pass
+    finally:
+        hook.remove()
+    return reached[0][0]
+
+
+def _tokens(backbone: Backbone) -> tuple[int, int, int]:
+    """Slot, opening and closing marker: unused special tokens where the tokenizer has them, else the end token thrice."""
+    names = ("<jupyter_code>", "<jupyter_start>", "<jupyter_output>")
+    vocabulary = backbone.tokenizer.get_vocab()
+    if all(name in vocabulary for name in names):
+        slot, opening, closing = (vocabulary[name] for name in names)
+        return slot, opening, closing
+    end = int(backbone.tokenizer.eos_token_id)
+    return end, end, end
+
+
+if TYPE_CHECKING:
+    _: Adapter = SoftCoT(SoftCoTSpec())

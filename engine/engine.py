@@ -1,0 +1,107 @@
+"""The engine protocol: many named profiles over one backbone, written from and scored in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from engine.profile import Profile
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+class EngineError(RuntimeError):
+    """The root of what an engine refuses."""
+
+
+class UnknownProfile(EngineError):
+    pass
+
+
+class PromptTooLong(EngineError, ValueError):
+    pass
+
+
+class NotFinite(EngineError):
+    """A row's logits held NaN or infinity: the row is failed, its adapter is at fault, other rows go on."""
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One completion. None means: as the profile's policy says. Temperature 0 is greedy."""
+
+    prompt_ids: tuple[int, ...]
+    profile: str | None = None  # None: the backbone
+    max_new_tokens: int = 128
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()  # texts; matched across token borders and not returned
+
+
+@dataclass(frozen=True)
+class Delta:
+    """One step of one request. `text` may be empty while a character or a stop text is incomplete."""
+
+    text: str
+    token_id: int | None
+    logprob: float | None  # natural log, of the model before temperature
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: FinishReason
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What `score` is asked: the log-probability of `ids` after `prompt_ids`."""
+
+    prompt_ids: tuple[int, ...]
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    running: int = 0
+    waiting: int = 0
+    generated_tokens: Mapping[str, int] = field(default_factory=dict)  # by profile name, "" is the backbone
+    scored_tokens: int = 0  # tokens that went through a forward for `score`
+    scored_tokens_unshared: int = 0  # tokens that a plain loop of forwards would have needed
+
+
+class Engine(Protocol):
+    """Rows of one batch may use different profiles; none sees another's weights."""
+
+    def load(self, name: str, profile: Profile) -> None:
+        """Makes the profile available under the name; refuses weights that are not finite. Atomic."""
+        ...
+
+    def refresh(self, name: str) -> None:
+        """Reads the live weights of a loaded profile again, after a training step."""
+        ...
+
+    def unload(self, name: str) -> None: ...
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
+        """Streams one completion; closing the iterator frees its row."""
+        ...
+
+    def complete(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        """Runs the requests to their ends in shared batches, in the caller's thread."""
+        ...
+
+    def score(self, continuations: Sequence[Continuation], profile: str | None = None) -> list[tuple[float, ...]]:
+        """Natural-log probability of every continuation token; shared prefixes are computed once."""
+        ...
+
+    @property
+    def capabilities(self) -> frozenset[str]: ...
+
+    def stats(self) -> EngineStats: ...

@@ -1,0 +1,51 @@
+"""A profile: what one served name is, as adapters over the backbone and a decoding policy."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from adapters.adapter import Adapter, Prompt, Stack
+from adapters.backbone import Backbone
+from adapters.errors import DamagedAdapter
+from adapters.files import load_adapters, save_adapters
+from adapters.spec import Spec
+
+PROFILE = "profile.json"
+
+
+class DecodingPolicy(Spec):
+    """How tokens are chosen when a request leaves it open. Every intervention is off by default."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class Profile:
+    """No adapters: the backbone itself."""
+
+    adapters: tuple[Adapter, ...] = ()
+    policy: DecodingPolicy = field(default_factory=DecodingPolicy)
+
+    def transform(self, backbone: Backbone, ids: tuple[int, ...]) -> Prompt:
+        return Stack(self.adapters).transform(backbone, Prompt(ids))
+
+    def scaled(self, factor: float) -> Profile:
+        return Profile(tuple(adapter.scaled(factor) for adapter in self.adapters), self.policy)
+
+    def save(self, directory: Path) -> None:
+        save_adapters(self.adapters, directory)
+        (directory / PROFILE).write_text(json.dumps({"format_version": 1, "policy": self.policy.model_dump()}, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, directory: Path) -> Profile:
+        """A directory that was saved here, or any plain PEFT LoRA directory (greedy decoding then)."""
+        adapters, file = load_adapters(directory), directory / PROFILE
+        if not file.is_file():
+            return cls(adapters)
+        try:
+            return cls(adapters, DecodingPolicy(**json.loads(file.read_text())["policy"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DamagedAdapter(f"{file} is not a profile ({error}). Save the adapter again.") from error
