@@ -1,0 +1,1 @@
+"""Recipes, training methods, and the sweep for domain gain subject to retained reasoning."""

@@ -1,0 +1,79 @@
+"""Rows to train on, and batches that waste little: rows of like length together, logits only where a label is."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from adapters.adapter import Adapter, Prompt
+from adapters.backbone import Backbone
+from evaluation.task import Example, answer_line, direct_prompt, reasoning_prompt
+
+# Legend: B batch, T tokens, H hidden
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt and the completion to learn, the end token included."""
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.completion_ids)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded. `targets_BT[b, t]` is the token that position t must predict, or -100."""
+
+    embeds_BTH: Tensor
+    mask_BT: Tensor
+    targets_BT: Tensor
+    num_tokens: int
+
+
+def rows_of(backbone: Backbone, examples: Sequence[Example], target: str, prompt: str) -> list[Row]:
+    """`target`: answer | rationale; `prompt`: reasoning | direct (the instruction that the question carries)."""
+    asked = {"reasoning": reasoning_prompt, "direct": direct_prompt}[prompt]
+    end = int(backbone.tokenizer.eos_token_id)
+    return [
+        Row(
+            backbone.chat_ids(asked(example)),
+            (*backbone.encode(example.chain if target == "rationale" else answer_line(example.answer)), end),
+        )
+        for example in examples
+    ]
+
+
+def endless_batches(rows: Sequence[Row], batch_size: int, seed: int) -> Iterator[list[Row]]:
+    """Shuffled passes over the rows, without end; a batch is sorted by length so that it can be split evenly."""
+    rng = random.Random(f"batches/{seed}")
+    pool: list[Row] = []
+    while True:
+        while len(pool) < batch_size:
+            pool.extend(rng.sample(rows, len(rows)))
+        batch, pool = pool[:batch_size], pool[batch_size:]
+        yield sorted(batch, key=len)
+
+
+def collate(backbone: Backbone, adapter: Adapter, rows: Sequence[Row]) -> Batch:
+    """Embeds prompts as the adapter transforms them; gradients flow into soft thoughts."""
+    embeddings: nn.Embedding = backbone.embeddings
+    prompts = [adapter.transform(backbone, Prompt(row.prompt_ids)) for row in rows]
+    lengths = [len(prompt.ids) + len(row.completion_ids) for prompt, row in zip(prompts, rows, strict=True)]
+    width, device = max(lengths), embeddings.weight.device
+    targets_BT = torch.full((len(rows), width), -100, device=device)
+    mask_BT = torch.zeros((len(rows), width), dtype=torch.long, device=device)
+    embedded = []
+    for index, (prompt, row, length) in enumerate(zip(prompts, rows, lengths, strict=True)):
+        completion = torch.tensor(row.completion_ids, device=device)
+        targets_BT[index, len(prompt.ids) - 1 : length - 1] = completion
+        mask_BT[index, :length] = 1
+        padding = embeddings.weight.new_zeros(width - length, embeddings.embedding_dim)
+        embedded.append(torch.cat((prompt.embed(embeddings), embeddings(completion), padding)))
+    return Batch(torch.stack(embedded), mask_BT, targets_BT, sum(lengths))

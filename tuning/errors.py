@@ -1,0 +1,23 @@
+"""What can go wrong in a fit or a sweep.
+
+TuningError (ValueError)
+├── BadRecipe        a recipe that cannot be read, or that names what does not exist
+├── Diverged         the loss of a fit is not finite: a deterministic failure of those settings
+└── StudyMismatch    a study of that name exists with another search space or other directions
+"""
+
+
+class TuningError(ValueError):
+    """The root of the errors of this package."""
+
+
+class BadRecipe(TuningError):
+    pass
+
+
+class Diverged(TuningError):
+    pass
+
+
+class StudyMismatch(TuningError):
+    pass

@@ -1,0 +1,75 @@
+"""Runs a trial in a child process, so that a crash, a leak or an out-of-memory kill ends the trial and nothing else."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+import traceback
+from multiprocessing.connection import Connection
+
+from tuning.trial import Job, Outcome, Report, run
+
+START = "forkserver"  # the server has imported what a trial needs; a child starts in a fraction of a second
+_PRELOADED = ("tuning.preload",)
+_GRACE_S = 10.0  # for a child that has sent its last message
+
+
+class ChildDied(RuntimeError):
+    """The child ended without an outcome: killed, out of memory, or an error that may pass. The trial is tried again."""
+
+
+def prepare() -> None:
+    """Starts the server that children are forked from. Call it before the first trial; the imports take seconds."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    multiprocessing.get_context(START).set_forkserver_preload(list(_PRELOADED))
+
+
+def run_isolated(job: Job, report: Report, timeout_s: float | None = None) -> Outcome:
+    """The outcome of the job, run in a child. Raises ChildDied when the child leaves none."""
+    context = multiprocessing.get_context(START)
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_child, args=(job, sender), daemon=True)
+    child.start()
+    sender.close()
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    said = ""
+    try:
+        while True:
+            left = 1.0 if deadline is None else min(1.0, deadline - time.monotonic())
+            if left <= 0:
+                child.kill()
+                raise ChildDied(f"The trial ran longer than its {timeout_s:.0f} s and was stopped.")
+            if not receiver.poll(left):
+                if not child.is_alive() and not receiver.poll(0):
+                    break
+                continue
+            try:
+                kind, value = receiver.recv()
+            except EOFError:
+                break
+            if kind == "outcome":
+                assert isinstance(value, Outcome)
+                return value
+            if kind == "error":
+                said = str(value)
+            else:
+                report(kind, float(value))
+    finally:
+        child.join(_GRACE_S)
+        if child.is_alive():
+            child.kill()
+            child.join()
+        receiver.close()
+    raise ChildDied(said or f"The trial's process ended with exit code {child.exitcode} and left no result.")
+
+
+def _child(job: Job, sender: Connection) -> None:
+    try:
+        outcome = run(job, lambda phase, share: sender.send((phase, share)))
+        sender.send(("outcome", outcome))
+    except BaseException:
+        sender.send(("error", traceback.format_exc(limit=-6)))
+        raise SystemExit(1) from None
+    finally:
+        sender.close()

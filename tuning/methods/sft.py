@@ -1,0 +1,180 @@
+"""Supervised fine-tuning: cross-entropy on the completion, with an optional pull towards the backbone.
+
+The pull is the forward KL, KL(backbone || adapted), averaged over completion tokens: of the distances between the two it is
+the one that predicts forgetting (RL's Razor, arXiv 2509.04259), and it needs one more forward with the adapter off.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import model_validator
+from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div, log_softmax
+
+from adapters.adapter import Adapter, Stack
+from adapters.backbone import Backbone
+from adapters.lora import adapters_off
+from adapters.spec import Choices, Range, Spec
+from evaluation.task import Example
+from tuning.batches import Batch, Row, collate, endless_batches, rows_of
+from tuning.errors import Diverged
+
+# Legend: N label positions of a batch, V vocabulary
+
+
+class SFTSpec(Spec):
+    """`target` is what is learnt of a row: its answer line alone, or its rationale and the answer line."""
+
+    name: Literal["sft"] = "sft"
+    learning_rate: Annotated[float, Range(5e-5, 1e-3, log=True)] = 5e-4
+    steps: Annotated[int, Range(10, 60, log=True)] = 20
+    batch_size: Annotated[int, Choices((8, 16, 32))] = 16
+    target: Annotated[Literal["answer", "rationale"], Choices(("answer", "rationale"))] = "answer"
+    prompt: Literal["reasoning", "direct"] = "reasoning"
+    kl_weight: Annotated[float, Range(0.0, 1.0)] = 0.0
+    weight_decay: Annotated[float, Range(0.0, 0.1)] = 0.0
+    warmup: float = 0.1  # share of the steps in which the learning rate rises; it then falls linearly to a tenth
+    micro_batch_tokens: int = 4096  # a batch is split so that no forward holds more
+    num_examples: int = 2000
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _usable(self) -> SFTSpec:
+        if self.steps < 1 or self.batch_size < 1 or not 0 < self.learning_rate < 1:
+            raise ValueError(
+                f"A fit needs steps >= 1, batch_size >= 1 and 0 < learning_rate < 1, but got steps={self.steps}, "
+                f"batch_size={self.batch_size}, learning_rate={self.learning_rate}."
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a fit did. The adapter that it was given now holds the fitted weights."""
+
+    losses: tuple[float, ...]  # nats per completion token, one a step
+    kl: tuple[float, ...]  # forward KL to the backbone in nats per token; empty without the pull
+    num_tokens: int
+    seconds: float
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.num_tokens / self.seconds if self.seconds else 0.0
+
+
+OnStep = Callable[[int, int, float], None]  # (step, steps, loss)
+
+
+@dataclass(frozen=True)
+class SFT:
+    spec: SFTSpec
+
+    def fit(self, backbone: Backbone, adapters: Sequence[Adapter], examples: Sequence[Example], on_step: OnStep | None = None) -> Fit:
+        """Fits the adapters in place. The backbone is the same, bit for bit, before and after."""
+        from accelerate import Accelerator
+
+        spec, stack = self.spec, Stack(adapters)
+        rows = rows_of(backbone, examples, spec.target, spec.prompt)
+        accelerator = Accelerator(cpu=backbone.device.type == "cpu")
+        _think_ahead(backbone, stack, rows[: spec.steps * spec.batch_size])
+        losses: list[float] = []
+        kls: list[float] = []
+        num_tokens, started = 0, time.monotonic()
+        attention = backbone.model.config._attn_implementation
+        if backbone.device.type == "cpu":
+            # On a CPU the backward of SDPA takes about twice as long as that of plain matrix products at these lengths.
+            backbone.model.set_attn_implementation("eager")
+        try:
+            with stack.attach(backbone):
+                trained = [parameter for parameter in stack.parameters() if parameter.requires_grad]
+                optimizer = torch.optim.AdamW(trained, lr=spec.learning_rate, weight_decay=spec.weight_decay)
+                batches = endless_batches(rows, spec.batch_size * accelerator.num_processes, spec.seed)
+                for step in range(spec.steps):
+                    batch = next(batches)[accelerator.process_index :: accelerator.num_processes]
+                    for group in optimizer.param_groups:
+                        group["lr"] = spec.learning_rate * _schedule(step, spec.steps, spec.warmup)
+                    loss, kl = self._backward(backbone, stack, batch)
+                    if not math.isfinite(loss):
+                        raise Diverged(
+                            f"The loss must stay finite, but is {loss} at step {step + 1} of {spec.steps} with "
+                            f"learning_rate={spec.learning_rate:g}. Lower it."
+                        )
+                    for parameter in trained:
+                        if parameter.grad is not None and accelerator.num_processes > 1:
+                            parameter.grad = accelerator.reduce(parameter.grad, "mean")
+                    torch.nn.utils.clip_grad_norm_(trained, 1.0)
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+                    losses.append(loss)
+                    kls.extend(kl)
+                    num_tokens += sum(map(len, batch))
+                    if on_step:
+                        on_step(step + 1, spec.steps, loss)
+        finally:
+            backbone.model.set_attn_implementation(attention)
+        return Fit(tuple(losses), tuple(kls), num_tokens, time.monotonic() - started)
+
+    def _backward(self, backbone: Backbone, stack: Stack, rows: Sequence[Row]) -> tuple[float, list[float]]:
+        num_labels = sum(len(row.completion_ids) for row in rows)
+        total, pulled = 0.0, 0.0
+        for part in _micro_batches(rows, self.spec.micro_batch_tokens):
+            batch = collate(backbone, stack, part)
+            with backbone.autocast():
+                logits_NV, labels_N = label_logits(backbone, batch)
+            loss = cross_entropy(logits_NV.float(), labels_N, reduction="sum") / num_labels
+            if self.spec.kl_weight:
+                with torch.no_grad(), adapters_off(backbone.model), backbone.autocast():
+                    plain = collate(backbone, Stack(()), part)
+                    base_NV, _ = label_logits(backbone, plain)
+                pull = kl_div(
+                    log_softmax(logits_NV.float(), -1), log_softmax(base_NV.float(), -1), log_target=True, reduction="sum"
+                ) / num_labels
+                pulled += float(pull.detach())
+                loss = loss + self.spec.kl_weight * pull
+            loss.backward()
+            total += float(loss.detach())
+        return total - self.spec.kl_weight * pulled, [pulled] if self.spec.kl_weight else []
+
+
+def label_logits(backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Logits [N, V] and labels [N] at the label positions only: the full logits of a batch take gigabytes."""
+    hidden_BTH = backbone.decoder(inputs_embeds=batch.embeds_BTH, attention_mask=batch.mask_BT, use_cache=False).last_hidden_state
+    kept_BT = batch.targets_BT != -100
+    head = backbone.model.get_output_embeddings()
+    logits_NV: Tensor = head(hidden_BTH[kept_BT])
+    return logits_NV, batch.targets_BT[kept_BT]
+
+
+def _micro_batches(rows: Sequence[Row], max_tokens: int) -> list[list[Row]]:
+    """Rows come sorted by length: a part is as many as fit under the padded limit, one at least."""
+    parts: list[list[Row]] = [[]]
+    for row in rows:
+        if parts[-1] and len(row) * (len(parts[-1]) + 1) > max_tokens:
+            parts.append([])
+        parts[-1].append(row)
+    return parts
+
+
+def _schedule(step: int, steps: int, warmup: float) -> float:
+    rising = max(1, round(steps * warmup))
+    if step < rising:
+        return (step + 1) / rising
+    return 1.0 - 0.9 * (step - rising) / max(1, steps - rising)
+
+
+def _think_ahead(backbone: Backbone, stack: Stack, rows: Sequence[Row]) -> None:
+    """Lets a soft-thought assistant read the prompts before any gradient is wanted: its states are then cached."""
+    from adapters.softcot import SoftCoT
+
+    for adapter in stack.adapters:
+        if isinstance(adapter, SoftCoT) and not adapter.spec.static:
+            with torch.no_grad():
+                for row in rows:
+                    adapter.states(backbone, row.prompt_ids)
+

@@ -1,0 +1,45 @@
+"""What a recipe measures and on which items: the search split for the sweep, fresh items for everything after it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+from evaluation.evaluate import Planned
+from evaluation.measures import MEASURES
+from evaluation.task import Example, Split, Task
+from evaluation.tasks import task_named
+from tuning.recipe import Recipe
+
+DOMAIN_MEASURE, CHAIN_MEASURE, WRITTEN_MEASURE = "choice_accuracy", "chain_likelihood", "generation"
+
+
+def training_examples(recipe: Recipe, domain: Task) -> list[Example]:
+    return domain.examples("train", recipe.method.num_examples, seed=recipe.method.seed)
+
+
+def likelihood_plan(recipe: Recipe, domain: Task, split: Split = "search") -> list[Planned]:
+    """The domain's accuracy, and the gold chain's likelihood of every protected family."""
+    sizes = recipe.evaluation
+    planned = [Planned(MEASURES[DOMAIN_MEASURE], domain, domain.examples(split, sizes.domain_items), "domain")]
+    for name in recipe.protected:
+        task = task_named(name)
+        planned.append(Planned(MEASURES[CHAIN_MEASURE], task, task.examples(split, sizes.chain_items), "protected"))
+    return planned
+
+
+def generated_plan(recipe: Recipe, split: Split = "search") -> list[Planned]:
+    """Every protected family, written greedily and checked step by step."""
+    count = recipe.evaluation.generated_items
+    tasks = [task_named(name) for name in recipe.protected] if count else []
+    return [Planned(MEASURES[WRITTEN_MEASURE], task, task.examples(split, count, seed=1), "protected") for task in tasks]
+
+
+def data_digest(examples: Sequence[Example]) -> str:
+    """SHA-256 over the rows in order."""
+    digest = hashlib.sha256()
+    for example in examples:
+        row = (example.id, example.question, example.choices, example.answer, example.rationale, example.context)
+        digest.update(json.dumps(row).encode())
+    return digest.hexdigest()

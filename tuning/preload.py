@@ -1,0 +1,11 @@
+"""What every trial imports, imported once in the server that trials are forked from."""
+
+import warnings
+
+warnings.simplefilter("ignore")
+
+import accelerate  # noqa: E402, F401
+import peft  # noqa: E402, F401
+import transformers.models.llama.modeling_llama  # noqa: E402, F401
+
+import tuning.trial  # noqa: E402, F401

@@ -1,0 +1,154 @@
+"""A recipe: everything that decides the outcome of one run, in a small TOML file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from adapters.lora import LoRASpec
+from adapters.softcot import SoftCoTSpec
+from adapters.spec import Choices, Range, Spec
+from tuning.errors import BadRecipe
+from tuning.methods.sft import SFTSpec
+
+Kind = Literal["lora", "softcot", "lora+softcot"]
+KINDS: tuple[Kind, ...] = ("lora", "softcot", "lora+softcot")
+REASONING_FAMILIES = ("arithmetic", "word_problem", "boxes", "deduction", "ordering", "calendar", "kinship")
+
+
+class AdapterRecipe(Spec):
+    """Which adapters are fitted together, and the values of each kind."""
+
+    kind: Kind = "lora"
+    lora: LoRASpec = LoRASpec()
+    softcot: SoftCoTSpec = SoftCoTSpec()
+
+
+class StudyRecipe(Spec):
+    """How long the sweep searches, and for what."""
+
+    mode: Literal["pareto", "constrained"] = "pareto"
+    trials: int = Field(default=20, ge=1)
+    time_budget_s: float | None = Field(default=None, gt=0)
+    scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)  # of the fitted adapter, tried after each fit
+    seed: int = 0
+
+    @field_validator("scales")
+    @classmethod
+    def _usable(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value or any(not 0 < scale <= 2 for scale in value):
+            raise ValueError(f"scales must be one or more numbers in (0, 2], but got {list(value)}.")
+        return value
+
+
+class EvaluationRecipe(Spec):
+    """Items of the search split, and what loss of each protected family is tolerable."""
+
+    domain_items: int = Field(default=150, ge=8)
+    chain_items: int = Field(default=48, ge=4)  # a protected family, scored by likelihood
+    generated_items: int = Field(default=24, ge=0)  # a protected family, written greedily at the chosen scale
+    margins: dict[str, float] = {}  # by family; the measure's default where none is given
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+
+class GateRecipe(Spec):
+    """The gate's settings; see registry.gate."""
+
+    margin: float = Field(default=0.02, gt=0, lt=1)
+    pooled_margin: float | None = Field(default=None, gt=0, lt=1)
+    time_budget_s: float = Field(default=3600.0, gt=0)
+    round_items: int = Field(default=100, ge=8)
+    max_rounds: int = Field(default=20, ge=1)
+    domain_items: int = Field(default=400, ge=8)
+    candidates: int = Field(default=3, ge=1, le=3)
+    alpha: float = Field(default=0.05, gt=0, lt=0.5)
+
+
+class Recipe(Spec):
+    """`search` names the fields that the sweep varies; all else keeps the value written here."""
+
+    name: str
+    backbone: str = "smollm2-135m-reasoner"
+    domain: str  # a built-in task, or the path of a task's TOML
+    protected: tuple[str, ...] = REASONING_FAMILIES
+    adapter: AdapterRecipe = AdapterRecipe()
+    method: SFTSpec = SFTSpec()
+    search: tuple[str, ...] = ("adapter.kind", "method.learning_rate", "method.steps", "method.target", "method.kl_weight", "adapter.lora.rank")
+    ranges: dict[str, tuple[float, float] | tuple[str, ...]] = {}  # narrower than the spec's own
+    study: StudyRecipe = StudyRecipe()
+    evaluation: EvaluationRecipe = EvaluationRecipe()
+    gate: GateRecipe = GateRecipe()
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_model_name(cls, value: str) -> str:
+        if not value or any(mark in value for mark in "/:@ ") or value.endswith(".releases"):
+            raise ValueError(f"name becomes a registered model's name: no '/', ':', '@' or space, and not ending in '.releases', but got {value!r}.")
+        return value
+
+    @model_validator(mode="after")
+    def _search_is_known(self) -> Recipe:
+        known = search_marks()
+        for field in (*self.search, *self.ranges):
+            if field not in known:
+                raise ValueError(f"search and ranges name searchable fields, but {field!r} is none. Known: {', '.join(sorted(known))}.")
+        for field in self.ranges:
+            if field not in self.search:
+                raise ValueError(f"ranges narrows a searched field, but {field!r} is not in search. Add it there.")
+        return self
+
+    @classmethod
+    def load(cls, file: Path) -> Recipe:
+        try:
+            values = tomllib.loads(file.read_text())
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise BadRecipe(f"A recipe is a TOML file, but {file} cannot be read: {error}.") from error
+        domain = values.get("domain")
+        if isinstance(domain, str) and domain.endswith(".toml"):
+            values["domain"] = str((file.parent / domain).resolve())
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise BadRecipe(f"{file}: {in_one_sentence(error)}") from error
+
+    def with_values(self, values: dict[str, object]) -> Recipe:
+        """The recipe with dotted fields replaced, validated again."""
+        tree = self.model_dump()
+        for dotted, value in values.items():
+            *parents, leaf = dotted.split(".")
+            place = tree
+            for parent in parents:
+                place = place[parent]
+            place[leaf] = value
+        return Recipe(**tree)
+
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+def search_marks() -> dict[str, Range | Choices]:
+    """Every searchable field of a recipe, by dotted name; the marks stand in the specs."""
+    marks: dict[str, Range | Choices] = {"adapter.kind": Choices(KINDS)}
+    for prefix, spec in (("adapter.lora", LoRASpec), ("adapter.softcot", SoftCoTSpec), ("method", SFTSpec)):
+        marks.update({f"{prefix}.{name}": mark for name, mark in spec.search_space().items()})
+    return marks
+
+
+def in_one_sentence(error: ValidationError) -> str:
+    """The first fault of a pydantic error with its place, what was given and how many more there are."""
+    faults = error.errors()
+    first = faults[0]
+    place = ".".join(str(part) for part in first["loc"]) or "recipe"
+    if first["type"] == "extra_forbidden":
+        text = f"{place!r} is not a key of a recipe. Remove it, or check its spelling"
+    elif first["type"] == "missing":
+        text = f"{place!r} is missing. Add it"
+    else:
+        text = f"{place!r}: {first['msg'].removeprefix('Value error, ').rstrip('.')} (given: {first['input']!r})"
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    return f"{text}{more}."

@@ -1,0 +1,67 @@
+"""From the marks in the specs to Optuna's suggestions: no line here for any adapter kind or method."""
+
+from __future__ import annotations
+
+import optuna
+
+from adapters.spec import Choices, Range
+from tuning.recipe import Recipe, search_marks
+
+Value = str | int | float | bool
+
+
+def is_active(field: str, kind: str) -> bool:
+    """A field of an adapter kind plays a part only when that kind is fitted."""
+    parts = field.split(".")
+    return parts[0] != "adapter" or len(parts) == 2 or parts[1] in kind.split("+")
+
+
+def narrowed(recipe: Recipe, field: str) -> Range | Choices:
+    """The spec's range, or the recipe's narrower one."""
+    mark, given = search_marks()[field], recipe.ranges.get(field)
+    if given is None:
+        return mark
+    if isinstance(mark, Choices):
+        return Choices(tuple(option for option in mark.options if str(option) in {str(value) for value in given}))
+    low, high = (float(value) for value in given)
+    return Range(low, high, mark.log)
+
+
+def suggest(trial: optuna.Trial, recipe: Recipe) -> dict[str, Value]:
+    """Values of the searched fields for one trial; fields that play no part are not drawn."""
+    values: dict[str, Value] = {}
+    kind: str = recipe.adapter.kind
+    for field in sorted(recipe.search, key=lambda name: name != "adapter.kind"):
+        if not is_active(field, kind):
+            continue
+        mark, default = narrowed(recipe, field), default_of(recipe, field)
+        if isinstance(mark, Choices):
+            values[field] = trial.suggest_categorical(field, list(mark.options))
+        elif isinstance(default, int):
+            values[field] = trial.suggest_int(field, int(mark.low), int(mark.high), log=mark.log)
+        else:
+            values[field] = trial.suggest_float(field, mark.low, mark.high, log=mark.log)
+        if field == "adapter.kind":
+            kind = str(values[field])
+    return values
+
+
+def default_of(recipe: Recipe, field: str) -> Value:
+    place: object = recipe
+    for part in field.split("."):
+        place = getattr(place, part)
+    assert isinstance(place, (str, int, float, bool))
+    return place
+
+
+def defaults(recipe: Recipe) -> dict[str, Value]:
+    """The recipe's own values of the searched fields, moved into their ranges: the first trial."""
+    values = {}
+    for field in recipe.search:
+        if not is_active(field, recipe.adapter.kind):
+            continue
+        mark, value = narrowed(recipe, field), default_of(recipe, field)
+        if isinstance(mark, Range):
+            value = type(value)(min(max(float(value), mark.low), mark.high))
+        values[field] = value
+    return values
