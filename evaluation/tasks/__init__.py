@@ -1,14 +1,41 @@
 """The tasks that come with Graftline, by name."""
 
+from pathlib import Path
+
+from evaluation.errors import UnknownTask
+from evaluation.task import Task
 from evaluation.tasks.arithmetic import ARITHMETIC
 from evaluation.tasks.boxes import BOXES
 from evaluation.tasks.calendar import CALENDAR
+from evaluation.tasks.customs import CUSTOMS, CUSTOMS_HEADING, CUSTOMS_SECTION
 from evaluation.tasks.deduction import DEDUCTION
 from evaluation.tasks.generated import GeneratedTask
+from evaluation.tasks.grammar import GRAMMAR
+from evaluation.tasks.icd10 import ICD10, ICD10_CATEGORY, ICD10_CHAPTER
 from evaluation.tasks.kinship import KINSHIP
 from evaluation.tasks.ordering import ORDERING
+from evaluation.tasks.text import TEXT
 from evaluation.tasks.word_problem import WORD_PROBLEM
 
 FAMILIES: dict[str, GeneratedTask] = {
     task.name: task for task in (ARITHMETIC, WORD_PROBLEM, BOXES, DEDUCTION, ORDERING, CALENDAR, KINSHIP)
 }
+
+DOMAINS: dict[str, Task] = {
+    task.name: task for task in (ICD10, ICD10_CHAPTER, ICD10_CATEGORY, CUSTOMS, CUSTOMS_SECTION, CUSTOMS_HEADING)
+}
+
+TASKS: dict[str, Task] = {**DOMAINS, **FAMILIES, GRAMMAR.name: GRAMMAR, TEXT.name: TEXT}
+
+
+def task_named(name: str) -> Task:
+    """A built-in task by its name, or a user's by the path of its TOML file."""
+    if name in TASKS:
+        return TASKS[name]
+    if name.endswith(".toml") or Path(name).is_file():
+        from evaluation.tasks.user_data import load_task
+
+        return load_task(name)
+    raise UnknownTask(
+        f"A task is a built-in name or the path of a TOML file, but {name!r} is neither. Built in: {', '.join(TASKS)}."
+    )

@@ -1,0 +1,167 @@
+"""Overlap of training rows with held-out rows: the same text, or most of it in runs of 13 words."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import struct
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from evaluation.errors import DataError, Overlap
+from evaluation.task import Example
+
+NGRAM = 13
+COVERED = 0.7  # the share of a held-out text's words that must lie in shared 13-grams before it counts as a repeat
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """One held-out row that the training rows say too; `train_id` is None where only fingerprints are at hand."""
+
+    held_out_id: str
+    train_id: str | None
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """What training rows leave in a release's manifest: 64-bit hashes of the questions and of their 13-grams.
+
+    A 13-gram that many rows share is the template's, not a row's, and is not kept. It is the template's when its form
+    with all digits masked occurs in at least `many(num_rows)` different texts: 10, a quarter of the rows where these are
+    few (but at least 3), or 0.5 % of them where they are many. So `go up by 3 and go down by 4 and ...` is template
+    text in a family of arithmetic chains, and a copied question or passage is not, however often its row was repeated.
+    A held-out row repeats a training row when its context and question are the same after normalisation, or when at
+    least 70 % of the words of its question, context or answer lie in 13-grams that were kept.
+    """
+
+    rows: frozenset[int]
+    ngrams: frozenset[int]
+    num_rows: int
+
+    @classmethod
+    def of(cls, examples: Iterable[Example]) -> Fingerprints:
+        texts = {row_hash(example): example for example in examples}
+        threshold = many(len(texts))
+        uses: Counter[int] = Counter()
+        found: dict[int, int] = {}  # 13-gram to its masked form
+        for example in texts.values():
+            own = dict(pair for text in _fitted_texts(example) for pair in _hashed_ngrams(text))
+            found.update(own)
+            uses.update(set(own.values()))
+        return cls(frozenset(texts), frozenset(ngram for ngram, masked in found.items() if uses[masked] < threshold), len(texts))
+
+    def repeats(self, held_out: Iterable[Example]) -> list[Repeat]:
+        """The held-out rows that repeat a training row, each once."""
+        found = []
+        for example in held_out:
+            if row_hash(example) in self.rows:
+                found.append(Repeat(example.id, None, exact=True))
+            elif any(self._covered(text) >= COVERED for text in _asked_texts(example)):
+                found.append(Repeat(example.id, None, exact=False))
+        return found
+
+    def to_json(self) -> dict[str, str | int]:
+        """For a manifest: sorted hashes, eight bytes each, in base64."""
+        return {"ngram": NGRAM, "num_rows": self.num_rows, "rows": _packed(self.rows), "ngrams": _packed(self.ngrams)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, str | int]) -> Fingerprints:
+        if values.get("ngram") != NGRAM:
+            raise DataError(
+                f"Fingerprints must be of {NGRAM}-grams, but these are of {values.get('ngram')!r}-grams. "
+                "Make them again from the training rows."
+            )
+        return cls(_unpacked(str(values["rows"])), _unpacked(str(values["ngrams"])), int(values["num_rows"]))
+
+    def _covered(self, text: str) -> float:
+        length = len(words(text))
+        inside = [False] * length
+        for start, (ngram, _) in enumerate(_hashed_ngrams(text)):
+            if ngram in self.ngrams:
+                inside[start : start + NGRAM] = [True] * NGRAM
+        return sum(inside) / length if length else 0.0
+
+
+def check_overlap(train: Sequence[Example] | Fingerprints, held_out: Sequence[Example]) -> None:
+    """Raises `Overlap`, with the counts and one pair by name, when a held-out row repeats a training row."""
+    fingerprints = train if isinstance(train, Fingerprints) else Fingerprints.of(train)
+    repeats = fingerprints.repeats(held_out)
+    if not repeats:
+        return
+    first, exact = repeats[0], sum(repeat.exact for repeat in repeats)
+    held = next(example for example in held_out if example.id == first.held_out_id)
+    source = None if isinstance(train, Fingerprints) else _source(train, held, first.exact)
+    pair = f"row {source.id!r}, {_start(source)}," if source else "a training row, known only by its hash,"
+    raise Overlap(
+        f"No held-out row may repeat a training row, but {len(repeats)} of {len(held_out)} do ({exact} in their whole text, "
+        f"{len(repeats) - exact} in runs of {NGRAM} words): {pair} comes again as {first.held_out_id!r}, {_start(held)}. "
+        "Remove one of each pair, or give both the same group, so that they stay in one split."
+    )
+
+
+def many(num_rows: int) -> int:
+    """In how many different texts a 13-gram must occur to be the template's."""
+    return max(3, min(10, num_rows // 4), num_rows // 200)
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words and numbers of any script, without punctuation."""
+    return re.findall(r"[^\W_]+", text.casefold())
+
+
+def row_hash(example: Example) -> int:
+    """Of the normalised context and question: what the row asks, whatever its options and its answer."""
+    return _hash(" ".join(words(f"{example.context or ''} {example.question}")))
+
+
+def _fitted_texts(example: Example) -> Iterator[str]:
+    yield from _asked_texts(example)
+    if example.rationale:
+        yield example.rationale
+
+
+def _asked_texts(example: Example) -> Iterator[str]:
+    yield from (text for text in (example.question, example.context, example.answer) if text)
+
+
+def _hashed_ngrams(text: str) -> Iterator[tuple[int, int]]:
+    """Each 13-gram's hash and that of its form with digits masked."""
+    found = words(text)
+    for start in range(len(found) - NGRAM + 1):
+        ngram = " ".join(found[start : start + NGRAM])
+        yield _hash(ngram), _hash(re.sub(r"\d+", "#", ngram))
+
+
+def _source(train: Sequence[Example], held: Example, exact: bool) -> Example | None:
+    """The training row that shares the most with the held-out one."""
+    if exact:
+        return next((example for example in train if row_hash(example) == row_hash(held)), None)
+    wanted = {ngram for text in _asked_texts(held) for ngram, _ in _hashed_ngrams(text)}
+    shared: dict[int, int] = defaultdict(int)
+    for index, example in enumerate(train):
+        for text in _fitted_texts(example):
+            shared[index] += sum(ngram in wanted for ngram, _ in _hashed_ngrams(text))
+    best = max(shared, key=lambda index: shared[index], default=None)
+    return None if best is None else train[best]
+
+
+def _start(example: Example) -> str:
+    text = " ".join(example.question.split())
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def _packed(hashes: frozenset[int]) -> str:
+    return base64.b64encode(struct.pack(f">{len(hashes)}Q", *sorted(hashes))).decode()
+
+
+def _unpacked(text: str) -> frozenset[int]:
+    data = base64.b64decode(text)
+    return frozenset(struct.unpack(f">{len(data) // 8}Q", data))

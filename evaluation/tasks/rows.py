@@ -1,0 +1,110 @@
+"""Rows of a user's file, with the line each one stands on: JSONL, CSV, Parquet, or a Hugging Face dataset."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from evaluation.errors import MissingPackage, UnreadableFile, WrongRow
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row. `line` counts from 1: the line of a text file, the row of a table."""
+
+    line: int
+    values: Mapping[str, object]
+
+    def text(self, column: str | None) -> str | None:
+        """The value as stripped text; None when there is no such column, or nothing in it."""
+        value = self.values.get(column) if column is not None else None
+        return (str(value).strip() or None) if value is not None else None
+
+
+def read_file(path: Path) -> list[Row]:
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise UnreadableFile(
+            f"Data comes as {', '.join(_READERS)}, but {str(path)!r} ends in {path.suffix!r}. Convert it, or correct its name."
+        )
+    if not path.is_file():
+        raise UnreadableFile(f"The data file must exist, but {str(path)!r} does not. Correct `file` (relative to the task file).")
+    try:
+        return reader(path)
+    except WrongRow:
+        raise
+    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
+        raise UnreadableFile(
+            f"The data file must be readable as {path.suffix}, but {str(path)!r} is not: {error}. Write it again, in UTF-8."
+        ) from error
+
+
+def read_dataset(name: str, subset: str | None, revision: str | None, split: str) -> list[Row]:
+    """Every row of one split of a Hugging Face dataset, through the optional package `datasets`."""
+    if importlib.util.find_spec("datasets") is None:
+        raise MissingPackage(
+            f"A Hugging Face dataset needs the package `datasets`, which is not installed, to read {name!r}. "
+            "Install it with `pip install datasets`, or name a `file`."
+        )
+    import datasets
+
+    try:
+        table = datasets.load_dataset(name, subset, revision=revision, split=split)
+    except (OSError, ValueError) as error:
+        raise UnreadableFile(
+            f"The dataset must be on the hub or in the cache, but {name!r} (split {split!r}) cannot be loaded: {error}. "
+            "Correct `dataset`, `subset` and `dataset_split`."
+        ) from error
+    return [Row(index, dict(values)) for index, values in enumerate(table, start=1)]
+
+
+def _read_jsonl(path: Path) -> list[Row]:
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise WrongRow(
+                f"Every line must be one JSON object, but line {number} of {str(path)!r} is not JSON: {error}. Correct the line."
+            ) from error
+        if not isinstance(values, dict):
+            raise WrongRow(
+                f"Every line must be one JSON object, but line {number} of {str(path)!r} holds {values!r}. Correct the line."
+            )
+        rows.append(Row(number, values))
+    return rows
+
+
+def _read_csv(path: Path) -> list[Row]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        rows = []
+        for values in reader:
+            if None in values or None in values.values():
+                number = len(reader.fieldnames or ())
+                raise WrongRow(
+                    f"Every row must have the {number} cells of the header, but line {reader.line_num} of {str(path)!r} has "
+                    f"{'more' if None in values else 'fewer'}. Quote cells that hold a comma, or fill in what is missing."
+                )
+            rows.append(Row(reader.line_num, values))
+    return rows
+
+
+def _read_parquet(path: Path) -> list[Row]:
+    if importlib.util.find_spec("pyarrow") is None:
+        raise MissingPackage(
+            f"A Parquet file needs the package `pyarrow`, which is not installed, to read {str(path)!r}. "
+            "Install it with `pip install pyarrow`, or write the data as JSONL."
+        )
+    import pyarrow.parquet
+
+    return [Row(index, values) for index, values in enumerate(pyarrow.parquet.read_table(path).to_pylist(), start=1)]
+
+
+_READERS: dict[str, Callable[[Path], list[Row]]] = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
