@@ -1,0 +1,1 @@
+"""The front door: a BentoML service over one engine, and the command line."""

@@ -1,0 +1,49 @@
+"""Errors on the wire: one exception, one JSON shape, the status codes that OpenAI clients map to their own classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from adapters.errors import AdapterError
+from engine.engine import EngineError, NotFinite, PromptTooLong
+
+
+@dataclass(frozen=True)
+class ApiError(Exception):
+    """What an endpoint answers instead of a completion."""
+
+    status: int
+    message: str
+    code: str
+    param: str | None = None
+    type: str = "invalid_request_error"
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def body(self) -> dict[str, dict[str, str | None]]:
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+def refused(message: str, param: str, code: str = "unsupported_parameter") -> ApiError:
+    return ApiError(400, message, code, param)
+
+
+# The client would try a deterministic failure twice more: say that it need not.
+_FINAL = {"x-should-retry": "false"}
+
+
+def from_engine(error: EngineError | AdapterError, model: str) -> ApiError:
+    """The answer to a failure of one row."""
+    match error:
+        case PromptTooLong():
+            return ApiError(400, str(error), "context_length_exceeded", "messages")
+        case NotFinite():
+            message = f"The model {model!r} computed values that are not finite, so it cannot answer. Roll it back."
+            return ApiError(500, message, "model_not_finite", "model", "server_error", _FINAL)
+        case _:
+            return ApiError(500, str(error), "engine_error", None, "server_error", _FINAL)
+
+
+def internal(request_id: str) -> ApiError:
+    message = f"The server failed at this request. Its log has the reason under request id {request_id}."
+    return ApiError(500, message, "internal_error", None, "server_error")

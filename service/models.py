@@ -1,0 +1,321 @@
+"""Names to releases: what a request's `model` means, kept in step with the ledger while requests run."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from adapters.backbone import Backbone
+from adapters.errors import AdapterError
+from engine.engine import Engine, EngineError
+from engine.profile import Profile
+from registry.errors import RegistryError, RegistryUnreachable
+from registry.manifest import MANIFEST, file_digest
+from registry.names import CHAMPION, ReleaseName
+from registry.release import check_backbone
+from service.catalogue import Catalogue
+from service.errors import ApiError
+
+log = logging.getLogger("graftline.models")
+
+# A refused release is looked at again after this time, as its files may have been restored.
+RETRY_REFUSED_S = 60.0
+MAX_ALIASES = 256
+_VERSION = re.compile(r"v?([1-9][0-9]*)")
+
+
+def served_id(name: str) -> str:
+    """What clients call the backbone; a path of the server stays on the server."""
+    path = Path(name).expanduser()
+    return path.name if path.exists() else name
+
+
+@dataclass(frozen=True)
+class Served:
+    """What one request runs on. The engine's `profile` name holds the digest, so it never changes its meaning."""
+
+    id: str  # NAME@VERSION, or the backbone's name
+    profile: str | None  # None: the backbone
+    digest: str
+    prompt_overhead: int = 0  # tokens that the release adds to every prompt (soft thoughts and their markers)
+
+
+@dataclass
+class _Slot:
+    served: Served
+    uses: int = 0
+    last_use: float = 0.0
+    is_kept: bool = False  # asked for by version or alias: stays until room is needed
+
+
+class Lease:
+    """Keeps a release loaded while a request runs on it."""
+
+    def __init__(self, slot: _Slot, give_back: Callable[[_Slot], None]) -> None:
+        self.served = slot.served
+        self._slot: _Slot | None = slot
+        self._give_back = give_back
+
+    def release(self) -> None:
+        """May be called again."""
+        slot, self._slot = self._slot, None
+        if slot is not None:
+            self._give_back(slot)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    reason: str
+    at: float
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """`registry` is None while the registry answers, else its error; `refused` is by NAME@VERSION."""
+
+    registry: str | None
+    refused: dict[str, str] = field(default_factory=dict)
+    loaded: tuple[str, ...] = ()
+
+
+class ServedModels:
+    """Safe to use from the event loop and from threads; what blocks says so."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        backbone: Backbone,
+        catalogue: Catalogue,
+        max_loaded: int = 16,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._engine, self._catalogue, self._clock = engine, catalogue, clock
+        self._frozen, self._max_loaded = backbone, max_loaded
+        self._backbone = _Slot(Served(served_id(backbone.name), None, backbone.fingerprint))
+        self._state = threading.Lock()  # held for moments: names and counts
+        self._loading = threading.Lock()  # held while files are read and the engine changes
+        self._known: dict[str, int | None] = {}  # the ledger's word
+        self._champions: dict[str, ReleaseName] = {}  # what answers for NAME; the last good one
+        self._aliases: dict[str, ReleaseName] = {}
+        self._slots: dict[ReleaseName, _Slot] = {}
+        self._refused: dict[ReleaseName, Refusal] = {}
+        self._registry_problem: str | None = "not asked yet"
+
+    @property
+    def backbone_id(self) -> str:
+        return self._backbone.served.id
+
+    async def follow(self, poll_s: float) -> None:
+        """Looks at the ledger for ever."""
+        while True:
+            await asyncio.to_thread(self.refresh)
+            await asyncio.sleep(poll_s)
+
+    def refresh(self) -> None:
+        """Blocks. Loads what the ledger promoted, then lets its name point there, then drops what nobody uses."""
+        try:
+            known = dict(self._catalogue.champions())
+            aliases = self._resolved_aliases()
+        except RegistryUnreachable as error:
+            self._note_registry(str(error))
+            return
+        except Exception as error:  # whatever a store raises, what is loaded stays served
+            log.exception("The registry failed at a look-up")
+            self._note_registry(f"The registry failed at a look-up ({type(error).__name__}: {error}).")
+            return
+        for name, version in known.items():
+            if version is not None:
+                self._promote(ReleaseName(name, version))
+        with self._state:
+            self._known, self._registry_problem = known, None
+            self._aliases = aliases
+            for name in set(self._champions) - {name for name, version in known.items() if version is not None}:
+                del self._champions[name]
+        self._drop_idle()
+
+    async def lease(self, model: str) -> Lease:
+        """What the name means now, kept loaded until the lease is released. ApiError when it means nothing."""
+        slot = self._take(model)
+        if slot is None:
+            release = await asyncio.to_thread(self._fetch, model)
+            slot = self._take(str(release))
+            if slot is None:
+                raise self._unavailable(release)
+        return Lease(slot, self._give_back)
+
+    def ids(self) -> list[str]:
+        """What may be asked for by name: the backbone and every name with a champion that is loaded."""
+        with self._state:
+            return [self._backbone.served.id, *sorted(self._champions)]
+
+    def served_as(self, name: str) -> str | None:
+        """NAME@VERSION of what answers for a name of `ids`; None when nothing does."""
+        with self._state:
+            if name == self._backbone.served.id:
+                return name
+            release = self._champions.get(name)
+            return None if release is None else str(release)
+
+    def readiness(self) -> Readiness:
+        with self._state:
+            refused = {str(release): refusal.reason for release, refusal in self._refused.items()}
+            return Readiness(self._registry_problem, refused, tuple(sorted(slot.served.id for slot in self._slots.values())))
+
+    def _take(self, model: str) -> _Slot | None:
+        """The loaded release with one more use, or None when it must be fetched first."""
+        name, _, selector = model.partition("@")
+        with self._state:
+            if model == self._backbone.served.id:
+                slot: _Slot | None = self._backbone
+            elif name not in self._known:
+                raise self._unknown(model)
+            elif selector in ("", CHAMPION):
+                if name not in self._champions:
+                    raise self._without_champion(model, name)
+                slot = self._slots[self._champions[name]]
+            else:
+                named = _VERSION.fullmatch(selector)
+                release = ReleaseName(name, int(named[1])) if named else self._aliases.get(model)
+                slot = self._slots.get(release) if release is not None else None
+            if slot is not None:
+                slot.uses += 1
+                slot.last_use = self._clock()
+            return slot
+
+    def _give_back(self, slot: _Slot) -> None:
+        with self._state:
+            slot.uses -= 1
+            slot.last_use = self._clock()
+
+    def _promote(self, release: ReleaseName) -> None:
+        with self._state:
+            if self._champions.get(release.name) == release:
+                return
+        self._load(release, as_champion=True)
+
+    def _load(self, release: ReleaseName, *, as_champion: bool) -> None:
+        """Loads the release and then lets its name point there; when it is refused, the reason is kept and nothing changes."""
+        with self._loading:
+            slot = self._slots.get(release)
+            if slot is None:
+                refusal = self._refused.get(release)
+                if refusal is not None and self._clock() - refusal.at < RETRY_REFUSED_S:
+                    return
+                try:
+                    slot = _Slot(self._into_engine(release))
+                except RegistryUnreachable as error:
+                    self._note_registry(str(error))
+                    return
+                except (RegistryError, AdapterError, EngineError, OSError) as error:
+                    log.error("%s is refused: %s", release, error)
+                    with self._state:
+                        self._refused[release] = Refusal(str(error), self._clock())
+                    return
+            with self._state:
+                self._slots[release] = slot
+                self._refused.pop(release, None)
+                slot.last_use = self._clock()
+                if as_champion:
+                    log.info("%s is served as %s (before: %s)", release, release.name, self._champions.get(release.name))
+                    self._champions[release.name] = release
+                else:
+                    slot.is_kept = True
+
+    def _into_engine(self, release: ReleaseName) -> Served:
+        opened = self._catalogue.open(release)
+        check_backbone(opened, self._frozen.fingerprint)
+        digest = file_digest(opened.directory / MANIFEST)
+        name = f"{release.name}@v{release.version}#{digest[:12]}"
+        profile = Profile.load(opened.directory)
+        self._engine.load(name, profile)
+        probe = self._frozen.chat_ids("?")
+        with torch.no_grad():
+            overhead = len(profile.transform(self._frozen, probe).ids) - len(probe)
+        return Served(str(release), name, digest, overhead)
+
+    def _fetch(self, model: str) -> ReleaseName:
+        """Blocks. The release behind NAME@VERSION or NAME@ALIAS, loaded."""
+        try:
+            release = self._catalogue.resolve(model)
+        except RegistryUnreachable as error:
+            raise ApiError(503, str(error), "registry_unreachable", "model", "server_error", {"retry-after": "10"}) from error
+        except RegistryError as error:
+            raise self._unknown(model, str(error)) from error
+        self._load(release, as_champion=False)
+        with self._state:
+            if release in self._slots and not _VERSION.fullmatch(model.partition("@")[2]) and len(self._aliases) < MAX_ALIASES:
+                self._aliases[model] = release
+        self._drop_idle()
+        return release
+
+    def _resolved_aliases(self) -> dict[str, ReleaseName]:
+        """Where the aliases in use point now; one that was taken away is left out."""
+        found: dict[str, ReleaseName] = {}
+        for reference in list(self._aliases):
+            try:
+                found[reference] = self._catalogue.resolve(reference)
+            except RegistryUnreachable:
+                raise
+            except RegistryError:
+                continue
+        return found
+
+    def _drop_idle(self) -> None:
+        """Blocks. Unloads what is no champion and has no rows: at once, or when too many are kept for their versions' sake."""
+        with self._loading:
+            with self._state:
+                champions = set(self._champions.values())
+                idle = [release for release, slot in self._slots.items() if slot.uses == 0 and release not in champions]
+                kept = sorted((r for r in idle if self._slots[r].is_kept), key=lambda r: self._slots[r].last_use, reverse=True)
+                surplus = [release for release in idle if release not in kept[: self._max_loaded]]
+                gone = {release: self._slots.pop(release) for release in surplus}
+            for release, slot in gone.items():
+                assert slot.served.profile is not None
+                try:
+                    self._engine.unload(slot.served.profile)
+                    log.info("%s was unloaded", release)
+                except EngineError as error:  # a row that was cancelled a moment ago: the next look finds it gone
+                    log.info("%s stays loaded for now: %s", release, error)
+                    with self._state:
+                        self._slots[release] = slot
+
+    def _note_registry(self, problem: str) -> None:
+        log.warning("The registry cannot be read; what is loaded stays served. %s", problem)
+        with self._state:
+            self._registry_problem = problem
+
+    def _unknown(self, model: str, reason: str = "") -> ApiError:
+        names = ", ".join([self._backbone.served.id, *sorted(self._champions)])
+        reason = reason or f"Served here: {names}, and NAME@VERSION or NAME@ALIAS of them."
+        return ApiError(404, f"The model {model!r} does not exist. {reason}", "model_not_found", "model")
+
+    def _without_champion(self, model: str, name: str) -> ApiError:
+        """Called with the state's lock held."""
+        version = self._known.get(name)
+        if version is None:
+            rule = f"The model {model!r} has no champion: nothing was promoted yet."
+            return ApiError(
+                404, f"{rule} Run `graftline promote {name}@VERSION`, or ask for a version.", "model_not_found", "model"
+            )
+        refusal = self._refused.get(ReleaseName(name, version))
+        return _unavailable(f"{name}@{version}", refusal)
+
+    def _unavailable(self, release: ReleaseName) -> ApiError:
+        with self._state:
+            return _unavailable(str(release), self._refused.get(release))
+
+
+def _unavailable(release: str, refusal: Refusal | None) -> ApiError:
+    if refusal is None:
+        message, code, headers = f"{release} is not loaded yet. Try again soon.", "model_not_loaded", {"retry-after": "5"}
+    else:
+        message, code, headers = f"{release} was refused: {refusal.reason}", "model_refused", {"x-should-retry": "false"}
+    return ApiError(503, message, code, "model", "server_error", headers)

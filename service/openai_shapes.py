@@ -1,0 +1,215 @@
+"""The OpenAI wire shapes: what a request may hold, what is refused by name, and what a reply looks like.
+
+Fields that no one knows are accepted and ignored, as clients add some. Fields that OpenAI or vLLM define and that this
+service does not honour are refused with a sentence, never dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+
+MAX_STOPS = 4
+
+
+class UnsupportedField(ValueError):
+    """A known field with a value that this service does not honour; `param` is its name."""
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+# What each known but unsupported field may hold: its neutral value, which asks for nothing.
+_NEUTRAL: dict[str, tuple[str, Callable[[JsonValue], bool]]] = {
+    "n": ("1", lambda value: value == 1),
+    "best_of": ("1", lambda value: value == 1),
+    "logprobs": ("false", lambda value: value is False),
+    "top_logprobs": ("0", lambda value: value == 0),
+    "tools": ("an empty list", lambda value: value == []),
+    "functions": ("an empty list", lambda value: value == []),
+    "tool_choice": ("'none' or 'auto'", lambda value: value in ("none", "auto")),
+    "function_call": ("'none' or 'auto'", lambda value: value in ("none", "auto")),
+    "response_format": ("{'type': 'text'}", lambda value: isinstance(value, dict) and value.get("type") == "text"),
+    "modalities": ("['text']", lambda value: value == ["text"]),
+    "audio": ("left out", lambda value: False),
+    "logit_bias": ("an empty object", lambda value: value == {}),
+    "presence_penalty": ("0", lambda value: value == 0),
+    "frequency_penalty": ("0", lambda value: value == 0),
+    "repetition_penalty": ("1", lambda value: value == 1),
+    "echo": ("false", lambda value: value is False),
+    "suffix": ("left out or empty", lambda value: value == ""),
+    "top_k": ("0 or -1", lambda value: value in (0, -1)),
+    "min_p": ("0", lambda value: value == 0),
+    "min_tokens": ("0", lambda value: value == 0),
+    "ignore_eos": ("false", lambda value: value is False),
+    "stop_token_ids": ("an empty list", lambda value: value == []),
+}
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class _Request(BaseModel):
+    """What both kinds of request hold. `temperature` and `top_p` left out: as the release's decoding policy says."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    model: str = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
+    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: tuple[str, ...] = ()
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, value: object) -> object:
+        if isinstance(value, dict):
+            for param, (neutral, is_neutral) in _NEUTRAL.items():
+                given = value.get(param)
+                if given is not None and not is_neutral(given):
+                    rule = f"{param} is not supported here: it must be {neutral} or absent"
+                    raise UnsupportedField(param, f"{rule}, but got {given!r}.")
+        return value
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _as_texts(cls, value: object) -> object:
+        if value is None:
+            return ()
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("stop")
+    @classmethod
+    def _at_most_four(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(value) > MAX_STOPS or "" in value:
+            raise ValueError(f"stop is a text or a list of at most {MAX_STOPS} texts, none empty, but got {list(value)!r}")
+        return value
+
+    @field_validator("stream", mode="before")
+    @classmethod
+    def _null_is_false(cls, value: object) -> object:
+        return False if value is None else value
+
+    @model_validator(mode="after")
+    def _usage_only_when_streamed(self) -> _Request:
+        if self.stream_options is not None and not self.stream:
+            raise UnsupportedField("stream_options", "stream_options is only allowed when stream is true. Leave it out.")
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def token_limit(self) -> int | None:
+        """None: the request leaves it open."""
+        return self.max_tokens
+
+
+class TextPart(BaseModel):
+    type: Literal["text", "refusal"]
+    text: str = ""
+
+
+class ChatMessage(BaseModel):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | tuple[TextPart, ...] = ""
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _null_is_empty(cls, value: object) -> object:
+        return "" if value is None else value
+
+    @property
+    def turn(self) -> dict[str, str]:
+        """What a chat template reads. `developer` is OpenAI's newer word for `system`."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class ChatRequest(_Request):
+    messages: tuple[ChatMessage, ...] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+
+    @property
+    def token_limit(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def turns(self) -> list[dict[str, str]]:
+        return [message.turn for message in self.messages]
+
+
+TokenIds = Annotated[tuple[Annotated[int, Field(strict=True, ge=0)], ...], Field(min_length=1)]
+Texts = Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class CompletionRequest(_Request):
+    """`prompt` is a text, several texts, token ids, or several lists of token ids."""
+
+    prompt: str | TokenIds | Texts | Annotated[tuple[TokenIds, ...], Field(min_length=1)]
+
+    @property
+    def token_limit(self) -> int | None:
+        return self.max_tokens or 16  # OpenAI's default for this endpoint
+
+    @property
+    def prompts(self) -> list[str | tuple[int, ...]]:
+        """One entry a choice."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if all(isinstance(part, int) for part in self.prompt):
+            return [tuple(part for part in self.prompt if isinstance(part, int))]
+        return [part for part in self.prompt if not isinstance(part, int)]
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+    @classmethod
+    def of(cls, prompt_tokens: int, completion_tokens: int) -> Usage:
+        total = prompt_tokens + completion_tokens
+        return cls(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, total_tokens=total)
+
+
+class Choice(BaseModel):
+    """One answer, or one piece of it: `message` of a chat, `delta` of a streamed chat, `text` of a completion."""
+
+    index: int
+    message: dict[str, str] | None = None
+    delta: dict[str, str] | None = None
+    text: str | None = None
+    logprobs: None = None
+    finish_reason: str | None = None
+
+    def wire(self) -> dict[str, JsonValue]:
+        unused = {name for name in ("message", "delta", "text") if getattr(self, name) is None}
+        return self.model_dump(exclude=unused)
+
+
+ObjectName = Literal["chat.completion", "chat.completion.chunk", "text_completion"]
+
+
+class Reply(BaseModel):
+    """A whole reply, or one chunk of a stream."""
+
+    id: str
+    object: ObjectName
+    created: int
+    model: str
+    system_fingerprint: str
+
+    def wire(self, choices: Sequence[Choice], usage: Usage | None, *, with_usage: bool = True) -> dict[str, JsonValue]:
+        body: dict[str, JsonValue] = {**self.model_dump(), "choices": [choice.wire() for choice in choices]}
+        if with_usage:
+            body["usage"] = None if usage is None else usage.model_dump()
+        return body

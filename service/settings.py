@@ -1,0 +1,74 @@
+"""Settings: what `bentoml serve`, `graftline serve` and a Bento read from GRAFTLINE_* environment variables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+PREFIX = "GRAFTLINE_"
+# A Bento carries its backbone and its releases in this folder, beside the `service` package.
+BUNDLED = Path(__file__).resolve().parent.parent / "frozen"
+
+
+class Settings(BaseModel):
+    """Every field is the environment variable of its name in capitals after GRAFTLINE_; an empty variable is an unset one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backbone: str = "smollm2-135m-reasoner"
+    device: str | None = None
+    """None: CUDA when there is one, else the CPU."""
+    home: Path = Path(".graftline")
+    tracking_uri: str | None = None
+    """None: the SQLite store in the home directory."""
+    names: tuple[str, ...] = ()
+    """The registered models to serve; empty: every one that has a champion. A comma separates names in the environment."""
+    poll_s: float = Field(10.0, gt=0, le=30)
+    """Seconds between two looks at the ledger. At most 30: that is how soon a promotion is promised to be served."""
+    max_rows: int = Field(16, ge=1)
+    """Completions that run in one batch; more wait."""
+    max_loaded: int = Field(16, ge=1)
+    """Releases kept in the engine beside the champions, for NAME@VERSION and NAME@ALIAS; the least recently used leaves first."""
+    request_timeout_s: float = Field(600.0, gt=0)
+    host: str = "127.0.0.1"
+    port: int = Field(3000, ge=1, le=65535)
+    threads: int | None = Field(None, ge=1)
+    """Threads of PyTorch; None: its own choice."""
+    frozen: Path | None = None
+    """A folder that `graftline build` wrote (backbone and releases): served as it is, without a registry."""
+
+    @field_validator("names", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
+        """Unset fields keep their defaults; inside a Bento, `frozen` is the Bento's own folder."""
+        environment = os.environ if environment is None else environment
+        variables = {field: environment.get(PREFIX + field.upper()) for field in cls.model_fields}
+        given = {field: value for field, value in variables.items() if value}
+        if "frozen" not in given and (BUNDLED / "index.json").is_file():
+            given["frozen"] = str(BUNDLED)
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = PREFIX + "_".join(str(part) for part in first["loc"]).upper()
+            rule = f"{name} must fit its rule ({first['msg']})"
+            raise ValueError(f"{rule}, but is {first['input']!r}. Correct or unset it.") from error
+
+    def environment(self) -> dict[str, str]:
+        """The variables that make another process read these same settings; paths become absolute."""
+        variables: dict[str, str] = {}
+        for field in type(self).model_fields:
+            value = getattr(self, field)
+            if isinstance(value, Path):
+                value = value.expanduser().absolute()
+            if isinstance(value, tuple):
+                value = ",".join(value)
+            variables[PREFIX + field.upper()] = "" if value is None else str(value)
+        return variables

@@ -1,0 +1,130 @@
+"""One request being written: its choices in the engine's batch, their deltas as they come, and the counts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass, field
+
+from adapters.errors import AdapterError
+from engine.engine import Delta, Engine, EngineError, GenerationRequest
+from service import meters
+from service.errors import ApiError, from_engine
+from service.models import Lease
+from service.openai_shapes import Usage
+
+log = logging.getLogger("graftline.writing")
+
+
+@dataclass
+class Writing:
+    """`requests` is one a choice. The lease is released when `deltas` ends, however it ends."""
+
+    engine: Engine
+    lease: Lease
+    requests: tuple[GenerationRequest, ...]
+    timeout_s: float
+    started: float = field(default_factory=time.perf_counter)
+    generated_tokens: int = 0
+    outcome: str = "cancelled"
+
+    @property
+    def model(self) -> str:
+        return self.lease.served.id
+
+    @property
+    def usage(self) -> Usage:
+        return Usage.of(sum(len(request.prompt_ids) for request in self.requests), self.generated_tokens)
+
+    async def deltas(self) -> AsyncGenerator[tuple[int, Delta], None]:
+        """Pairs of a choice's index and its next delta. Closing the generator frees the rows. Failures are ApiError."""
+        queue: asyncio.Queue[tuple[int, Delta | None]] = asyncio.Queue()
+        rows = [asyncio.create_task(self._write(index, queue)) for index in range(len(self.requests))]
+        meters.RUNNING.labels(self.model).inc(len(rows))
+        unfinished = len(rows)
+        try:
+            while unfinished:
+                index, delta = await asyncio.wait_for(queue.get(), self._left_s())
+                if delta is None:
+                    unfinished -= 1
+                    await rows[index]  # raises what the row raised
+                    continue
+                if delta.token_id is not None:
+                    self._count_token()
+                yield index, delta
+            self.outcome = "completed"
+        except TimeoutError as error:
+            self.outcome = "timeout"
+            message = f"A request may take {self.timeout_s:g} s, and this one was not done. Ask for fewer tokens."
+            raise ApiError(504, message, "timeout", None, "server_error", {"x-should-retry": "false"}) from error
+        except (EngineError, AdapterError) as error:
+            answer = from_engine(error, self.model)
+            self.outcome = "refused" if answer.status < 500 else "failed"
+            raise answer from error
+        except Exception as error:
+            self.outcome = "failed"
+            log.exception("A request on %s failed", self.model)
+            message = f"The engine failed at this request ({type(error).__name__}). The server's log has the reason."
+            raise ApiError(500, message, "engine_error", None, "server_error") from error
+        finally:
+            for row in rows:
+                row.cancel()
+            await asyncio.gather(*rows, return_exceptions=True)
+            self._finish(len(rows))
+
+    async def _write(self, index: int, queue: asyncio.Queue[tuple[int, Delta | None]]) -> None:
+        stream = self.engine.generate(self.requests[index])
+        try:
+            async with _closed_at_the_end(stream):
+                async for delta in stream:
+                    queue.put_nowait((index, delta))
+        finally:
+            queue.put_nowait((index, None))
+
+    def _left_s(self) -> float:
+        return max(0.0, self.started + self.timeout_s - time.perf_counter())
+
+    def _count_token(self) -> None:
+        if self.generated_tokens == 0:
+            meters.FIRST_TOKEN.labels(self.model).observe(time.perf_counter() - self.started)
+        self.generated_tokens += 1
+
+    def _finish(self, rows: int) -> None:
+        meters.RUNNING.labels(self.model).dec(rows)
+        meters.REQUESTS.labels(self.model, self.outcome).inc()
+        meters.PROMPT_TOKENS.labels(self.model).inc(self.usage.prompt_tokens)
+        meters.GENERATED_TOKENS.labels(self.model).inc(self.generated_tokens)
+        meters.LATENCY.labels(self.model).observe(time.perf_counter() - self.started)
+        self.lease.release()
+
+
+@dataclass
+class Written:
+    """A choice that is complete."""
+
+    text: str = ""
+    finish_reason: str = "stop"
+
+
+async def collect(writing: Writing) -> list[Written]:
+    """Every choice in full."""
+    choices = [Written() for _ in writing.requests]
+    async with contextlib.aclosing(writing.deltas()) as deltas:
+        async for index, delta in deltas:
+            choices[index].text += delta.text
+            if delta.finish_reason is not None:
+                choices[index].finish_reason = delta.finish_reason
+    return choices
+
+
+@contextlib.asynccontextmanager
+async def _closed_at_the_end(stream: AsyncIterator[Delta]) -> AsyncIterator[None]:
+    """The protocol promises an iterator; where it is a generator, closing it frees the engine's row at once."""
+    try:
+        yield
+    finally:
+        if isinstance(stream, AsyncGenerator):
+            await stream.aclose()
