@@ -9,7 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 MAX_STOPS = 4
 
@@ -49,6 +58,12 @@ _NEUTRAL: dict[str, tuple[str, Callable[[JsonValue], bool]]] = {
 }
 
 
+def shortened(value: object, limit: int = 80) -> str:
+    """For messages: what a client sent may be long."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
 class StreamOptions(BaseModel):
     include_usage: bool = False
 
@@ -75,7 +90,7 @@ class _Request(BaseModel):
                 given = value.get(param)
                 if given is not None and not is_neutral(given):
                     rule = f"{param} is not supported here: it must be {neutral} or absent"
-                    raise UnsupportedField(param, f"{rule}, but got {given!r}.")
+                    raise UnsupportedField(param, f"{rule}, but got {shortened(given)}.")
         return value
 
     @field_validator("stop", mode="before")
@@ -127,6 +142,15 @@ class ChatMessage(BaseModel):
     def _null_is_empty(cls, value: object) -> object:
         return "" if value is None else value
 
+    @field_validator("content", mode="wrap")
+    @classmethod
+    def _only_text(cls, value: object, validate: ValidatorFunctionWrapHandler) -> object:
+        try:
+            return validate(value)
+        except ValidationError as error:
+            rule = "content is a text or a list of parts {'type': 'text', 'text': ...}; no pictures, sounds or files"
+            raise ValueError(f"{rule}, but got {shortened(value)}") from error
+
     @property
     def turn(self) -> dict[str, str]:
         """What a chat template reads. `developer` is OpenAI's newer word for `system`."""
@@ -155,6 +179,15 @@ class CompletionRequest(_Request):
     """`prompt` is a text, several texts, token ids, or several lists of token ids."""
 
     prompt: str | TokenIds | Texts | Annotated[tuple[TokenIds, ...], Field(min_length=1)]
+
+    @field_validator("prompt", mode="wrap")
+    @classmethod
+    def _say_all_forms(cls, value: object, validate: ValidatorFunctionWrapHandler) -> object:
+        try:
+            return validate(value)
+        except ValidationError as error:
+            rule = "a prompt is a text, a list of texts, a list of token ids or a list of such lists, none empty"
+            raise ValueError(f"{rule}, but got {shortened(value)}") from error
 
     @property
     def token_limit(self) -> int | None:

@@ -56,7 +56,7 @@ def start_server(settings: Settings, *, log_file: Path, timeout_s: float = 120.0
         # A session of its own: a Ctrl-C at the terminal is for us, who then stop it in order.
         process = subprocess.Popen(
             _command(settings, target),
-            env=_environment(settings),
+            env=_environment(settings, target),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -74,8 +74,11 @@ def _command(settings: Settings, target: str = SERVICE) -> list[str]:
     return [sys.executable, "-m", "bentoml", "serve", target, *address, "--timeout-graceful-shutdown", str(GRACE_S)]
 
 
-def _environment(settings: Settings) -> dict[str, str]:
-    inherited = os.environ
+def _environment(settings: Settings, target: str = SERVICE) -> dict[str, str]:
+    inherited = dict(os.environ)
+    inherited_path = inherited.pop("PYTHONPATH", None)
+    # A Bento runs from its own files, never from ours.
+    places = (str(_ROOT), inherited_path) if target == SERVICE else ()
     store = settings.home.expanduser().absolute() / "bentoml"
     store.mkdir(parents=True, exist_ok=True)
     return {
@@ -83,7 +86,7 @@ def _environment(settings: Settings) -> dict[str, str]:
         "BENTOML_HOME": str(store),
         **inherited,
         **settings.environment(),
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(_ROOT), inherited.get("PYTHONPATH")))),
+        "PYTHONPATH": os.pathsep.join(filter(None, places)),
     }
 
 

@@ -1,0 +1,162 @@
+"""The wire shapes: what a request may hold, what is refused by name, what a reply looks like."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import JsonValue, ValidationError
+
+from service.openai_shapes import ChatRequest, Choice, CompletionRequest, Reply, UnsupportedField, Usage
+
+HELLO: list[JsonValue] = [{"role": "user", "content": "Hello"}]
+REPLY = Reply(id="cmpl-1", object="text_completion", created=1, model="law@2", system_fingerprint="fp_0")
+
+
+def chat(**fields: JsonValue) -> ChatRequest:
+    return ChatRequest.model_validate({"model": "law", "messages": HELLO, **fields})
+
+
+def completion(**fields: JsonValue) -> CompletionRequest:
+    return CompletionRequest.model_validate({"model": "law", "prompt": "Hello", **fields})
+
+
+def refused_field(**fields: JsonValue) -> str:
+    with pytest.raises(ValidationError) as caught:
+        chat(**fields)
+    cause = caught.value.errors()[0].get("ctx", {}).get("error")
+    assert isinstance(cause, UnsupportedField), caught.value
+    return cause.param
+
+
+@pytest.mark.parametrize(
+    ("param", "value"),
+    [
+        ("n", 2),
+        ("logprobs", True),
+        ("top_logprobs", 3),
+        ("tools", [{"type": "function", "function": {"name": "search"}}]),
+        ("tool_choice", "required"),
+        ("response_format", {"type": "json_object"}),
+        ("logit_bias", {"42": -100}),
+        ("presence_penalty", 0.5),
+        ("frequency_penalty", -0.5),
+        ("echo", True),
+        ("suffix", "the end"),
+        ("top_k", 40),
+    ],
+)
+def test_a_known_but_unsupported_field_is_refused_by_its_name(param: str, value: JsonValue) -> None:
+    assert refused_field(**{param: value}) == param
+
+
+@pytest.mark.parametrize(
+    ("param", "value"),
+    [
+        ("n", 1),
+        ("n", None),
+        ("logprobs", False),
+        ("tools", []),
+        ("tool_choice", "none"),
+        ("response_format", {"type": "text"}),
+        ("logit_bias", {}),
+        ("presence_penalty", 0),
+        ("suffix", ""),
+    ],
+)
+def test_an_unsupported_field_that_asks_for_nothing_is_accepted(param: str, value: JsonValue) -> None:
+    assert chat(**{param: value}).model == "law"
+
+
+def test_logprobs_zero_asks_a_completion_for_log_probabilities() -> None:
+    # In /v1/completions, logprobs=0 returns those of the written tokens; only false and null ask for nothing.
+    with pytest.raises(ValidationError, match="logprobs is not supported"):
+        completion(logprobs=0)
+
+
+def test_a_field_that_nobody_knows_is_ignored() -> None:
+    assert chat(store=True, metadata={"team": "a"}, made_up=7).turns == [{"role": "user", "content": "Hello"}]
+
+
+def test_content_may_be_a_list_of_text_parts() -> None:
+    parts: list[JsonValue] = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
+    assert chat(messages=[{"role": "user", "content": parts}]).turns == [{"role": "user", "content": "Hello"}]
+
+
+def test_a_picture_is_refused() -> None:
+    picture: list[JsonValue] = [{"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}]
+    with pytest.raises(ValidationError):
+        chat(messages=[{"role": "user", "content": picture}])
+
+
+def test_a_developer_message_is_a_system_message() -> None:
+    assert chat(messages=[{"role": "developer", "content": "Be brief"}]).turns == [{"role": "system", "content": "Be brief"}]
+
+
+def test_max_completion_tokens_wins_over_max_tokens() -> None:
+    assert chat(max_tokens=5, max_completion_tokens=7).token_limit == 7
+    assert chat(max_tokens=5).token_limit == 5
+    assert chat().token_limit is None
+
+
+def test_a_completion_without_a_limit_writes_sixteen_tokens() -> None:
+    assert completion().token_limit == 16
+
+
+def test_stop_is_one_text_or_up_to_four() -> None:
+    assert chat(stop="\n").stop == ("\n",)
+    assert chat(stop=["a", "b", "c", "d"]).stop == ("a", "b", "c", "d")
+    assert chat(stop=None).stop == ()
+    for wrong in (["a", "b", "c", "d", "e"], ["a", ""]):
+        with pytest.raises(ValidationError, match="at most 4 texts"):
+            chat(stop=list(wrong))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("temperature", -0.1), ("temperature", 2.1), ("top_p", 0.0), ("top_p", 1.1), ("max_tokens", 0), ("seed", "x")],
+)
+def test_a_value_outside_its_range_is_refused(field: str, value: JsonValue) -> None:
+    with pytest.raises(ValidationError) as caught:
+        chat(**{field: value})
+    assert caught.value.errors()[0]["loc"] == (field,)
+
+
+def test_sampling_left_open_stays_open() -> None:
+    # The release's decoding policy fills it in, so None must reach the engine.
+    request = chat()
+    assert (request.temperature, request.top_p, request.seed) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [
+        ("ab", ["ab"]),
+        (["ab", "c"], ["ab", "c"]),
+        ([1, 2, 3], [(1, 2, 3)]),
+        ([[1, 2], [3]], [(1, 2), (3,)]),
+    ],
+)
+def test_a_prompt_has_four_forms(prompt: JsonValue, prompts: list[str | tuple[int, ...]]) -> None:
+    assert completion(prompt=prompt).prompts == prompts
+
+
+@pytest.mark.parametrize("prompt", [[], [[]], [1, "a"], [-1], 7, None])
+def test_any_other_prompt_is_refused(prompt: JsonValue) -> None:
+    with pytest.raises(ValidationError):
+        completion(prompt=prompt)
+
+
+def test_stream_options_need_a_stream() -> None:
+    assert refused_field(stream_options={"include_usage": True}) == "stream_options"
+    assert chat(stream=True, stream_options={"include_usage": True}).include_usage
+
+
+def test_a_choice_shows_only_its_own_kind_of_text() -> None:
+    assert Choice(index=0, text="").wire() == {"index": 0, "text": "", "logprobs": None, "finish_reason": None}
+    assert set(Choice(index=0, delta={}).wire()) == {"index", "delta", "logprobs", "finish_reason"}
+
+
+def test_the_usage_chunk_has_no_choices_and_the_others_no_usage() -> None:
+    last = REPLY.wire([], Usage.of(3, 4))
+    assert last["choices"] == [] and last["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+    assert REPLY.wire([Choice(index=0, text="a")], None)["usage"] is None
+    assert "usage" not in REPLY.wire([Choice(index=0, text="a")], None, with_usage=False)
