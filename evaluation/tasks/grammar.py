@@ -11,21 +11,28 @@ from evaluation.task import Example, Split, normalise, split_of
 _PEOPLE = (
     "author", "baker", "captain", "dancer", "doctor", "driver", "farmer", "guard", "hunter", "lawyer", "manager", "nurse",
     "painter", "pilot", "player", "poet", "sailor", "senator", "singer", "student", "surgeon", "teacher", "tourist", "writer",
+    "actor", "banker", "barber", "builder", "butcher", "clerk", "cook", "dentist", "editor", "engineer", "gardener", "judge",
+    "minister", "officer", "plumber", "priest", "professor", "reporter", "scientist", "soldier", "tailor", "trader", "visitor",
 )  # fmt: skip
 _MEN = (
     "king", "boy", "father", "uncle", "waiter", "actor", "prince", "son", "brother", "monk", "duke", "grandfather", "nephew",
     "wizard", "husband", "gentleman", "groom", "bachelor", "emperor", "steward", "landlord", "widower", "stepfather", "lad",
+    "grandson", "godfather", "stepson", "schoolboy", "cowboy", "sultan", "baron", "butler", "grandpa", "wrestler", "sheikh",
 )  # fmt: skip
 _THINGS = (
     "lamp", "chair", "book", "apple", "bottle", "hat", "car", "map", "cup", "shirt", "clock", "ticket", "bag", "pen", "ring",
     "letter", "table", "song", "photo", "flower", "coat", "knife", "basket", "button", "cake", "window", "bell", "garden",
+    "plate", "spoon", "mirror", "pillow", "blanket", "carpet", "candle", "painting", "violin", "guitar", "bicycle", "boat",
+    "jacket", "sweater", "necklace", "pencil", "notebook", "camera", "radio", "kettle", "orange", "melon", "carrot",
 )  # fmt: skip
 _PLURALS = {"gentleman": "gentlemen", "knife": "knives"}
 _IRREGULAR_PLURALS = {
     "child": "children", "man": "men", "woman": "women", "foot": "feet", "tooth": "teeth", "mouse": "mice", "goose": "geese",
     "wolf": "wolves", "leaf": "leaves", "knife": "knives", "wife": "wives", "thief": "thieves", "loaf": "loaves",
     "sheep": "sheep", "calf": "calves", "shelf": "shelves", "ox": "oxen", "half": "halves", "elf": "elves",
-    "policeman": "policemen",
+    "policeman": "policemen", "fireman": "firemen", "snowman": "snowmen", "fisherman": "fishermen", "salesman": "salesmen",
+    "grandchild": "grandchildren", "housewife": "housewives", "werewolf": "werewolves", "bookshelf": "bookshelves",
+    "policewoman": "policewomen", "deer": "deer", "salmon": "salmon", "stepchild": "stepchildren", "life": "lives",
 }  # fmt: skip
 # Base: past, past participle, an object.
 _VERBS = {
@@ -52,6 +59,20 @@ _VERBS = {
     "see": ("saw", "seen", "the river"),
     "fall": ("fell", "fallen", "down the stairs"),
     "wake": ("woke", "woken", "the baby"),
+    "bite": ("bit", "bitten", "the apple"),
+    "blow": ("blew", "blown", "the whistle"),
+    "forgive": ("forgave", "forgiven", "the thief"),
+    "shake": ("shook", "shaken", "the bottle"),
+    "swim": ("swam", "swum", "across the lake"),
+    "tear": ("tore", "torn", "the letter"),
+    "ring": ("rang", "rung", "the bell"),
+    "shrink": ("shrank", "shrunk", "the shirt"),
+    "sink": ("sank", "sunk", "the ship"),
+    "rise": ("rose", "risen", "before dawn"),
+    "swear": ("swore", "sworn", "an oath"),
+    "weave": ("wove", "woven", "the basket"),
+    "do": ("did", "done", "the shopping"),
+    "go": ("went", "gone", "to the party"),
     "freeze": ("froze", "frozen", "the meat"),
 }
 _NAMES = ("Anna", "Peter", "Maria", "David", "Laura", "Simon", "Emma", "Daniel", "Julia", "Robert", "Helen", "Martin")
@@ -118,9 +139,8 @@ def _irregular_plural(rng: random.Random, noun: str) -> Pair:
     article = "an" if noun[0] in "aeiou" else "a"
     number, name = rng.choice(("two", "three", "four", "five", "six", "ten")), rng.choice(_NAMES)
     verb = rng.choice(("drew", "saw", "counted", "painted", "described", "imagined", "showed us"))
-    return Pair(
-        f"First {name} {verb} {article} {noun}, and then {number}", f"{_IRREGULAR_PLURALS[noun]}.", f"{_IRREGULAR_PLURALS[noun]}."
-    )
+    wrong = f"{noun}es" if noun.endswith("x") else f"{noun}s"
+    return Pair(f"First {name} {verb} {article} {noun}, and then {number}", f"{_IRREGULAR_PLURALS[noun]}.", f"{wrong}.")
 
 
 def _irregular_past(rng: random.Random, verb: str) -> Pair:
