@@ -1,0 +1,1 @@
+"""What was tried, what was published, what may be served: MLflow tracking, releases, the gate and the ledger."""

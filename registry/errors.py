@@ -1,0 +1,57 @@
+"""What can go wrong between a fitted adapter and a champion.
+
+RegistryError (ValueError)
+├── RegistryUnreachable    the tracking store or server does not answer, or is of a kind that is refused
+├── RefusedName            a model name that MLflow or the ledger cannot hold
+├── UnknownRelease         no such registered model, version or alias
+├── NoChampion             the model exists, but the ledger has promoted nothing
+├── DamagedRelease         a file is missing, added, changed, cut short or not finite
+├── BackboneMismatch       the release was fitted on another backbone (also adapters.errors.BackboneMismatch)
+├── PromotionRefused       the gate did not pass, or the report is about something else
+├── ChampionMoved          someone else promoted first
+└── NothingToRollBackTo    no earlier champion to return to
+"""
+
+from __future__ import annotations
+
+from adapters import errors as adapter_errors
+
+
+class RegistryError(ValueError):
+    """The root of the errors of this package."""
+
+
+class RegistryUnreachable(RegistryError):
+    pass
+
+
+class RefusedName(RegistryError):
+    pass
+
+
+class UnknownRelease(RegistryError):
+    pass
+
+
+class NoChampion(RegistryError):
+    pass
+
+
+class DamagedRelease(RegistryError):
+    pass
+
+
+class BackboneMismatch(RegistryError, adapter_errors.BackboneMismatch):
+    pass
+
+
+class PromotionRefused(RegistryError):
+    pass
+
+
+class ChampionMoved(RegistryError):
+    pass
+
+
+class NothingToRollBackTo(RegistryError):
+    pass

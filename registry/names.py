@@ -1,0 +1,90 @@
+"""Names: what a registered model may be called, and what NAME, NAME@ALIAS and NAME@VERSION mean."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from registry.errors import RefusedName, UnknownRelease
+from registry.tracking import Tracking
+
+LEDGER_SUFFIX = ".releases"
+CHAMPION = "champion"
+_VERSION = re.compile(r"v?([1-9][0-9]*)")
+
+
+@dataclass(frozen=True)
+class ReleaseName:
+    """One version of one registered model; `str()` gives NAME@VERSION."""
+
+    name: str
+    version: int
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+def checked_name(name: str) -> str:
+    """The name itself, or RefusedName."""
+    bad = next((mark for mark in "/:@" if mark in name), None)
+    if bad is not None or not name.strip() or name != name.strip():
+        raise RefusedName(
+            f"A model name is not empty and holds no '/', ':' or '@', but got {name!r}. Use a name such as medicine.coding."
+        )
+    if name.endswith(LEDGER_SUFFIX):
+        raise RefusedName(
+            f"A model name must not end in {LEDGER_SUFFIX!r}, which marks ledgers, but got {name!r}. Drop the ending."
+        )
+    return name
+
+
+def ledger_name(name: str) -> str:
+    return checked_name(name) + LEDGER_SUFFIX
+
+
+def resolve(tracking: Tracking, reference: str) -> ReleaseName:
+    """NAME is the ledger's champion, NAME@VERSION (3 or v3) that version, NAME@ALIAS what the alias points to.
+
+    `NAME@champion` is the ledger's champion too: the alias alone passed no gate.
+    """
+    from mlflow.exceptions import MlflowException
+
+    from registry.ledger import Ledger
+
+    name, _, selector = reference.partition("@")
+    checked_name(name)
+    if not selector and "@" in reference:
+        raise RefusedName(f"After '@' comes a version or an alias, but got {reference!r}. Leave out the '@' for the champion.")
+    if selector in ("", CHAMPION):
+        return ReleaseName(name, Ledger(tracking, name).champion_version())
+    matched = _VERSION.fullmatch(selector)
+    with tracking.client() as client:
+        try:
+            if matched:
+                return ReleaseName(name, int(client.get_model_version(name, matched[1]).version))
+            return ReleaseName(name, int(client.get_model_version_by_alias(name, selector).version))
+        except MlflowException as error:
+            raise unknown_release(tracking, reference) from error
+
+
+def unknown_release(tracking: Tracking, reference: str) -> UnknownRelease:
+    """The error, with the names that do exist."""
+    known = registered_names(tracking)
+    listed = ", ".join(known[:8]) or "none yet"
+    return UnknownRelease(
+        f"A release is NAME, NAME@VERSION or NAME@ALIAS of a registered model, but {reference!r} is not there "
+        f"(models: {listed}). Run `graftline status` to see versions and aliases."
+    )
+
+
+def registered_names(tracking: Tracking) -> list[str]:
+    """Every registered model that is not a ledger, sorted."""
+    names: list[str] = []
+    with tracking.client() as client:
+        token: str | None = None
+        while True:
+            page = client.search_registered_models(max_results=100, page_token=token)
+            names.extend(model.name for model in page if not model.name.endswith(LEDGER_SUFFIX))
+            token = page.token or None
+            if token is None:
+                return sorted(names)

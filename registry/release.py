@@ -1,0 +1,210 @@
+"""Releases: published versions of a registered model, never edited."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from registry.errors import BackboneMismatch, DamagedRelease, UnknownRelease
+from registry.manifest import MANIFEST, Manifest, file_digest, verify, verify_tensors
+from registry.names import ReleaseName, checked_name, unknown_release
+from registry.tracking import Tracking
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+MANIFEST_TAG, FINGERPRINT_TAG = "graftline.manifest_sha256", "graftline.backbone_fingerprint"
+MODEL_TYPE = "graftline-adapter"
+UNTRACKED = "graftline"
+
+
+@dataclass(frozen=True)
+class Release:
+    """One published version: `directory` holds its verified files and is never written to."""
+
+    name: str
+    version: int
+    directory: Path
+    manifest: Manifest
+    run_id: str | None  # the MLflow run that fitted it; None when it was published from a bare directory
+
+    @property
+    def full_name(self) -> ReleaseName:
+        return ReleaseName(self.name, self.version)
+
+
+def publish(
+    tracking: Tracking, name: str, directory: Path, run_id: str | None = None, tags: Mapping[str, str] | None = None
+) -> Release:
+    """A new version of the registered model (made when missing) from a directory with a manifest.
+
+    Whatever fails, no version, no logged model and no registered model made for it remain.
+    """
+    checked_name(name)
+    manifest = verify(directory)
+    verify_tensors(directory)
+    manifest_digest = file_digest(directory / MANIFEST)
+    fixed = {MANIFEST_TAG: manifest_digest, FINGERPRINT_TAG: manifest.backbone.fingerprint}
+    experiment_id = tracking.experiment(UNTRACKED) if run_id is None else _experiment_of(tracking, run_id)
+    with tracking.client() as client:
+        model = client.create_logged_model(
+            experiment_id, name=name, source_run_id=run_id, tags=dict(tags or {}), params=_params(manifest), model_type=MODEL_TYPE
+        )
+        made_model = False
+        try:
+            client.log_model_artifacts(model.model_id, str(directory))
+            client.finalize_logged_model(model.model_id, "READY")
+            made_model = _ensure_registered(client, name)
+            version = client.create_model_version(
+                name, source=f"models:/{model.model_id}", run_id=run_id, tags={**(tags or {}), **fixed}, model_id=model.model_id
+            )
+        except BaseException:
+            _take_back(client, model.model_id, str(model.artifact_location), name if made_model else None)
+            raise
+    cached = _place(directory, tracking.cache, manifest_digest)
+    return Release(name, int(version.version), cached, manifest, run_id)
+
+
+def load_release(tracking: Tracking, name: str, version: int) -> Release:
+    """The version's files, from the cache when they are there intact, else downloaded; verified either way."""
+    from mlflow.exceptions import MlflowException
+
+    checked_name(name)
+    with tracking.client() as client:
+        try:
+            stored = client.get_model_version(name, str(version))
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise unknown_release(tracking, str(ReleaseName(name, version))) from error
+            raise
+        expected = stored.tags.get(MANIFEST_TAG)
+        if expected is None:
+            raise UnknownRelease(
+                f"A release carries the tag {MANIFEST_TAG}, but {name}@{version} has none: "
+                "it was registered by other means. Publish it with `graftline publish`."
+            )
+        directory = _cached(tracking.cache, expected)
+        if directory is None:
+            directory = _download(client, str(stored.source), tracking.cache, expected, ReleaseName(name, version))
+    return Release(name, version, directory, verify(directory), stored.run_id or None)
+
+
+def check_backbone(release: Release, fingerprint: str) -> None:
+    """BackboneMismatch unless the release was fitted on exactly these stored weights, tokenizer and template."""
+    fitted_on = release.manifest.backbone
+    if fitted_on.fingerprint != fingerprint:
+        raise BackboneMismatch(
+            f"Release {release.full_name} was fitted on {fitted_on.fingerprint[:12]}, this backbone is {fingerprint[:12]}. "
+            f"Load {fitted_on.name!r} or fit the recipe again."
+        )
+
+
+def _experiment_of(tracking: Tracking, run_id: str) -> str:
+    with tracking.client() as client:
+        return str(client.get_run(run_id).info.experiment_id)
+
+
+def _params(manifest: Manifest) -> dict[str, str]:
+    return {
+        "backbone": manifest.backbone.name,
+        "adapters": ",".join(manifest.profile.adapters),
+        "scale": f"{manifest.profile.scale:g}",
+        "format_version": str(manifest.format_version),
+    }
+
+
+def _ensure_registered(client: MlflowClient, name: str) -> bool:
+    """Whether this call made the registered model."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+        return True
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return False
+
+
+def _take_back(client: MlflowClient, model_id: str, location: str, made_name: str | None) -> None:
+    """Undoes what can be undone; the first error is the one worth telling, so later ones stay quiet."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.delete_logged_model(model_id)
+        if made_name is not None and not client.search_model_versions(f"name='{made_name}'", max_results=1):
+            client.delete_registered_model(made_name)
+    except MlflowException:
+        pass
+    parts = urlsplit(location)
+    if parts.scheme in ("", "file"):
+        # .../models/<id>/artifacts: the folder named by the id is this model's alone.
+        shutil.rmtree(Path(unquote(parts.path)).parent, ignore_errors=True)
+
+
+def _cached(cache: Path, manifest_digest: str) -> Path | None:
+    directory = cache / manifest_digest
+    if not directory.is_dir():
+        return None
+    try:
+        _prove(directory, manifest_digest)
+    except DamagedRelease:
+        shutil.rmtree(directory, ignore_errors=True)  # a copy: the registry still has the original
+        return None
+    return directory
+
+
+def _download(client: MlflowClient, source: str, cache: Path, manifest_digest: str, full_name: ReleaseName) -> Path:
+    from mlflow.artifacts import download_artifacts
+
+    # The store keeps no model id with a version: it is the last part of the source models:/m-...
+    location = client.get_logged_model(source.removeprefix("models:/")).artifact_location
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            found = Path(download_artifacts(artifact_uri=location, dst_path=scratch))
+        except OSError as error:
+            raise DamagedRelease(
+                f"The files of {full_name} must be at {location}, but cannot be read ({error}). Restore them or publish again."
+            ) from error
+        return _place(found, cache, manifest_digest)
+
+
+def _place(source: Path, cache: Path, manifest_digest: str) -> Path:
+    """A read-only, verified copy under the digest of its manifest; readers see all of it or nothing."""
+    target = cache / manifest_digest
+    if target.is_dir():
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=cache, prefix=".part-"))
+    try:
+        copy = part / "files"
+        shutil.copytree(source, copy)
+        _prove(copy, manifest_digest)
+        verify_tensors(copy)
+        for file in copy.rglob("*"):
+            if file.is_file():
+                file.chmod(0o444)
+        try:
+            os.rename(copy, target)
+        except OSError:  # another process was first
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return target
+
+
+def _prove(directory: Path, manifest_digest: str) -> None:
+    verify(directory)
+    found = file_digest(directory / MANIFEST)
+    if found != manifest_digest:
+        raise DamagedRelease(
+            f"The manifest of a release must match the digest in the registry, but {directory / MANIFEST} has {found[:12]}, "
+            f"not {manifest_digest[:12]}. Publish the release again from an intact copy."
+        )

@@ -1,0 +1,247 @@
+"""Tracking: runs and their numbers in MLflow, addressed by run id, with no state but the store's own."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import socket
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
+
+from registry.errors import RegistryUnreachable
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
+CONNECT_TIMEOUT_S = 5.0
+# MLflow retries for minutes by default; whoever waits at a terminal wants the sentence instead.
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
+_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
+_MAX_PARAMS, _MAX_METRICS = 100, 1000
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """One MLflow store. `artifact_root` is None where a server decides; `cache` keeps downloaded releases."""
+
+    uri: str
+    artifact_root: str | None
+    cache: Path
+
+    @classmethod
+    def at(cls, home: Path, uri: str | None = None) -> Tracking:
+        """The store of a home directory (`mlflow.db` and `artifacts/` in it), or the one at `uri` with its cache there."""
+        home = home.expanduser().absolute()
+        if uri is None or uri == f"sqlite:///{home / 'mlflow.db'}":
+            return cls(f"sqlite:///{home / 'mlflow.db'}", str(home / "artifacts"), home / "releases")
+        served = urlsplit(uri).scheme in ("http", "https")
+        return cls(uri, None if served else str(home / "artifacts"), home / "releases")
+
+    def create(self) -> Tracking:
+        """Makes the store where there is none, and proves that it answers. Call it before starting other processes."""
+        with self.client() as client:
+            client.search_experiments(max_results=1)
+        return self
+
+    @contextmanager
+    def client(self) -> Iterator[MlflowClient]:
+        """MLflow's client for a few calls; the store being out of reach is one error, whatever the calls were."""
+        _ensure_reachable(self.uri)
+        try:
+            mlflow_client = _client(self.uri)
+        except Exception as error:
+            raise _unreachable(self.uri, _first_line(error)) from error
+        from mlflow.exceptions import MlflowException
+
+        try:
+            yield mlflow_client
+        except MlflowException as error:
+            if _is_lost_connection(error):
+                raise _unreachable(self.uri, _first_line(error)) from error
+            raise
+
+    def experiment(self, name: str) -> str:
+        """The id of the experiment, made when missing."""
+        from mlflow.exceptions import MlflowException
+
+        with self.client() as client:
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                location = None if self.artifact_root is None else f"{self.artifact_root}/{_folder(name)}"
+                try:
+                    return str(client.create_experiment(name, artifact_location=location))
+                except MlflowException:  # another process was first
+                    found = client.get_experiment_by_name(name)
+                    if found is None:
+                        raise
+            return str(found.experiment_id)
+
+    def start_run(
+        self, experiment: str, name: str, *, parent: str | None = None, tags: Mapping[str, str] | None = None
+    ) -> str:
+        """The id of a new run in the named experiment; with `parent`, a child of that run, from any process."""
+        from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
+
+        every_tag = {**(tags or {}), MLFLOW_RUN_NAME: name}
+        if parent is not None:
+            every_tag[MLFLOW_PARENT_RUN_ID] = parent
+        experiment_id = self.experiment(experiment)
+        with self.client() as client:
+            return str(client.create_run(experiment_id, run_name=name, tags=every_tag).info.run_id)
+
+    def log_params(self, run_id: str, params: Mapping[str, object]) -> None:
+        from mlflow.entities import Param
+
+        entries = [Param(key, str(value)) for key, value in params.items()]
+        with self.client() as client:
+            for start in range(0, len(entries), _MAX_PARAMS):
+                client.log_batch(run_id, params=entries[start : start + _MAX_PARAMS])
+
+    def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
+        from mlflow.entities import Metric
+
+        now_ms = int(time.time() * 1000)
+        entries = [Metric(key, float(value), now_ms, step) for key, value in metrics.items()]
+        with self.client() as client:
+            for start in range(0, len(entries), _MAX_METRICS):
+                client.log_batch(run_id, metrics=entries[start : start + _MAX_METRICS])
+
+    def set_tags(self, run_id: str, tags: Mapping[str, object]) -> None:
+        from mlflow.entities import RunTag
+
+        entries = [RunTag(key, str(value)) for key, value in tags.items()]
+        with self.client() as client:
+            for start in range(0, len(entries), _MAX_PARAMS):
+                client.log_batch(run_id, tags=entries[start : start + _MAX_PARAMS])
+
+    def log_artifact(self, run_id: str, path: Path, folder: str | None = None) -> None:
+        """One file, or a directory with all that is in it."""
+        with self.client() as client:
+            if path.is_dir():
+                client.log_artifacts(run_id, str(path), folder)
+            else:
+                client.log_artifact(run_id, str(path), folder)
+
+    def log_dict(self, run_id: str, value: Mapping[str, object], file: str) -> None:
+        with self.client() as client:
+            client.log_dict(run_id, dict(value), file)
+
+    def log_text(self, run_id: str, text: str, file: str) -> None:
+        with self.client() as client:
+            client.log_text(run_id, text, file)
+
+    def end_run(self, run_id: str, status: RunStatus = "FINISHED") -> None:
+        with self.client() as client:
+            client.set_terminated(run_id, status)
+
+
+def _client(uri: str) -> MlflowClient:
+    _quiet_import()
+    import mlflow
+
+    # The registry's SQL store looks logged models up through the process's own tracking URI, whatever the client's is.
+    if mlflow.get_tracking_uri() != uri:
+        mlflow.set_tracking_uri(uri)
+    if uri.startswith("sqlite:"):
+        _made_once(uri)
+    return mlflow.MlflowClient(uri, registry_uri=uri)
+
+
+@cache
+def _quiet_import() -> None:
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations inside MLflow, which no user of ours can act on
+        import mlflow.store.model_registry.sqlalchemy_store
+        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+    for logger in ("mlflow.store.db.utils", "mlflow.tracking._model_registry.client", "alembic"):
+        logging.getLogger(logger).setLevel(logging.WARNING)
+
+
+@cache
+def _made_once(uri: str) -> None:
+    """Tables are made under a lock: of several processes on a fresh SQLite file, MLflow lets only one live."""
+    import mlflow
+
+    file = _sqlite_file(uri)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with (file.parent / f".{file.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        mlflow.MlflowClient(uri, registry_uri=uri).search_experiments(max_results=1)
+
+
+def _ensure_reachable(uri: str) -> None:
+    """Looks before MLflow does, whose own first look retries for minutes."""
+    scheme = urlsplit(uri).scheme.split("+")[0]
+    if scheme == "sqlite":
+        _ensure_sqlite(uri)
+    elif scheme in _PORTS:
+        address = urlsplit(uri)
+        try:
+            where = (address.hostname or "localhost", address.port or _PORTS[scheme])
+            socket.create_connection(where, timeout=CONNECT_TIMEOUT_S).close()
+        except OSError as error:
+            raise _unreachable(uri, str(error)) from error
+    else:
+        raise RegistryUnreachable(
+            f"The tracking store must be sqlite:///FILE, http(s)://SERVER, postgresql://... or mysql://..., but got {uri!r}. "
+            "A plain directory (MLflow's file store) cannot hold a ledger: leave the URI out to use mlflow.db in the home."
+        )
+
+
+def _ensure_sqlite(uri: str) -> None:
+    file = _sqlite_file(uri)
+    try:
+        if file.exists():
+            with file.open("r+b") as opened:
+                header = opened.read(16)
+            if header and not header.startswith(b"SQLite format 3"):
+                raise _unreachable(uri, f"{file} is not an SQLite database")
+        else:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if not os.access(file.parent, os.W_OK):
+                raise _unreachable(uri, f"{file.parent} is not writable")
+    except OSError as error:
+        raise _unreachable(uri, str(error)) from error
+
+
+def _sqlite_file(uri: str) -> Path:
+    return Path(uri.split("?")[0].removeprefix("sqlite:///"))
+
+
+def _unreachable(uri: str, reason: str) -> RegistryUnreachable:
+    safe = urlsplit(uri)
+    shown = uri.replace(f":{safe.password}@", ":***@") if safe.password else uri
+    return RegistryUnreachable(
+        f"The MLflow registry must answer, but {shown} does not ({reason}). "
+        "Start the server, correct the tracking URI, or leave it out to use the SQLite store in the home directory."
+    )
+
+
+def _is_lost_connection(error: Exception) -> bool:
+    text = str(error)
+    lost = "failed with exception" in text or "failed with timeout exception" in text
+    return lost or getattr(error, "error_code", "") == "TEMPORARILY_UNAVAILABLE"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def _folder(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)
