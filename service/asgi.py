@@ -89,7 +89,7 @@ def invalid_request(error: RequestValidationError) -> ApiError:
         return ApiError(400, "The body must be a JSON object, but it is not JSON. Check its quotes and commas.", "invalid_json")
     path = [str(part) for part in first["loc"] if part != "body"]
     if not path:
-        return ApiError(400, f"The body must be a JSON object: {first['msg']}.", "invalid_request")
+        return ApiError(400, "The body must be a JSON object, sent with Content-Type: application/json.", "invalid_request")
     message = f"{'.'.join(path)} does not fit: {first['msg'].removeprefix('Value error, ')}."
     return ApiError(400, message, "missing_parameter" if first["type"] == "missing" else "invalid_value", path[0])
 

@@ -9,7 +9,8 @@ from adapters.errors import AdapterError
 from engine.engine import EngineError, NotFinite, PromptTooLong
 
 
-@dataclass(frozen=True)
+# Not frozen: whoever passes an exception on writes its traceback into it.
+@dataclass(eq=False)
 class ApiError(Exception):
     """What an endpoint answers instead of a completion."""
 
