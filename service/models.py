@@ -171,11 +171,11 @@ class ServedModels:
 
     def _take(self, model: str) -> _Slot | None:
         """The loaded release with one more use, or None when it must be fetched first."""
-        name, _, selector = model.partition("@")
+        name, at, selector = model.partition("@")
         with self._state:
             if model == self._backbone.served.id:
                 slot: _Slot | None = self._backbone
-            elif name not in self._known:
+            elif name not in self._known or (at and not selector):
                 raise self._unknown(model)
             elif selector in ("", CHAMPION):
                 if name not in self._champions:

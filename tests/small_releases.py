@@ -1,0 +1,57 @@
+"""Releases for tests: small random adapters with whole manifests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from adapters.adapter import Adapter
+from adapters.backbone import Backbone
+from adapters.lora import LoRA, LoRASpec
+from adapters.softcot import SoftCoT, SoftCoTSpec
+from engine.profile import DecodingPolicy, Profile
+from registry.manifest import BackboneIdentity, Manifest, ProfileDescription, TrainingHashes, write_manifest
+
+
+def random_lora(backbone: Backbone, seed: int, size: float = 0.3) -> LoRA:
+    """A LoRA that changes what the backbone writes."""
+    lora = LoRA(LoRASpec(rank=4, alpha=8, seed=seed))
+    generator = torch.Generator().manual_seed(seed)
+    with lora.attach(backbone), torch.no_grad():
+        for parameter in lora.parameters():
+            parameter.copy_(size * torch.randn(parameter.shape, generator=generator))
+    return lora
+
+
+def random_thoughts(backbone: Backbone, seed: int) -> SoftCoT:
+    softcot = SoftCoT(SoftCoTSpec(num_thoughts=3, assistant_layers=1, seed=seed))
+    generator = torch.Generator().manual_seed(seed)
+    with softcot.attach(backbone), torch.no_grad():
+        for parameter in softcot.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator))
+    return softcot
+
+
+def write_release(
+    directory: Path, backbone: Backbone, *adapters: Adapter, fingerprint: str | None = None, policy: DecodingPolicy | None = None
+) -> Manifest:
+    """The files of a release; `fingerprint` claims another backbone."""
+    Profile(adapters, policy or DecodingPolicy()).save(directory)
+    return complete(directory, backbone, fingerprint)
+
+
+def complete(directory: Path, backbone: Backbone, fingerprint: str | None = None) -> Manifest:
+    """Writes manifest and card over the adapter files that are there."""
+    nothing = TrainingHashes(frozenset(), frozenset())
+    return write_manifest(
+        directory,
+        backbone=BackboneIdentity(name=backbone.name, fingerprint=fingerprint or backbone.fingerprint, dtype="float32"),
+        profile=ProfileDescription(adapters=("lora",)),
+        recipe={"name": "small"},
+        task={"name": "small"},
+        data_digests={},
+        lock_digest="0" * 64,
+        seeds={"fit": 0},
+        training=nothing,
+    )
