@@ -61,10 +61,14 @@ class Completion:
 
 @dataclass(frozen=True)
 class Continuation:
-    """What `score` is asked: the log-probability of `ids` after `prompt_ids`."""
+    """What `score` is asked: the log-probability of `ids[scored_from:]` after `prompt_ids` and the ids before.
+
+    `prompt_ids` is what the profile transforms: soft thoughts depend on it, and not on `ids`.
+    """
 
     prompt_ids: tuple[int, ...]
     ids: tuple[int, ...]
+    scored_from: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,11 +98,14 @@ class Engine(Protocol):
         ...
 
     def complete(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
-        """Runs the requests to their ends in shared batches, in the caller's thread."""
+        """Runs the requests to their ends in shared batches; the same call gives the same results, bit for bit.
+
+        A request without a seed draws with its place in the call as the seed. Raises the first error of a row.
+        """
         ...
 
     def score(self, continuations: Sequence[Continuation], profile: str | None = None) -> list[tuple[float, ...]]:
-        """Natural-log probability of every continuation token; shared prefixes are computed once."""
+        """Natural-log probability of every continuation token from `scored_from` on; shared prefixes are computed once."""
         ...
 
     @property

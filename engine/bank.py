@@ -1,0 +1,113 @@
+"""The adapter bank: low-rank updates of many profiles over one model, each applied to its own rows of a batch.
+
+Updates are kept by name, each in its own rank, and a batch is worked off profile by profile: two plain products for each
+profile that is present. Gathering stacked weights by row instead would copy every row's A and B in every layer and step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from torch.utils.hooks import RemovableHandle
+
+from adapters.adapter import Contribution, LowRank
+from adapters.errors import DamagedAdapter, RefusedAdapter
+
+# Legend: B rows of the batch, T tokens, R rank, I in, O out
+
+BASE = ""  # the name of rows without any update
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of the batch that one profile owns; None: all of them."""
+
+    name: str
+    rows: Tensor | None
+
+
+class AdapterBank:
+    """Hooks sit on the linear layers that a loaded profile targets, and do nothing for rows of the base."""
+
+    def __init__(self, linears: Mapping[str, nn.Linear], dtype: torch.dtype) -> None:
+        self._linears = dict(linears)
+        self._dtype = dtype
+        self._updates: dict[str, dict[str, LowRank]] = {}  # by module path, then by name
+        self._hooks: dict[str, RemovableHandle] = {}
+        self._present: tuple[_Rows, ...] = ()
+
+    def load(self, name: str, contribution: Contribution) -> None:
+        """All of it or nothing: every update is checked before the first is stored. Replaces what the name had."""
+        ready = {path: self._checked(name, path, update) for path, update in contribution.low_rank.items()}
+        self.unload(name)
+        for path, update in ready.items():
+            self._updates.setdefault(path, {})[name] = update
+            if path not in self._hooks:
+                self._hooks[path] = self._linears[path].register_forward_hook(self._hook(self._updates[path]))
+
+    def unload(self, name: str) -> None:
+        for updates in self._updates.values():
+            updates.pop(name, None)
+
+    def close(self) -> None:
+        """Removes every hook: the model computes as if the bank had never been."""
+        for hook in self._hooks.values():
+            hook.remove()
+        self._hooks.clear()
+        self._updates.clear()
+
+    @contextmanager
+    def rows(self, names: Sequence[str]) -> Iterator[None]:
+        """Inside, row i of the batch computes with the update called `names[i]`."""
+        self._present = tuple(self._split(names))
+        try:
+            yield
+        finally:
+            self._present = ()
+
+    def _split(self, names: Sequence[str]) -> Iterator[_Rows]:
+        for name in sorted(set(names) - {BASE}):
+            rows = [row for row, owner in enumerate(names) if owner == name]
+            device = next(iter(self._linears.values())).weight.device
+            yield _Rows(name, None if len(rows) == len(names) else torch.tensor(rows, device=device))
+
+    def _hook(self, updates: Mapping[str, LowRank]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            for present in self._present:
+                update = updates.get(present.name)
+                if update is None:
+                    continue
+                if present.rows is None:
+                    inner = linear(inputs[0], update.a_RI)
+                    output.view(-1, output.shape[-1]).addmm_(inner.flatten(0, -2), update.b_OR.T)
+                else:
+                    inner = linear(inputs[0].index_select(0, present.rows), update.a_RI)
+                    output.index_add_(0, present.rows, linear(inner, update.b_OR))
+
+        return add
+
+    def _checked(self, name: str, path: str, update: LowRank) -> LowRank:
+        target = self._linears.get(path)
+        if target is None:
+            raise RefusedAdapter(
+                f"An adapter updates linear layers of this backbone, but {name!r} has weights for {path!r}, which is none of "
+                f"its {len(self._linears)}. Load the backbone that it was fitted on."
+            )
+        if (update.a_RI.shape[1], update.b_OR.shape[0]) != (target.in_features, target.out_features):
+            raise RefusedAdapter(
+                f"{path} maps {target.in_features} to {target.out_features}, but the update of {name!r} maps "
+                f"{update.a_RI.shape[1]} to {update.b_OR.shape[0]}. Load the backbone that it was fitted on."
+            )
+        if not (torch.isfinite(update.a_RI).all() and torch.isfinite(update.b_OR).all()):
+            raise DamagedAdapter(
+                f"Weights must be finite, but those of {name!r} at {path} hold NaN or infinity. The fit that made them "
+                "diverged: fit again with a lower learning rate."
+            )
+        # A copy: live weights of a fit must not change under a running batch.
+        a_RI, b_OR = (part.detach().to(target.weight.device, self._dtype, copy=True) for part in (update.a_RI, update.b_OR))
+        return LowRank(a_RI, b_OR)

@@ -1,0 +1,80 @@
+"""One request while it runs: what it has written, and who listens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from adapters.adapter import Prompt
+from engine.engine import Completion, Delta, FinishReason
+from engine.sampling import Sampler
+from engine.text import TextStream
+
+
+@dataclass(eq=False)
+class Row:
+    """`name` is the profile's name, or the bank's BASE. `listener` is told every delta and, at the end, an error if there is one."""
+
+    name: str
+    prompt: Prompt
+    prompt_tokens: int
+    max_new_tokens: int
+    stop_ids: frozenset[int]
+    sampler: Sampler
+    stream: TextStream
+    listener: Callable[[Delta | Exception], None] | None = None
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    error: Exception | None = None
+    cancelled: bool = False  # set from any thread; obeyed before the next step
+
+    @property
+    def is_finished(self) -> bool:
+        return self.finish_reason is not None or self.error is not None
+
+    @property
+    def length(self) -> int:
+        """Places in the cache once the last token has been read."""
+        return len(self.prompt.ids) + len(self.token_ids)
+
+    @property
+    def max_length(self) -> int:
+        return len(self.prompt.ids) + self.max_new_tokens
+
+    def take(self, token_id: int, logprob: float) -> None:
+        """One more token; the row finishes on a stop token, a stop text or its last allowed token."""
+        self.token_ids.append(token_id)
+        self.logprobs.append(logprob)
+        self.stream.add(token_id)
+        ended = token_id in self.stop_ids
+        final = ended or len(self.token_ids) == self.max_new_tokens
+        needed = final or self.listener is not None or self.stream.has_stop
+        text = self.stream.advance(final=final) if needed else ""
+        if ended or self.stream.stopped:
+            self.finish_reason = "stop"
+        elif final:
+            self.finish_reason = "length"
+        self.texts.append(text)
+        self._tell(Delta(text, token_id, logprob, self.finish_reason))
+
+    def cancel(self) -> None:
+        self.finish_reason = "cancelled"
+        self._tell(Delta("", None, None, "cancelled"))
+
+    def fail(self, error: Exception) -> None:
+        self.error = error
+        self._tell(error)
+
+    def completion(self) -> Completion:
+        if self.error is not None:
+            raise self.error
+        assert self.finish_reason is not None
+        return Completion(
+            "".join(self.texts), tuple(self.token_ids), tuple(self.logprobs), self.finish_reason, self.prompt_tokens
+        )
+
+    def _tell(self, said: Delta | Exception) -> None:
+        if self.listener is not None:
+            self.listener(said)

@@ -1,0 +1,113 @@
+"""Scoring: the log-probability of given continuations, with every shared prefix computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adapters.adapter import Prompt
+from engine.bank import AdapterBank
+from engine.engine import Continuation
+from engine.trie import Place, Trie, batches, plant
+from engine.twin import Twin
+
+# Legend: B trees, N nodes, H hidden, Q asked places, V vocabulary
+
+MAX_NODES = 1024  # a tree's mask is quadratic in its nodes
+_LOGIT_ROWS = 256  # places whose logits exist at the same time
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be computed, batch by batch, and how it is read off."""
+
+    continuations: tuple[Continuation, ...]
+    trees: list[Trie]
+    places: list[Place]
+    starts: tuple[int, ...]  # the place of each continuation's first token in its sequence
+    soft_KH: Tensor | None
+    batches: tuple[tuple[int, ...], ...]
+
+    @property
+    def num_nodes(self) -> int:
+        return sum(map(len, self.trees))
+
+    @property
+    def num_unshared(self) -> int:
+        return sum(len(place.nodes) for place in self.places)
+
+    def asked(self, index: int) -> Iterator[tuple[int, int]]:
+        """The node that each returned token is read from, and the token."""
+        continuation, nodes = self.continuations[index], self.places[index].nodes
+        for offset in range(continuation.scored_from, len(continuation.ids)):
+            yield nodes[self.starts[index] + offset - 1], continuation.ids[offset]
+
+
+def lay_out(continuations: Sequence[Continuation], prompts: Sequence[Prompt], max_batch_tokens: int) -> Work:
+    """`prompts` are the continuations' prompts as the profile has the backbone read them; equal ones are one object."""
+    soft: dict[int, int] = {}  # id of a prompt to the first of its soft vectors in the table
+    table: list[Tensor] = []
+    sequences, starts = [], []
+    for continuation, prompt in zip(continuations, prompts, strict=True):
+        keys = list(prompt.ids)
+        if prompt.soft_KH is not None:
+            if id(prompt) not in soft:
+                soft[id(prompt)] = sum(map(len, table))
+                table.append(prompt.soft_KH)
+            first = soft[id(prompt)]
+            for offset in range(len(prompt.soft_KH)):
+                keys[prompt.soft_at + offset] = -1 - first - offset
+        # Nothing is read from the last token, so it needs no node.
+        sequences.append((*keys, *continuation.ids[:-1]))
+        starts.append(len(keys))
+    trees, places = plant(sequences, starts, MAX_NODES)
+    packed = tuple(tuple(batch) for batch in batches([len(tree) for tree in trees], max_batch_tokens))
+    return Work(tuple(continuations), trees, places, tuple(starts), torch.cat(table) if table else None, packed)
+
+
+def score_batch(work: Work, batch: Sequence[int], twin: Twin, bank: AdapterBank, name: str) -> dict[int, tuple[float, ...]]:
+    """Log-probabilities of the continuations whose trees are in the batch, by their index."""
+    row_of = {tree: row for row, tree in enumerate(batch)}
+    members = [index for index, place in enumerate(work.places) if place.tree in row_of]
+    asked = [(row_of[work.places[index].tree], node, token) for index in members for node, token in work.asked(index)]
+    with twin.running(), bank.rows([name] * len(batch)):
+        states_BNH = _states([work.trees[tree] for tree in batch], work.soft_KH, twin)
+        logprobs = _read(states_BNH, asked, twin)
+    taken = iter(logprobs)
+    return {index: tuple(next(taken) for _ in work.asked(index)) for index in members}
+
+
+def _states(trees: Sequence[Trie], soft_KH: Tensor | None, twin: Twin) -> Tensor:
+    width = max(map(len, trees))
+    keys_BN = torch.tensor([tree.keys + [0] * (width - len(tree)) for tree in trees], device=twin.device)
+    depths_BN = torch.tensor([tree.depths + [0] * (width - len(tree)) for tree in trees], device=twin.device)
+    # Padding reads itself alone: a query without any key would be NaN.
+    mask_BNN = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)
+    for row, tree in enumerate(trees):
+        mask_BNN[row, : len(tree), : len(tree)] = tree.ancestors_NN()
+    embeds_BNH = twin.embeddings(keys_BN.clamp(min=0))
+    if soft_KH is not None:
+        soft_BN = keys_BN < 0
+        embeds_BNH[soft_BN] = soft_KH.to(embeds_BNH)[-1 - keys_BN[soft_BN]]
+    return twin.states(embeds_BNH, depths_BN, mask_BNN[:, None].to(twin.device))
+
+
+def _read(states_BNH: Tensor, asked: Sequence[tuple[int, int, int]], twin: Twin) -> list[float]:
+    """Log-softmax at the asked tokens; a place that is asked twice is computed once."""
+    places = sorted({(row, node) for row, node, _ in asked})
+    slot = {place: index for index, place in enumerate(places)}
+    rows, nodes = (torch.tensor(part, device=twin.device) for part in zip(*places, strict=True))
+    states_PH = states_BNH[rows, nodes]
+    slots_Q = torch.tensor([slot[row, node] for row, node, _ in asked], device=twin.device)
+    tokens_Q = torch.tensor([token for *_, token in asked], device=twin.device)
+    logprobs_Q = torch.empty(len(asked), device=twin.device)
+    for low in range(0, len(places), _LOGIT_ROWS):
+        logits_PV = twin.logits(states_PH[low : low + _LOGIT_ROWS])
+        norms_P = logits_PV.logsumexp(dim=-1)
+        here_Q = (slots_Q >= low) & (slots_Q < low + _LOGIT_ROWS)
+        local_Q = slots_Q[here_Q] - low
+        logprobs_Q[here_Q] = logits_PV[local_Q, tokens_Q[here_Q]] - norms_P[local_Q]
+    return [float(value) for value in logprobs_Q.cpu()]

@@ -1,0 +1,275 @@
+"""The PyTorch engine: one frozen backbone, many named profiles, rows of all of them in one batch."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from adapters.adapter import Prompt, Stack
+from adapters.backbone import Backbone
+from adapters.errors import DamagedAdapter
+from engine.bank import BASE, AdapterBank
+from engine.engine import (
+    Completion,
+    Continuation,
+    Delta,
+    Engine,
+    EngineError,
+    EngineStats,
+    GenerationRequest,
+    NotFinite,
+    PromptTooLong,
+    UnknownProfile,
+)
+from engine.loop import StepLoop
+from engine.profile import Profile
+from engine.row import Row
+from engine.sampling import Sampler
+from engine.scheduler import Scheduler
+from engine.score import lay_out, score_batch
+from engine.text import TextStream
+from engine.twin import Precision, Twin
+
+T = TypeVar("T")
+
+
+class TorchEngine:
+    """Calls come from any thread. Until the first `generate`, work runs in the caller's; from then on in the step loop's."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        max_rows: int = 32,
+        precision: Precision | None = None,
+        max_batch_tokens: int = 4096,
+        max_cache_tokens: int = 65536,
+    ) -> None:
+        """`max_batch_tokens` bounds one forward, `max_cache_tokens` the rows times the longest of them."""
+        self.backbone = backbone
+        self._twin = Twin(backbone, precision)
+        self._bank = AdapterBank(self._twin.linears(), self._twin.dtype)
+        self._profiles: dict[str, Profile] = {}
+        self._limits = (max_rows, max_batch_tokens, max_cache_tokens)
+        self._lock = threading.RLock()
+        self._scheduler = Scheduler(self._twin, self._bank, *self._limits)
+        self._loop: StepLoop | None = None
+        self._generated: Counter[str] = Counter()
+        self._scored = self._scored_unshared = 0
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        return frozenset({"lora", "softcot", "score", "generate"})
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        return tuple(self._profiles)
+
+    def load(self, name: str, profile: Profile) -> None:
+        """Atomic. A name that has rows in flight is not replaced."""
+        if not name:
+            raise EngineError("A profile needs a name: the empty one is the backbone.")
+        self._run(lambda: self._load(name, profile))
+
+    def refresh(self, name: str) -> None:
+        self._run(lambda: self._load(name, self._profile(name)))
+
+    def unload(self, name: str) -> None:
+        """Refused while the name has rows in flight: wait for them, or close their iterators."""
+
+        def work() -> None:
+            self._profile(name)
+            self._refuse_busy(name)
+            self._bank.unload(name)
+            del self._profiles[name]
+
+        self._run(work)
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
+        loop = self._started_loop()
+        heard: asyncio.Queue[Delta | Exception] = asyncio.Queue()
+        here = asyncio.get_running_loop()
+
+        def submit() -> Row:
+            row = self._row(request, secrets.randbits(63) if request.seed is None else request.seed)
+            row.listener = lambda said: _tell(here, heard, row, said)
+            self._scheduler.submit(row)
+            return row
+
+        submitted = loop.call(submit)
+        try:
+            await asyncio.wrap_future(submitted)
+            while True:
+                said = await heard.get()
+                if isinstance(said, Exception):
+                    raise said
+                yield said
+                if said.finish_reason is not None:
+                    return
+        finally:
+            submitted.add_done_callback(_cancel_row)
+
+    def complete(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        seeds = [index if request.seed is None else request.seed for index, request in enumerate(requests)]
+        rows = self._run(lambda: [self._row(request, seed) for request, seed in zip(requests, seeds, strict=True)])
+        # The longest first: a batch then holds rows of like length, and ends with short ones.
+        queue = sorted(rows, key=lambda row: -row.max_length)
+        if self._loop is not None:
+            self._loop.wait_for(lambda: [self._scheduler.submit(row) for row in queue], lambda: all(r.is_finished for r in rows))
+        else:
+            with self._lock:
+                scheduler = Scheduler(self._twin, self._bank, *self._limits)
+                scheduler.waiting.extend(queue)
+                while scheduler.is_busy:
+                    scheduler.step()
+                self._generated.update(scheduler.generated)
+        return [row.completion() for row in rows]
+
+    def score(self, continuations: Sequence[Continuation], profile: str | None = None) -> list[tuple[float, ...]]:
+        if not continuations:
+            return []
+        name = profile or BASE
+        work = self._run(lambda: lay_out(continuations, self._prompts(continuations, profile), self._limits[1]))
+        found: dict[int, tuple[float, ...]] = {}
+        for batch in work.batches:
+            # One call a batch: rows that stream get their steps in between.
+            found.update(self._run(partial(score_batch, work, batch, self._twin, self._bank, name)))
+        self._scored += work.num_nodes
+        self._scored_unshared += work.num_unshared
+        return [found[index] for index in range(len(continuations))]
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            running=len(self._scheduler.running),
+            waiting=len(self._scheduler.waiting),
+            generated_tokens=dict(self._generated + self._scheduler.generated),
+            scored_tokens=self._scored,
+            scored_tokens_unshared=self._scored_unshared,
+        )
+
+    def close(self) -> None:
+        """Ends what runs, and lets go of the twin's hooks. The backbone was never touched."""
+        if self._loop is not None:
+            self._loop.close()
+        with self._lock:
+            self._scheduler.fail(EngineError("The engine was closed while this request ran. Send it again."))
+            self._bank.close()
+            self._profiles.clear()
+
+    def _run(self, work: Callable[[], T]) -> T:
+        """In the step loop's thread when there is one, else here."""
+        if self._loop is not None and not self._loop.is_here:
+            return self._loop.call(work).result()
+        with self._lock:
+            return work()
+
+    def _started_loop(self) -> StepLoop:
+        if self._loop is None:
+            self._loop = StepLoop(self._scheduler, self._lock)
+        return self._loop
+
+    def _load(self, name: str, profile: Profile) -> None:
+        self._refuse_busy(name)
+        with torch.no_grad():
+            probe = profile.transform(self.backbone, self.backbone.chat_ids("?"))
+        if probe.soft_KH is not None and not torch.isfinite(probe.soft_KH).all():
+            raise DamagedAdapter(
+                f"Weights must be finite, but the soft thoughts of {name!r} hold NaN or infinity. The fit that made them "
+                "diverged: fit again with a lower learning rate."
+            )
+        self._bank.load(name, Stack(profile.adapters).contribution())
+        self._profiles[name] = profile
+
+    def _refuse_busy(self, name: str) -> None:
+        count = self._scheduler.rows_of(name)
+        if count:
+            raise EngineError(
+                f"A profile changes only while no request uses it, but {name!r} has {count} in flight. "
+                "Wait for them, or load under another name."
+            )
+
+    def _profile(self, name: str) -> Profile:
+        if name not in self._profiles:
+            known = ", ".join(sorted(self._profiles)) or "none"
+            raise UnknownProfile(f"No profile is loaded under {name!r}. Loaded: {known}. Load it first.")
+        return self._profiles[name]
+
+    def _row(self, request: GenerationRequest, seed: int) -> Row:
+        policy = Profile().policy if request.profile is None else self._profile(request.profile).policy
+        if request.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, but got {request.max_new_tokens}.")
+        temperature = policy.temperature if request.temperature is None else request.temperature
+        top_p = policy.top_p if request.top_p is None else request.top_p
+        prompt = self._prompt(request.prompt_ids, request.profile, request.max_new_tokens)
+        return Row(
+            name=request.profile or BASE,
+            prompt=prompt,
+            prompt_tokens=len(request.prompt_ids),
+            max_new_tokens=request.max_new_tokens,
+            stop_ids=self.backbone.stop_ids,
+            sampler=Sampler.seeded(temperature, top_p, seed),
+            stream=TextStream(self.backbone.decode, request.stop),
+        )
+
+    def _prompts(self, continuations: Sequence[Continuation], profile: str | None) -> list[Prompt]:
+        """One object for equal prompts: their soft thoughts are then the same nodes."""
+        prompts: dict[tuple[int, ...], Prompt] = {}
+        for continuation in continuations:
+            if not 0 <= continuation.scored_from < len(continuation.ids):
+                raise ValueError(
+                    f"`0 <= scored_from < len(ids)` must hold, but got {continuation.scored_from} and {len(continuation.ids)} ids."
+                )
+            key = continuation.prompt_ids
+            if key not in prompts:
+                prompts[key] = self._prompt(key, profile, 0)
+            self._refuse_too_long(len(prompts[key].ids), len(continuation.ids))
+        return [prompts[continuation.prompt_ids] for continuation in continuations]
+
+    def _prompt(self, ids: tuple[int, ...], profile: str | None, num_more: int) -> Prompt:
+        if not ids:
+            raise ValueError("A prompt has at least one token. Begin with the chat template, or with the beginning-of-text token.")
+        self._refuse_too_long(len(ids), num_more)
+        if profile is None:
+            return Prompt(ids)
+        # Not inference mode: a fit may use the assistant's states that are cached here.
+        with torch.no_grad():
+            prompt = self._profile(profile).transform(self.backbone, ids)
+        if prompt.soft_KH is not None and not torch.isfinite(prompt.soft_KH).all():
+            raise NotFinite(f"Soft thoughts must be finite, but profile {profile!r} gave NaN or infinity. Fit it again.")
+        self._refuse_too_long(len(prompt.ids), num_more)
+        soft_KH = None if prompt.soft_KH is None else prompt.soft_KH.detach()
+        return replace(prompt, soft_KH=soft_KH)
+
+    def _refuse_too_long(self, num_prompt: int, num_more: int) -> None:
+        limit = self.backbone.context_length
+        if num_prompt + num_more > limit:
+            raise PromptTooLong(
+                f"Prompt and completion together take at most {limit} tokens on {self.backbone.name!r}, but got {num_prompt} and "
+                f"{num_more}. Shorten the prompt or ask for fewer tokens."
+            )
+
+
+def _tell(
+    loop: asyncio.AbstractEventLoop, heard: asyncio.Queue[Delta | Exception], row: Row, said: Delta | Exception
+) -> None:
+    try:
+        loop.call_soon_threadsafe(heard.put_nowait, said)
+    except RuntimeError:  # the listener's event loop is closed: nobody will read this row
+        row.cancelled = True
+
+
+def _cancel_row(submitted: Future[Row]) -> None:
+    if not submitted.cancelled() and submitted.exception() is None:
+        submitted.result().cancelled = True
+
+
+if TYPE_CHECKING:
+    _: Engine = TorchEngine(Backbone.load(""))

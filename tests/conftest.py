@@ -1,0 +1,78 @@
+"""Fixtures of all tests: a tiny random backbone that runs every path in milliseconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from adapters.backbone import Backbone
+
+torch.set_num_threads(1)
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<jupyter_start>", "<jupyter_code>", "<jupyter_output>"]
+TEXTS = (
+    "user assistant Think step by step, one step a line. End with a line that starts with Answer:",
+    "Diagnosis: Cholera due to Vibrio. Which chapter of ICD-10 is it in? Options: skin diseases; ear diseases",
+    "Start with 12. Add 5, then take away 3. What is the result? Answer: 14",
+)
+
+
+@pytest.fixture(scope="session")
+def backbone_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer Llama with grouped heads and tied embeddings, and a byte-level tokenizer, as files."""
+    directory = tmp_path_factory.mktemp("backbone")
+    tokenizer = _tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        initializer_range=0.3,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def session_backbone(backbone_directory: Path) -> Backbone:
+    return Backbone.load(str(backbone_directory), device="cpu", dtype=torch.float32)
+
+
+@pytest.fixture
+def backbone(session_backbone: Backbone) -> Backbone:
+    """float32 on the CPU. Shared by all tests: whoever attaches an adapter detaches it again."""
+    return session_backbone
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=SPECIALS, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
