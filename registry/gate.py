@@ -1,0 +1,130 @@
+"""The gate: draws items in rounds until a release is shown to have gained its domain and kept its reasoning, or not."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from functools import reduce
+from typing import Literal
+
+import numpy as np
+from pydantic import JsonValue
+
+from registry.gate_report import POOLED, FamilyVerdict, GateReport, GateSettings, Role, Verdict
+from registry.gate_statistics import PairedItems, log_wealth, lower_bound, units_needed, upper_bound
+
+Draw = Callable[[int], Mapping[str, PairedItems]]
+"""The round's index (0, 1, ...) to fresh items by name; a name that has no more items may be missing."""
+
+
+def run_gate(
+    settings: GateSettings,
+    draw_round: Draw,
+    clock: Callable[[], float] = time.monotonic,
+    *,
+    domain: str,
+    subject: str,
+    not_measurable: Mapping[str, str] | None = None,
+    details: Mapping[str, JsonValue] | None = None,
+    on_round: Callable[[GateReport], None] | None = None,
+) -> GateReport:
+    """Non-inferiority of every protected family, superiority of the domain, all to be shown: pass, fail or inconclusive.
+
+    All names of a round but `domain` are protected families. Every test must pass, so none needs a smaller alpha for the
+    others; a claim of harm does, and gets it. The first round is always drawn, a later one only if the longest so far
+    still fits into the time budget. `on_round` is told how things stand.
+    """
+    started, longest_s, rounds = clock(), 0.0, 0
+    drawn: dict[str, PairedItems] = {}
+
+    def report(stopped: Literal["decided", "out of time", "out of rounds", "out of items"]) -> GateReport:
+        tests = judge(settings, drawn, domain)
+        return GateReport(
+            subject=subject,
+            verdict=_overall(tests),
+            settings=settings,
+            tests=tests,
+            not_measurable=dict(not_measurable or {}),
+            rounds=rounds,
+            elapsed_s=clock() - started,
+            stopped=stopped,
+            details=dict(details or {}),
+        )
+
+    while True:
+        began = clock()
+        fresh = {name: items for name, items in draw_round(rounds).items() if len(items)}
+        rounds += 1
+        if rounds == 1 and domain not in fresh:
+            raise ValueError(f"The gate's first round must hold items of the domain {domain!r}, but has {sorted(fresh)}.")
+        if not fresh:
+            return report("out of items")
+        drawn.update({name: drawn[name].joined(items) if name in drawn else items for name, items in fresh.items()})
+        longest_s = max(longest_s, clock() - began)
+        so_far = report("decided")
+        if on_round is not None:
+            on_round(so_far)
+        if so_far.verdict != "inconclusive":
+            return so_far
+        if rounds >= settings.max_rounds:
+            return so_far.model_copy(update={"stopped": "out of rounds"})
+        if clock() - started + longest_s > settings.time_budget_s:
+            return so_far.model_copy(update={"stopped": "out of time"})
+
+
+def judge(settings: GateSettings, drawn: Mapping[str, PairedItems], domain: str) -> tuple[FamilyVerdict, ...]:
+    """Every test on the items drawn so far: the domain, each protected family, and the pool where there is a margin for it."""
+    protected = {name: items for name, items in drawn.items() if name != domain}
+    pooled = settings.pooled_margin is not None and bool(protected)
+    harm_alpha = settings.candidate_alpha / (len(protected) + 1 + pooled)
+
+    def test(name: str, role: Role, items: PairedItems, units: np.ndarray, threshold: float, span: float) -> FamilyVerdict:
+        alpha = settings.candidate_alpha
+        verdict: Verdict = "inconclusive"
+        if log_wealth(units, threshold, span) >= -math.log(alpha):
+            verdict = "pass"
+        elif log_wealth(-units, -threshold, span) >= -math.log(harm_alpha):
+            verdict = "fail"
+        more = units_needed(units, threshold, alpha, span)
+        worst, change = min(items.cluster_means.items(), key=lambda entry: entry[1])
+        return FamilyVerdict(
+            name=name,
+            role=role,
+            verdict=verdict,
+            base_mean=float(items.base.mean()),
+            adapted_mean=float(items.adapted.mean()),
+            change=float(units.mean()),
+            lower=lower_bound(units, alpha, span),
+            upper=upper_bound(units, alpha, span),
+            threshold=threshold,
+            stderr=None if math.isnan(items.stderr) else items.stderr,
+            num_items=len(items),
+            num_units=len(units),
+            items_needed=None if more is None else math.ceil(more * len(items) / len(units)),
+            worst_cluster=worst if change < 0 else None,
+            worst_change=change if change < 0 else None,
+        )
+
+    tests = [test(domain, "domain", drawn[domain], drawn[domain].units, settings.min_domain_gain, settings.span_of(domain))]
+    for name, items in protected.items():
+        tests.append(test(name, "protected", items, items.units, -settings.margin_of(name), settings.span_of(name)))
+    if settings.pooled_margin is not None and protected:
+        # Units keep to their families: a cluster of one never joins a cluster of another by its name.
+        pool = reduce(PairedItems.joined, (_prefixed(name, items) for name, items in protected.items()))
+        units = np.concatenate([items.units for items in protected.values()])
+        span = max(settings.span_of(name) for name in protected)
+        tests.append(test(POOLED, "pooled", pool, units, -settings.pooled_margin, span))
+    return tuple(tests)
+
+
+def _overall(tests: tuple[FamilyVerdict, ...]) -> Verdict:
+    verdicts = {test.verdict for test in tests}
+    if "fail" in verdicts:
+        return "fail"
+    measurable = any(test.role == "protected" for test in tests)
+    return "pass" if verdicts == {"pass"} and measurable else "inconclusive"
+
+
+def _prefixed(name: str, items: PairedItems) -> PairedItems:
+    return PairedItems(items.base, items.adapted, tuple(f"{name}: {cluster}" for cluster in items.clusters), items.fixed_clusters)

@@ -1,0 +1,165 @@
+"""The gate's report: one verdict with every number behind it, as JSON, as a sentence and as table rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+Verdict = Literal["pass", "fail", "inconclusive"]
+Role = Literal["domain", "protected", "pooled"]
+POOLED = "all protected families"
+COLUMNS = ("test", "verdict", "backbone", "adapted", "change", "interval", "must be above", "items", "more needed")
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class GateSettings(_Value):
+    """Margins are losses that are tolerable, in the family's own units; `spans` are its largest possible differences."""
+
+    margin: float = Field(default=0.02, gt=0, lt=1)
+    margins: dict[str, float] = Field(default_factory=dict)  # by family, where it differs from `margin`
+    pooled_margin: float | None = Field(default=None, gt=0, lt=1)  # None: no pooled test
+    min_domain_gain: float = Field(default=0.0, ge=0, lt=1)  # the interval of the gain must lie above this
+    alpha: float = Field(default=0.05, gt=0, lt=0.5)  # of promoting any candidate that should not be
+    num_candidates: int = Field(default=1, ge=1, le=3)  # alpha is divided among them
+    time_budget_s: float = Field(default=3600.0, gt=0)
+    round_items: int = Field(default=100, ge=1)  # a family and round
+    max_rounds: int = Field(default=20, ge=1)
+    spans: dict[str, float] = Field(default_factory=dict)  # 1.0 where none is given
+
+    @model_validator(mode="after")
+    def _margins_are_losses(self) -> GateSettings:
+        for kind, values in (("margin", self.margins), ("span", self.spans)):
+            for family, value in values.items():
+                if value <= 0:
+                    raise ValueError(f"A {kind} must be above 0, but that of {family!r} is {value}. Correct or remove it.")
+        return self
+
+    @property
+    def candidate_alpha(self) -> float:
+        return self.alpha / self.num_candidates
+
+    def margin_of(self, family: str) -> float:
+        return self.margins.get(family, self.margin)
+
+    def span_of(self, family: str) -> float:
+        return self.spans.get(family, 1.0)
+
+
+class FamilyVerdict(_Value):
+    """One test. `change` is adapted minus base over the units; `lower` and `upper` are one-sided bounds on it."""
+
+    name: str
+    role: Role
+    verdict: Verdict
+    base_mean: float
+    adapted_mean: float
+    change: float
+    lower: float
+    upper: float
+    threshold: float  # the change must be above this: minus the margin, or the least gain
+    stderr: float | None  # robust to clusters; None with fewer than two
+    num_items: int
+    num_units: int  # independent ones: clusters, or items where the clusters are a fixed set
+    items_needed: int | None  # more items like these until it passes; 0 when it did, None when they never would
+    worst_cluster: str | None = None  # where the largest loss sits; None when no cluster lost
+    worst_change: float | None = None
+
+
+class GateReport(_Value):
+    """`tests` are the domain, the protected families and, where asked for, all of them pooled."""
+
+    subject: str  # NAME@VERSION, or the directory that was gated
+    verdict: Verdict
+    settings: GateSettings
+    tests: tuple[FamilyVerdict, ...]
+    not_measurable: dict[str, str]  # family: why the backbone cannot show a loss there
+    rounds: int
+    elapsed_s: float
+    stopped: Literal["decided", "out of time", "out of rounds", "out of items"]
+    details: dict[str, JsonValue] = Field(default_factory=dict)  # seeds, fingerprints, whatever names the evidence
+
+    @property
+    def passed(self) -> bool:
+        return self.verdict == "pass"
+
+    @property
+    def domain(self) -> FamilyVerdict:
+        return next(test for test in self.tests if test.role == "domain")
+
+    @property
+    def families(self) -> tuple[FamilyVerdict, ...]:
+        return tuple(test for test in self.tests if test.role == "protected")
+
+    @property
+    def pooled(self) -> FamilyVerdict | None:
+        return next((test for test in self.tests if test.role == "pooled"), None)
+
+    @property
+    def items_needed(self) -> int | None:
+        """More items a test until the slowest one passes; None when some test never would."""
+        needed = [test.items_needed for test in self.tests]
+        known = [count for count in needed if count is not None]
+        return max(known, default=0) if len(known) == len(needed) else None
+
+    def digest(self) -> str:
+        """SHA-256 of the report as canonical JSON."""
+        return hashlib.sha256(self.canonical().encode()).hexdigest()
+
+    def canonical(self) -> str:
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    @property
+    def sentence(self) -> str:
+        """The verdict with its reason, in one sentence."""
+        if self.verdict == "pass":
+            kept = len(self.families)
+            named = f"all {kept} protected families" if kept > 1 else "the protected family"
+            return (
+                f"{self.subject} passed: {self.domain.name} gained {self.domain.change:+.3f} "
+                f"(at least {self.domain.lower:+.3f}), and {named} kept their reasoning within the margins."
+            )
+        if self.verdict == "fail":
+            named = "; ".join(_shortfall(test) for test in self.tests if test.verdict == "fail")
+            return f"{self.subject} failed: {named}."
+        if not self.families:
+            return f"{self.subject} is undecided: no protected family is measurable on this backbone, so no loss could be seen."
+        open_tests = [test for test in self.tests if test.verdict == "inconclusive"]
+        more = "; ".join(f"{test.name} ({_more(test)})" for test in open_tests)
+        return f"{self.subject} is undecided after {self.rounds} rounds ({self.stopped}): {more}."
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """One row a test under COLUMNS, then the families that are not measurable."""
+        rows: list[tuple[str, ...]] = [
+            (
+                test.name,
+                test.verdict,
+                f"{test.base_mean:.3f}",
+                f"{test.adapted_mean:.3f}",
+                f"{test.change:+.3f}",
+                f"[{test.lower:+.3f}, {test.upper:+.3f}]",
+                f"{test.threshold:+.3f}",
+                str(test.num_items),
+                "never" if test.items_needed is None else str(test.items_needed),
+            )
+            for test in self.tests
+        ]
+        rows.extend((name, "not measurable", *[""] * (len(COLUMNS) - 2)) for name in self.not_measurable)
+        return rows
+
+
+def _shortfall(test: FamilyVerdict) -> str:
+    what = "gained" if test.role == "domain" else "changed by"
+    where = f", most of all in {test.worst_cluster}" if test.worst_cluster and test.role != "domain" else ""
+    return f"{test.name} {what} {test.change:+.3f} (at most {test.upper:+.3f}, must be above {test.threshold:+.3f}{where})"
+
+
+def _more(test: FamilyVerdict) -> str:
+    if test.items_needed is None:
+        return f"change {test.change:+.3f}: more of the same would not show it to be above {test.threshold:+.3f}"
+    return f"needs about {test.items_needed} more items" if test.items_needed else "passed"

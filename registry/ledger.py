@@ -1,0 +1,289 @@
+"""The ledger: who made which version champion, from which state, why, and with which gate report.
+
+Entries are versions of the registered model NAME.releases. One is valid if its parent is the last valid entry and its
+digest continues the chain of digests: of several promoters that saw the same head, exactly one wins, with no lock and
+no service but MLflow. The alias `champion` on NAME is a pointer for people, set after each entry and repairable.
+"""
+
+from __future__ import annotations
+
+import getpass
+import random
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from registry.errors import ChampionMoved, NoChampion, NothingToRollBackTo, PromotionRefused
+from registry.gate_report import GateReport
+from registry.ledger_chain import (
+    DIGEST_TAG,
+    ENTRY_TAG,
+    Head,
+    Kind,
+    LedgerEntry,
+    Recorded,
+    as_head,
+    fold,
+    succession,
+    versions_after,
+)
+from registry.names import CHAMPION, ReleaseName, checked_name, ledger_name, unknown_release
+from registry.tracking import Tracking
+
+_REPORT_TAG = "graftline.ledger.gate_report"
+_ATTEMPTS = 30
+
+
+@dataclass(frozen=True)
+class Drift:
+    """The alias says something else than the ledger. `repair` is the sentence that names what to run."""
+
+    champion: int | None
+    alias: int | None
+    repair: str
+
+
+class LedgerReader:
+    """Keeps the head, and reads only entries that came later."""
+
+    def __init__(self, tracking: Tracking, name: str) -> None:
+        self._tracking, self._name = tracking, checked_name(name)
+        self._seen = 0
+        self.head = Head()
+
+    def refresh(self) -> int:
+        """The champion's version by the ledger, after one query for the newest entry; NoChampion before the first promotion."""
+        ledger = ledger_name(self._name)
+        with self._tracking.client() as client:
+            newest = client.search_model_versions(f"name='{ledger}'", max_results=1, order_by=["version_number DESC"])
+            latest = int(newest[0].version) if newest else 0
+            if latest < self._seen:  # entries were deleted: what is left is read afresh
+                self._seen, self.head = 0, Head()
+            if latest > self._seen:
+                later = [newest[0]] if latest == self._seen + 1 else versions_after(client, ledger, self._seen)
+                for recorded in fold(self.head, later):
+                    if recorded.void is None:
+                        self.head = as_head(recorded)
+                self._seen = latest
+        if self.head.adapter_version is None:
+            raise no_champion(self._name)
+        return self.head.adapter_version
+
+
+class Ledger:
+    """Reads and writes one registered model's history. Holds nothing itself: every answer is read from the registry."""
+
+    def __init__(self, tracking: Tracking, name: str) -> None:
+        self.tracking, self.name = tracking, checked_name(name)
+
+    def records(self) -> list[Recorded]:
+        """Every entry in the order of its number, void ones with the reason."""
+        with self.tracking.client() as client:
+            return fold(Head(), versions_after(client, ledger_name(self.name), 0))
+
+    def entries(self) -> list[Recorded]:
+        """The valid entries, oldest first."""
+        return [recorded for recorded in self.records() if recorded.void is None]
+
+    def head(self) -> Head:
+        valid = self.entries()
+        return as_head(valid[-1]) if valid else Head()
+
+    def champion_version(self) -> int:
+        version = self.head().adapter_version
+        if version is None:
+            raise no_champion(self.name)
+        return version
+
+    def append(self, entry: LedgerEntry, expected_head: Head, report: GateReport | None = None) -> Recorded:
+        """Compare-and-set: adds the entry on top of the expected head, or raises ChampionMoved and changes nothing."""
+        if entry.parent != expected_head.number:
+            raise ValueError(
+                f"An entry's parent must be the expected head, but they are {entry.parent} and {expected_head.number}. "
+                "Make the entry from that head."
+            )
+        current = self.head()
+        if current != expected_head:
+            raise self._moved(expected_head, current)
+        digest = entry.chained(expected_head.digest)
+        tags = {ENTRY_TAG: entry.model_dump_json(), DIGEST_TAG: digest}
+        if report is not None:
+            tags[_REPORT_TAG] = report.canonical()
+        number = self._create(entry.adapter_version, tags)
+        records = {recorded.number: recorded for recorded in self.records()}
+        mine = records[number]
+        if mine.void is not None:
+            raise self._moved(expected_head, self.head())
+        self.point_alias()
+        return mine
+
+    def promote(
+        self,
+        version: int,
+        report: GateReport | None,
+        *,
+        reason: str = "",
+        actor: str | None = None,
+        override: bool = False,
+        expected_head: Head | None = None,
+    ) -> Recorded:
+        """Makes the version champion if its gate passed, or by an override with a reason, which stays visible for ever.
+
+        `expected_head` is what the caller last saw (before a long gate, say); None means the head of this moment.
+        """
+        subject = str(ReleaseName(self.name, version))
+        self._known(version)
+        if report is not None and report.subject != subject:
+            raise PromotionRefused(
+                f"A promotion needs the gate report of that release, but this one is about {report.subject}, not {subject}. "
+                f"Run the gate on {subject}."
+            )
+        passed = report is not None and report.passed
+        if not passed and not override:
+            why = report.sentence if report is not None else "it was not gated."
+            raise PromotionRefused(
+                f"A release is promoted when its gate passes, but {subject} did not: {why} "
+                "Publish a better one, run the gate with more time, or override it with a reason, which stays in the ledger."
+            )
+        if not passed and not reason.strip():
+            raise PromotionRefused(f"An override needs a reason, but none was given for {subject}. Pass --reason.")
+        head = expected_head or self.head()
+        verdict = report.verdict if report is not None else "none"
+        digest = report.digest() if report is not None else None
+        kind: Kind = "promote" if passed else "override"
+        return self.append(self._entry(head, version, kind, actor, reason, verdict, digest), head, report)
+
+    def rollback(self, reason: str, to: int | None = None, *, actor: str | None = None) -> Recorded:
+        """Makes an earlier champion champion again: `to`, or the one before the current. Nothing is deleted."""
+        if not reason.strip():
+            raise PromotionRefused(f"A rollback needs a reason, but none was given for {self.name}. Pass --reason.")
+        valid = self.entries()
+        line = succession(valid)
+        if not line:
+            raise no_champion(self.name)
+        earlier = line[:-1]
+        target = to if to is not None else (earlier[-1] if earlier else None)
+        champions = {recorded.entry.adapter_version for recorded in valid if recorded.entry is not None}
+        if target is None or target not in champions or target == line[-1]:
+            known = ", ".join(str(version) for version in sorted(champions - {line[-1]})) or "none"
+            raise NothingToRollBackTo(
+                f"A rollback returns to an earlier champion, but {self.name} has {known} and {target or 'the previous one'} was "
+                "asked for. Promote a version through the gate instead."
+            )
+        made = next(r.entry for r in reversed(valid) if r.entry is not None and r.entry.adapter_version == target)
+        head = as_head(valid[-1])
+        return self.append(self._entry(head, target, "rollback", actor, reason, made.gate_verdict, made.gate_digest), head)
+
+    def report_of(self, number: int) -> GateReport | None:
+        """The gate report that entry `number` was made with; None when there was none, or it is not the one that was signed."""
+        with self.tracking.client() as client:
+            tags = client.get_model_version(ledger_name(self.name), str(number)).tags
+        if _REPORT_TAG not in tags:
+            return None
+        report = GateReport.model_validate_json(tags[_REPORT_TAG])
+        return report if LedgerEntry.model_validate_json(tags[ENTRY_TAG]).gate_digest == report.digest() else None
+
+    def alias_version(self) -> int | None:
+        """Where the alias `champion` points; None when there is none."""
+        from mlflow.exceptions import MlflowException
+
+        with self.tracking.client() as client:
+            try:
+                return int(client.get_model_version_by_alias(self.name, CHAMPION).version)
+            except MlflowException as error:
+                if error.error_code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
+                    return None
+                raise
+
+    def point_alias(self) -> None:
+        """Sets the alias to the ledger's champion, again if the champion moved meanwhile. Also the repair of drift."""
+        for _ in range(_ATTEMPTS):
+            head = self.head()
+            with self.tracking.client() as client:
+                if head.adapter_version is None:
+                    client.delete_registered_model_alias(self.name, CHAMPION)
+                else:
+                    client.set_registered_model_alias(self.name, CHAMPION, str(head.adapter_version))
+            if self.head().number == head.number:
+                return
+
+    def drift(self) -> Drift | None:
+        """None when the alias says what the ledger says."""
+        champion, alias = self.head().adapter_version, self.alias_version()
+        if champion == alias:
+            return None
+        if alias is None:
+            repair = f"The alias {CHAMPION!r} of {self.name} is gone; {self.name}@{champion} is still served. "
+        else:
+            served = f"{self.name}@{champion} is served" if champion is not None else "nothing is served"
+            repair = f"The alias {CHAMPION!r} was moved to {self.name}@{alias}, which the ledger did not promote; {served}. "
+            repair += f"To gate and promote it: graftline promote {self.name}@{alias}. "
+        return Drift(champion, alias, repair + "The next promotion or rollback sets the alias again.")
+
+    def _entry(
+        self, head: Head, version: int, kind: Kind, actor: str | None, reason: str, verdict: str, digest: str | None
+    ) -> LedgerEntry:
+        return LedgerEntry(
+            parent=head.number,
+            adapter_version=version,
+            kind=kind,
+            actor=actor or current_actor(),
+            reason=reason.strip(),
+            gate_verdict=verdict,
+            gate_digest=digest,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+    def _create(self, adapter_version: int, tags: dict[str, str]) -> int:
+        from mlflow.exceptions import MlflowException
+
+        ledger = ledger_name(self.name)
+        with self.tracking.client() as client:
+            try:
+                client.create_registered_model(ledger)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            for attempt in range(_ATTEMPTS):
+                try:
+                    made = client.create_model_version(ledger, source=f"models:/{self.name}/{adapter_version}", tags=tags)
+                    return int(made.version)
+                except MlflowException as error:
+                    # The store gives a number away at most a few times before it gives up; rivals are seldom this many.
+                    if "creation error" not in str(error).lower() or attempt == _ATTEMPTS - 1:
+                        raise
+                    time.sleep(random.uniform(0.01, 0.1))
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _known(self, version: int) -> None:
+        from mlflow.exceptions import MlflowException
+
+        with self.tracking.client() as client:
+            try:
+                client.get_model_version(self.name, str(version))
+            except MlflowException as error:
+                raise unknown_release(self.tracking, str(ReleaseName(self.name, version))) from error
+
+    def _moved(self, expected: Head, winner: Head) -> ChampionMoved:
+        before = f"{self.name}@{expected.adapter_version}" if expected.adapter_version is not None else "no champion"
+        return ChampionMoved(
+            f"A promotion builds on the champion that it saw, but {before} (entry {expected.number}) is no longer it: "
+            f"{winner.actor} made {self.name}@{winner.adapter_version} champion ({winner.kind}, entry {winner.number}). "
+            f"Look at it with `graftline status`, then promote again."
+        )
+
+
+def no_champion(name: str) -> NoChampion:
+    return NoChampion(
+        f"A bare name means its champion, but nothing of {name} has been promoted. Run `graftline promote {name}@VERSION`, "
+        f"or name a version: {name}@1."
+    )
+
+
+def current_actor() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return "unknown"
+
+

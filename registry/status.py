@@ -1,0 +1,124 @@
+"""Status: what every name serves, what waits, what happened, and where the alias and the ledger differ."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from pydantic import BaseModel, ConfigDict
+
+from registry.ledger import Ledger
+from registry.ledger_chain import Recorded
+from registry.names import registered_names
+from registry.tracking import Tracking
+from registry.verdicts import VERDICT_TAG
+
+NOT_GATED = "not gated"
+_RECENT = 10
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class VersionStatus(_Value):
+    version: int
+    verdict: str  # pass, fail, inconclusive or "not gated"
+    created: str
+    run_id: str | None
+    aliases: tuple[str, ...]
+    champion: bool
+    overridden: bool  # was promoted at least once although its gate had not passed
+
+
+class HistoryEntry(_Value):
+    number: int
+    kind: str
+    version: int
+    verdict: str
+    actor: str
+    reason: str
+    created: str
+
+
+class NameStatus(_Value):
+    """`warnings` are sentences: drift of the alias, entries that were edited or lost a race, overrides in force."""
+
+    name: str
+    champion: int | None
+    candidates: tuple[VersionStatus, ...]  # the newest versions first, the champion among them
+    history: tuple[HistoryEntry, ...]  # valid entries, oldest first
+    drift: str | None
+    warnings: tuple[str, ...]
+
+
+class Status(_Value):
+    uri: str
+    names: tuple[NameStatus, ...]
+
+
+def status(tracking: Tracking) -> Status:
+    """Every registered model by name. Reads only, and needs no torch."""
+    return Status(uri=tracking.uri, names=tuple(name_status(tracking, name) for name in registered_names(tracking)))
+
+
+def name_status(tracking: Tracking, name: str) -> NameStatus:
+    ledger = Ledger(tracking, name)
+    records = ledger.records()
+    history = tuple(_history(recorded) for recorded in records if recorded.void is None)
+    champion = history[-1].version if history else None
+    drift = ledger.drift()
+    candidates = _candidates(tracking, name, champion, {entry.version for entry in history if entry.kind == "override"})
+    warnings = [f"Entry {recorded.number} of the ledger is void: {recorded.void}." for recorded in records if recorded.void]
+    warnings.extend(_overrides_in_force(name, champion, history))
+    if drift is not None:
+        warnings.insert(0, drift.repair)
+    return NameStatus(
+        name=name,
+        champion=champion,
+        candidates=candidates,
+        history=history,
+        drift=drift.repair if drift is not None else None,
+        warnings=tuple(warnings),
+    )
+
+
+def _candidates(tracking: Tracking, name: str, champion: int | None, overridden: set[int]) -> tuple[VersionStatus, ...]:
+    with tracking.client() as client:
+        found = client.search_model_versions(f"name='{name}'", max_results=_RECENT, order_by=["version_number DESC"])
+        versions = list(found)
+        if champion is not None and champion not in {int(version.version) for version in versions}:
+            versions.append(client.get_model_version(name, str(champion)))
+        aliases = client.get_registered_model(name).aliases
+    return tuple(
+        VersionStatus(
+            version=int(version.version),
+            verdict=version.tags.get(VERDICT_TAG, NOT_GATED),
+            created=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
+            run_id=version.run_id or None,
+            aliases=tuple(sorted(alias for alias, target in aliases.items() if int(target) == int(version.version))),
+            champion=int(version.version) == champion,
+            overridden=int(version.version) in overridden,
+        )
+        for version in versions
+    )
+
+
+def _history(recorded: Recorded) -> HistoryEntry:
+    assert recorded.entry is not None
+    entry = recorded.entry
+    return HistoryEntry(
+        number=recorded.number,
+        kind=entry.kind,
+        version=entry.adapter_version,
+        verdict=entry.gate_verdict,
+        actor=entry.actor,
+        reason=entry.reason,
+        created=entry.created,
+    )
+
+
+def _overrides_in_force(name: str, champion: int | None, history: tuple[HistoryEntry, ...]) -> list[str]:
+    made = next((entry for entry in reversed(history) if entry.version == champion and entry.kind != "rollback"), None)
+    if made is None or made.kind != "override":
+        return []
+    return [f"{name}@{champion} is served by an override ({made.actor}: {made.reason}); its gate verdict was: {made.verdict}."]
