@@ -23,8 +23,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from adapters.lora_linear import with_fast_layers
 from evaluation.task import Example, answer_line, direct_prompt, reasoning_prompt
 from evaluation.tasks import FAMILIES
+from tuning.allocator import keep_freed_memory
 
 # Families whose steps need computing get more of the tokens than those whose steps are read off the question.
 WEIGHTS = {"arithmetic": 2.0, "word_problem": 1.6, "boxes": 1.4, "deduction": 1.1, "ordering": 1.2, "calendar": 2.0, "kinship": 1.0}
@@ -103,13 +105,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--evaluate-every", type=int, default=150, help="steps")
     args = parser.parse_args()
+    keep_freed_memory()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     tokenizer = AutoTokenizer.from_pretrained(args.backbone)
     # The eager attention's backward is about twice as fast as SDPA's on a CPU at these lengths.
     plain = AutoModelForCausalLM.from_pretrained(args.backbone, dtype=torch.float32, attn_implementation="eager")
     spec = LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(plain, spec)
+    model = get_peft_model(plain, with_fast_layers(spec))
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=args.lr, weight_decay=0.0, betas=(0.9, 0.98))
     args.out.mkdir(parents=True, exist_ok=True)

@@ -144,8 +144,7 @@ class Sweep:
 
     def candidates(self, study: optuna.Study) -> list[Candidate]:
         """Finished trials, the one to gate first at the front: feasible ones by gain, then the rest by retention."""
-        found = [_candidate(trial) for trial in study.get_trials(states=(TrialState.COMPLETE,))]
-        return sorted(found, key=lambda c: (c.feasible, c.domain_gain if c.feasible else c.retention), reverse=True)
+        return in_order([_candidate(trial) for trial in study.get_trials(states=(TrialState.COMPLETE,))])
 
     def _objective(self, trial: optuna.Trial, parent: str | None, on_event: Callable[[Event], None]) -> tuple[float, ...]:
         values = suggest(trial, self.recipe)
@@ -226,6 +225,20 @@ class Sweep:
             self.tracking.end_run(parent)
         except RegistryError as error:
             on_event(Event("note", -1, text=f"not tracked: {error}"))
+
+
+def in_order(candidates: list[Candidate]) -> list[Candidate]:
+    """Feasible ones by gain, then the rest by retention."""
+    return sorted(candidates, key=lambda c: (c.feasible, c.domain_gain if c.feasible else c.retention), reverse=True)
+
+
+def stored_candidates(home: Path, name: str) -> list[Candidate]:
+    """The finished trials of a study by its name, best first; empty when there is no such study."""
+    file = home / "studies" / name / "optuna.db"
+    if not file.is_file():
+        return []
+    study = optuna.load_study(study_name=name, storage=f"sqlite:///{file}")
+    return in_order([_candidate(trial) for trial in study.get_trials(states=(TrialState.COMPLETE,))])
 
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from tuning.allocator import keep_freed_memory
 from tuning.objective import ScaleScore, TrialScore, choose_scale, constraints
 from tuning.recipe import Recipe
 
@@ -48,6 +49,7 @@ def run(job: Job, report: Report) -> Outcome:
     import torch
 
     torch.set_num_threads(job.threads)
+    keep_freed_memory()
     from adapters.errors import AdapterError
     from evaluation.errors import DataError
     from tuning.errors import Diverged
@@ -73,6 +75,7 @@ def _fit_and_measure(job: Job, report: Report) -> Outcome:
     from evaluation.base_cache import BaseCache
     from evaluation.evaluate import forward_kl
     from evaluation.tasks import task_named
+    from tuning.manifest import complete
     from tuning.methods import METHODS
     from tuning.plan import data_digest, generated_plan, likelihood_plan, read_changes, training_examples
 
@@ -106,7 +109,7 @@ def _fit_and_measure(job: Job, report: Report) -> Outcome:
     generated = {family: change.mean for family, change in written.retention.items()}
     kl = forward_kl(engine, backbone, "candidate", examples[:16])
     report("measure", 1.0)
-    scaled.save(job.directory / ADAPTER)
+    complete(job.directory / ADAPTER, recipe, backbone, scaled, chosen.scale, examples)
     score = TrialScore(chosen, tuple(scores), generated, chosen.retention(margins), constraints(chosen, generated, margins), kl)
     return Outcome(
         state="complete",

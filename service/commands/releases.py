@@ -1,0 +1,148 @@
+"""`graftline publish`, `promote`, `rollback` and `status`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from registry.home import home_directory
+from registry.ledger import Ledger
+from registry.names import checked_name, resolve
+from registry.release import Release, load_release
+from registry.release import publish as publish_release
+from registry.status import status as registry_status
+from registry.tracking import Tracking
+
+if TYPE_CHECKING:
+    from registry.gate_report import GateReport
+
+
+def publish(source: str, name: str | None, home: Path | None, tracking_uri: str | None, as_json: bool) -> None:
+    place = home_directory(home)
+    tracking = Tracking.at(place, tracking_uri).create()
+    directory, run_id = _source(source, place)
+    release = publish_directory(tracking, directory, name, run_id)
+    if as_json:
+        print(json.dumps({"release": str(release.full_name), "directory": str(release.directory), "run_id": release.run_id}))
+    else:
+        print(f"published {release.full_name}; next: graftline promote {release.full_name}")
+
+
+def publish_directory(tracking: Tracking, directory: Path, name: str | None = None, run_id: str | None = None) -> Release:
+    """The name defaults to that of the recipe in the manifest."""
+    from registry.manifest import read_manifest
+
+    return publish_release(tracking, checked_name(name or str(read_manifest(directory).recipe["name"])), directory, run_id)
+
+
+def promote(
+    reference: str, reason: str, override: bool, time_budget_s: float | None, home: Path | None, tracking_uri: str | None, as_json: bool
+) -> int:
+    """0 when promoted, 1 when the gate did not pass."""
+    from adapters.backbone import Backbone
+    from engine.torch_engine import TorchEngine
+    from registry.verdicts import record_verdict
+    from tuning.gating import Subject, gate, gate_settings
+
+    place = home_directory(home)
+    tracking = Tracking.at(place, tracking_uri)
+    named = resolve(tracking, reference)
+    release = load_release(tracking, named.name, named.version)
+    ledger = Ledger(tracking, release.name)
+    head = ledger.head()
+    subject = Subject(str(release.full_name), release.directory, release.manifest)
+    backbone = Backbone.load(release.manifest.backbone.name)
+    _check_backbone(release, backbone.fingerprint)
+    engine = TorchEngine(backbone, precision=subject.recipe.evaluation.precision)
+    settings = gate_settings(subject.recipe, time_budget_s=time_budget_s)
+    console = Console(stderr=as_json)
+    report = gate(subject, engine, backbone, settings, place / "cache", on_round=lambda so_far: console.print(round_line(so_far)))
+    record_verdict(tracking, release.full_name, report)
+    promoted = report.passed or override
+    if promoted:
+        ledger.promote(release.version, report, reason=reason, override=override, expected_head=head)
+    if as_json:
+        print(json.dumps({"release": str(release.full_name), "promoted": promoted, "report": report.model_dump(mode="json")}))
+    else:
+        console.print(gate_table(report))
+        console.print(report.sentence)
+        console.print(f"{release.full_name} is the champion of {release.name}" if promoted else f"{release.full_name} was not promoted")
+    return 0 if promoted else 1
+
+
+def rollback(name: str, reason: str, to: int | None, home: Path | None, tracking_uri: str | None, as_json: bool) -> None:
+    tracking = Tracking.at(home_directory(home), tracking_uri)
+    recorded = Ledger(tracking, checked_name(name)).rollback(reason, to)
+    assert recorded.entry is not None
+    if as_json:
+        print(json.dumps({"entry": recorded.number, "name": name, "version": recorded.entry.adapter_version}))
+    else:
+        print(f"{name}@{recorded.entry.adapter_version} is the champion again (entry {recorded.number})")
+
+
+def status(home: Path | None, tracking_uri: str | None, as_json: bool) -> None:
+    found = registry_status(Tracking.at(home_directory(home), tracking_uri).create())
+    if as_json:
+        print(found.model_dump_json(indent=2))
+        return
+    console = Console()
+    if not found.names:
+        console.print(f"nothing is registered yet in {found.uri}; start with: graftline tune RECIPE.toml")
+    for name in found.names:
+        champion = f"champion {name.name}@{name.champion}" if name.champion else "no champion yet"
+        table = Table(title=f"{name.name}: {champion}", title_justify="left")
+        for heading in ("version", "gate", "published", "aliases", ""):
+            table.add_column(heading)
+        for version in name.candidates:
+            mark = "champion" if version.champion else ("overridden" if version.overridden else "")
+            table.add_row(str(version.version), version.verdict, version.created, ", ".join(version.aliases), mark)
+        console.print(table)
+        for entry in name.history:
+            console.print(f"  {entry.number}. {entry.kind} @{entry.version} ({entry.verdict}) by {entry.actor}, {entry.created}: {entry.reason or '-'}")
+        for warning in (*((name.drift,) if name.drift else ()), *name.warnings):
+            console.print(f"  ! {warning}")
+
+
+def gate_table(report: GateReport) -> Table:
+    from registry.gate_report import COLUMNS
+
+    table = Table(title=f"gate of {report.subject}: {report.verdict} after {report.rounds} rounds, {report.elapsed_s:.0f} s", title_justify="left")
+    for heading in COLUMNS:
+        table.add_column(heading)
+    for row in report.rows():
+        table.add_row(*row)
+    return table
+
+
+def round_line(report: GateReport) -> str:
+    decided = sum(test.verdict != "inconclusive" for test in report.tests)
+    return f"gate round {report.rounds}: {decided} of {len(report.tests)} tests decided, {report.verdict}, {report.elapsed_s:.0f} s"
+
+
+def _check_backbone(release: Release, fingerprint: str) -> None:
+    from registry.release import check_backbone
+
+    check_backbone(release, fingerprint)
+
+
+def _source(source: str, home: Path) -> tuple[Path, str | None]:
+    """A directory as it is, or the best candidate of a study with its MLflow run."""
+    directory = Path(source)
+    if (directory / "manifest.json").is_file():
+        return directory, None
+    if (directory / "adapter" / "manifest.json").is_file():
+        return directory / "adapter", None
+    from tuning.errors import BadRecipe
+    from tuning.study import stored_candidates
+
+    found = stored_candidates(home, source)
+    if not found:
+        raise BadRecipe(
+            f"publish takes a directory with a manifest.json, or a study with a finished trial, but {source!r} is neither. "
+            f"Studies are in {home / 'studies'}."
+        )
+    return found[0].directory, found[0].run_id

@@ -1,0 +1,17 @@
+"""`graftline serve`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from registry.home import home_directory
+from service.serve import serve as serve_settings
+from service.settings import Settings
+
+
+def serve(host: str, port: int, backbone: str | None, home: Path | None, tracking_uri: str | None) -> int:
+    """Becomes the server; what is not given comes from GRAFTLINE_* variables."""
+    given = {"host": host, "port": port, "backbone": backbone, "home": home_directory(home), "tracking_uri": tracking_uri}
+    settings = Settings.from_environment().model_copy(update={key: value for key, value in given.items() if value is not None})
+    print(f"serving {settings.backbone} on http://{host}:{port}/v1 (Ctrl-C stops it)", flush=True)
+    serve_settings(settings)

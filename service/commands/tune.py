@@ -1,0 +1,65 @@
+"""`graftline tune`: a sweep with a live table, or one line an event."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from registry.home import home_directory
+from registry.tracking import Tracking
+from service.sweep_view import LinesView, TableView
+from tuning.recipe import Recipe
+from tuning.study import Candidate, Sweep
+
+
+def tune(
+    recipe_file: Path,
+    resume: bool,
+    trials: int | None,
+    time_budget_s: float | None,
+    mode: str | None,
+    home: Path | None,
+    tracking_uri: str | None,
+    as_json: bool,
+) -> None:
+    recipe = with_options(Recipe.load(recipe_file), trials, time_budget_s, mode)
+    place = home_directory(home)
+    sweep = Sweep(recipe, place, Tracking.at(place, tracking_uri))
+    chosen = run_sweep(sweep, resume, quiet=as_json)
+    if as_json:
+        print(json.dumps({"study": recipe.name, "storage": sweep.storage_url, "candidates": [_row(c) for c in chosen]}))
+    elif chosen:
+        best = chosen[0]
+        print(f"\nbest: trial {best.trial}, gain {best.domain_gain:+.3f}, retention {best.retention:+.2f} margins, ", end="")
+        print("feasible" if best.feasible else "NOT feasible: some family lost more than its margin")
+        print(f"adapter: {best.directory}\nnext: graftline publish {recipe.name}")
+    else:
+        print("\nno trial finished; the reasons are above and in trials.json")
+
+
+def with_options(recipe: Recipe, trials: int | None, time_budget_s: float | None, mode: str | None) -> Recipe:
+    """The recipe with what the command line overrides."""
+    given = {"study.trials": trials, "study.time_budget_s": time_budget_s, "study.mode": mode}
+    return recipe.with_values({key: value for key, value in given.items() if value is not None})
+
+
+def run_sweep(sweep: Sweep, resume: bool, quiet: bool = False) -> list[Candidate]:
+    """Runs to the end and returns the candidates, best first."""
+    study = sweep.create(resume)
+    if sys.stdout.isatty() and not quiet:
+        with TableView(sweep.recipe) as view:
+            sweep.run(study, view.on_event)
+    else:
+        sweep.run(study, LinesView(sweep.recipe, sys.stderr if quiet else sys.stdout).on_event)
+    return sweep.candidates(study)
+
+
+def _row(candidate: Candidate) -> dict[str, object]:
+    return {
+        "trial": candidate.trial,
+        "directory": str(candidate.directory),
+        "params": candidate.params,
+        "score": candidate.score,
+        "run_id": candidate.run_id,
+    }

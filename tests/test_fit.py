@@ -1,0 +1,114 @@
+"""Fitting: what the loop learns, what it refuses, and what it leaves alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from adapters.adapter import Prompt, Stack
+from adapters.backbone import Backbone
+from adapters.files import new_adapter
+from adapters.lora import LoRA, LoRASpec
+from adapters.softcot import SoftCoTSpec
+from evaluation.task import Example
+from tuning.batches import collate, endless_batches, rows_of
+from tuning.errors import Diverged
+from tuning.methods.sft import SFT, SFTSpec, label_logits
+
+EXAMPLES = [
+    Example(id=str(n), question=f"What comes after {n}?", answer=str(n + 1), rationale=f"{n} + 1 = {n + 1}", group=str(n)) for n in range(6)
+]
+SPECS = {"lora": [LoRASpec(rank=4)], "softcot": [SoftCoTSpec(num_thoughts=3, assistant_layers=1)]}
+SPECS["lora+softcot"] = SPECS["lora"] + SPECS["softcot"]
+
+
+@pytest.mark.parametrize("kind", SPECS)
+def test_a_fit_lowers_the_loss_and_leaves_the_backbone_bit_for_bit(backbone: Backbone, kind: str) -> None:
+    before = backbone.weights_digest()
+    fit = SFT(SFTSpec(steps=25, batch_size=6, learning_rate=2e-2)).fit(backbone, [new_adapter(spec) for spec in SPECS[kind]], EXAMPLES)
+    assert fit.losses[-1] < 0.9 * fit.losses[0]
+    assert backbone.weights_digest() == before
+    assert not any(parameter.requires_grad for parameter in backbone.model.parameters())
+
+
+def test_the_same_seed_fits_the_same_adapter(backbone: Backbone) -> None:
+    def fitted(seed: int) -> dict[str, torch.Tensor]:
+        lora = LoRA(LoRASpec(rank=4))
+        SFT(SFTSpec(steps=3, batch_size=3, seed=seed)).fit(backbone, [lora], EXAMPLES)
+        return lora.tensors()
+
+    one, two, other = fitted(0), fitted(0), fitted(1)
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert any(not torch.equal(one[key], other[key]) for key in one)
+
+
+def test_the_pull_towards_the_backbone_keeps_the_adapter_nearer(backbone: Backbone) -> None:
+    def distance(kl_weight: float) -> float:
+        lora = LoRA(LoRASpec(rank=4))
+        spec = SFTSpec(steps=20, batch_size=6, learning_rate=1e-2, kl_weight=kl_weight)
+        SFT(spec).fit(backbone, [lora], EXAMPLES)
+        ids = torch.tensor([backbone.chat_ids(EXAMPLES[0].question)])
+        with torch.no_grad():
+            base = backbone.model(ids).logits.log_softmax(-1)
+            with lora.attach(backbone):
+                adapted = backbone.model(ids).logits.log_softmax(-1)
+        return float((base.exp() * (base - adapted)).sum(-1).mean())
+
+    assert distance(5.0) < 0.7 * distance(0.0)
+
+
+def test_a_loss_that_is_not_finite_is_an_error_with_the_way_out(backbone: Backbone) -> None:
+    lora = LoRA(LoRASpec(rank=4))
+    with lora.attach(backbone):
+        pass
+    lora.tensors()["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"].fill_(float("nan"))
+    before = backbone.weights_digest()
+    with pytest.raises(Diverged, match="loss must stay finite, but is nan at step 1.*Lower it"):
+        SFT(SFTSpec(steps=2, batch_size=2)).fit(backbone, [lora], EXAMPLES)
+    assert backbone.weights_digest() == before
+
+
+def test_only_the_completion_is_learnt(backbone: Backbone) -> None:
+    rows = rows_of(backbone, EXAMPLES, "answer", "reasoning")
+    batch = collate(backbone, Stack(()), rows)
+    labels = batch.targets_BT[batch.targets_BT != -100]
+    assert labels.numel() == sum(len(row.completion_ids) for row in rows)
+    first = batch.targets_BT[0]
+    assert first[len(rows[0].prompt_ids) - 1] == rows[0].completion_ids[0]
+    assert bool((first[: len(rows[0].prompt_ids) - 1] == -100).all())
+
+
+def test_logits_at_the_labels_are_those_of_the_whole_model(backbone: Backbone) -> None:
+    row = rows_of(backbone, EXAMPLES[:1], "rationale", "reasoning")[0]
+    with torch.no_grad():
+        logits_NV, labels_N = label_logits(backbone, collate(backbone, Stack(()), [row, row]))
+        whole = backbone.model(torch.tensor([[*row.prompt_ids, *row.completion_ids]])).logits[0, len(row.prompt_ids) - 1 : -1]
+    assert tuple(labels_N[: len(row.completion_ids)].tolist()) == row.completion_ids
+    assert torch.allclose(logits_NV[: len(row.completion_ids)], whole, atol=1e-5)
+
+
+def test_every_row_is_seen_before_one_comes_again(backbone: Backbone) -> None:
+    rows = rows_of(backbone, EXAMPLES, "answer", "direct")
+    batches = endless_batches(rows, 2, seed=0)
+    seen = [row.completion_ids for _ in range(3) for row in next(batches)]
+    assert len(set(seen)) == len(rows)
+
+
+def test_a_fitted_adapter_saved_and_loaded_answers_the_same(backbone: Backbone, tmp_path: Path) -> None:
+    from engine.profile import Profile
+
+    adapters = tuple(new_adapter(spec) for spec in SPECS["lora+softcot"])
+    SFT(SFTSpec(steps=3, batch_size=3)).fit(backbone, adapters, EXAMPLES)
+    Profile(adapters).save(tmp_path / "adapter")
+    again = Profile.load(tmp_path / "adapter")
+    ids = backbone.chat_ids("What comes after 9?")
+
+    def logits(stack: Stack) -> torch.Tensor:
+        with torch.no_grad(), stack.attach(backbone):
+            prompt = stack.transform(backbone, Prompt(ids))
+            out: torch.Tensor = backbone.model(inputs_embeds=prompt.embed(backbone.embeddings)[None]).logits
+            return out
+
+    assert torch.allclose(logits(Stack(adapters)), logits(Stack(again.adapters)), atol=1e-5)

@@ -1,0 +1,86 @@
+"""Recipes: read from TOML, refused with one clear sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tuning.errors import BadRecipe
+from tuning.recipe import Recipe, search_marks
+from tuning.space import defaults, is_active
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "recipe.toml"
+    file.write_text('name = "x"\ndomain = "icd10"\n' + text)
+    return file
+
+
+def test_an_unknown_key_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadRecipe, match="'method.learning_rat' is not a key of a recipe"):
+        Recipe.load(written(tmp_path, "[method]\nlearning_rat = 1e-4\n"))
+
+
+def test_a_wrong_value_is_shown(tmp_path: Path) -> None:
+    with pytest.raises(BadRecipe, match=r"'adapter.lora.rank'.*'many'"):
+        Recipe.load(written(tmp_path, '[adapter.lora]\nrank = "many"\n'))
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text('name = "x"\n')
+    with pytest.raises(BadRecipe, match="'domain' is missing"):
+        Recipe.load(file)
+
+
+def test_an_unsearchable_field_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(BadRecipe, match=r"'method.momentum' is none. Known: adapter.kind"):
+        Recipe.load(written(tmp_path, 'search = ["method.momentum"]\n'))
+
+
+def test_an_init_that_rewrites_the_backbone_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadRecipe, match="must leave the backbone's weights as they are"):
+        Recipe.load(written(tmp_path, '[adapter.lora]\ninit = "pissa"\n'))
+
+
+def test_broken_toml_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadRecipe, match="cannot be read"):
+        Recipe.load(written(tmp_path, "[method\n"))
+
+
+def test_a_name_that_the_registry_cannot_hold_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text('name = "a/b"\ndomain = "icd10"\n')
+    with pytest.raises(BadRecipe, match="registered model"):
+        Recipe.load(file)
+
+
+def test_a_task_file_is_found_beside_the_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text('name = "x"\ndomain = "mine.toml"\n')
+    assert Recipe.load(file).domain == str(tmp_path / "mine.toml")
+
+
+def test_replacing_values_validates_them_again() -> None:
+    recipe = Recipe(name="x", domain="icd10")
+    assert recipe.with_values({"method.learning_rate": 1e-4}).method.learning_rate == 1e-4
+    with pytest.raises(ValueError, match="learning_rate"):
+        recipe.with_values({"method.learning_rate": -1.0})
+
+
+def test_the_digest_follows_every_value() -> None:
+    recipe = Recipe(name="x", domain="icd10")
+    assert recipe.digest() == Recipe(name="x", domain="icd10").digest()
+    assert recipe.digest() != recipe.with_values({"method.seed": 1}).digest()
+
+
+def test_every_searchable_field_has_a_default_inside_its_range() -> None:
+    recipe = Recipe(name="x", domain="icd10", search=tuple(search_marks()), adapter={"kind": "lora+softcot"})
+    assert set(defaults(recipe)) == set(search_marks())
+
+
+def test_fields_of_a_kind_that_is_not_fitted_play_no_part() -> None:
+    assert is_active("adapter.lora.rank", "lora+softcot")
+    assert not is_active("adapter.lora.rank", "softcot")
+    assert is_active("method.steps", "softcot")

@@ -1,0 +1,91 @@
+"""What holds for the tree as a whole."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ORDER = ["adapters", "engine", "evaluation", "registry", "tuning", "service"]
+OWNERS = {"peft": "adapters", "vllm": "engine", "mlflow": "registry", "optuna": "tuning", "trl": "tuning", "bentoml": "service"}
+
+
+def imported_packages(file: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_imports_run_one_way(package: str) -> None:
+    above = set(ORDER[ORDER.index(package) + 1 :])
+    for file in (ROOT / package).rglob("*.py"):
+        assert not imported_packages(file) & above, f"{file.relative_to(ROOT)} imports from a package above it"
+
+
+@pytest.mark.parametrize(("library", "owner"), OWNERS.items())
+def test_one_package_owns_each_library(library: str, owner: str) -> None:
+    for package in ORDER:
+        for file in (ROOT / package).rglob("*.py"):
+            if package != owner:
+                assert library not in imported_packages(file), f"only {owner}/ imports {library}, but {file.relative_to(ROOT)} does"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda file: file.name)
+def test_every_recipe_loads(file: Path) -> None:
+    from tuning.recipe import Recipe
+
+    assert Recipe.load(file).name
+
+
+def test_every_package_is_in_the_wheel() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert sorted(project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]) == sorted(ORDER)
+
+
+def test_make_targets_in_the_readme_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    named = set(re.findall(r"\bmake ([a-z-]+)", (ROOT / "README.md").read_text()))
+    assert {"quickstart", "test"} <= named <= targets
+
+
+def test_commands_in_the_readme_exist() -> None:
+    source = (ROOT / "service" / "cli.py").read_text()
+    commands = set(re.findall(r"^def ([a-z_]+)\(", source, re.M)) | {"backbone", "install"}
+    for command in re.findall(r"\bgraftline ([a-z]+)\b", (ROOT / "README.md").read_text()):
+        assert command in commands, f"README names `graftline {command}`, which does not exist"
+
+
+@pytest.mark.parametrize("command", [[], ["tune"], ["evaluate"], ["publish"], ["promote"], ["rollback"], ["status"], ["serve"], ["backbone", "install"]])
+def test_help_imports_nothing_heavy(command: list[str]) -> None:
+    code = (
+        "import sys; sys.argv = ['graftline', *%r, '--help']\n"
+        "import service.cli\n"
+        "try: service.cli.main()\n"
+        "except SystemExit as end: assert end.code == 0, end.code\n"
+        "heavy = {'torch', 'peft', 'mlflow', 'optuna', 'bentoml', 'transformers'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    ) % command
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
+
+
+def test_status_runs_without_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        f"sys.argv = ['graftline', 'status', '--json', '--home', {str(tmp_path)!r}]\n"
+        "import service.cli; service.cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

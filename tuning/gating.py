@@ -1,0 +1,111 @@
+"""Brings a release before the gate: fresh items for the domain and every protected family, backbone and adapter side by side."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapters.backbone import Backbone
+from engine.engine import Engine
+from engine.profile import Profile
+from evaluation.admission import admissions
+from evaluation.measure import Measure
+from evaluation.measures import MEASURES
+from evaluation.overlap import check_overlap
+from evaluation.task import Example, Task
+from evaluation.tasks import task_named
+from evaluation.tasks.generated import GeneratedTask
+from registry.gate import run_gate
+from registry.gate_report import GateReport, GateSettings
+from registry.gate_statistics import PairedItems
+from registry.manifest import Manifest, TrainingHashes
+from tuning.manifest import fingerprints_of
+from tuning.plan import DOMAIN_MEASURE, WRITTEN_MEASURE
+from tuning.recipe import Recipe
+
+GATED = "gated"  # the name under which the engine holds the adapter that is looked at
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is gated: a name for the report, the files, and what the manifest says of them."""
+
+    name: str
+    directory: Path
+    manifest: Manifest
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe(**self.manifest.recipe)
+
+
+def gate_settings(recipe: Recipe, num_candidates: int = 1, time_budget_s: float | None = None) -> GateSettings:
+    gate = recipe.gate
+    return GateSettings(
+        margin=gate.margin,
+        pooled_margin=gate.pooled_margin,
+        alpha=gate.alpha,
+        num_candidates=num_candidates,
+        time_budget_s=time_budget_s or gate.time_budget_s,
+        round_items=gate.round_items,
+        max_rounds=gate.max_rounds,
+    )
+
+
+def gate(
+    subject: Subject,
+    engine: Engine,
+    backbone: Backbone,
+    settings: GateSettings,
+    cache: Path,
+    on_round: Callable[[GateReport], None] | None = None,
+    seed: int | None = None,
+) -> GateReport:
+    """Runs the gate on items of the gate split that nothing else reads. The seed is drawn anew unless it is given."""
+    recipe, fresh_seed = subject.recipe, secrets.randbits(31) if seed is None else seed
+    domain = task_named(recipe.domain)
+    measured, left_out = _measurable(recipe, engine, backbone, cache)
+    hashes = fingerprints_of(TrainingHashes.read(subject.directory))
+    engine.load(GATED, Profile.load(subject.directory))
+    pool = domain.examples("gate", recipe.gate.domain_items * settings.max_rounds, seed=fresh_seed)
+    check_overlap(hashes, pool)
+
+    def draw_round(number: int) -> Mapping[str, PairedItems]:
+        size = recipe.gate.domain_items
+        drawn = {domain.name: _paired(MEASURES[DOMAIN_MEASURE], engine, backbone, domain, pool[number * size : (number + 1) * size])}
+        for name, task in measured.items():
+            # Seeds of rounds lie far apart, and a question that came before is left out.
+            examples = [e for e in task.examples("gate", settings.round_items, seed=fresh_seed + 1_000_003 * number) if e.question not in asked]
+            asked.update(example.question for example in examples)
+            drawn[name] = _paired(MEASURES[WRITTEN_MEASURE], engine, backbone, task, examples)
+        return drawn
+
+    asked: set[str] = set()
+    try:
+        return run_gate(
+            settings,
+            draw_round,
+            domain=domain.name,
+            subject=subject.name,
+            not_measurable=left_out,
+            details={"seed": fresh_seed, "backbone_fingerprint": backbone.fingerprint, "split": "gate"},
+            on_round=on_round,
+        )
+    finally:
+        engine.unload(GATED)
+
+
+def _measurable(recipe: Recipe, engine: Engine, backbone: Backbone, cache: Path) -> tuple[dict[str, Task], dict[str, str]]:
+    """The protected families that this backbone can show a loss on, and why not for the others."""
+    tasks = {name: task_named(name) for name in recipe.protected}
+    found = admissions(engine, backbone, tasks.values(), cache)
+    admitted = {name: task for name, task in tasks.items() if found[name].admitted}
+    return admitted, {name: "; ".join(found[name].reasons) for name in tasks if name not in admitted}
+
+
+def _paired(measure: Measure, engine: Engine, backbone: Backbone, task: Task, examples: list[Example]) -> PairedItems:
+    base = measure.read(engine, backbone, None, task, examples)
+    adapted = measure.read(engine, backbone, GATED, task, examples)
+    return PairedItems.of(base.values, adapted.values, base.clusters, fixed_clusters=isinstance(task, GeneratedTask))

@@ -1,0 +1,51 @@
+"""Completes a fitted adapter's directory into one that can be published: what it is, from which data, under which packages."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from importlib.metadata import distributions
+from pathlib import Path
+
+from adapters.backbone import Backbone
+from engine.profile import Profile
+from evaluation.overlap import Fingerprints
+from evaluation.task import Example
+from registry.manifest import BackboneIdentity, Manifest, ProfileDescription, TrainingHashes, write_manifest
+from tuning.plan import data_digest
+from tuning.recipe import Recipe
+
+
+def complete(directory: Path, recipe: Recipe, backbone: Backbone, profile: Profile, scale: float, examples: Sequence[Example]) -> Manifest:
+    """Saves the profile and writes its manifest; the directory is then ready for `graftline publish`."""
+    profile.save(directory)
+    fingerprints = Fingerprints.of(examples)
+    return write_manifest(
+        directory,
+        backbone=BackboneIdentity(name=recipe.backbone, fingerprint=backbone.fingerprint, dtype=str(backbone.dtype).removeprefix("torch.")),
+        profile=ProfileDescription(
+            adapters=tuple(recipe.adapter.kind.split("+")), scale=scale, decoding=profile.policy.model_dump()
+        ),
+        recipe=recipe.model_dump(mode="json"),
+        task={"name": recipe.domain, "protected": list(recipe.protected)},
+        data_digests={"train": data_digest(examples)},
+        lock_digest=installed_digest(),
+        seeds={"method": recipe.method.seed, "lora": recipe.adapter.lora.seed, "softcot": recipe.adapter.softcot.seed},
+        training=TrainingHashes(frozenset(map(_hex, fingerprints.rows)), frozenset(map(_hex, fingerprints.ngrams))),
+    )
+
+
+def fingerprints_of(hashes: TrainingHashes) -> Fingerprints:
+    """What `complete` stored, ready for an overlap check."""
+    rows = frozenset(int(row, 16) for row in hashes.rows)
+    return Fingerprints(rows, frozenset(int(ngram, 16) for ngram in hashes.ngrams), len(rows))
+
+
+def installed_digest() -> str:
+    """SHA-256 over the names and versions of everything that is installed."""
+    names = sorted({f"{found.metadata['Name']}=={found.version}" for found in distributions()})
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+def _hex(number: int) -> str:
+    return f"{number & (2**64 - 1):016x}"
