@@ -13,7 +13,7 @@ from engine.text import TextStream
 
 @dataclass(eq=False)
 class Row:
-    """`name` is the profile's name, or the bank's BASE. `listener` is told every delta and, at the end, an error if there is one."""
+    """`name` is the profile's name, or the bank's BASE. `listener` is told every delta, or the error that ended the row."""
 
     name: str
     prompt: Prompt

@@ -123,7 +123,7 @@ class TorchEngine:
         # The longest first: a batch then holds rows of like length, and ends with short ones.
         queue = sorted(rows, key=lambda row: -row.max_length)
         if self._loop is not None:
-            self._loop.wait_for(lambda: [self._scheduler.submit(row) for row in queue], lambda: all(r.is_finished for r in rows))
+            self._loop.wait_for(lambda: self._scheduler.waiting.extend(queue), lambda: all(row.is_finished for row in rows))
         else:
             with self._lock:
                 scheduler = Scheduler(self._twin, self._bank, *self._limits)
@@ -235,7 +235,7 @@ class TorchEngine:
 
     def _prompt(self, ids: tuple[int, ...], profile: str | None, num_more: int) -> Prompt:
         if not ids:
-            raise ValueError("A prompt has at least one token. Begin with the chat template, or with the beginning-of-text token.")
+            raise ValueError("A prompt has at least one token. Begin it with the chat template or the beginning-of-text token.")
         self._refuse_too_long(len(ids), num_more)
         if profile is None:
             return Prompt(ids)
@@ -252,8 +252,8 @@ class TorchEngine:
         limit = self.backbone.context_length
         if num_prompt + num_more > limit:
             raise PromptTooLong(
-                f"Prompt and completion together take at most {limit} tokens on {self.backbone.name!r}, but got {num_prompt} and "
-                f"{num_more}. Shorten the prompt or ask for fewer tokens."
+                f"Prompt and completion together take at most {limit} tokens on {self.backbone.name!r}, but got {num_prompt} "
+                f"and {num_more}. Shorten the prompt or ask for fewer tokens."
             )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -36,11 +37,9 @@ class Twin:
             # Autocast casts a frozen float32 weight anew in every forward; here it is cast once.
             for module in self.linears().values():
                 _cast(module, self.low)
-        self._decoder: nn.Module = self.model.get_decoder()
+        parts = replace(backbone, model=self.model)
+        self._decoder, self.embeddings = parts.decoder, parts.embeddings
         self._head: nn.Module = self.model.get_output_embeddings()
-        embeddings = self.model.get_input_embeddings()
-        assert isinstance(embeddings, nn.Embedding)
-        self.embeddings = embeddings
         self._refuse_other_heads(backbone)
 
     @property

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from fitted import fitted_lora, fitted_softcot
 
 from adapters.adapter import Adapter
 from adapters.backbone import Backbone
 from adapters.errors import DamagedAdapter
-from adapters.lora import LoRA, LoRASpec
-from adapters.softcot import SoftCoT, SoftCoTSpec
 from engine.engine import (
     Completion,
     Continuation,
@@ -32,25 +31,6 @@ QUESTIONS = (
     "Take the number 7, then add 3, then take away 2, then times 4. What number do you get?",
     "Diagnosis: Cholera",
 )
-
-
-def fitted_lora(backbone: Backbone, seed: int, rank: int = 4) -> LoRA:
-    """A LoRA whose B is not zero, as after a fit."""
-    lora = LoRA(LoRASpec(rank=rank, alpha=rank * 2, seed=seed))
-    generator = torch.Generator().manual_seed(seed)
-    with lora.attach(backbone), torch.no_grad():
-        for parameter in lora.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    return lora
-
-
-def fitted_softcot(backbone: Backbone, seed: int) -> SoftCoT:
-    softcot = SoftCoT(SoftCoTSpec(num_thoughts=3, assistant_layers=1, gate=0.5, seed=seed))
-    generator = torch.Generator().manual_seed(seed)
-    with softcot.attach(backbone), torch.no_grad():
-        for parameter in softcot.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return softcot
 
 
 @pytest.fixture
@@ -271,7 +251,8 @@ def test_complete_and_score_are_safe_while_streams_run(engine: TorchEngine, back
     completed, scored = engine.complete(asked), engine.score([continuation], "both")
 
     async def everything() -> tuple[Completion, list[Completion], list[tuple[float, ...]]]:
-        long = asyncio.create_task(gathered(engine, GenerationRequest(backbone.chat_ids("Hi"), "one", 300, temperature=1.0, seed=1)))
+        stream = GenerationRequest(backbone.chat_ids("Hi"), "one", 300, temperature=1.0, seed=1)
+        long = asyncio.create_task(gathered(engine, stream))
         await asyncio.sleep(0.02)
         others = asyncio.to_thread(engine.complete, asked), asyncio.to_thread(engine.score, [continuation], "both")
         return await long, *await asyncio.gather(*others)  # type: ignore[return-value]
