@@ -252,8 +252,8 @@ class TorchEngine:
         limit = self.backbone.context_length
         if num_prompt + num_more > limit:
             raise PromptTooLong(
-                f"Prompt and completion together take at most {limit} tokens on {self.backbone.name!r}, but got {num_prompt} "
-                f"and {num_more}. Shorten the prompt or ask for fewer tokens."
+                f"Prompt and completion together take at most {limit} tokens on {self.backbone.name!r}, but got "
+                f"{num_prompt} and {num_more}. Shorten the prompt or ask for fewer tokens."
             )
 
 
