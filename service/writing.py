@@ -72,8 +72,12 @@ class Writing:
         finally:
             for row in rows:
                 row.cancel()
-            await asyncio.gather(*rows, return_exceptions=True)
-            self._finish(len(rows))
+            # Nothing is awaited here: a server that cancels a stream cancels every further await of it too.
+            ended = asyncio.gather(*rows, return_exceptions=True)
+            if all(row.done() for row in rows):
+                self._finish(len(rows))
+            else:
+                ended.add_done_callback(lambda _: self._finish(len(rows)))
 
     async def _write(self, index: int, queue: asyncio.Queue[tuple[int, Delta | None]]) -> None:
         stream = self.engine.generate(self.requests[index])
