@@ -6,15 +6,15 @@ import base64
 import hashlib
 import re
 import struct
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 
 from evaluation.errors import DataError, Overlap
 from evaluation.task import Example
 
 NGRAM = 13
-COVERED = 0.7  # the share of a held-out text's words that must lie in shared 13-grams before it counts as a repeat
+COVERED = 0.6  # the share of a held-out text's words that must lie in shared 13-grams before it counts as a repeat
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,13 @@ class Repeat:
 class Fingerprints:
     """What training rows leave in a release's manifest: 64-bit hashes of the questions and of their 13-grams.
 
-    A 13-gram that many rows share is the template's, not a row's, and is not kept. It is the template's when its form
-    with all digits masked occurs in at least `many(num_rows)` different texts: 10, a quarter of the rows where these are
-    few (but at least 3), or 0.5 % of them where they are many. So `go up by 3 and go down by 4 and ...` is template
-    text in a family of arithmetic chains, and a copied question or passage is not, however often its row was repeated.
-    A held-out row repeats a training row when its context and question are the same after normalisation, or when at
-    least 70 % of the words of its question, context or answer lie in 13-grams that were kept.
+    Template text is not kept: a 13-gram is the template's when half of the pairs of neighbouring words in it (digits
+    masked) occur in at least `many(num_rows)` different training texts: 10, or a quarter of the rows where these are
+    few (but at least 3), or 0.5 % of them where they are many. So `then Tom buys 4 more apples` is template text in a
+    family of word problems, while a copied question or passage is not, however often its row was repeated. A text that
+    stands word for word in a tenth of all rows (an instruction, say) is the template's too. A held-out row repeats a
+    training row when its context and question are the same after normalisation, or when at least 60 % of the words of
+    its question, its context or its answer lie in 13-grams that were kept.
     """
 
     rows: frozenset[int]
@@ -44,15 +45,13 @@ class Fingerprints:
 
     @classmethod
     def of(cls, examples: Iterable[Example]) -> Fingerprints:
-        texts = {row_hash(example): example for example in examples}
-        threshold = many(len(texts))
-        uses: Counter[int] = Counter()
-        found: dict[int, int] = {}  # 13-gram to its masked form
-        for example in texts.values():
-            own = dict(pair for text in _fitted_texts(example) for pair in _hashed_ngrams(text))
-            found.update(own)
-            uses.update(set(own.values()))
-        return cls(frozenset(texts), frozenset(ngram for ngram, masked in found.items() if uses[masked] < threshold), len(texts))
+        rows = {row_hash(example): example for example in examples}
+        texts = Counter(" ".join(words(text)) for example in rows.values() for text in _fitted_texts(example))
+        threshold = many(len(rows))
+        own = [text.split() for text, uses in texts.items() if uses < max(threshold, len(rows) / 10)]
+        uses = Counter(pair for text in own for pair in set(_pairs(text)))
+        common = {pair for pair, count in uses.items() if count >= threshold}
+        return cls(frozenset(rows), frozenset(_hash(ngram) for text in own for ngram in _own_ngrams(text, common)), len(rows))
 
     def repeats(self, held_out: Iterable[Example]) -> list[Repeat]:
         """The held-out rows that repeat a training row, each once."""
@@ -80,8 +79,8 @@ class Fingerprints:
     def _covered(self, text: str) -> float:
         length = len(words(text))
         inside = [False] * length
-        for start, (ngram, _) in enumerate(_hashed_ngrams(text)):
-            if ngram in self.ngrams:
+        for start, ngram in enumerate(ngrams(words(text))):
+            if _hash(ngram) in self.ngrams:
                 inside[start : start + NGRAM] = [True] * NGRAM
         return sum(inside) / length if length else 0.0
 
@@ -128,25 +127,33 @@ def _asked_texts(example: Example) -> Iterator[str]:
     yield from (text for text in (example.question, example.context, example.answer) if text)
 
 
-def _hashed_ngrams(text: str) -> Iterator[tuple[int, int]]:
-    """Each 13-gram's hash and that of its form with digits masked."""
-    found = words(text)
-    for start in range(len(found) - NGRAM + 1):
-        ngram = " ".join(found[start : start + NGRAM])
-        yield _hash(ngram), _hash(re.sub(r"\d+", "#", ngram))
+def ngrams(found: Sequence[str], size: int = NGRAM) -> list[str]:
+    return [" ".join(found[start : start + size]) for start in range(len(found) - size + 1)]
+
+
+def _pairs(found: Sequence[str]) -> list[tuple[str, str]]:
+    masked = [re.sub(r"\d+", "#", word) for word in found]
+    return list(zip(masked, masked[1:], strict=False))
+
+
+def _own_ngrams(found: Sequence[str], common: Set[tuple[str, str]]) -> Iterator[str]:
+    """The 13-grams in which more than half of the neighbouring pairs are uncommon."""
+    uncommon = [pair not in common for pair in _pairs(found)]
+    for start, ngram in enumerate(ngrams(found)):
+        if 2 * sum(uncommon[start : start + NGRAM - 1]) > NGRAM - 1:
+            yield ngram
 
 
 def _source(train: Sequence[Example], held: Example, exact: bool) -> Example | None:
     """The training row that shares the most with the held-out one."""
     if exact:
         return next((example for example in train if row_hash(example) == row_hash(held)), None)
-    wanted = {ngram for text in _asked_texts(held) for ngram, _ in _hashed_ngrams(text)}
-    shared: dict[int, int] = defaultdict(int)
-    for index, example in enumerate(train):
-        for text in _fitted_texts(example):
-            shared[index] += sum(ngram in wanted for ngram, _ in _hashed_ngrams(text))
-    best = max(shared, key=lambda index: shared[index], default=None)
-    return None if best is None else train[best]
+    wanted = {ngram for text in _asked_texts(held) for ngram in ngrams(words(text))}
+
+    def shared(example: Example) -> int:
+        return sum(ngram in wanted for text in _fitted_texts(example) for ngram in ngrams(words(text)))
+
+    return max(train, key=shared)
 
 
 def _start(example: Example) -> str:

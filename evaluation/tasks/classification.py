@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice, zip_longest
 from typing import Literal, TypeVar
 
+from evaluation.overlap import ngrams, words
 from evaluation.task import SPLITS, Example, Split, normalise, split_of
 
 Level = Literal["widest", "narrowest"]
@@ -19,6 +20,7 @@ T = TypeVar("T")
 # What a 135M backbone reads at ease: question and options stay near 150 tokens.
 _MAX_TEXT, _MAX_TITLE, _MAX_OPTIONS = 160, 90, 330
 _NUM_WIDEST = 8
+_RUN, _PHRASE_GROUPS = 7, 10
 _NARROW_RIVALS = (3, 4, 5)
 _SMALL_WORDS = frozenset("and or of the in to by for with due other not elsewhere classified unspecified nec certain".split())
 
@@ -54,8 +56,20 @@ class Table:
 
     @cached_property
     def by_split(self) -> dict[Split, tuple[Leaf, ...]]:
+        """Held-out splits first: a description that shares a run of words with one of another split is left out.
+
+        Runs that many groups share (`initial encounter for closed fracture`) are the classification's own phrases.
+        """
+        found: dict[Split, list[Leaf]] = {split: [] for split in SPLITS}
         splits = {group: split_of(group) for group in dict.fromkeys(leaf.group for leaf in self.leaves)}
-        return {split: tuple(leaf for leaf in self.leaves if splits[leaf.group] == split) for split in SPLITS}
+        runs = {leaf.code: ngrams(words(leaf.text), _RUN) for leaf in self.leaves}
+        uses = Counter(run for run, _ in {(run, leaf.group) for leaf in self.leaves for run in runs[leaf.code]})
+        owner: dict[str, Split] = {}
+        for leaf in sorted(self.leaves, key=lambda leaf: -SPLITS.index(splits[leaf.group])):
+            split = splits[leaf.group]
+            if all(uses[run] > _PHRASE_GROUPS or owner.setdefault(run, split) == split for run in runs[leaf.code]):
+                found[split].append(leaf)
+        return {split: tuple(leaves) for split, leaves in found.items()}
 
     @cached_property
     def widest_titles(self) -> tuple[str, ...]:

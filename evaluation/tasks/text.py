@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from evaluation.task import SPLITS, Example, Split, normalise, split_of
+from evaluation.overlap import ngrams, words
+from evaluation.task import SPLITS, Example, Split, split_of
 
 # Python's own language reference and the docstrings of its library come with every install, under the PSF licence.
 _LIBRARY = (
@@ -50,16 +51,18 @@ TEXT = TextTask()
 
 @cache
 def _by_split() -> dict[Split, tuple[Example, ...]]:
-    found: dict[str, Example] = {}
+    found: list[Example] = []
+    seen: set[str] = set()
     for document, text in _documents():
-        for index, words in enumerate(_passages(text)):
-            middle = len(words) // 2
-            example = Example(
-                id=f"text/{document}/{index}", question=" ".join(words[:middle]), answer=" ".join(words[middle:]), group=document
-            )
-            # Modules copy each other's docstrings; a passage counts once, in the document that comes first.
-            found.setdefault(normalise(example.question), example)
-    return {split: tuple(example for example in found.values() if split_of(example.group) == split) for split in SPLITS}
+        for index, passage in enumerate(_passages(text)):
+            grams = ngrams(words(" ".join(passage)))
+            # Modules copy each other's docstrings: what was told before is left out, whoever tells it.
+            if seen.isdisjoint(grams):
+                middle = len(passage) // 2
+                first, rest = " ".join(passage[:middle]), " ".join(passage[middle:])
+                found.append(Example(id=f"text/{document}/{index}", question=first, answer=rest, group=document))
+            seen.update(grams)
+    return {split: tuple(example for example in found if split_of(example.group) == split) for split in SPLITS}
 
 
 def _documents() -> Iterator[tuple[str, str]]:
@@ -77,19 +80,19 @@ def _documents() -> Iterator[tuple[str, str]]:
 
 def _passages(text: str) -> Iterator[list[str]]:
     """Neighbouring paragraphs of prose, joined until they are long enough."""
-    words: list[str] = []
+    passage: list[str] = []
     for paragraph in re.split(r"\n\s*\n", text):
         if not _is_prose(paragraph):
             continue
-        words += paragraph.split()
-        if len(words) >= _MIN_WORDS:
-            if len(words) <= _MAX_WORDS:
-                yield words
-            words = []
+        passage += paragraph.split()
+        if len(passage) >= _MIN_WORDS:
+            if len(passage) <= _MAX_WORDS:
+                yield passage
+            passage = []
 
 
 def _is_prose(paragraph: str) -> bool:
-    words = paragraph.split()
-    if not words or not words[0][0].isupper() or not words[-1].endswith(".") or _CODE.search(paragraph):
+    written = paragraph.split()
+    if not written or not written[0][0].isupper() or not written[-1].endswith(".") or _CODE.search(paragraph):
         return False
-    return sum(_PLAIN_WORD.fullmatch(word) is not None for word in words) >= 0.9 * len(words)
+    return sum(_PLAIN_WORD.fullmatch(word) is not None for word in written) >= 0.9 * len(written)

@@ -1,0 +1,81 @@
+"""What holds for every built-in task."""
+
+import pytest
+
+from evaluation.errors import UnknownTask
+from evaluation.task import SPLITS, Task, normalise, split_of
+from evaluation.tasks import FAMILIES, TASKS, task_named
+
+COUNT = 60
+every_task = pytest.mark.parametrize("name", TASKS)
+
+
+@every_task
+def test_it_is_a_task_under_its_own_name(name: str) -> None:
+    assert isinstance(TASKS[name], Task)
+    assert TASKS[name].name == name
+    assert task_named(name) is TASKS[name]
+
+
+@every_task
+def test_the_same_seed_gives_the_same_examples(name: str) -> None:
+    task = TASKS[name]
+    for split in SPLITS:
+        first = task.examples(split, COUNT, seed=3)
+        assert len(first) == COUNT
+        assert first == task.examples(split, COUNT, seed=3)
+        assert first != task.examples(split, COUNT, seed=4)
+
+
+@every_task
+def test_no_question_and_no_id_occurs_twice(name: str) -> None:
+    for split in SPLITS:
+        examples = TASKS[name].examples(split, COUNT)
+        assert len({example.id for example in examples}) == COUNT
+        assert len({normalise(example.question) for example in examples}) == COUNT
+
+
+@every_task
+def test_no_question_is_in_two_splits(name: str) -> None:
+    owner: dict[str, str] = {}
+    for seed in (0, 1):
+        for split in SPLITS:
+            for example in TASKS[name].examples(split, 300, seed):
+                assert owner.setdefault(normalise(example.question), split) == split
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if name not in FAMILIES])
+def test_no_group_is_in_two_splits(name: str) -> None:
+    for split in SPLITS:
+        assert {split_of(example.group) for example in TASKS[name].examples(split, 300)} == {split}
+
+
+@every_task
+def test_every_example_has_a_group_a_question_and_an_answer(name: str) -> None:
+    for example in TASKS[name].examples("gate", COUNT):
+        assert example.group.strip()
+        assert normalise(example.question)
+        assert normalise(example.answer)
+
+
+@every_task
+def test_the_answer_is_one_of_distinct_choices_in_no_fixed_place(name: str) -> None:
+    examples = [example for example in TASKS[name].examples("gate", COUNT) if example.choices is not None]
+    places = set()
+    for example in examples:
+        assert example.choices is not None
+        assert len({choice.casefold() for choice in example.choices}) == len(example.choices) >= 2
+        places.add(example.choices.index(example.answer))
+    assert not examples or len(places) >= 2
+
+
+@every_task
+def test_the_rationale_stops_before_the_answer_line(name: str) -> None:
+    for example in TASKS[name].examples("train", COUNT):
+        assert not any(step.lstrip().startswith("Answer:") for step in example.steps)
+        assert example.chain.splitlines()[-1] == f"Answer: {example.answer}"
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(UnknownTask, match="'icd11' is neither. Built in: icd10, icd10-chapter"):
+        task_named("icd11")

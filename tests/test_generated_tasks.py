@@ -1,0 +1,112 @@
+"""The seven generated families and their step verifiers."""
+
+import random
+
+import pytest
+
+from evaluation.task import Example, answer_line
+from evaluation.tasks import FAMILIES
+from evaluation.tasks.generated import HELD_OUT_LENGTHS, TRAINED_LENGTHS, GeneratedTask, normalise_step
+
+every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
+
+
+def written(steps: tuple[str, ...] | list[str], answer: str) -> str:
+    return "\n".join((*steps, answer_line(answer)))
+
+
+def examples(family: GeneratedTask, count: int = 40) -> list[Example]:
+    return family.examples("train", count)
+
+
+@every_family
+def test_the_gold_chain_is_right_in_every_step(family: GeneratedTask) -> None:
+    for example in [*examples(family), *family.at_length(*HELD_OUT_LENGTHS).examples("gate", 20)]:
+        check = family.check(example, example.chain)
+        assert check.all_right
+        assert len(check.valid) == len(example.steps)
+
+
+@every_family
+def test_a_corrupted_step_is_found_at_its_place(family: GeneratedTask) -> None:
+    for example in examples(family):
+        problem = family.problem(example.id)
+        assert len(problem.corrupted) == len(problem.steps)
+        for place, wrong in enumerate(problem.corrupted):
+            steps = [*problem.steps]
+            steps[place] = wrong
+            check = family.check(example, written(steps, example.answer))
+            assert not check.valid[place]
+            assert not check.complete
+            assert not check.all_right
+
+
+@every_family
+def test_two_swapped_lines_fail(family: GeneratedTask) -> None:
+    for example in examples(family):
+        steps = list(example.steps)
+        if normalise_step(steps[0]) == normalise_step(steps[1]):
+            continue
+        steps[0], steps[1] = steps[1], steps[0]
+        assert not family.check(example, written(steps, example.answer)).all_right
+
+
+@every_family
+def test_a_missing_step_a_missing_answer_and_a_wrong_answer_fail(family: GeneratedTask) -> None:
+    for example in examples(family, 20):
+        assert not family.check(example, written(example.steps[:-1], example.answer)).complete
+        unanswered = family.check(example, "\n".join(example.steps))
+        assert unanswered.complete and not unanswered.answered and not unanswered.all_right
+        for rival in family.problem(example.id).rivals:
+            assert not family.check(example, written(example.steps, rival)).answer_right
+
+
+@every_family
+def test_the_chain_of_another_problem_fails(family: GeneratedTask) -> None:
+    drawn = examples(family)
+    for example, other in zip(drawn, drawn[1:], strict=False):
+        if example.steps != other.steps:
+            assert not family.check(example, other.chain).all_right
+
+
+@every_family
+def test_case_spacing_and_closing_stops_do_not_matter(family: GeneratedTask) -> None:
+    rng = random.Random(0)
+    for example in examples(family, 20):
+        loose = [("  " + step.upper() + rng.choice((".", " ", ""))).replace(" ", "  ") for step in example.steps]
+        assert family.check(example, written(loose, f"{example.answer.upper()}.")).all_right
+
+
+def test_signs_and_digits_do_matter() -> None:
+    assert normalise_step("3 + 4 = 7") != normalise_step("3 - 4 = 7")
+    assert normalise_step("Box A , B.") == normalise_step("box a, b")
+
+
+@every_family
+def test_trained_lengths_and_wordings_are_not_the_held_out_ones(family: GeneratedTask) -> None:
+    for split in ("train", "gate"):
+        drawn = [example.id.split("/") for example in family.examples(split, 80)]
+        assert {int(steps) for *_, steps, _ in drawn} == set(TRAINED_LENGTHS)
+        assert {int(wording) for *_, wording in drawn} == set(range(family.num_wordings - 1))
+    assert not set(TRAINED_LENGTHS) & set(HELD_OUT_LENGTHS)
+
+
+@every_family
+def test_the_held_out_wording_is_used_only_when_asked_for(family: GeneratedTask) -> None:
+    drawn = family.in_held_out_wording().examples("gate", 30)
+    assert {example.id.split("/")[-1] for example in drawn} == {str(family.num_wordings - 1)}
+    assert not {example.question for example in drawn} & {example.question for example in family.examples("gate", 200)}
+
+
+@every_family
+def test_a_longer_problem_has_as_many_steps_as_asked_for(family: GeneratedTask) -> None:
+    for length in HELD_OUT_LENGTHS:
+        assert {len(example.steps) for example in family.at_length(length).examples("gate", 20)} == {length}
+
+
+@every_family
+def test_the_rivals_are_wrong_and_differ(family: GeneratedTask) -> None:
+    for example in examples(family):
+        rivals = family.problem(example.id).rivals
+        assert example.answer not in rivals
+        assert len(set(rivals)) == len(rivals) >= 1
