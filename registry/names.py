@@ -10,6 +10,7 @@ from registry.tracking import Tracking
 
 LEDGER_SUFFIX = ".releases"
 CHAMPION = "champion"
+_REFUSED = "/:@%'\""  # what MLflow refuses, or reads as syntax, and the mark before a version
 _VERSION = re.compile(r"v?([1-9][0-9]*)")
 
 
@@ -26,10 +27,9 @@ class ReleaseName:
 
 def checked_name(name: str) -> str:
     """The name itself, or RefusedName."""
-    bad = next((mark for mark in "/:@" if mark in name), None)
-    if bad is not None or not name.strip() or name != name.strip():
+    if any(mark in name for mark in _REFUSED) or not name.strip() or name != name.strip():
         raise RefusedName(
-            f"A model name is not empty and holds no '/', ':' or '@', but got {name!r}. Use a name such as medicine.coding."
+            f"A model name is not empty and holds none of {' '.join(_REFUSED)}, but got {name!r}. Try medicine.coding."
         )
     if name.endswith(LEDGER_SUFFIX):
         raise RefusedName(

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 from registry.errors import BackboneMismatch, DamagedRelease, UnknownRelease
 from registry.manifest import MANIFEST, Manifest, file_digest, verify, verify_tensors
 from registry.names import ReleaseName, checked_name, unknown_release
-from registry.tracking import Tracking
+from registry.tracking import Tracking, is_lost_connection
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -54,7 +54,12 @@ def publish(
     experiment_id = tracking.experiment(UNTRACKED) if run_id is None else _experiment_of(tracking, run_id)
     with tracking.client() as client:
         model = client.create_logged_model(
-            experiment_id, name=name, source_run_id=run_id, tags=dict(tags or {}), params=_params(manifest), model_type=MODEL_TYPE
+            experiment_id,
+            name=name.replace(".", "-"),  # a logged model's name may hold no dot, a registered model's may
+            source_run_id=run_id,
+            tags=dict(tags or {}),
+            params=_params(manifest),
+            model_type=MODEL_TYPE,
         )
         made_model = False
         try:
@@ -162,15 +167,19 @@ def _cached(cache: Path, manifest_digest: str) -> Path | None:
 
 def _download(client: MlflowClient, source: str, cache: Path, manifest_digest: str, full_name: ReleaseName) -> Path:
     from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
 
     # The store keeps no model id with a version: it is the last part of the source models:/m-...
     location = client.get_logged_model(source.removeprefix("models:/")).artifact_location
     with tempfile.TemporaryDirectory() as scratch:
         try:
             found = Path(download_artifacts(artifact_uri=location, dst_path=scratch))
-        except OSError as error:
+        except (OSError, MlflowException) as error:
+            if is_lost_connection(error):
+                raise
+            reason = str(error).strip().splitlines()[-1]
             raise DamagedRelease(
-                f"The files of {full_name} must be at {location}, but cannot be read ({error}). Restore them or publish again."
+                f"The files of {full_name} must be at {location}, but cannot be read ({reason}). Restore them or publish again."
             ) from error
         return _place(found, cache, manifest_digest)
 

@@ -29,6 +29,7 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
 _MAX_PARAMS, _MAX_METRICS = 100, 1000
@@ -70,7 +71,7 @@ class Tracking:
         try:
             yield mlflow_client
         except MlflowException as error:
-            if _is_lost_connection(error):
+            if is_lost_connection(error):
                 raise _unreachable(self.uri, _first_line(error)) from error
             raise
 
@@ -233,7 +234,8 @@ def _unreachable(uri: str, reason: str) -> RegistryUnreachable:
     )
 
 
-def _is_lost_connection(error: Exception) -> bool:
+def is_lost_connection(error: Exception) -> bool:
+    """Whether MLflow's error is about reaching the store, not about what was asked of it."""
     text = str(error)
     lost = "failed with exception" in text or "failed with timeout exception" in text
     return lost or getattr(error, "error_code", "") == "TEMPORARILY_UNAVAILABLE"

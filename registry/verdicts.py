@@ -14,7 +14,7 @@ def record_verdict(tracking: Tracking, release: ReleaseName, report: GateReport)
     from mlflow.exceptions import MlflowException
 
     if report.subject != str(release):
-        raise ValueError(f"A verdict is kept with the release it is about, but {report.subject} is not {release}. Gate {release}.")
+        raise ValueError(f"A verdict is kept with the release it is about, but {report.subject} is not {release}.")
     with tracking.client() as client:
         try:
             client.set_model_version_tag(release.name, str(release.version), REPORT_TAG, report.canonical())

@@ -1,0 +1,150 @@
+"""The gate's verdicts on simulated families, with a clock that the test moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from registry.gate import run_gate
+from registry.gate_report import COLUMNS, POOLED, GateReport, GateSettings
+from registry.gate_statistics import PairedItems
+
+QUICK = GateSettings(margin=0.15, pooled_margin=0.05, round_items=20, max_rounds=10, time_budget_s=300)
+FAMILIES = ("boxes", "deduction", "arithmetic", "kinship")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def drawing(
+    losses: Mapping[str, float], gain: float = 0.4, count: int = 20, clock: Clock | None = None, seconds: float = 0.0
+) -> Callable[[int], Mapping[str, PairedItems]]:
+    """Rounds in which each family loses that share of its items, which the backbone all had right."""
+
+    def draw(round_index: int) -> dict[str, PairedItems]:
+        if clock is not None:
+            clock.now += seconds
+        rng = np.random.default_rng([round_index, 11])
+        gained = (rng.random(count) < gain).astype(float)
+        drawn = {"icd10": PairedItems.of(np.zeros(count), gained, [f"{round_index}/{item}" for item in range(count)])}
+        for name, loss in losses.items():
+            kept = (rng.random(count) >= loss).astype(float)
+            wordings = [f"wording {item % 4}" for item in range(count)]
+            drawn[name] = PairedItems.of(np.ones(count), kept, wordings, fixed_clusters=True)
+        return drawn
+
+    return draw
+
+
+def gate(settings: GateSettings = QUICK, losses: Mapping[str, float] | None = None, **options: float) -> GateReport:
+    each = dict.fromkeys(FAMILIES, 0.0) | dict(losses or {})
+    return run_gate(settings, drawing(each, **options), Clock(), domain="icd10", subject="medicine@1")  # type: ignore[arg-type]
+
+
+def test_a_release_that_gains_and_loses_nothing_passes() -> None:
+    report = gate()
+    assert report.passed and report.stopped == "decided"
+    assert [test.change for test in report.families] == [0.0] * 4
+    assert report.domain.lower > 0 and report.pooled is not None and report.pooled.lower > -0.05
+
+
+def test_base_against_base_changes_nothing_and_gains_nothing() -> None:
+    report = gate(gain=0.0)
+    assert {test.change for test in report.tests} == {0.0}
+    assert report.verdict == "inconclusive" and report.domain.items_needed is None
+
+
+def test_one_round_of_few_items_cannot_pass() -> None:
+    report = gate(QUICK.model_copy(update={"max_rounds": 1}), count=5)
+    assert report.verdict == "inconclusive" and report.stopped == "out of rounds"
+    assert report.items_needed is not None and report.items_needed > 0
+    assert "more items" in report.sentence
+
+
+def test_a_family_that_died_fails_the_gate_and_is_named() -> None:
+    report = gate(losses={"boxes": 0.9})
+    assert report.verdict == "fail"
+    assert "boxes" in report.sentence and "wording" in report.sentence
+
+
+def test_losses_too_small_for_each_family_are_seen_by_the_pool() -> None:
+    losses = dict.fromkeys(FAMILIES, 0.11)
+    report = gate(QUICK.model_copy(update={"max_rounds": 60}), losses)
+    assert report.verdict == "fail"
+    assert [test.name for test in report.tests if test.verdict == "fail"] == [POOLED]
+
+
+def test_a_lost_domain_fails() -> None:
+    def draw(round_index: int) -> dict[str, PairedItems]:
+        names = [f"{round_index}/{item}" for item in range(40)]
+        kept = PairedItems.of(np.ones(40), np.ones(40), names)
+        return {"icd10": PairedItems.of(np.ones(40), np.zeros(40), names), "boxes": kept}
+
+    assert run_gate(QUICK, draw, Clock(), domain="icd10", subject="medicine@1").verdict == "fail"
+
+
+def test_the_time_budget_stops_before_a_round_that_would_not_fit() -> None:
+    clock = Clock()
+    draw = drawing(dict.fromkeys(FAMILIES, 0.05), clock=clock, seconds=120.0)
+    report = run_gate(GateSettings(time_budget_s=300), draw, clock, domain="icd10", subject="medicine@1")
+    assert (report.rounds, report.elapsed_s, report.stopped) == (2, 240.0, "out of time")
+
+
+def test_more_candidates_ask_for_more_evidence() -> None:
+    alone, one_of_three = gate(), gate(QUICK.model_copy(update={"num_candidates": 3}))
+    assert one_of_three.domain.num_items >= alone.domain.num_items
+    assert QUICK.model_copy(update={"num_candidates": 3}).candidate_alpha == pytest.approx(0.05 / 3)
+
+
+def test_a_gate_without_a_measurable_family_never_passes() -> None:
+    report = run_gate(
+        QUICK, drawing({}), Clock(), domain="icd10", subject="medicine@1", not_measurable={"boxes": "the backbone has 0 % right"}
+    )
+    assert report.verdict == "inconclusive" and "no protected family is measurable" in report.sentence
+    assert ("boxes", "not measurable") == report.rows()[-1][:2]
+
+
+def test_items_that_run_out_end_the_gate() -> None:
+    first = drawing(dict.fromkeys(FAMILIES, 0.0), count=5)
+    report = run_gate(QUICK, lambda index: first(0) if index == 0 else {}, Clock(), domain="icd10", subject="medicine@1")
+    assert report.stopped == "out of items" and report.verdict == "inconclusive"
+
+
+def test_a_first_round_without_the_domain_is_refused() -> None:
+    with pytest.raises(ValueError, match="icd10"):
+        run_gate(QUICK, lambda index: {}, Clock(), domain="icd10", subject="medicine@1")
+
+
+def test_the_gate_passes_a_loss_at_the_margin_at_most_alpha_of_the_time() -> None:
+    settings = GateSettings(margin=0.15, max_rounds=8)
+    rng = np.random.default_rng(5)
+
+    def draw(round_index: int) -> dict[str, PairedItems]:
+        names = [f"{round_index}/{item}" for item in range(15)]
+        kept = (rng.random(15) >= 0.15).astype(float)
+        return {"icd10": PairedItems.of(np.zeros(15), np.ones(15), names), "boxes": PairedItems.of(np.ones(15), kept, names)}
+
+    passed = sum(run_gate(settings, draw, Clock(), domain="icd10", subject="m@1").passed for _ in range(150))
+    assert passed / 150 <= 0.05
+
+
+def test_a_report_survives_json_with_its_digest_and_any_edit_changes_it() -> None:
+    report = gate()
+    assert GateReport.model_validate_json(report.canonical()).digest() == report.digest()
+    assert report.model_copy(update={"subject": "medicine@2"}).digest() != report.digest()
+    assert {len(row) for row in report.rows()} == {len(COLUMNS)}
+
+
+def test_settings_refuse_a_margin_that_is_no_loss_and_a_fourth_candidate() -> None:
+    with pytest.raises(ValidationError, match="boxes"):
+        GateSettings(margins={"boxes": 0.0})
+    with pytest.raises(ValidationError):
+        GateSettings(num_candidates=4)

@@ -1,0 +1,263 @@
+"""The ledger: one winner, a history that shows edits, and a pointer that can be repaired."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from registry.errors import ChampionMoved, NoChampion, NothingToRollBackTo, PromotionRefused, RegistryError, UnknownRelease
+from registry.gate import run_gate
+from registry.gate_report import GateReport, GateSettings
+from registry.gate_statistics import PairedItems
+from registry.ledger import Ledger, LedgerReader
+from registry.ledger_chain import DIGEST_TAG, ENTRY_TAG
+from registry.names import registered_names, resolve
+from registry.status import name_status
+from registry.status import status as status_of
+from registry.tracking import Tracking
+from registry.verdicts import record_verdict, recorded_report
+
+NAME = "medicine"
+
+
+@pytest.fixture(scope="module")
+def prepared_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with a registered model of four versions, made once and copied for each test."""
+    home = tmp_path_factory.mktemp("store")
+    tracking = Tracking.at(home).create()
+    with tracking.client() as client:
+        client.create_registered_model(NAME)
+        for _ in range(4):
+            client.create_model_version(NAME, source=str(home))
+    return home / "mlflow.db"
+
+
+@pytest.fixture
+def tracking(tmp_path: Path, prepared_store: Path) -> Tracking:
+    shutil.copy(prepared_store, tmp_path / "mlflow.db")
+    return Tracking.at(tmp_path)
+
+
+@pytest.fixture
+def ledger(tracking: Tracking) -> Ledger:
+    return Ledger(tracking, NAME)
+
+
+def report(version: int, lost: float = 0.0) -> GateReport:
+    count = 400
+
+    def draw(round_index: int) -> dict[str, PairedItems]:
+        names = [str(item) for item in range(count)]
+        kept = (np.arange(count) >= lost * count).astype(float)
+        gained = PairedItems.of(np.zeros(count), np.ones(count), names)
+        return {"icd10": gained, "boxes": PairedItems.of(np.ones(count), kept, names)}
+
+    return run_gate(GateSettings(max_rounds=1), draw, domain="icd10", subject=f"{NAME}@{version}")
+
+
+def test_a_passed_release_becomes_champion_and_the_alias_follows(ledger: Ledger) -> None:
+    made = ledger.promote(1, report(1), reason="first", actor="ada")
+    assert made.entry is not None and (made.entry.kind, made.entry.gate_verdict, made.entry.actor) == ("promote", "pass", "ada")
+    assert ledger.champion_version() == ledger.alias_version() == 1
+    assert str(resolve(ledger.tracking, NAME)) == str(resolve(ledger.tracking, f"{NAME}@champion")) == "medicine@1"
+    assert registered_names(ledger.tracking) == [NAME]
+    kept = ledger.report_of(made.number)
+    assert kept is not None and kept.digest() == made.entry.gate_digest
+
+
+def test_a_name_without_a_promotion_has_no_champion(tracking: Tracking) -> None:
+    for ask in (lambda: resolve(tracking, NAME), LedgerReader(tracking, NAME).refresh):
+        with pytest.raises(NoChampion, match="graftline promote"):
+            ask()
+
+
+def test_of_sixteen_promoters_who_saw_the_same_head_exactly_one_wins(ledger: Ledger) -> None:
+    ledger.promote(1, report(1))
+    head, passed = ledger.head(), {version: report(version) for version in (2, 3, 4)}
+    barrier, outcomes = threading.Barrier(16), list[str]()
+
+    def rival(index: int) -> None:
+        version = 2 + index % 3
+        barrier.wait()
+        try:
+            made = ledger.promote(version, passed[version], actor=f"rival {index}", expected_head=head)
+            outcomes.append(f"won {made.number}")
+        except ChampionMoved as error:
+            outcomes.append(str(error))
+
+    threads = [threading.Thread(target=rival, args=(index,)) for index in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(outcomes) == 16 and sum(outcome.startswith("won") for outcome in outcomes) == 1
+    winner = ledger.head()
+    assert [f"won {winner.number}"] == [outcome for outcome in outcomes if outcome.startswith("won")]
+    assert all(f"{winner.actor} made {NAME}@{winner.adapter_version} champion" in o for o in outcomes if not o.startswith("won"))
+    assert len(ledger.entries()) == 2 and ledger.drift() is None
+
+
+def test_a_promotion_from_a_stale_head_is_told_who_won_and_writes_nothing(ledger: Ledger) -> None:
+    stale = ledger.head()
+    ledger.promote(1, report(1), actor="ada")
+    with pytest.raises(ChampionMoved, match="ada made medicine@1 champion"):
+        ledger.promote(2, report(2), expected_head=stale)
+    assert len(ledger.records()) == 1
+
+
+@pytest.mark.parametrize("lost", [0.5, 0.02])
+def test_a_release_that_did_not_pass_is_not_promoted(ledger: Ledger, lost: float) -> None:
+    with pytest.raises(PromotionRefused, match="boxes"):
+        ledger.promote(1, report(1, lost))
+    with pytest.raises(PromotionRefused, match="not gated"):
+        ledger.promote(1, None)
+    assert ledger.records() == []
+
+
+def test_a_report_about_another_version_promotes_nothing(ledger: Ledger) -> None:
+    with pytest.raises(PromotionRefused, match="medicine@2, not medicine@1"):
+        ledger.promote(1, report(2))
+
+
+def test_an_override_needs_a_reason_and_stays_visible(ledger: Ledger) -> None:
+    with pytest.raises(PromotionRefused, match="needs a reason"):
+        ledger.promote(1, report(1, lost=0.5), override=True, reason="  ")
+    ledger.promote(1, report(1, lost=0.5), override=True, reason="a demo", actor="ada")
+    assert any("by an override (ada: a demo)" in warning for warning in name_status(ledger.tracking, NAME).warnings)
+    ledger.promote(2, report(2))
+    ledger.rollback("back")
+    shown = name_status(ledger.tracking, NAME)
+    assert [entry.kind for entry in shown.history] == ["override", "promote", "rollback"]
+    assert shown.history[-1].verdict == "fail" and any("override" in warning for warning in shown.warnings)
+    assert [version.overridden for version in shown.candidates] == [False, False, False, True]
+
+
+def test_an_override_that_was_not_needed_is_a_plain_promotion(ledger: Ledger) -> None:
+    made = ledger.promote(1, report(1), override=True)
+    assert made.entry is not None and not made.entry.is_override
+
+
+def test_a_version_that_is_not_there_is_not_promoted(ledger: Ledger) -> None:
+    with pytest.raises(UnknownRelease, match="medicine@9"):
+        ledger.promote(9, report(9))
+
+
+def test_rollbacks_walk_back_along_the_line_of_champions(ledger: Ledger) -> None:
+    for version in (1, 2, 3):
+        ledger.promote(version, report(version))
+    assert [ledger.rollback("worse") and ledger.champion_version() for _ in range(2)] == [2, 1]
+    with pytest.raises(NothingToRollBackTo, match="2, 3"):
+        ledger.rollback("worse still")
+    ledger.rollback("it was fine", to=3)
+    assert ledger.champion_version() == ledger.alias_version() == 3
+    assert len(ledger.entries()) == 6
+
+
+def test_a_rollback_goes_only_to_an_earlier_champion_and_tells_why(ledger: Ledger) -> None:
+    with pytest.raises(NoChampion):
+        ledger.rollback("why not")
+    ledger.promote(1, report(1))
+    for target in (4, 1, None):
+        with pytest.raises(NothingToRollBackTo):
+            ledger.rollback("why not", to=target)
+    with pytest.raises(PromotionRefused, match="needs a reason"):
+        ledger.rollback("")
+
+
+def test_an_entry_that_was_edited_is_void_with_all_that_build_on_it(ledger: Ledger) -> None:
+    for version in (1, 2, 3):
+        ledger.promote(version, report(version))
+    with ledger.tracking.client() as client:
+        stored = client.get_model_version(f"{NAME}.releases", "2").tags[ENTRY_TAG]
+        edited = stored.replace('"adapter_version":2', '"adapter_version":4')
+        client.set_model_version_tag(f"{NAME}.releases", "2", ENTRY_TAG, edited)
+    assert [recorded.void is None for recorded in ledger.records()] == [True, False, False]
+    assert ledger.champion_version() == 1
+    assert any("it was edited" in warning for warning in name_status(ledger.tracking, NAME).warnings)
+
+
+def test_an_edit_with_a_digest_of_its_own_still_breaks_the_chain_above_it(ledger: Ledger) -> None:
+    for version in (1, 2):
+        ledger.promote(version, report(version))
+    first = ledger.records()[0].entry
+    assert first is not None
+    forged = first.model_copy(update={"reason": "another story"})
+    with ledger.tracking.client() as client:
+        client.set_model_version_tag(f"{NAME}.releases", "1", ENTRY_TAG, forged.model_dump_json())
+        client.set_model_version_tag(f"{NAME}.releases", "1", DIGEST_TAG, forged.chained(""))
+    assert [recorded.void is None for recorded in ledger.records()] == [True, False]
+
+
+def test_an_alias_moved_by_hand_is_drift_and_is_not_served(ledger: Ledger) -> None:
+    ledger.promote(1, report(1))
+    assert ledger.drift() is None
+    with ledger.tracking.client() as client:
+        client.set_registered_model_alias(NAME, "champion", "3")
+    drift = ledger.drift()
+    assert drift is not None and (drift.champion, drift.alias) == (1, 3)
+    assert "graftline promote medicine@3" in drift.repair
+    assert resolve(ledger.tracking, f"{NAME}@champion").version == 1
+    ledger.point_alias()
+    assert ledger.drift() is None
+
+
+def test_an_alias_without_any_promotion_is_drift_too(ledger: Ledger) -> None:
+    with ledger.tracking.client() as client:
+        client.set_registered_model_alias(NAME, "champion", "3")
+    drift = ledger.drift()
+    assert drift is not None and drift.champion is None and "nothing is served" in drift.repair
+
+
+def test_a_reader_follows_promotions_rollbacks_and_void_entries(ledger: Ledger) -> None:
+    reader = LedgerReader(ledger.tracking, NAME)
+    seen = []
+    for act in (lambda: ledger.promote(1, report(1)), lambda: ledger.promote(2, report(2)), lambda: ledger.rollback("worse")):
+        act()
+        seen.append(reader.refresh())
+    with ledger.tracking.client() as client:
+        client.create_model_version(f"{NAME}.releases", source="models:/medicine/4", tags={ENTRY_TAG: "{}"})
+        client.create_model_version(f"{NAME}.releases", source="models:/medicine/4")
+    assert [*seen, reader.refresh()] == [1, 2, 1, 1]
+    ledger.promote(3, report(3))
+    ledger.promote(4, report(4))
+    assert reader.refresh() == 4 and reader.head == ledger.head() == Ledger(ledger.tracking, NAME).head()
+
+
+def test_a_reader_notices_a_ledger_that_was_deleted(ledger: Ledger) -> None:
+    reader = LedgerReader(ledger.tracking, NAME)
+    ledger.promote(1, report(1))
+    assert reader.refresh() == 1
+    with ledger.tracking.client() as client:
+        client.delete_registered_model(f"{NAME}.releases")
+    with pytest.raises(NoChampion):
+        reader.refresh()
+
+
+def test_a_verdict_stays_with_its_version(tracking: Tracking) -> None:
+    name = resolve(tracking, f"{NAME}@2")
+    assert recorded_report(tracking, name) is None
+    failed = report(2, lost=0.5)
+    record_verdict(tracking, name, failed)
+    assert recorded_report(tracking, name) == failed
+    shown = {version.version: version.verdict for version in name_status(tracking, NAME).candidates}
+    assert shown == {4: "not gated", 3: "not gated", 2: "fail", 1: "not gated"}
+    with pytest.raises(ValueError, match="medicine@3"):
+        record_verdict(tracking, name, report(3))
+
+
+def test_the_whole_status_is_json_with_champion_and_aliases(ledger: Ledger) -> None:
+    ledger.promote(2, report(2), reason="gained")
+    shown = status_of(ledger.tracking)
+    assert type(shown).model_validate_json(shown.model_dump_json()) == shown
+    [name] = shown.names
+    assert (name.champion, name.drift, name.warnings) == (2, None, ())
+    assert [version.aliases for version in name.candidates if version.champion] == [("champion",)]
+
+
+def test_every_error_of_the_registry_has_one_root() -> None:
+    for kind in (ChampionMoved, NoChampion, NothingToRollBackTo, PromotionRefused, UnknownRelease):
+        assert issubclass(kind, RegistryError)

@@ -1,0 +1,28 @@
+"""What looking things up loads: never torch, and MLflow only when a store is opened."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+
+def loaded_after(code: str, *arguments: str) -> set[str]:
+    program = f"import sys\n{code}\nprint(*[name for name in ('torch', 'peft', 'mlflow', 'transformers') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_importing_every_module_of_the_registry_loads_neither_torch_nor_mlflow() -> None:
+    folder = Path(__file__).parents[1] / "registry"
+    modules = ", ".join(f"registry.{file.stem}" for file in folder.glob("*.py") if file.stem != "__init__")
+    assert loaded_after(f"import {modules}") == set()
+
+
+def test_the_status_of_a_store_needs_no_torch(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path\nfrom registry.status import status\nfrom registry.tracking import Tracking\n"
+        "assert status(Tracking.at(Path(sys.argv[1]))).names == ()"
+    )
+    assert loaded_after(code, str(tmp_path)) == {"mlflow"}
