@@ -223,10 +223,9 @@ class TorchEngine:
         """One object for equal prompts: their soft thoughts are then the same nodes."""
         prompts: dict[tuple[int, ...], Prompt] = {}
         for continuation in continuations:
-            if not 0 <= continuation.scored_from < len(continuation.ids):
-                raise ValueError(
-                    f"`0 <= scored_from < len(ids)` must hold, but got {continuation.scored_from} and {len(continuation.ids)} ids."
-                )
+            first, count = continuation.scored_from, len(continuation.ids)
+            if not 0 <= first < count:
+                raise ValueError(f"`0 <= scored_from < len(ids)` must hold, but got {first} and {count}. Ask for at least one token.")
             key = continuation.prompt_ids
             if key not in prompts:
                 prompts[key] = self._prompt(key, profile, 0)

@@ -17,16 +17,17 @@ from engine.engine import EngineError
 
 # Legend: B rows, T tokens, S keys, H hidden, N chosen places, V vocabulary
 
-Precision = Literal["bfloat16"]
+Precision = Literal["float32", "bfloat16"]
 
 
 class Twin:
     """Computes hidden states and logits. The backbone's modules and weights are never touched."""
 
     def __init__(self, backbone: Backbone, precision: Precision | None = None) -> None:
-        """`precision` "bfloat16" autocasts a float32 backbone where the device computes bfloat16 fast."""
+        """`precision` "bfloat16" autocasts a float32 backbone where the device computes bfloat16 fast; else its own dtype."""
         _refuse_other_attention(backbone)
-        self.low = torch.bfloat16 if precision and backbone.dtype == torch.float32 and fast_bfloat16(backbone.device) else None
+        casts = precision == "bfloat16" and backbone.dtype == torch.float32 and fast_bfloat16(backbone.device)
+        self.low = torch.bfloat16 if casts else None
         self.device = backbone.device
         self.dtype = self.low or backbone.dtype
         self.model: PreTrainedModel = copy.deepcopy(backbone.model, {id(p): p for p in backbone.model.parameters()})

@@ -10,7 +10,7 @@ import torch
 from fitted import fitted_lora, fitted_softcot
 
 from adapters.adapter import Adapter
-from adapters.backbone import Backbone
+from adapters.backbone import Backbone, fast_bfloat16
 from adapters.errors import DamagedAdapter
 from engine.engine import (
     Completion,
@@ -207,7 +207,8 @@ def test_a_row_that_is_not_finite_fails_alone(engine: TorchEngine, backbone: Bac
     engine.load("huge", Profile((huge,)))
     asked = requests(backbone)
     before = engine.complete(asked)
-    poisoned = GenerationRequest(backbone.chat_ids(QUESTIONS[0]), "huge", 8)
+    # The longest prompt: rows that get its place in the cache do not write over all of it.
+    poisoned = GenerationRequest(max((backbone.chat_ids(question) for question in QUESTIONS), key=len), "huge", 8)
 
     async def text(request: GenerationRequest) -> Completion | Exception:
         try:
@@ -345,10 +346,12 @@ def test_stats_count_tokens_by_profile(engine: TorchEngine, backbone: Backbone) 
 
 def test_low_precision_stays_near_float32(backbone: Backbone) -> None:
     lora = fitted_lora(backbone, 1)
-    exact, low = TorchEngine(backbone), TorchEngine(backbone, precision="bfloat16")
+    exact, low = TorchEngine(backbone, precision="float32"), TorchEngine(backbone, precision="bfloat16")
     continuation = Continuation(backbone.chat_ids("Hi"), tuple(range(9, 40)))
     for engine in (exact, low):
         engine.load("one", Profile((lora,)))
     one, two = (torch.tensor(engine.score([continuation], "one")[0]) for engine in (exact, low))
     assert (one - two).abs().mean() < 0.1
+    assert TorchEngine(backbone).score([continuation]) == exact.score([continuation])
+    assert torch.equal(one, two) != fast_bfloat16(backbone.device)
     assert len(low.complete([GenerationRequest(backbone.chat_ids("Hi"), "one", 8, temperature=1.0)])[0].token_ids) == 8
