@@ -29,6 +29,7 @@ log = logging.getLogger("graftline.models")
 # A refused release is looked at again after this time, as its files may have been restored.
 RETRY_REFUSED_S = 60.0
 MAX_ALIASES = 256
+_FORESEEN = (RegistryError, AdapterError, EngineError)
 _VERSION = re.compile(r"v?([1-9][0-9]*)")
 
 
@@ -214,8 +215,8 @@ class ServedModels:
                 except RegistryUnreachable as error:
                     self._note_registry(str(error))
                     return
-                except (RegistryError, AdapterError, EngineError, OSError) as error:
-                    log.error("%s is refused: %s", release, error)
+                except Exception as error:  # however a release is broken, the last good one stays served
+                    log.error("%s is refused: %s", release, error, exc_info=not isinstance(error, _FORESEEN))
                     with self._state:
                         self._refused[release] = Refusal(str(error), self._clock())
                     return
