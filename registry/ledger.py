@@ -29,6 +29,7 @@ from registry.ledger_chain import (
 )
 from registry.names import CHAMPION, ReleaseName, checked_name, ledger_name, unknown_release
 from registry.tracking import Tracking
+from registry.verdicts import record_verdict
 
 _REPORT_TAG = "graftline.ledger.gate_report"
 _ATTEMPTS = 30
@@ -129,7 +130,8 @@ class Ledger:
     ) -> Recorded:
         """Makes the version champion if its gate passed, or by an override with a reason, which stays visible for ever.
 
-        `expected_head` is what the caller last saw (before a long gate, say); None means the head of this moment.
+        The report is kept with the version either way. `expected_head` is what the caller last saw (before a long gate,
+        say); None means the head of this moment.
         """
         subject = str(ReleaseName(self.name, version))
         self._known(version)
@@ -138,6 +140,8 @@ class Ledger:
                 f"A promotion needs the gate report of that release, but this one is about {report.subject}, not {subject}. "
                 f"Run the gate on {subject}."
             )
+        if report is not None:
+            record_verdict(self.tracking, ReleaseName(self.name, version), report)
         passed = report is not None and report.passed
         if not passed and not override:
             why = report.sentence if report is not None else "it was not gated."

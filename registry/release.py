@@ -6,10 +6,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
 
 from registry.errors import BackboneMismatch, DamagedRelease, UnknownRelease
 from registry.manifest import MANIFEST, Manifest, file_digest, verify, verify_tensors
@@ -140,17 +140,14 @@ def _ensure_registered(client: MlflowClient, name: str) -> bool:
 def _take_back(client: MlflowClient, model_id: str, location: str, made_name: str | None) -> None:
     """Undoes what can be undone; the first error is the one worth telling, so later ones stay quiet."""
     from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    try:
+    with suppress(MlflowException, OSError):
         client.delete_logged_model(model_id)
         if made_name is not None and not client.search_model_versions(f"name='{made_name}'", max_results=1):
             client.delete_registered_model(made_name)
-    except MlflowException:
-        pass
-    parts = urlsplit(location)
-    if parts.scheme in ("", "file"):
-        # .../models/<id>/artifacts: the folder named by the id is this model's alone.
-        shutil.rmtree(Path(unquote(parts.path)).parent, ignore_errors=True)
+    with suppress(MlflowException, OSError):
+        get_artifact_repository(location).delete_artifacts()  # type: ignore[no-untyped-call]
 
 
 def _cached(cache: Path, manifest_digest: str) -> Path | None:

@@ -30,6 +30,7 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # commands print JSON there
 }
 _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
 _MAX_PARAMS, _MAX_METRICS = 100, 1000
@@ -170,7 +171,7 @@ def _quiet_import() -> None:
         warnings.simplefilter("ignore")  # deprecations inside MLflow, which no user of ours can act on
         import mlflow.store.model_registry.sqlalchemy_store
         import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
-    for logger in ("mlflow.store.db.utils", "mlflow.tracking._model_registry.client", "alembic"):
+    for logger in ("mlflow.store.db.utils", "mlflow.store.model_registry.abstract_store", "alembic"):
         logging.getLogger(logger).setLevel(logging.WARNING)
 
 
@@ -237,7 +238,9 @@ def _unreachable(uri: str, reason: str) -> RegistryUnreachable:
 def is_lost_connection(error: Exception) -> bool:
     """Whether MLflow's error is about reaching the store, not about what was asked of it."""
     text = str(error)
-    lost = "failed with exception" in text or "failed with timeout exception" in text
+    # The last one is an answer without MLflow's error shape: a proxy, or another server on that port.
+    signs = ("failed with exception", "failed with timeout exception", "failed with error code", "response body was not")
+    lost = text.startswith("API request to") and any(sign in text for sign in signs)
     return lost or getattr(error, "error_code", "") == "TEMPORARILY_UNAVAILABLE"
 
 

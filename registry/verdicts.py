@@ -7,6 +7,7 @@ from registry.names import ReleaseName, unknown_release
 from registry.tracking import Tracking
 
 VERDICT_TAG, REPORT_TAG = "graftline.gate.verdict", "graftline.gate.report"
+_ATTEMPTS = 5
 
 
 def record_verdict(tracking: Tracking, release: ReleaseName, report: GateReport) -> None:
@@ -16,13 +17,17 @@ def record_verdict(tracking: Tracking, release: ReleaseName, report: GateReport)
     if report.subject != str(release):
         raise ValueError(f"A verdict is kept with the release it is about, but {report.subject} is not {release}.")
     with tracking.client() as client:
-        try:
-            client.set_model_version_tag(release.name, str(release.version), REPORT_TAG, report.canonical())
-            client.set_model_version_tag(release.name, str(release.version), VERDICT_TAG, report.verdict)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            raise unknown_release(tracking, str(release)) from error
+        for attempt in range(_ATTEMPTS):
+            try:
+                client.set_model_version_tag(release.name, str(release.version), REPORT_TAG, report.canonical())
+                client.set_model_version_tag(release.name, str(release.version), VERDICT_TAG, report.verdict)
+                return
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    raise unknown_release(tracking, str(release)) from error
+                # Two first writers of one tag clash in the store; the second try finds the row and updates it.
+                if attempt == _ATTEMPTS - 1:
+                    raise
 
 
 def recorded_report(tracking: Tracking, release: ReleaseName) -> GateReport | None:

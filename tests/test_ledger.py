@@ -116,6 +116,7 @@ def test_a_release_that_did_not_pass_is_not_promoted(ledger: Ledger, lost: float
     with pytest.raises(PromotionRefused, match="not gated"):
         ledger.promote(1, None)
     assert ledger.records() == []
+    assert name_status(ledger.tracking, NAME).candidates[-1].verdict == report(1, lost).verdict
 
 
 def test_a_report_about_another_version_promotes_nothing(ledger: Ledger) -> None:
