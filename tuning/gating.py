@@ -100,7 +100,7 @@ def gate(
 def _measurable(recipe: Recipe, engine: Engine, backbone: Backbone, cache: Path) -> tuple[dict[str, Task], dict[str, str]]:
     """The protected families that this backbone can show a loss on, and why not for the others."""
     tasks = {name: task_named(name) for name in recipe.protected}
-    found = admissions(engine, backbone, tasks.values(), cache)
+    found = admissions(engine, backbone, list(tasks.values()), cache)
     admitted = {name: task for name, task in tasks.items() if found[name].admitted}
     return admitted, {name: "; ".join(found[name].reasons) for name in tasks if name not in admitted}
 

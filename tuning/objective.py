@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-CHAIN_MARGIN = 0.03  # nats per token of the gold chain and answer
-GENERATED_MARGIN = 0.15  # share of greedy traces right in every step; coarse, since a trial writes few
+from evaluation.retention import DEFAULT_MARGINS, capped_retention, violations
+
+CHAIN_MARGIN = DEFAULT_MARGINS["nats per token"]
+GENERATED_MARGIN = DEFAULT_MARGINS["share right in every step"]
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,13 @@ class ScaleScore:
 
     def violations(self, margins: Mapping[str, float]) -> dict[str, float]:
         """By family: how far the loss exceeds the margin, in margins; at or below 0 is tolerable."""
-        return {family: -change / margins.get(family, CHAIN_MARGIN) - 1.0 for family, change in self.chain_changes.items()}
+        return violations(self.chain_changes, self._margins(margins))
 
     def retention(self, margins: Mapping[str, float]) -> float:
-        parts = [min(0.0, change / margins.get(family, CHAIN_MARGIN)) for family, change in self.chain_changes.items()]
-        return sum(parts) / len(parts) if parts else 0.0
+        return capped_retention(self.chain_changes, self._margins(margins))
+
+    def _margins(self, given: Mapping[str, float]) -> dict[str, float]:
+        return {family: given.get(family, CHAIN_MARGIN) for family in self.chain_changes}
 
 
 @dataclass(frozen=True)
@@ -62,5 +66,5 @@ def choose_scale(scores: Sequence[ScaleScore], margins: Mapping[str, float]) -> 
 def constraints(chosen: ScaleScore, generated: Mapping[str, float], margins: Mapping[str, float]) -> dict[str, float]:
     """The worse of the likelihood's and the generation's violation, by family."""
     by_chain = chosen.violations(margins)
-    by_text = {family: -change / GENERATED_MARGIN - 1.0 for family, change in generated.items()}
+    by_text = violations(generated, dict.fromkeys(generated, GENERATED_MARGIN))
     return {family: max(by_chain.get(family, -1.0), by_text.get(family, -1.0)) for family in {**by_chain, **by_text}}

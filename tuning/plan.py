@@ -43,3 +43,18 @@ def data_digest(examples: Sequence[Example]) -> str:
         row = (example.id, example.question, example.choices, example.answer, example.rationale, example.context)
         digest.update(json.dumps(row).encode())
     return digest.hexdigest()
+
+
+def report_plan(domain: Task, families: Sequence[Task], items: int, split: Split = "select") -> list[Planned]:
+    """Every measure that applies, for `graftline evaluate`: items of the select split, which neither sweep nor gate reads."""
+    planned = [Planned(MEASURES[DOMAIN_MEASURE], domain, domain.examples(split, items), "domain")]
+    planned.append(Planned(MEASURES[WRITTEN_MEASURE], domain, domain.examples(split, items), "report"))
+    for task in families:
+        examples = task.examples(split, items)
+        planned.append(Planned(MEASURES[WRITTEN_MEASURE], task, examples, "protected"))
+        for name in (CHAIN_MEASURE, "information_gain_external", "information_gain_self", "correction", DOMAIN_MEASURE):
+            planned.append(Planned(MEASURES[name], task, examples, "report"))
+    for name, measure in (("grammar", "pair_preference"), ("text", "text_likelihood")):
+        task = task_named(name)
+        planned.append(Planned(MEASURES[measure], task, task.examples(split, items), "report"))
+    return planned

@@ -73,11 +73,11 @@ def _fit_and_measure(job: Job, report: Report) -> Outcome:
     from engine.profile import Profile
     from engine.torch_engine import TorchEngine
     from evaluation.base_cache import BaseCache
-    from evaluation.evaluate import forward_kl
+    from evaluation.evaluate import evaluate, forward_kl
     from evaluation.tasks import task_named
     from tuning.manifest import complete
     from tuning.methods import METHODS
-    from tuning.plan import data_digest, generated_plan, likelihood_plan, read_changes, training_examples
+    from tuning.plan import data_digest, generated_plan, likelihood_plan, training_examples
 
     recipe, started = job.recipe, time.monotonic()
     backbone = Backbone.load(recipe.backbone)
@@ -91,22 +91,21 @@ def _fit_and_measure(job: Job, report: Report) -> Outcome:
     )
     fitted = time.monotonic()
     engine = TorchEngine(backbone, precision=recipe.evaluation.precision)
-    cache = BaseCache(job.cache)
+    cache = BaseCache(job.cache, recipe.evaluation.precision)
     plan, margins = likelihood_plan(recipe, domain), recipe.evaluation.margins
     profile, scores = Profile(adapters), []
     for index, scale in enumerate(recipe.study.scales):
         engine.load("candidate", profile.scaled(scale))
-        changes = read_changes(engine, backbone, "candidate", plan, cache)
-        scores.append(
-            ScaleScore(scale, changes.domain_gain.mean, changes.domain_accuracy, {f: c.mean for f, c in changes.retention.items()})
-        )
+        read = evaluate(engine, backbone, "candidate", plan, cache)
+        changes = {family: row.change.mean for family, row in read.retention.items()}
+        scores.append(ScaleScore(scale, read.domain.change.mean, read.domain.adapted.mean, changes))
         engine.unload("candidate")
         report("measure", (index + 1) / (len(recipe.study.scales) + 1))
     chosen = choose_scale(scores, margins)
     scaled = profile.scaled(chosen.scale)
     engine.load("candidate", scaled)
-    written = read_changes(engine, backbone, "candidate", generated_plan(recipe), cache)
-    generated = {family: change.mean for family, change in written.retention.items()}
+    written = evaluate(engine, backbone, "candidate", generated_plan(recipe), cache)
+    generated = {family: row.change.mean for family, row in written.retention.items()}
     kl = forward_kl(engine, backbone, "candidate", examples[:16])
     report("measure", 1.0)
     complete(job.directory / ADAPTER, recipe, backbone, scaled, chosen.scale, examples)

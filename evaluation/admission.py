@@ -1,0 +1,134 @@
+"""Admission: a task can show a loss only if the backbone can do it, a damaged model does worse and a no-op changes nothing.
+
+Rule: above chance by max(0.10, 3 standard errors); where the model writes, an answer line in at least 95 % of the completions; reading
+twice gives the same; random noise in the weights lowers the score significantly (positive control); an adapter of zeros changes
+nothing at all (negative control). What is not admitted is reported as not measurable, with the reason, and never as kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from adapters.backbone import Backbone
+from adapters.lora import LoRA, LoRASpec
+from engine.engine import Engine
+from engine.profile import Profile
+from evaluation.measure import Measure
+from evaluation.measures import MEASURES
+from evaluation.statistics import paired_change, score
+from evaluation.task import Example, Task
+from evaluation.tasks.generated import GeneratedTask
+
+LEAST_ABOVE_CHANCE, LEAST_PARSED = 0.10, 0.95
+NOISE = 0.5  # Frobenius norm of the noise in each layer, as a share of the layer's own
+ITEMS = 24
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What the backbone scored, and why the task is (or is not) measurable on it."""
+
+    task: str
+    measure: str
+    admitted: bool
+    reasons: tuple[str, ...]  # why not; empty when admitted
+    base: float
+    stderr: float
+    chance: float
+    damaged_change: float
+    damaged_high: float
+    noop_change: float
+    n: int
+
+
+def random_update(backbone: Backbone, size: float, rank: int = 8, seed: int = 0) -> LoRA:
+    """A LoRA of random weights on every linear layer, of a given relative size: damage as a control. Size 0 is a no-op."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    inside = {id(module) for layer in backbone.layers for module in layer.modules()}
+    for path, module in backbone.model.named_modules():
+        if isinstance(module, nn.Linear) and id(module) in inside:
+            a_RI = torch.randn(rank, module.in_features, generator=generator)
+            b_OR = torch.randn(module.out_features, rank, generator=generator)
+            norm = float(module.weight.detach().float().norm()) / float((b_OR @ a_RI).norm())
+            tensors[f"base_model.model.{path}.lora_A.weight"] = a_RI
+            tensors[f"base_model.model.{path}.lora_B.weight"] = b_OR * size * norm
+    return LoRA(LoRASpec(rank=rank, alpha=rank), tensors=tensors)
+
+
+def admit(
+    engine: Engine, backbone: Backbone, measure: Measure, task: Task, chance: float, items: int = ITEMS, damage: float = NOISE
+) -> Admission:
+    """Applies the rule on items of the search split."""
+    examples = task.examples("search", items, seed=5)
+    base = measure.read(engine, backbone, None, task, examples)
+    again = measure.read(engine, backbone, None, task, examples)
+    damaged = _under(engine, backbone, measure, task, examples, damage)
+    untouched = _under(engine, backbone, measure, task, examples, 0.0)
+    own = score(base.values)
+    loss = paired_change(base.values, damaged, base.clusters, confidence=0.90)
+    noop = paired_change(base.values, untouched, base.clusters)
+    needed = chance + max(LEAST_ABOVE_CHANCE, 3 * own.stderr)
+    parsed = base.part_mean("parsed") if "parsed" in base.parts else 1.0
+    reasons = []
+    if len(examples) < items:
+        reasons.append(f"has only {len(examples)} of {items} distinct items")
+    if own.mean < needed:
+        reasons.append(f"the backbone scores {own.mean:.2f}, which is not above chance ({chance:.2f}) by {needed - chance:.2f}")
+    if parsed < LEAST_PARSED:
+        reasons.append(f"the backbone writes an answer line in {parsed:.0%} of its completions, not in {LEAST_PARSED:.0%}")
+    if again.values != base.values:
+        reasons.append("reading the same items twice gave different values")
+    if loss.high >= 0:
+        reasons.append(f"a damaged model changes it by {loss.mean:+.2f} (up to {loss.high:+.2f}), so a loss would not be seen")
+    if any(noop.per_item):
+        reasons.append(f"an adapter of zeros changes it by {noop.mean:+.3g}")
+    return Admission(
+        task.name, measure.name, not reasons, tuple(reasons), own.mean, own.stderr, chance, loss.mean, loss.high, noop.mean, len(examples)
+    )
+
+
+def admissions(engine: Engine, backbone: Backbone, tasks: Sequence[Task], directory: Path, items: int = ITEMS) -> dict[str, Admission]:
+    """Of every task by generation, kept on disk by backbone, task and items: a backbone is looked at once."""
+    measure = MEASURES["generation"]
+    found = {}
+    for task in tasks:
+        examples = task.examples("search", items, seed=5)
+        identity = [backbone.fingerprint, measure.name, measure.version, items, NOISE, [[e.id, e.question, e.answer] for e in examples]]
+        file = directory / "admission" / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()}.json"
+        if file.is_file():
+            stored = json.loads(file.read_text())
+            found[task.name] = Admission(**{**stored, "reasons": tuple(stored["reasons"])})
+            continue
+        # A chain that is right in every step is not written by chance.
+        chance = 0.0 if isinstance(task, GeneratedTask) else 1 / max(len(example.choices or ()) or 1 for example in examples)
+        found[task.name] = admit(engine, backbone, measure, task, chance, items)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps(asdict(found[task.name]), indent=2))
+        part.replace(file)
+    return found
+
+
+def _under(engine: Engine, backbone: Backbone, measure: Measure, task: Task, examples: Sequence[Example], size: float) -> tuple[float, ...]:
+    name = f"admission-control-{size:g}"
+    engine.load(name, Profile((random_update(backbone, size),)))
+    try:
+        return measure.read(engine, backbone, name, task, examples).values
+    finally:
+        engine.unload(name)
+
+
+def summary(found: Mapping[str, Admission]) -> str:
+    """One line a task."""
+    return "\n".join(
+        f"{a.task}: {a.base:.2f} ± {a.stderr:.2f}, damaged {a.damaged_change:+.2f}: {'admitted' if a.admitted else '; '.join(a.reasons)}"
+        for a in found.values()
+    )

@@ -1,0 +1,42 @@
+"""The backbone's readings, kept by content: the same backbone, measure and items are never read twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from adapters.backbone import Backbone
+from engine.engine import Engine
+from evaluation.measure import Measure, Readings
+from evaluation.task import Example, Task
+
+
+class BaseCache:
+    """One JSON file a key. The precision that the engine computes in is part of the key."""
+
+    def __init__(self, directory: Path, precision: str) -> None:
+        self._directory, self._precision = directory, precision
+
+    def read(self, measure: Measure, engine: Engine, backbone: Backbone, task: Task, examples: Sequence[Example]) -> Readings:
+        """The stored readings of the backbone, or fresh ones, which are then stored."""
+        file = self._directory / f"{self.key(measure, backbone, task, examples)}.json"
+        if file.is_file():
+            stored = json.loads(file.read_text())
+            tuples = {name: tuple(stored[name]) for name in ("item_ids", "values", "clusters")}
+            return Readings(**{**stored, **tuples, "parts": {name: tuple(part) for name, part in stored["parts"].items()}})
+        readings = measure.read(engine, backbone, None, task, examples)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(f".{os.getpid()}.part")
+        part.write_text(json.dumps(asdict(readings)))
+        part.replace(file)
+        return readings
+
+    def key(self, measure: Measure, backbone: Backbone, task: Task, examples: Sequence[Example]) -> str:
+        """SHA-256 over all that decides a reading of the backbone: equal keys, equal values."""
+        identity = [backbone.fingerprint, str(backbone.dtype), self._precision, measure.name, measure.version, repr(measure), task.name]
+        items = [[e.id, e.question, e.answer, e.choices, e.rationale, e.context, e.group] for e in examples]
+        return hashlib.sha256(json.dumps([identity, items]).encode()).hexdigest()

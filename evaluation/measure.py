@@ -1,0 +1,50 @@
+"""A measure: one way of looking at reasoning, read per item, so that every reading can be paired with the backbone's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from adapters.backbone import Backbone
+from engine.engine import Engine
+from evaluation.task import Example, Task
+
+
+@dataclass(frozen=True)
+class Readings:
+    """One value an item, in the order of the items. `parts` hold what the value was made of, item by item."""
+
+    measure: str
+    task: str
+    item_ids: tuple[str, ...]
+    values: tuple[float, ...]
+    clusters: tuple[str, ...]  # items of one cluster are not independent
+    unit: str
+    parts: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> float:
+        return sum(self.values) / len(self.values) if self.values else float("nan")
+
+    def part_mean(self, name: str) -> float:
+        values = self.parts[name]
+        return sum(values) / len(values) if values else float("nan")
+
+
+@runtime_checkable
+class Measure(Protocol):
+    """Higher is better. `version` changes when the definition does, so that no stored reading outlives it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> int: ...
+
+    @property
+    def unit(self) -> str: ...
+
+    def read(self, engine: Engine, backbone: Backbone, profile: str | None, task: Task, examples: Sequence[Example]) -> Readings:
+        """Reads every item under the profile (None: the backbone)."""
+        ...

@@ -1,0 +1,23 @@
+"""The measures, by name."""
+
+from evaluation.measure import Measure
+from evaluation.measures.chain import ChainLikelihood
+from evaluation.measures.choice import ChoiceAccuracy
+from evaluation.measures.correction import Correction
+from evaluation.measures.generation import Generation
+from evaluation.measures.information_gain import InformationGain
+from evaluation.measures.raw_text import PairPreference, TextLikelihood
+
+MEASURES: dict[str, Measure] = {
+    measure.name: measure
+    for measure in (
+        ChoiceAccuracy(),
+        ChainLikelihood(),
+        Generation(),
+        InformationGain("external", "own"),
+        InformationGain("self", "gold"),
+        Correction(),
+        TextLikelihood(),
+        PairPreference(),
+    )
+}

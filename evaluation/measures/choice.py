@@ -1,0 +1,66 @@
+"""Choice by likelihood: which option's text the model finds likeliest as the answer (cloze), never its letter.
+
+Length: an option's score is its mean log-probability per token, the answer prefix left out, so that long options do not lose by
+their length. The sums are in `parts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from adapters.backbone import Backbone
+from engine.engine import Continuation, Engine
+from evaluation.errors import DataError
+from evaluation.measure import Readings
+from evaluation.task import Example, Task, answer_line, direct_prompt
+from evaluation.tasks.generated import GeneratedTask
+
+
+@dataclass(frozen=True)
+class ChoiceAccuracy:
+    """1 when the right option scores highest, else 0 (a tie is wrong)."""
+
+    name: str = "choice_accuracy"
+    version: int = 1
+    unit: str = "share right"
+
+    def read(self, engine: Engine, backbone: Backbone, profile: str | None, task: Task, examples: Sequence[Example]) -> Readings:
+        options = [options_of(task, example) for example in examples]
+        prefix = len(backbone.encode(answer_line("").rstrip()))
+        asked = [
+            Continuation(backbone.chat_ids(direct_prompt(example)), tuple(backbone.encode(answer_line(option))))
+            for example, listed in zip(examples, options, strict=True)
+            for option in listed
+        ]
+        found = iter(engine.score(asked, profile))
+        values, margins, gold, sums = [], [], [], []
+        for listed in options:
+            scored = [next(found)[prefix:] for _ in listed]
+            means = [sum(tokens) / len(tokens) for tokens in scored]
+            best_rival = max(means[1:])
+            values.append(float(means[0] > best_rival))
+            margins.append(means[0] - best_rival)
+            gold.append(means[0])
+            sums.append(float(sum(scored[0]) > max(sum(tokens) for tokens in scored[1:])))
+        return Readings(
+            self.name,
+            task.name,
+            tuple(example.id for example in examples),
+            tuple(values),
+            tuple(example.group for example in examples),
+            self.unit,
+            {"margin": tuple(margins), "gold_nats_per_token": tuple(gold), "right_by_sum": tuple(sums)},
+        )
+
+
+def options_of(task: Task, example: Example) -> tuple[str, ...]:
+    """The right answer first, then its rivals."""
+    if isinstance(task, GeneratedTask):
+        return (example.answer, *task.problem(example.id).rivals)
+    if example.choices is None or len(set(example.choices)) < 2:
+        raise DataError(
+            f"Choice accuracy needs two or more different options, but example {example.id!r} of {task.name!r} has "
+            f"{list(example.choices or ())}. Give the task choices, or measure it by generation."
+        )
+    return (example.answer, *(choice for choice in dict.fromkeys(example.choices) if choice != example.answer))

@@ -1,0 +1,70 @@
+"""The correction triple: what is known at once, what reasoning repairs, and what it spoils (Yang et al., arXiv 2507.18178).
+
+A_fast is the accuracy of direct answers; r_c the share of its errors that the reasoned answer corrects; r_o the share of its right
+answers that the reasoned one overturns. An adapter that lifts A_fast and r_o knows more and reasons worse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from adapters.backbone import Backbone
+from engine.engine import Engine, GenerationRequest
+from evaluation.measure import Readings
+from evaluation.measures.generation import MAX_NEW_TOKENS
+from evaluation.task import Example, Task, direct_prompt, parse_answer, reasoning_prompt, same_answer
+
+
+@dataclass(frozen=True)
+class Correction:
+    """Value: reasoned answer right minus direct answer right (1, 0 or -1). Parts: fast, slow, fast_parsed, slow_parsed."""
+
+    name: str = "correction"
+    version: int = 1
+    unit: str = "reasoned minus direct accuracy"
+
+    def read(self, engine: Engine, backbone: Backbone, profile: str | None, task: Task, examples: Sequence[Example]) -> Readings:
+        asked = [(direct_prompt(e), 32) for e in examples] + [(reasoning_prompt(e), MAX_NEW_TOKENS) for e in examples]
+        written = engine.complete(
+            [GenerationRequest(backbone.chat_ids(text), profile, max_new_tokens=limit, temperature=0.0) for text, limit in asked]
+        )
+        answers = [parse_answer(completion.text) for completion in written]
+        count = len(examples)
+        golds = [example.answer for example in examples]
+        fast = tuple(float(same_answer(answer, gold)) for answer, gold in zip(answers[:count], golds, strict=True))
+        slow = tuple(float(same_answer(answer, gold)) for answer, gold in zip(answers[count:], golds, strict=True))
+        return Readings(
+            self.name,
+            task.name,
+            tuple(example.id for example in examples),
+            tuple(after - before for before, after in zip(fast, slow, strict=True)),
+            tuple(example.group for example in examples),
+            self.unit,
+            {
+                "fast": fast,
+                "slow": slow,
+                "fast_parsed": tuple(float(answer is not None) for answer in answers[:count]),
+                "slow_parsed": tuple(float(answer is not None) for answer in answers[count:]),
+            },
+        )
+
+
+@dataclass(frozen=True)
+class Triple:
+    """`corrected` and `overturned` are None where there was nothing to correct or to overturn."""
+
+    fast_accuracy: float
+    corrected: float | None
+    overturned: float | None
+
+
+def triple(readings: Readings) -> Triple:
+    pairs = list(zip(readings.parts["fast"], readings.parts["slow"], strict=True))
+    wrong = [slow for fast, slow in pairs if not fast]
+    right = [slow for fast, slow in pairs if fast]
+    return Triple(
+        len(right) / len(pairs),
+        sum(wrong) / len(wrong) if wrong else None,
+        1 - sum(right) / len(right) if right else None,
+    )

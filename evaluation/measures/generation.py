@@ -1,0 +1,60 @@
+"""Generated accuracy: the model writes greedily, and every step it wrote is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from adapters.backbone import Backbone
+from engine.engine import Engine, GenerationRequest
+from evaluation.measure import Readings
+from evaluation.task import Example, Task, parse_answer, reasoning_prompt, same_answer, written_steps
+from evaluation.tasks.generated import GeneratedTask
+
+MAX_NEW_TOKENS = 160
+
+
+@dataclass(frozen=True)
+class Generation:
+    """1 when every gold step was written, no written step is false, and the answer is right; without a verifier, the answer alone.
+
+    Parts: `answer_right`, `step_validity` (share of the written steps that hold), `parsed` (an answer line was written),
+    `trace_tokens`, `num_steps`.
+    """
+
+    name: str = "generation"
+    version: int = 1
+    unit: str = "share right in every step"
+
+    def read(self, engine: Engine, backbone: Backbone, profile: str | None, task: Task, examples: Sequence[Example]) -> Readings:
+        requests = [
+            GenerationRequest(backbone.chat_ids(reasoning_prompt(e)), profile, max_new_tokens=MAX_NEW_TOKENS, temperature=0.0)
+            for e in examples
+        ]
+        completions = engine.complete(requests)
+        values: list[float] = []
+        parts: dict[str, list[float]] = {name: [] for name in ("answer_right", "step_validity", "parsed", "trace_tokens", "num_steps")}
+        for example, completion in zip(examples, completions, strict=True):
+            answer = parse_answer(completion.text)
+            right = float(same_answer(answer, example.answer))
+            steps = written_steps(completion.text)
+            if isinstance(task, GeneratedTask):
+                check = task.check(example, completion.text)
+                values.append(float(check.all_right))
+                parts["step_validity"].append(check.validity)
+            else:
+                values.append(right)
+                parts["step_validity"].append(float("nan"))
+            parts["answer_right"].append(right)
+            parts["parsed"].append(float(answer is not None))
+            parts["trace_tokens"].append(float(len(completion.token_ids)))
+            parts["num_steps"].append(float(len(steps)))
+        return Readings(
+            self.name,
+            task.name,
+            tuple(example.id for example in examples),
+            tuple(values),
+            tuple(example.group for example in examples),
+            self.unit,
+            {name: tuple(found) for name, found in parts.items()},
+        )

@@ -1,0 +1,147 @@
+"""Information Gain: how much each step tells about the gold answer (Wu et al. 2025, arXiv 2506.02126, section 3).
+
+l_i is the log-probability of the gold answer after i steps, in nats per answer token; the steps of l_t - l_0 telescope, so the
+total, the number of steps and the trace's length are always beside the per-step value. What the steps give away by stating the
+answer, and what any trace of this form gives, are taken out: the value is the gain before the step that states the answer, minus
+the same gain under another item's trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from adapters.backbone import Backbone
+from engine.engine import Continuation, Engine, GenerationRequest
+from evaluation.errors import DataError
+from evaluation.measure import Readings
+from evaluation.measures.generation import MAX_NEW_TOKENS
+from evaluation.task import Example, Task, normalise, question_text, reasoning_prompt, written_steps
+
+INFORMATIVE = 0.05  # nats per answer token that a step must add to count as informative
+
+
+@dataclass(frozen=True)
+class InformationGain:
+    """`scorer`: external reads with the backbone, adapter off; self with the profile. `traces`: own, written greedily; or gold.
+
+    Two questions: does the profile write traces that tell another reader something (external, own), and does it still use a trace
+    that it is given (self, gold)? A profile that writes no step gains nothing.
+
+    Parts, in nats per answer token: l_0, l_t, total, per_step, preleak (before the answer is stated), control (preleak under a
+    swapped trace of like length); and informative (share of the steps), num_steps, trace_tokens.
+    """
+
+    scorer: Literal["external", "self"] = "self"
+    traces: Literal["own", "gold"] = "gold"
+    version: int = 2
+    unit: str = "nats per answer token"
+
+    def __post_init__(self) -> None:
+        if (self.scorer, self.traces) == ("external", "gold"):
+            raise ValueError("The backbone reads gold traces alike under every profile: use traces='own', or scorer='self'.")
+
+    @property
+    def name(self) -> str:
+        return f"information_gain_{self.scorer}"
+
+    def read(self, engine: Engine, backbone: Backbone, profile: str | None, task: Task, examples: Sequence[Example]) -> Readings:
+        if len(examples) < 2:
+            raise DataError(
+                f"Information gain needs two or more examples, to swap their traces, but {task.name!r} gave {len(examples)}. "
+                "Ask for more items."
+            )
+        traces = _written(engine, backbone, profile, examples) if self.traces == "own" else _gold(task, examples)
+        partners = swaps(traces, [example.answer for example in examples])
+        reader = profile if self.scorer == "self" else None
+        right = staircases(engine, backbone, reader, examples, traces)
+        wrong = staircases(engine, backbone, reader, examples, [traces[index] for index in partners])
+        rows = [_row(backbone, *row) for row in zip(examples, traces, right, wrong, strict=True)]
+        return Readings(
+            self.name,
+            task.name,
+            tuple(example.id for example in examples),
+            tuple(row["preleak"] - row["control"] for row in rows),
+            tuple(example.group for example in examples),
+            self.unit,
+            {name: tuple(row[name] for row in rows) for name in rows[0]},
+        )
+
+
+def staircases(
+    engine: Engine, backbone: Backbone, reader: str | None, examples: Sequence[Example], traces: Sequence[Sequence[str]]
+) -> list[list[float]]:
+    """l_0 .. l_t of every item; a trace goes into the continuation, so that soft thoughts see the question alone."""
+    head = tuple(backbone.encode("Answer:"))
+    asked: list[Continuation] = []
+    for example, steps in zip(examples, traces, strict=True):
+        prompt, answer = backbone.chat_ids(reasoning_prompt(example)), backbone.encode(f" {example.answer}")
+        written: tuple[int, ...] = ()
+        for step in ("", *steps):
+            written = (*written, *backbone.encode(f"{step}\n")) if step else written
+            before = (*written, *head)
+            asked.append(Continuation(prompt, (*before, *answer), scored_from=len(before)))
+    found = iter(engine.score(asked, reader))
+    return [[sum(tokens) / len(tokens) for tokens in (next(found) for _ in range(len(steps) + 1))] for steps in traces]
+
+
+def _written(engine: Engine, backbone: Backbone, profile: str | None, examples: Sequence[Example]) -> list[tuple[str, ...]]:
+    prompts = [backbone.chat_ids(reasoning_prompt(example)) for example in examples]
+    asked = [GenerationRequest(prompt, profile, max_new_tokens=MAX_NEW_TOKENS, temperature=0.0) for prompt in prompts]
+    return [written_steps(completion.text) for completion in engine.complete(asked)]
+
+
+def _gold(task: Task, examples: Sequence[Example]) -> list[tuple[str, ...]]:
+    if bare := [example.id for example in examples if not example.steps]:
+        raise DataError(
+            f"Information gain over gold traces needs rationales, but example {bare[0]!r} of {task.name!r} has none. "
+            "Add one, or read the traces that the profile writes."
+        )
+    return [example.steps for example in examples]
+
+
+def _row(backbone: Backbone, example: Example, steps: Sequence[str], right: list[float], wrong: list[float]) -> dict[str, float]:
+    count, leak = len(steps), leaking_step(steps, example)
+    gains = [after - before for before, after in zip(right, right[1:], strict=False)]
+    return {
+        "l_0": right[0],
+        "l_t": right[-1],
+        "total": right[-1] - right[0],
+        "per_step": (right[-1] - right[0]) / max(1, count),
+        "preleak": right[leak] - right[0],
+        "control": wrong[min(leak, len(wrong) - 1)] - wrong[0],
+        "informative": sum(gain > INFORMATIVE for gain in gains) / max(1, count),
+        "num_steps": float(count),
+        "trace_tokens": float(sum(len(backbone.encode(f"{step}\n")) for step in steps)),
+    }
+
+
+def leaking_step(steps: Sequence[str], example: Example) -> int:
+    """How many steps come before the one that states the answer; all of them if none does.
+
+    It is the first step that contains the answer. Where the question or its options name the answer already, to name it gives
+    nothing away (a step of box swaps lists every box): then it is the last step.
+    """
+    if not _states(steps, example.answer):
+        return len(steps)
+    if _states([question_text(example)], example.answer):
+        return len(steps) - 1
+    return next(index for index, step in enumerate(steps) if _states([step], example.answer))
+
+
+def swaps(traces: Sequence[Sequence[str]], answers: Sequence[str]) -> list[int]:
+    """For every item another, of the nearest number of steps, if possible one whose trace does not state this item's answer."""
+    partners = []
+    for index, (trace, answer) in enumerate(zip(traces, answers, strict=True)):
+        others = sorted(
+            (other for other in range(len(traces)) if other != index),
+            key=lambda other: (abs(len(traces[other]) - len(trace)), (other - index) % len(traces)),
+        )
+        strange = [other for other in others if not _states(traces[other], answer)]
+        partners.append((strange or others)[0])
+    return partners
+
+
+def _states(texts: Sequence[str], answer: str) -> bool:
+    return any(f" {normalise(answer)} " in f" {normalise(text)} " for text in texts)

@@ -1,0 +1,86 @@
+"""`graftline evaluate`: every measure on backbone and adapter, as paired changes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from registry.home import home_directory
+from registry.manifest import MANIFEST, Manifest, read_manifest
+from registry.names import resolve
+from registry.release import load_release
+from registry.tracking import Tracking
+
+
+def evaluate(
+    subject: str, domain: str | None, backbone_name: str | None, items: int, home: Path | None, tracking_uri: str | None, as_json: bool
+) -> None:
+    from adapters.backbone import Backbone
+    from engine.profile import Profile
+    from engine.torch_engine import TorchEngine
+    from evaluation.admission import admissions
+    from evaluation.base_cache import BaseCache
+    from evaluation.evaluate import evaluate as read_all
+    from evaluation.tasks import task_named
+    from tuning.plan import report_plan
+    from tuning.recipe import REASONING_FAMILIES
+
+    place = home_directory(home)
+    directory, manifest = _subject(subject, place, tracking_uri)
+    recipe = manifest.recipe if manifest else {}
+    backbone = Backbone.load(backbone_name or (manifest.backbone.name if manifest else "smollm2-135m-reasoner"))
+    profile = Profile.load(directory)
+    engine = TorchEngine(backbone)
+    engine.load("subject", profile)
+    task = task_named(domain or str(recipe.get("domain", "icd10")))
+    protected = recipe.get("protected", list(REASONING_FAMILIES))
+    assert isinstance(protected, list)
+    families = [task_named(str(name)) for name in protected]
+    admitted = admissions(engine, backbone, families, place / "cache")
+    measurable = [family for family in families if admitted[family.name].admitted]
+    console = Console(stderr=True)
+    with console.status(f"measuring {subject} against {backbone.name}") as shown:
+        found = read_all(
+            engine,
+            backbone,
+            "subject",
+            report_plan(task, measurable, items),
+            BaseCache(place / "cache" / "base", str(backbone.dtype)),
+            lambda share: shown.update(f"measuring {subject} against {backbone.name}: {share:.0%}"),
+        )
+    left_out = {family.name: "; ".join(admitted[family.name].reasons) for family in families if family not in measurable}
+    if as_json:
+        print(json.dumps({"subject": subject, "backbone": backbone.name, **found.as_dict(), "not_measurable": left_out}))
+        return
+    table = Table(title=f"{subject} against {backbone.name}, {items} items a task of the select split", title_justify="left")
+    for heading in ("task", "measure", "backbone", "adapted", "change", "95 % interval", "unit", "n"):
+        table.add_column(heading)
+    for row in found.rows:
+        change = row.change
+        table.add_row(
+            row.planned.task.name,
+            row.planned.measure.name,
+            f"{row.base.mean:.3f}",
+            f"{row.adapted.mean:.3f}",
+            f"{change.mean:+.3f}",
+            f"[{change.low:+.3f}, {change.high:+.3f}]",
+            row.planned.measure.unit,
+            str(change.n),
+        )
+    Console().print(table)
+    for name, reason in left_out.items():
+        print(f"{name}: not measurable on this backbone: {reason}")
+
+
+def _subject(subject: str, home: Path, tracking_uri: str | None) -> tuple[Path, Manifest | None]:
+    """A directory with its manifest (plain PEFT directories have none), or a published release."""
+    directory = Path(subject)
+    if directory.is_dir():
+        return directory, read_manifest(directory) if (directory / MANIFEST).is_file() else None
+    tracking = Tracking.at(home, tracking_uri)
+    named = resolve(tracking, subject)
+    release = load_release(tracking, named.name, named.version)
+    return release.directory, release.manifest
