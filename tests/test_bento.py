@@ -1,0 +1,43 @@
+"""A Bento runs from its own files."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import openai
+from small_releases import promote, random_lora, write_release
+
+from adapters.backbone import Backbone
+from registry.release import publish
+from registry.tracking import Tracking
+from service.bento import build
+from service.serve import start_server
+from service.settings import Settings
+
+
+def test_a_bento_serves_its_backbone_and_its_release_without_a_registry(
+    tmp_path: Path, backbone_directory: Path, session_backbone: Backbone
+) -> None:
+    home = tmp_path / "home"
+    tracking = Tracking.at(home).create()
+    write_release(tmp_path / "law", session_backbone, random_lora(session_backbone, 1))
+    publish(tracking, "law", tmp_path / "law")
+    promote(tracking, "law", 1)
+    bento = build(Settings(backbone=str(backbone_directory), device="cpu", home=home), store=tmp_path / "store")
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # Another home, another machine: neither the registry nor the backbone's directory is told to it.
+    settings = Settings(home=tmp_path / "elsewhere", port=port, threads=1)
+    with start_server(settings, log_file=tmp_path / "bento.log", target=str(bento)) as server:
+        client = openai.OpenAI(base_url=server.openai_url, api_key="none", max_retries=0)
+        assert {card.id for card in client.models.list()} == {backbone_directory.name, "law"}
+        replies = [
+            client.completions.create(model=model, prompt="Start with 12.", max_tokens=8, temperature=0)
+            for model in ("law", backbone_directory.name)
+        ]
+    assert [reply.model for reply in replies] == ["law@1", backbone_directory.name]
+    assert replies[0].choices[0].text != replies[1].choices[0].text
+    assert not (tmp_path / "elsewhere" / "mlflow.db").exists()
