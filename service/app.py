@@ -16,7 +16,7 @@ from engine.engine import GenerationRequest
 from service import meters
 from service.asgi import new_application, request_id
 from service.errors import ApiError
-from service.models import Lease
+from service.lease import Lease
 from service.openai_shapes import ChatRequest, Choice, CompletionRequest, ObjectName, Reply
 from service.prompts import chat_prompt, completion_prompts
 from service.settings import Settings

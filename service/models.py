@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
@@ -23,6 +22,7 @@ from registry.names import CHAMPION, ReleaseName
 from registry.release import check_backbone
 from service.catalogue import Catalogue
 from service.errors import ApiError
+from service.lease import Lease, Served, Slot, served_id
 
 log = logging.getLogger("graftline.models")
 
@@ -31,45 +31,6 @@ RETRY_REFUSED_S = 60.0
 MAX_ALIASES = 256
 _FORESEEN = (RegistryError, AdapterError, EngineError)
 _VERSION = re.compile(r"v?([1-9][0-9]*)")
-
-
-def served_id(name: str) -> str:
-    """What clients call the backbone; a path of the server stays on the server."""
-    path = Path(name).expanduser()
-    return path.name if path.exists() else name
-
-
-@dataclass(frozen=True)
-class Served:
-    """What one request runs on. The engine's `profile` name holds the digest, so it never changes its meaning."""
-
-    id: str  # NAME@VERSION, or the backbone's name
-    profile: str | None  # None: the backbone
-    digest: str
-    prompt_overhead: int = 0  # tokens that the release adds to every prompt (soft thoughts and their markers)
-
-
-@dataclass
-class _Slot:
-    served: Served
-    uses: int = 0
-    last_use: float = 0.0
-    is_kept: bool = False  # asked for by version or alias: stays until room is needed
-
-
-class Lease:
-    """Keeps a release loaded while a request runs on it."""
-
-    def __init__(self, slot: _Slot, give_back: Callable[[_Slot], None]) -> None:
-        self.served = slot.served
-        self._slot: _Slot | None = slot
-        self._give_back = give_back
-
-    def release(self) -> None:
-        """May be called again."""
-        slot, self._slot = self._slot, None
-        if slot is not None:
-            self._give_back(slot)
 
 
 @dataclass(frozen=True)
@@ -100,13 +61,13 @@ class ServedModels:
     ) -> None:
         self._engine, self._catalogue, self._clock = engine, catalogue, clock
         self._frozen, self._max_loaded = backbone, max_loaded
-        self._backbone = _Slot(Served(served_id(backbone.name), None, backbone.fingerprint))
+        self._backbone = Slot(Served(served_id(backbone.name), None, backbone.fingerprint))
         self._state = threading.Lock()  # held for moments: names and counts
         self._loading = threading.Lock()  # held while files are read and the engine changes
         self._known: dict[str, int | None] = {}  # the ledger's word
         self._champions: dict[str, ReleaseName] = {}  # what answers for NAME; the last good one
         self._aliases: dict[str, ReleaseName] = {}
-        self._slots: dict[ReleaseName, _Slot] = {}
+        self._slots: dict[ReleaseName, Slot] = {}
         self._refused: dict[ReleaseName, Refusal] = {}
         self._registry_problem: str | None = "not asked yet"
 
@@ -117,7 +78,10 @@ class ServedModels:
     async def follow(self, poll_s: float) -> None:
         """Looks at the ledger for ever."""
         while True:
-            await asyncio.to_thread(self.refresh)
+            try:
+                await asyncio.to_thread(self.refresh)
+            except Exception:  # one look that fails must not be the last one
+                log.exception("A look at the ledger failed; the next one is in %g s", poll_s)
             await asyncio.sleep(poll_s)
 
     def refresh(self) -> None:
@@ -170,12 +134,12 @@ class ServedModels:
             refused = {str(release): refusal.reason for release, refusal in self._refused.items()}
             return Readiness(self._registry_problem, refused, tuple(sorted(slot.served.id for slot in self._slots.values())))
 
-    def _take(self, model: str) -> _Slot | None:
+    def _take(self, model: str) -> Slot | None:
         """The loaded release with one more use, or None when it must be fetched first."""
         name, at, selector = model.partition("@")
         with self._state:
             if model == self._backbone.served.id:
-                slot: _Slot | None = self._backbone
+                slot: Slot | None = self._backbone
             elif name not in self._known or (at and not selector):
                 raise self._unknown(model)
             elif selector in ("", CHAMPION):
@@ -191,7 +155,7 @@ class ServedModels:
                 slot.last_use = self._clock()
             return slot
 
-    def _give_back(self, slot: _Slot) -> None:
+    def _give_back(self, slot: Slot) -> None:
         with self._state:
             slot.uses -= 1
             slot.last_use = self._clock()
@@ -211,7 +175,7 @@ class ServedModels:
                 if refusal is not None and self._clock() - refusal.at < RETRY_REFUSED_S:
                     return
                 try:
-                    slot = _Slot(self._into_engine(release))
+                    slot = Slot(self._into_engine(release))
                 except RegistryUnreachable as error:
                     self._note_registry(str(error))
                     return

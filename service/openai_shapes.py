@@ -74,9 +74,9 @@ class _Request(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     model: str = Field(min_length=1)
-    max_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
-    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
+    max_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
+    top_p: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: tuple[str, ...] = ()
     stream: bool = False
@@ -160,7 +160,7 @@ class ChatMessage(BaseModel):
 
 class ChatRequest(_Request):
     messages: tuple[ChatMessage, ...] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
 
     @property
     def token_limit(self) -> int | None:

@@ -26,16 +26,16 @@ class Settings(BaseModel):
     """None: the SQLite store in the home directory."""
     names: tuple[str, ...] = ()
     """The registered models to serve; empty: every one that has a champion. A comma separates names in the environment."""
-    poll_s: float = Field(10.0, gt=0, le=30)
+    poll_s: float = Field(default=10.0, gt=0, le=30)
     """Seconds between two looks at the ledger. At most 30: that is how soon a promotion is promised to be served."""
-    max_rows: int = Field(16, ge=1)
+    max_rows: int = Field(default=16, ge=1)
     """Completions that run in one batch; more wait."""
-    max_loaded: int = Field(16, ge=1)
+    max_loaded: int = Field(default=16, ge=1)
     """Releases kept in the engine beside the champions, for NAME@VERSION and NAME@ALIAS; the least recently used leaves first."""
-    request_timeout_s: float = Field(600.0, gt=0)
+    request_timeout_s: float = Field(default=600.0, gt=0)
     host: str = "127.0.0.1"
-    port: int = Field(3000, ge=1, le=65535)
-    threads: int | None = Field(None, ge=1)
+    port: int = Field(default=3000, ge=1, le=65535)
+    threads: int | None = Field(default=None, ge=1)
     """Threads of PyTorch; None: its own choice."""
     frozen: Path | None = None
     """A folder that `graftline build` wrote (backbone and releases): served as it is, without a registry."""

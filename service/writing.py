@@ -13,7 +13,7 @@ from adapters.errors import AdapterError
 from engine.engine import Delta, Engine, EngineError, GenerationRequest
 from service import meters
 from service.errors import ApiError, from_engine
-from service.models import Lease
+from service.lease import Lease
 from service.openai_shapes import Usage
 
 log = logging.getLogger("graftline.writing")

@@ -18,7 +18,8 @@ from registry.manifest import verify
 from registry.names import ReleaseName
 from registry.release import Release
 from service.errors import ApiError
-from service.models import RETRY_REFUSED_S, Lease, ServedModels
+from service.lease import Lease
+from service.models import RETRY_REFUSED_S, ServedModels
 
 
 class Shelf:

@@ -1,0 +1,46 @@
+"""Leases: a loaded release, and who keeps it loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+def served_id(name: str) -> str:
+    """What clients call the backbone; a path of the server stays on the server."""
+    path = Path(name).expanduser()
+    return path.name if path.exists() else name
+
+
+@dataclass(frozen=True)
+class Served:
+    """What one request runs on. The engine's `profile` name holds the digest, so it never changes its meaning."""
+
+    id: str  # NAME@VERSION, or the backbone's name
+    profile: str | None  # None: the backbone
+    digest: str
+    prompt_overhead: int = 0  # tokens that the release adds to every prompt (soft thoughts and their markers)
+
+
+@dataclass
+class Slot:
+    served: Served
+    uses: int = 0
+    last_use: float = 0.0
+    is_kept: bool = False  # asked for by version or alias: stays until room is needed
+
+
+class Lease:
+    """Keeps a release loaded while a request runs on it."""
+
+    def __init__(self, slot: Slot, give_back: Callable[[Slot], None]) -> None:
+        self.served = slot.served
+        self._slot: Slot | None = slot
+        self._give_back = give_back
+
+    def release(self) -> None:
+        """May be called again."""
+        slot, self._slot = self._slot, None
+        if slot is not None:
+            self._give_back(slot)
