@@ -1,0 +1,106 @@
+"""Information Gain: telescoping, leaks, swapped traces, and who reads what."""
+
+from __future__ import annotations
+
+import pytest
+
+from adapters.backbone import Backbone
+from evaluation.measures.information_gain import InformationGain, leaking_step, swaps
+from evaluation.statistics import paired_change
+from evaluation.task import Example
+from evaluation.tasks import FAMILIES
+from toy_engine import Mind, ToyEngine
+
+TASK = FAMILIES["arithmetic"]
+SELF, EXTERNAL = InformationGain("self", "gold"), InformationGain("external", "own")
+
+
+@pytest.fixture
+def examples() -> list[Example]:
+    return TASK.examples("search", 12)
+
+
+def example(steps: str, answer: str, question: str = "What is the result?") -> Example:
+    return Example(id="x", question=question, answer=answer, rationale=steps)
+
+
+def test_the_gains_of_the_steps_add_up_to_the_total(backbone: Backbone, examples: list[Example]) -> None:
+    parts = SELF.read(ToyEngine(backbone, examples), backbone, None, TASK, examples).parts
+    for total, first, last, per_step, steps in zip(
+        parts["total"], parts["l_0"], parts["l_t"], parts["per_step"], parts["num_steps"], strict=True
+    ):
+        assert total == pytest.approx(last - first) and total == pytest.approx(per_step * steps)
+
+
+def test_a_reader_that_uses_the_steps_gains_from_them_and_not_from_swapped_ones(backbone: Backbone, examples: list[Example]) -> None:
+    found = SELF.read(ToyEngine(backbone, examples), backbone, None, TASK, examples)
+    assert found.mean > 0.1 and min(found.parts["preleak"]) >= 0.0
+    assert found.parts["control"] == (0.0,) * len(examples)
+
+
+def test_a_reader_that_ignores_the_steps_gains_nothing(backbone: Backbone, examples: list[Example]) -> None:
+    found = SELF.read(ToyEngine(backbone, examples, Mind(reads_steps=False)), backbone, None, TASK, examples)
+    assert set(found.values) == {0.0}
+
+
+def test_the_gain_before_the_answer_is_stated_is_smaller_than_the_total(backbone: Backbone, examples: list[Example]) -> None:
+    found = SELF.read(ToyEngine(backbone, examples), backbone, None, TASK, examples)
+    assert found.part_mean("preleak") < found.part_mean("total")
+
+
+def test_an_adapter_that_stops_using_given_steps_loses_by_its_own_reading(backbone: Backbone, examples: list[Example]) -> None:
+    engine = ToyEngine(backbone, examples)
+    engine.think("post-hoc", Mind(reads_steps=False))
+    base, adapted = (SELF.read(engine, backbone, name, TASK, examples) for name in (None, "post-hoc"))
+    assert paired_change(base.values, adapted.values, base.clusters).high < 0
+
+
+def test_an_adapter_that_writes_fewer_steps_loses_by_the_backbones_reading(backbone: Backbone, examples: list[Example]) -> None:
+    engine = ToyEngine(backbone, examples)
+    engine.think("terse", Mind(writes_steps=1))
+    base, adapted = (EXTERNAL.read(engine, backbone, name, TASK, examples) for name in (None, "terse"))
+    assert set(adapted.parts["num_steps"]) == {1.0}
+    assert paired_change(base.values, adapted.values, base.clusters).high < 0
+
+
+def test_an_external_reader_reads_with_the_backbone(backbone: Backbone, examples: list[Example]) -> None:
+    engine = ToyEngine(backbone, examples)
+    engine.think("post-hoc", Mind(reads_steps=False))  # writes what the backbone writes
+    base, adapted = (EXTERNAL.read(engine, backbone, name, TASK, examples) for name in (None, "post-hoc"))
+    assert adapted == base
+
+
+def test_a_profile_that_writes_no_steps_gains_exactly_nothing(backbone: Backbone, examples: list[Example]) -> None:
+    found = EXTERNAL.read(ToyEngine(backbone, examples, Mind(writes_steps=0)), backbone, None, TASK, examples)
+    assert set(found.values) == set(found.parts["per_step"]) == {0.0}
+
+
+def test_gold_traces_read_by_the_backbone_would_see_no_adapter_and_are_refused() -> None:
+    with pytest.raises(ValueError, match="traces='own'"):
+        InformationGain("external", "gold")
+
+
+def test_the_answer_leaks_at_the_first_step_that_states_it() -> None:
+    found = example("7 + 5 = 12\n12 * 3 = 36\n36 - 8 = 28", "28")
+    assert leaking_step(found.steps, found) == 2
+
+
+def test_a_number_inside_another_number_is_no_leak() -> None:
+    found = example("120 + 8 = 128", "28")
+    assert leaking_step(found.steps, found) == 1
+
+
+def test_naming_what_the_question_names_leaks_nothing_until_the_last_step() -> None:
+    found = example("Swap A B: A coin, B key\nSwap A C: A shell, C coin", "coin", "The coin is in box B. What is in box C?")
+    assert leaking_step(found.steps, found) == 1
+
+
+def test_a_swapped_trace_is_anothers_of_like_length_without_this_answer() -> None:
+    traces = [("1 + 1 = 2",), ("1 + 1 = 2", "2 + 2 = 4"), ("3 + 1 = 4", "4 + 5 = 9"), ("7 + 1 = 8",)]
+    assert swaps(traces, ["2", "4", "9", "8"])[:2] == [3, 3]
+    assert all(other != index for index, other in enumerate(swaps(traces, ["2"] * 4)))
+
+
+def test_one_example_has_nothing_to_swap_with(backbone: Backbone, examples: list[Example]) -> None:
+    with pytest.raises(ValueError, match="two or more"):
+        SELF.read(ToyEngine(backbone, examples), backbone, None, TASK, examples[:1])
