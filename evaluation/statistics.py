@@ -48,7 +48,7 @@ def paired_change(
             f"Paired values have one base value, one adapted value and one cluster each, but got {len(base)}, {len(adapted)} "
             f"and {len(clusters)}. Read both on the same items."
         )
-    if not base:
+    if not len(base):
         raise ValueError("A change needs at least one item, but got none. Check the split and the number of items.")
     difference = np.asarray(adapted, dtype=float) - np.asarray(base, dtype=float)
     names, index = np.unique(np.asarray(clusters), return_inverse=True)

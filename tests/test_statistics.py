@@ -1,0 +1,64 @@
+"""Intervals: exact where nothing changed, and as wide as the clusters say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from evaluation.retention import capped_retention, violations
+from evaluation.statistics import flips, paired_change, score, wilson
+
+
+def test_no_difference_is_exactly_zero() -> None:
+    change = paired_change([0.3, 0.7, 1.0], [0.3, 0.7, 1.0], ["a", "b", "c"])
+    assert (change.mean, change.low, change.high) == (0.0, 0.0, 0.0)
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    rng, covered = np.random.default_rng(0), 0
+    for seed in range(200):
+        shift = rng.normal(0, 0.5, 30).repeat(5)  # one shift a cluster: items in it are not independent
+        values = 0.2 + shift + rng.normal(0, 1, 150)
+        change = paired_change(np.zeros(150), values, np.arange(30).repeat(5).astype(str).tolist(), seed=seed, draws=500)
+        covered += change.low <= 0.2 <= change.high
+    assert 0.89 <= covered / 200 <= 0.99
+
+
+def test_dependent_items_widen_the_interval() -> None:
+    values = np.random.default_rng(1).normal(0, 1, 20).repeat(10)
+    together = paired_change(np.zeros(200), values, np.arange(20).repeat(10).astype(str).tolist())
+    alone = paired_change(np.zeros(200), values, np.arange(200).astype(str).tolist())
+    assert together.high - together.low > 2 * (alone.high - alone.low)
+
+
+def test_a_few_fixed_templates_are_kept_in_their_shares() -> None:
+    # Two templates that differ for sure, and no spread inside them: nothing is uncertain.
+    change = paired_change([0.0] * 8, [1.0] * 4 + [0.0] * 4, ["a"] * 4 + ["b"] * 4)
+    assert (change.low, change.high) == (0.5, 0.5)
+
+
+def test_unequal_lengths_are_refused() -> None:
+    with pytest.raises(ValueError, match="got 1, 2 and 1"):
+        paired_change([0.0], [0.0, 1.0], ["a"])
+
+
+def test_flips_are_counted_in_both_directions() -> None:
+    found = flips([1, 1, 1, 0], [0, 0, 1, 1])
+    assert (found.negative, found.positive) == (0.5, 0.25)
+    assert found.p_value == 1.0
+    assert flips([1] * 12, [0] * 12).p_value < 0.001
+
+
+def test_score_and_wilson() -> None:
+    assert score([0.0, 1.0, 1.0, 0.0]).mean == 0.5
+    low, high = wilson(10, 10)
+    assert 0.7 < low < 0.73 and high == 1.0
+
+
+def test_gains_buy_nothing_and_every_loss_counts() -> None:
+    margins = {"a": 0.1, "b": 0.1}
+    assert capped_retention({"a": 5.0, "b": -0.2}, margins) == pytest.approx(-1.0)
+    assert capped_retention({"a": 5.0, "b": 0.0}, margins) == 0.0
+    assert violations({"a": -0.1}, {"a": 0.1}) == {"a": pytest.approx(0.0)}
+    with pytest.raises(ValueError, match="Protect at least one"):
+        capped_retention({}, {})
