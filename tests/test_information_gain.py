@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from toy_engine import Mind, ToyEngine
 
 from adapters.backbone import Backbone
 from evaluation.measures.information_gain import InformationGain, leaking_step, swaps
 from evaluation.statistics import paired_change
 from evaluation.task import Example
 from evaluation.tasks import FAMILIES
-from toy_engine import Mind, ToyEngine
 
 TASK = FAMILIES["arithmetic"]
 SELF, EXTERNAL = InformationGain("self", "gold"), InformationGain("external", "own")

@@ -1,0 +1,94 @@
+"""Admission: what this backbone can show a loss on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from toy_engine import Mind, ToyEngine
+
+from adapters.backbone import Backbone
+from engine.engine import Completion, GenerationRequest
+from evaluation.admission import Admission, admissions, admit, random_update
+from evaluation.measures import MEASURES
+from evaluation.task import Example
+from evaluation.tasks import FAMILIES
+
+TASK, WRITTEN = FAMILIES["arithmetic"], MEASURES["generation"]
+
+
+def looked_at(backbone: Backbone, mind: Mind | None = None, damage: float = 0.5) -> Admission:
+    engine = ToyEngine(backbone, TASK.examples("search", 12, seed=5), mind)
+    return admit(engine, backbone, WRITTEN, TASK, chance=0.0, items=12, damage=damage)
+
+
+def test_a_backbone_that_can_do_the_task_is_admitted(backbone: Backbone) -> None:
+    found = looked_at(backbone)
+    assert found.admitted and not found.reasons
+    assert found.base == 1.0 and found.damaged_high < 0 and found.noop_change == 0.0
+
+
+def test_a_backbone_that_cannot_do_the_task_is_refused_with_the_score_and_the_floor(backbone: Backbone) -> None:
+    found = looked_at(backbone, Mind(writes_steps=1))
+    assert not found.admitted
+    assert any("scores 0.00" in reason and "chance" in reason for reason in found.reasons)
+
+
+def test_completions_without_an_answer_line_are_a_reason_of_their_own(backbone: Backbone) -> None:
+    assert any("answer line in 0%" in reason for reason in looked_at(backbone, Mind(solves=False)).reasons)
+
+
+def test_a_score_that_damage_does_not_lower_is_refused(backbone: Backbone) -> None:
+    found = looked_at(backbone, damage=0.0)
+    assert not found.admitted and any("a loss would not be seen" in reason for reason in found.reasons)
+
+
+class Forgetful(ToyEngine):
+    """Its second call comes out otherwise, as kernels that race do."""
+
+    calls = 0
+
+    def complete(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        self.calls += 1
+        found = super().complete(requests)
+        return [replace(done, text="Answer: 0") for done in found] if self.calls == 2 else found
+
+
+def test_an_engine_that_answers_otherwise_the_second_time_is_found_out(backbone: Backbone) -> None:
+    engine = Forgetful(backbone, TASK.examples("search", 12, seed=5))
+    found = admit(engine, backbone, WRITTEN, TASK, chance=0.0, items=12)
+    assert not found.admitted and any("twice" in reason for reason in found.reasons)
+
+
+def test_open_answers_are_not_guessed_by_chance(backbone: Backbone, tmp_path: Path) -> None:
+    class Open:
+        name = "open"
+
+        def examples(self, split: str, count: int, seed: int = 0) -> list[Example]:
+            return [Example(id=f"{index}", question=f"Question {index}?", answer=f"word {index}") for index in range(count)]
+
+    task = Open()
+    engine = ToyEngine(backbone, task.examples("search", 24))
+    found = admissions(engine, backbone, [task], tmp_path)["open"]
+    assert found.admitted and found.chance == 0.0
+
+
+def test_a_backbone_is_looked_at_once(backbone: Backbone, tmp_path: Path) -> None:
+    examples = TASK.examples("search", 24, seed=5)
+    first = admissions(ToyEngine(backbone, examples), backbone, [TASK], tmp_path)
+    # Another mind under the same fingerprint would be refused if it were asked.
+    again = admissions(ToyEngine(backbone, examples, Mind(solves=False)), backbone, [TASK], tmp_path)
+    assert again == first and again[TASK.name].admitted
+
+
+@pytest.mark.parametrize("size", [0.1, 0.5])
+def test_damage_has_the_size_that_was_asked_for_and_leaves_the_backbone_alone(backbone: Backbone, size: float) -> None:
+    before = backbone.weights_digest()
+    modules = dict(backbone.model.named_modules())
+    for path, update in random_update(backbone, size).contribution().low_rank.items():
+        weight = modules[path].weight
+        torch.testing.assert_close((update.b_OR @ update.a_RI).norm(), size * weight.detach().norm(), rtol=1e-4, atol=0.0)
+    assert backbone.weights_digest() == before

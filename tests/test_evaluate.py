@@ -1,0 +1,136 @@
+"""Evaluation: what is read, how it is paired, and what is kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from toy_engine import Mind, ToyEngine
+
+from adapters.backbone import Backbone
+from engine.profile import Profile
+from evaluation.admission import random_update
+from evaluation.base_cache import BaseCache
+from evaluation.evaluate import Planned, evaluate, forward_kl
+from evaluation.measures import MEASURES
+from evaluation.measures.correction import triple
+from evaluation.statistics import flips
+from evaluation.task import Example
+from evaluation.tasks import FAMILIES
+
+TASK = FAMILIES["arithmetic"]
+WRITTEN, CHAIN, CHOICE, CORRECTION = (MEASURES[name] for name in ("generation", "chain_likelihood", "choice_accuracy", "correction"))
+
+
+@pytest.fixture
+def examples() -> list[Example]:
+    return TASK.examples("search", 12)
+
+
+@pytest.fixture
+def engine(backbone: Backbone, examples: list[Example]) -> ToyEngine:
+    """Beside the backbone: one that answers without a chain, one that lost everything."""
+    engine = ToyEngine(backbone, examples)
+    engine.think("answers", Mind(writes_steps=0))
+    engine.think("lost", Mind(solves=False))
+    return engine
+
+
+@pytest.mark.parametrize("name", ["generation", "chain_likelihood", "choice_accuracy", "correction", "information_gain_self"])
+def test_the_backbone_against_itself_is_exactly_zero(engine: ToyEngine, backbone: Backbone, examples: list[Example], name: str) -> None:
+    change = evaluate(engine, backbone, None, [Planned(MEASURES[name], TASK, examples, "protected")]).rows[0].change
+    assert (change.mean, change.low, change.high) == (0.0, 0.0, 0.0)
+
+
+def test_right_answers_without_their_chain_are_a_loss(engine: ToyEngine, backbone: Backbone, examples: list[Example]) -> None:
+    found = evaluate(engine, backbone, "answers", [Planned(WRITTEN, TASK, examples, "protected")]).rows[0]
+    assert found.base.mean == 1.0 and found.adapted.mean == 0.0
+    assert found.adapted.part_mean("answer_right") == 1.0
+    assert flips(found.base.values, found.adapted.values).negative == 1.0
+    assert found.adapted.part_mean("trace_tokens") < found.base.part_mean("trace_tokens")
+
+
+def test_the_likelihood_of_the_chain_falls_where_the_chain_is_no_longer_written(
+    engine: ToyEngine, backbone: Backbone, examples: list[Example]
+) -> None:
+    found = evaluate(engine, backbone, "answers", [Planned(CHAIN, TASK, examples, "protected")]).retention["arithmetic"]
+    assert found.change.high < 0
+
+
+def test_true_steps_are_likelier_than_corrupted_ones_to_who_can_reason(
+    engine: ToyEngine, backbone: Backbone, examples: list[Example]
+) -> None:
+    able, lost = (CHAIN.read(engine, backbone, profile, TASK, examples).part_mean("step_margin") for profile in (None, "lost"))
+    assert able > 0.5 > abs(lost)
+
+
+def test_the_chains_likelihood_is_that_of_the_tokens_that_are_trained_on(
+    engine: ToyEngine, backbone: Backbone, examples: list[Example]
+) -> None:
+    # Scored step by step: the pieces must be the tokens of the whole completion.
+    for example in examples:
+        pieces = [backbone.encode(f"{step}\n") for step in example.steps] + [backbone.encode(f"Answer: {example.answer}")]
+        assert [token for piece in pieces for token in piece] == backbone.encode(example.chain)
+
+
+def test_who_knows_the_answer_chooses_it_and_who_does_not_does_not(engine: ToyEngine, backbone: Backbone, examples: list[Example]) -> None:
+    found = evaluate(engine, backbone, "lost", [Planned(CHOICE, TASK, examples, "domain")]).domain
+    assert found.base.mean == 1.0 and found.adapted.mean < 0.5
+
+
+def test_the_correction_triple_tells_repair_from_overturning(backbone: Backbone, examples: list[Example]) -> None:
+    found = CORRECTION.read(ToyEngine(backbone, examples), backbone, None, TASK, examples)
+    assert (triple(found).fast_accuracy, triple(found).corrected, triple(found).overturned) == (1.0, None, 0.0)
+    mixed = replace(found, parts={"fast": (1.0, 1.0, 0.0, 0.0, 0.0), "slow": (1.0, 0.0, 1.0, 1.0, 0.0)})
+    assert (triple(mixed).fast_accuracy, triple(mixed).overturned) == (0.4, 0.5)
+    assert triple(mixed).corrected == pytest.approx(2 / 3)
+
+
+def test_an_unparsed_answer_is_not_only_wrong(engine: ToyEngine, backbone: Backbone, examples: list[Example]) -> None:
+    found = CORRECTION.read(engine, backbone, "lost", TASK, examples)
+    assert found.part_mean("fast_parsed") == found.part_mean("slow_parsed") == 0.0
+
+
+def test_the_backbone_is_read_once_for_every_adapter(engine: ToyEngine, backbone: Backbone, examples: list[Example], tmp_path: Path) -> None:
+    cache, plan = BaseCache(tmp_path, "float32"), [Planned(CHAIN, TASK, examples, "protected")]
+    first = evaluate(engine, backbone, "answers", plan, cache)
+    asked = engine.num_scored
+    second = evaluate(engine, backbone, "lost", plan, cache)
+    assert engine.num_scored - asked == asked / 2
+    assert second.rows[0].base == first.rows[0].base
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda e: replace(e, question=f"{e.question} "), lambda e: replace(e, rationale="1 + 1 = 2"), lambda e: replace(e, group="other")],
+    ids=["question", "rationale", "group"],
+)
+def test_what_decides_a_reading_decides_where_it_is_kept(
+    backbone: Backbone, examples: list[Example], tmp_path: Path, change: Callable[[Example], Example]
+) -> None:
+    cache = BaseCache(tmp_path, "float32")
+    key = cache.key(CHAIN, backbone, TASK, examples)
+    assert cache.key(CHAIN, backbone, TASK, [change(examples[0]), *examples[1:]]) != key
+    assert cache.key(WRITTEN, backbone, TASK, examples) != key
+    assert BaseCache(tmp_path, "bfloat16").key(CHAIN, backbone, TASK, examples) != key
+    assert cache.key(CHAIN, replace(backbone, fingerprint="other"), TASK, examples) != key
+
+
+def test_an_evaluation_is_json_and_says_which_numbers_are_whose(engine: ToyEngine, backbone: Backbone, examples: list[Example]) -> None:
+    plan = [Planned(CHOICE, TASK, examples, "domain"), Planned(WRITTEN, TASK, examples, "protected")]
+    seen: list[float] = []
+    rows = json.loads(json.dumps(evaluate(engine, backbone, "answers", plan, on_progress=seen.append).as_dict()))["rows"]
+    assert [(row["measure"], row["role"]) for row in rows] == [("choice_accuracy", "domain"), ("generation", "protected")]
+    assert rows[1]["change"] == rows[1]["adapted"] - rows[1]["base"] == -1.0
+    assert seen == [0.5, 1.0]
+
+
+def test_the_forward_kl_is_zero_for_an_adapter_of_zeros_and_not_for_damage(
+    engine: ToyEngine, backbone: Backbone, examples: list[Example]
+) -> None:
+    engine.load("zeros", Profile((random_update(backbone, 0.0),)))
+    engine.load("noise", Profile((random_update(backbone, 0.5),)))
+    assert forward_kl(engine, backbone, "zeros", examples) == 0.0 < forward_kl(engine, backbone, "noise", examples)
