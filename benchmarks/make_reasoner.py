@@ -1,6 +1,7 @@
 """Makes the built-in reasoner: warms SmolLM2-135M up on generated reasoning, as a low-rank update of its weights.
 
-    python benchmarks/make_reasoner.py --out runs/reasoner --tokens 2400000
+    python -m benchmarks.make_reasoner --out runs/reasoner --tokens 1900000
+    python -m benchmarks.make_reasoner --out runs/reasoner --ship adapters/reasoner
 
 Resumable: run it again with the same `--out`. Writes `checkpoint.pt` while it runs, `progress.jsonl` (one line an
 evaluation), and `best/` = the LoRA of the evaluation with the highest mean share of traces right in every step.
@@ -20,16 +21,26 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from adapters.backbone import Backbone
 from adapters.lora_linear import with_fast_layers
 from evaluation.task import Example, answer_line, direct_prompt, reasoning_prompt
 from evaluation.tasks import FAMILIES
 from tuning.allocator import keep_freed_memory
 
 # Families whose steps need computing get more of the tokens than those whose steps are read off the question.
-WEIGHTS = {"arithmetic": 2.0, "word_problem": 1.6, "boxes": 1.4, "deduction": 1.1, "ordering": 1.2, "calendar": 2.0, "kinship": 1.0}
+WEIGHTS = {
+    "arithmetic": 2.0,
+    "word_problem": 1.6,
+    "boxes": 1.4,
+    "deduction": 1.1,
+    "ordering": 1.2,
+    "calendar": 2.0,
+    "kinship": 1.0,
+}
 DIRECT_SHARE = 0.1  # rows answered at once, so that the direct format is followed too
 
 
@@ -71,7 +82,9 @@ def loss_of(model: PeftModel, rows: list[tuple[list[int], list[int]]], num_targe
 
 
 @torch.no_grad()
-def generate(model: PeftModel, tokenizer: PreTrainedTokenizerBase, examples: list[Example], max_new_tokens: int = 110) -> list[str]:
+def generate(
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, examples: list[Example], max_new_tokens: int = 110
+) -> list[str]:
     tokenizer.padding_side = "left"
     prompts = [tokenizer.decode(prompt_ids(tokenizer, reasoning_prompt(example))) for example in examples]
     inputs = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
@@ -90,7 +103,20 @@ def evaluate(model: PeftModel, tokenizer: PreTrainedTokenizerBase, per_family: i
         chunk = flat[start : start + 64]
         texts.update(zip((e.id for e in chunk), generate(model, tokenizer, chunk), strict=True))
     model.train()
-    return {name: sum(FAMILIES[name].check(e, texts[e.id]).all_right for e in group) / len(group) for name, group in examples.items()}
+    return {
+        name: sum(FAMILIES[name].check(e, texts[e.id]).all_right for e in group) / len(group) for name, group in examples.items()
+    }
+
+
+def ship(adapter: Path, out: Path) -> None:
+    """The update as the package carries it: bfloat16, and a config that names no place of this machine."""
+    out.mkdir(parents=True, exist_ok=True)
+    tensors = {key: value.to(torch.bfloat16) for key, value in load_file(adapter / "adapter_model.safetensors").items()}
+    save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    kept = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "smollm2-135m", "inference_mode": True}
+    kept |= {key: config[key] for key in ("r", "lora_alpha", "lora_dropout", "bias")} | {"target_modules": sorted(config["target_modules"])}
+    (out / "adapter_config.json").write_text(json.dumps(kept, indent=2) + "\n")
 
 
 def main() -> None:
@@ -104,13 +130,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--evaluate-every", type=int, default=150, help="steps")
+    parser.add_argument("--ship", type=Path, help="write the best update there (adapters/reasoner) and stop")
     args = parser.parse_args()
+    if args.ship:
+        ship(args.out / "best", args.ship)
+        return
     keep_freed_memory()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    tokenizer = AutoTokenizer.from_pretrained(args.backbone)
+    backbone = Backbone.load(args.backbone)
+    tokenizer = backbone.tokenizer
     # The eager attention's backward is about twice as fast as SDPA's on a CPU at these lengths.
-    plain = AutoModelForCausalLM.from_pretrained(args.backbone, dtype=torch.float32, attn_implementation="eager")
+    plain = backbone.model
+    plain.set_attn_implementation("eager")
     spec = LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(plain, with_fast_layers(spec))
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -152,7 +184,10 @@ def main() -> None:
         state["tokens"] += sum(len(prompt) + len(completion) for prompt, completion in rows)
         state["seconds"] += time.monotonic() - started
         if state["step"] % 10 == 0:
-            print(f"step {state['step']} tokens {state['tokens']} loss {total:.4f} lr {args.lr * scale:.2e} s {state['seconds']:.0f}", flush=True)
+            print(
+                f"step {state['step']} tokens {state['tokens']} loss {total:.4f} lr {args.lr * scale:.2e} s {state['seconds']:.0f}",
+                flush=True,
+            )
         if state["step"] % 50 == 0:
             save()
         if state["step"] % args.evaluate_every == 0 or state["tokens"] >= args.tokens:
@@ -163,7 +198,10 @@ def main() -> None:
                 model.save_pretrained(args.out / "best")
             with (args.out / "progress.jsonl").open("a") as out:
                 out.write(json.dumps({**state, "mean": mean, **shares}) + "\n")
-            print(json.dumps({"step": state["step"], "mean": round(mean, 3), **{k: round(v, 3) for k, v in shares.items()}}), flush=True)
+            print(
+                json.dumps({"step": state["step"], "mean": round(mean, 3), **{k: round(v, 3) for k, v in shares.items()}}),
+                flush=True,
+            )
             save()
 
 

@@ -13,7 +13,9 @@ RESULTS = Path(__file__).parent.parent / "docs" / "results.md"
 
 
 def provenance(command: str, seed: str = "0") -> str:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent
+    ).stdout.strip()
     return f"`{command}` · commit {commit or 'unknown'} · {os.cpu_count()} cores ({processor()}) · seed {seed} · {date.today()}"
 
 

@@ -53,7 +53,13 @@ def trl(backbone_name: str, steps: int, seed: int, bf16: bool) -> float:
             completion_only_loss=True, max_length=None, disable_tqdm=True, include_num_input_tokens_seen="non_padding",
         )  # fmt: skip
         lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-        trainer = SFTTrainer(backbone.model, args=config, train_dataset=Dataset.from_list(rows), processing_class=backbone.tokenizer, peft_config=lora)
+        trainer = SFTTrainer(
+            backbone.model,
+            args=config,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=backbone.tokenizer,
+            peft_config=lora,
+        )
         started = time.monotonic()
         trainer.train()
         return float(trainer.state.num_input_tokens_seen) / (time.monotonic() - started)
@@ -71,7 +77,10 @@ def main() -> None:
     backbone = Backbone.load(args.backbone)
     ours(backbone, 1, 0)  # first use of kernels and caches
     for number in range(len(done), args.rounds):
-        row: dict[str, float | None] = {"ours": ours(backbone, args.steps, number), "trl_float32": trl(args.backbone, args.steps, number, False)}
+        row: dict[str, float | None] = {
+            "ours": ours(backbone, args.steps, number),
+            "trl_float32": trl(args.backbone, args.steps, number, False),
+        }
         try:
             row["trl_bfloat16"] = trl(args.backbone, args.steps, number, True)
         except ValueError as refused:
@@ -84,7 +93,10 @@ def main() -> None:
     rates = {key: [row[key] for row in done if row[key]] for key in ("ours", "trl_float32", "trl_bfloat16")}
     medians = {key: statistics.median(values) for key, values in rates.items() if values}
     best = max(value for key, value in medians.items() if key != "ours")
-    body = table(["side", "tokens/s, median", "all rounds"], [[k, f"{v:.0f}", ", ".join(f"{x:.0f}" for x in rates[k])] for k, v in medians.items()])
+    body = table(
+        ["side", "tokens/s, median", "all rounds"],
+        [[k, f"{v:.0f}", ", ".join(f"{x:.0f}" for x in rates[k])] for k, v in medians.items()],
+    )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
     note = f"Ratio to TRL's faster setting: {medians['ours'] / best:.2f} (goal 1.5). Peak memory of this process: {peak:.1f} GiB. {torch.get_num_threads()} threads."
     write_section("training", "Training speed against TRL", f"{provenance('python -m benchmarks.training')}\n\n{body}\n\n{note}")

@@ -74,10 +74,16 @@ def gate(
 
     def draw_round(number: int) -> Mapping[str, PairedItems]:
         size = recipe.gate.domain_items
-        drawn = {domain.name: _paired(MEASURES[DOMAIN_MEASURE], engine, backbone, domain, pool[number * size : (number + 1) * size])}
+        drawn = {
+            domain.name: _paired(MEASURES[DOMAIN_MEASURE], engine, backbone, domain, pool[number * size : (number + 1) * size])
+        }
         for name, task in measured.items():
             # Seeds of rounds lie far apart, and a question that came before is left out.
-            examples = [e for e in task.examples("gate", settings.round_items, seed=fresh_seed + 1_000_003 * number) if e.question not in asked]
+            examples = [
+                e
+                for e in task.examples("gate", settings.round_items, seed=fresh_seed + 1_000_003 * number)
+                if e.question not in asked
+            ]
             asked.update(example.question for example in examples)
             drawn[name] = _paired(MEASURES[WRITTEN_MEASURE], engine, backbone, task, examples)
         return drawn

@@ -16,13 +16,17 @@ from tuning.plan import data_digest
 from tuning.recipe import Recipe
 
 
-def complete(directory: Path, recipe: Recipe, backbone: Backbone, profile: Profile, scale: float, examples: Sequence[Example]) -> Manifest:
+def complete(
+    directory: Path, recipe: Recipe, backbone: Backbone, profile: Profile, scale: float, examples: Sequence[Example]
+) -> Manifest:
     """Saves the profile and writes its manifest; the directory is then ready for `graftline publish`."""
     profile.save(directory)
     fingerprints = Fingerprints.of(examples)
     return write_manifest(
         directory,
-        backbone=BackboneIdentity(name=recipe.backbone, fingerprint=backbone.fingerprint, dtype=str(backbone.dtype).removeprefix("torch.")),
+        backbone=BackboneIdentity(
+            name=recipe.backbone, fingerprint=backbone.fingerprint, dtype=str(backbone.dtype).removeprefix("torch.")
+        ),
         profile=ProfileDescription(
             adapters=tuple(recipe.adapter.kind.split("+")), scale=scale, decoding=profile.policy.model_dump()
         ),

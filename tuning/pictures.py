@@ -24,7 +24,9 @@ def pareto_picture(study: optuna.Study, candidates: Sequence[Candidate], file: P
         chosen = [candidate for candidate in candidates if candidate.feasible is feasible]
         axes.scatter([c.domain_gain for c in chosen], [c.retention for c in chosen], marker=marker, label=label)
     for candidate in candidates:
-        axes.annotate(str(candidate.trial), (candidate.domain_gain, candidate.retention), xytext=(4, 4), textcoords="offset points")
+        axes.annotate(
+            str(candidate.trial), (candidate.domain_gain, candidate.retention), xytext=(4, 4), textcoords="offset points"
+        )
     if candidates:
         first = candidates[0]
         axes.scatter([first.domain_gain], [first.retention], s=180, facecolors="none", edgecolors="black", label="chosen")

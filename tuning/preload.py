@@ -5,7 +5,9 @@ import warnings
 warnings.simplefilter("ignore")
 
 import accelerate  # noqa: E402, F401
-import peft  # noqa: E402, F401
 import transformers.models.llama.modeling_llama  # noqa: E402, F401
 
+import adapters.files  # noqa: E402, F401
+import engine.torch_engine  # noqa: E402, F401
+import evaluation.measures  # noqa: E402, F401
 import tuning.trial  # noqa: E402, F401

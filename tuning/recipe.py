@@ -78,7 +78,14 @@ class Recipe(Spec):
     protected: tuple[str, ...] = REASONING_FAMILIES
     adapter: AdapterRecipe = AdapterRecipe()
     method: SFTSpec = SFTSpec()
-    search: tuple[str, ...] = ("adapter.kind", "method.learning_rate", "method.steps", "method.target", "method.kl_weight", "adapter.lora.rank")
+    search: tuple[str, ...] = (
+        "adapter.kind",
+        "method.learning_rate",
+        "method.steps",
+        "method.target",
+        "method.kl_weight",
+        "adapter.lora.rank",
+    )
     ranges: dict[str, tuple[float, float] | tuple[str, ...]] = {}  # narrower than the spec's own
     study: StudyRecipe = StudyRecipe()
     evaluation: EvaluationRecipe = EvaluationRecipe()
@@ -88,7 +95,9 @@ class Recipe(Spec):
     @classmethod
     def _is_a_model_name(cls, value: str) -> str:
         if not value or any(mark in value for mark in "/:@ ") or value.endswith(".releases"):
-            raise ValueError(f"name becomes a registered model's name: no '/', ':', '@' or space, and not ending in '.releases', but got {value!r}.")
+            raise ValueError(
+                f"name becomes a registered model's name: no '/', ':', '@' or space, and not ending in '.releases', but got {value!r}."
+            )
         return value
 
     @model_validator(mode="after")
@@ -96,7 +105,9 @@ class Recipe(Spec):
         known = search_marks()
         for field in (*self.search, *self.ranges):
             if field not in known:
-                raise ValueError(f"search and ranges name searchable fields, but {field!r} is none. Known: {', '.join(sorted(known))}.")
+                raise ValueError(
+                    f"search and ranges name searchable fields, but {field!r} is none. Known: {', '.join(sorted(known))}."
+                )
         for field in self.ranges:
             if field not in self.search:
                 raise ValueError(f"ranges narrows a searched field, but {field!r} is not in search. Add it there.")

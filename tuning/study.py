@@ -131,7 +131,9 @@ class Sweep:
                 trial.set_user_attr("failure", str(died))
                 study.tell(trial, state=TrialState.FAIL)
                 again = _try_again(study, study.trials[trial.number])
-                on_event(Event("failed", trial.number, text=f"{str(died).strip().splitlines()[-1]}{' (tried again)' if again else ''}"))
+                on_event(
+                    Event("failed", trial.number, text=f"{str(died).strip().splitlines()[-1]}{' (tried again)' if again else ''}")
+                )
                 if not again:
                     raise
             except BaseException:
@@ -176,7 +178,9 @@ class Sweep:
         if known is not None:
             return str(known)
         try:
-            run_id = self.tracking.create().start_run(self.recipe.name, f"study {self.recipe.name}", tags={"optuna.study": study.study_name})
+            run_id = self.tracking.create().start_run(
+                self.recipe.name, f"study {self.recipe.name}", tags={"optuna.study": study.study_name}
+            )
             self.tracking.log_dict(run_id, self.recipe.model_dump(mode="json"), "recipe.json")
         except RegistryError as error:
             on_event(Event("note", -1, text=f"not tracked: {error}"))
@@ -193,7 +197,9 @@ class Sweep:
         try:
             tags = {"optuna.study": self.recipe.name, "optuna.trial": str(trial.number), "outcome": outcome.state}
             run_id = self.tracking.start_run(self.recipe.name, f"trial {trial.number}", parent=parent, tags=tags)
-            self.tracking.log_params(run_id, flat(recipe.model_dump(mode="json", include={"adapter", "method", "backbone", "domain"})))
+            self.tracking.log_params(
+                run_id, flat(recipe.model_dump(mode="json", include={"adapter", "method", "backbone", "domain"}))
+            )
             self.tracking.set_tags(run_id, {"data_digest": outcome.data_digest, "recipe_digest": recipe.digest()})
             if outcome.state == "failed":
                 self.tracking.set_tags(run_id, {"failure": outcome.reason[:5000]})
@@ -309,5 +315,3 @@ def _try_again(study: optuna.Study, trial: FrozenTrial) -> bool:
 def _mean_seconds(study: optuna.Study) -> float:
     seconds = [trial.user_attrs["seconds"] for trial in finished(study) if "seconds" in trial.user_attrs]
     return sum(seconds) / len(seconds) if seconds else 0.0
-
-

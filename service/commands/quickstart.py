@@ -42,7 +42,9 @@ class Phases:
 
     @contextmanager
     def phase(self, name: str, expected: str) -> Iterator[None]:
-        self.console.print(f"\n[{clock(time.monotonic() - self.started)}] {name} ({expected})", style="bold", markup=False, highlight=False)
+        self.console.print(
+            f"\n[{clock(time.monotonic() - self.started)}] {name} ({expected})", style="bold", markup=False, highlight=False
+        )
         began = time.monotonic()
         yield
         self.seconds[name] = time.monotonic() - began
@@ -69,7 +71,9 @@ def quickstart(home: Path | None, recipe_file: Path, keep_serving: bool) -> int:
         candidates = run_sweep(sweep, resume=bool(stored_candidates(place, recipe.name)))
     plain = next((candidate for candidate in candidates if candidate.trial == 0), None)
     if plain is not None:
-        console.print(retention_table("The plain recipe (trial 0), at the learning rate that is best for the domain alone", plain))
+        console.print(
+            retention_table("The plain recipe (trial 0), at the learning rate that is best for the domain alone", plain)
+        )
     with phases.phase("gate", f"at most {clock(recipe.gate.time_budget_s)} for up to {recipe.gate.candidates} candidates"):
         gated = _champion(tracking, recipe) or _gate_in_order(tracking, recipe, candidates, place, console)
     with phases.phase("service", "about 20 s"):
@@ -129,7 +133,9 @@ def _gate_in_order(tracking: Tracking, recipe: Recipe, candidates: list[Candidat
         head = ledger.head()
         settings = gate_settings(recipe, num_candidates=len(chosen), time_budget_s=left)
         subject = Subject(str(release.full_name), release.directory, release.manifest)
-        report = gate(subject, engine, backbone, settings, home / "cache", on_round=lambda so_far: console.print(round_line(so_far)))
+        report = gate(
+            subject, engine, backbone, settings, home / "cache", on_round=lambda so_far: console.print(round_line(so_far))
+        )
         record_verdict(tracking, release.full_name, report)
         console.print(gate_table(report))
         console.print(report.sentence, highlight=False)
@@ -183,12 +189,18 @@ def _summary(
         table.add_row("promoted", str(ReleaseName(gated.release.name, gated.release.version)))
         if gated.report is not None:
             domain = gated.report.domain
-            table.add_row("gained", f"{domain.name} {domain.base_mean:.3f} -> {domain.adapted_mean:.3f} ({domain.change:+.3f}, at least {domain.lower:+.3f})")
+            table.add_row(
+                "gained",
+                f"{domain.name} {domain.base_mean:.3f} -> {domain.adapted_mean:.3f} ({domain.change:+.3f}, at least {domain.lower:+.3f})",
+            )
             kept = ", ".join(f"{test.name} {test.change:+.3f}" for test in gated.report.families)
             table.add_row("retained", kept)
         if gated.candidate is not None and plain is not None and plain.domain_gain > 0:
             share = gated.candidate.domain_gain / plain.domain_gain
-            table.add_row("against the plain recipe", f"{share:.0%} of its gain ({gated.candidate.domain_gain:+.3f} of {plain.domain_gain:+.3f}, search split)")
+            table.add_row(
+                "against the plain recipe",
+                f"{share:.0%} of its gain ({gated.candidate.domain_gain:+.3f} of {plain.domain_gain:+.3f}, search split)",
+            )
     if plain is not None:
         lost = [family for family, value in plain.score["constraints"].items() if value > 0]
         table.add_row("the plain recipe lost", ", ".join(lost) or "nothing that the search could see")
@@ -198,7 +210,9 @@ def _summary(
     table.add_row("time", ", ".join(f"{name} {clock(seconds)}" for name, seconds in phases.seconds.items()))
     table.add_row("in all", clock(time.monotonic() - phases.started))
     console.print(table)
-    (sweep.home / "quickstart.json").write_text(json.dumps({"seconds": phases.seconds, "promoted": str(gated.release.full_name) if gated else None}, indent=2))
+    (sweep.home / "quickstart.json").write_text(
+        json.dumps({"seconds": phases.seconds, "promoted": str(gated.release.full_name) if gated else None}, indent=2)
+    )
 
 
 def _example_prompt(recipe: Recipe) -> str:

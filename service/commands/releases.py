@@ -40,7 +40,13 @@ def publish_directory(tracking: Tracking, directory: Path, name: str | None = No
 
 
 def promote(
-    reference: str, reason: str, override: bool, time_budget_s: float | None, home: Path | None, tracking_uri: str | None, as_json: bool
+    reference: str,
+    reason: str,
+    override: bool,
+    time_budget_s: float | None,
+    home: Path | None,
+    tracking_uri: str | None,
+    as_json: bool,
 ) -> int:
     """0 when promoted, 1 when the gate did not pass."""
     from adapters.backbone import Backbone
@@ -70,7 +76,9 @@ def promote(
     else:
         console.print(gate_table(report))
         console.print(report.sentence)
-        console.print(f"{release.full_name} is the champion of {release.name}" if promoted else f"{release.full_name} was not promoted")
+        console.print(
+            f"{release.full_name} is the champion of {release.name}" if promoted else f"{release.full_name} was not promoted"
+        )
     return 0 if promoted else 1
 
 
@@ -102,7 +110,9 @@ def status(home: Path | None, tracking_uri: str | None, as_json: bool) -> None:
             table.add_row(str(version.version), version.verdict, version.created, ", ".join(version.aliases), mark)
         console.print(table)
         for entry in name.history:
-            console.print(f"  {entry.number}. {entry.kind} @{entry.version} ({entry.verdict}) by {entry.actor}, {entry.created}: {entry.reason or '-'}")
+            console.print(
+                f"  {entry.number}. {entry.kind} @{entry.version} ({entry.verdict}) by {entry.actor}, {entry.created}: {entry.reason or '-'}"
+            )
         for warning in (*((name.drift,) if name.drift else ()), *name.warnings):
             console.print(f"  ! {warning}")
 
@@ -110,7 +120,10 @@ def status(home: Path | None, tracking_uri: str | None, as_json: bool) -> None:
 def gate_table(report: GateReport) -> Table:
     from registry.gate_report import COLUMNS
 
-    table = Table(title=f"gate of {report.subject}: {report.verdict} after {report.rounds} rounds, {report.elapsed_s:.0f} s", title_justify="left")
+    table = Table(
+        title=f"gate of {report.subject}: {report.verdict} after {report.rounds} rounds, {report.elapsed_s:.0f} s",
+        title_justify="left",
+    )
     for heading in COLUMNS:
         table.add_column(heading)
     for row in report.rows():
@@ -120,7 +133,9 @@ def gate_table(report: GateReport) -> Table:
 
 def round_line(report: GateReport) -> str:
     decided = sum(test.verdict != "inconclusive" for test in report.tests)
-    return f"gate round {report.rounds}: {decided} of {len(report.tests)} tests decided, {report.verdict}, {report.elapsed_s:.0f} s"
+    return (
+        f"gate round {report.rounds}: {decided} of {len(report.tests)} tests decided, {report.verdict}, {report.elapsed_s:.0f} s"
+    )
 
 
 def _check_backbone(release: Release, fingerprint: str) -> None:

@@ -75,7 +75,9 @@ OnStep = Callable[[int, int, float], None]  # (step, steps, loss)
 class SFT:
     spec: SFTSpec
 
-    def fit(self, backbone: Backbone, adapters: Sequence[Adapter], examples: Sequence[Example], on_step: OnStep | None = None) -> Fit:
+    def fit(
+        self, backbone: Backbone, adapters: Sequence[Adapter], examples: Sequence[Example], on_step: OnStep | None = None
+    ) -> Fit:
         """Fits the adapters in place. The backbone is the same, bit for bit, before and after."""
         from accelerate import Accelerator
 
@@ -132,9 +134,10 @@ class SFT:
                 with torch.no_grad(), adapters_off(backbone.model), backbone.autocast():
                     plain = collate(backbone, Stack(()), part)
                     base_NV, _ = label_logits(backbone, plain)
-                pull = kl_div(
-                    log_softmax(logits_NV.float(), -1), log_softmax(base_NV.float(), -1), log_target=True, reduction="sum"
-                ) / num_labels
+                pull = (
+                    kl_div(log_softmax(logits_NV.float(), -1), log_softmax(base_NV.float(), -1), log_target=True, reduction="sum")
+                    / num_labels
+                )
                 pulled += float(pull.detach())
                 loss = loss + self.spec.kl_weight * pull
             loss.backward()
@@ -177,4 +180,3 @@ def _think_ahead(backbone: Backbone, stack: Stack, rows: Sequence[Row]) -> None:
             with torch.no_grad():
                 for row in rows:
                     adapter.states(backbone, row.prompt_ids)
-

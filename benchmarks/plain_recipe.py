@@ -1,0 +1,54 @@
+"""How the quickstart's plain recipe got its learning rate: the best for the domain alone, on the search split.
+
+    python -m benchmarks.plain_recipe [--full]
+
+Fits the quickstart's recipe as written at each learning rate and shows the domain's accuracy, and beside it what that did to the
+protected families, which played no part in the choice. Rows in runs/benchmarks/plain_recipe.jsonl are not made again. Default: one
+seed, about 10 minutes on two cores; --full: three.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from benchmarks.results import provenance, table, write_section
+from tuning.isolation import prepare, run_isolated
+from tuning.recipe import Recipe
+from tuning.trial import Job
+
+RATES = (1e-4, 2e-4, 3e-4, 5e-4, 8e-4)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--recipe", type=Path, default=Path("recipes/quickstart.toml"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks/plain_recipe"))
+    args = parser.parse_args()
+    recipe = Recipe.load(args.recipe)
+    args.runs.mkdir(parents=True, exist_ok=True)
+    prepare()
+    rows = []
+    for seed in range(3 if args.full else 1):
+        for rate in RATES:
+            changed = recipe.with_values({"method.learning_rate": rate, "method.seed": seed, "study.scales": (1.0,)})
+            file = args.runs / f"{changed.digest()}.json"
+            if not file.is_file():
+                job = Job(changed, args.runs / "trial", args.runs / "cache", threads=2)
+                outcome = run_isolated(job, lambda phase, share: None)
+                file.write_text(outcome.model_dump_json())
+            score = json.loads(file.read_text())["score"]
+            written = ", ".join(f"{family} {change:+.2f}" for family, change in score["generated_changes"].items() if change)
+            chosen = score["chosen"]
+            row = [f"{rate:g}", str(seed), f"{chosen['domain_accuracy']:.3f}", f"{chosen['domain_gain']:+.3f}", written or "none"]
+            rows.append(row)
+            print(*row, flush=True)
+    headings = ["learning rate", "seed", "domain accuracy", "gain", "change in traces right in every step"]
+    text = table(headings, rows)
+    write_section("plain_recipe", "The plain recipe's learning rate", f"{provenance('python -m benchmarks.plain_recipe')}\n\n{text}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Sweeps on the tiny backbone: from a recipe to candidates that can be published, resumed and read by plain Optuna and MLflow."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import mlflow
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from registry.tracking import Tracking
+from tuning.errors import StudyMismatch
+from tuning.isolation import ChildDied, run_isolated
+from tuning.objective import ScaleScore, choose_scale, constraints
+from tuning.recipe import Recipe
+from tuning.study import Event, Sweep, stored_candidates
+from tuning.trial import Job
+
+
+def small(backbone_directory: Path, **changes: object) -> Recipe:
+    values: dict[str, object] = {
+        "method.steps": 2,
+        "method.batch_size": 2,
+        "method.num_examples": 20,
+        "evaluation.domain_items": 8,
+        "evaluation.chain_items": 4,
+        "evaluation.generated_items": 1,
+        "study.scales": (0.5, 1.0),
+        "study.trials": 2,
+    }
+    recipe = Recipe(
+        name="small",
+        backbone=str(backbone_directory),
+        domain="icd10-chapter",
+        protected=("boxes", "ordering"),
+        search=("adapter.kind", "method.learning_rate"),
+        adapter={"lora": {"rank": 4}, "softcot": {"num_thoughts": 2, "assistant_layers": 1}},
+    )
+    return recipe.with_values({**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def swept(backbone_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, list[Event]]:
+    home = tmp_path_factory.mktemp("home")
+    sweep = Sweep(small(backbone_directory), home, Tracking.at(home), threads=1)
+    events: list[Event] = []
+    sweep.run(sweep.create(), events.append)
+    return sweep, events
+
+
+def test_the_first_trial_is_the_recipe_as_written(swept: tuple[Sweep, list[Event]]) -> None:
+    sweep, _ = swept
+    study = optuna.load_study(study_name="small", storage=sweep.storage_url)
+    assert study.trials[0].params == {"adapter.kind": "lora", "method.learning_rate": 5e-4}
+
+
+def test_every_trial_reports_two_objectives_and_a_constraint_a_family(swept: tuple[Sweep, list[Event]]) -> None:
+    study = optuna.load_study(study_name="small", storage=swept[0].storage_url)
+    complete = study.get_trials(states=(TrialState.COMPLETE,))
+    assert len(complete) == 2
+    for trial in complete:
+        assert trial.values is not None and len(trial.values) == 2
+        assert set(trial.constraints) == {"boxes", "ordering"}
+
+
+def test_the_scales_are_all_kept_with_the_trial(swept: tuple[Sweep, list[Event]]) -> None:
+    for candidate in stored_candidates(swept[0].home, "small"):
+        assert [score["scale"] for score in candidate.score["scales"]] == [0.5, 1.0]
+
+
+def test_a_candidate_can_be_published_as_it_lies(swept: tuple[Sweep, list[Event]]) -> None:
+    from registry.release import publish
+
+    sweep, _ = swept
+    candidate = stored_candidates(sweep.home, "small")[0]
+    release = publish(sweep.tracking, "small", candidate.directory, candidate.run_id)
+    assert release.manifest.recipe["name"] == "small"
+    assert release.manifest.task["name"] == "icd10-chapter"
+
+
+def test_plain_mlflow_finds_a_parent_run_with_its_children_and_the_picture(swept: tuple[Sweep, list[Event]]) -> None:
+    client = mlflow.MlflowClient(swept[0].tracking.uri)
+    experiment = client.get_experiment_by_name("small")
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id]
+    assert len(parents) == 1 and len(children) == 2
+    assert {"domain/gain", "retention/mean_capped", "kl/forward", "retention/chain/boxes"} <= set(children[0].data.metrics)
+    assert {"pareto.png", "trials.json", "recipe.json"} <= {file.path for file in client.list_artifacts(parents[0].info.run_id)}
+
+
+def test_a_study_goes_on_where_it_stopped(swept: tuple[Sweep, list[Event]], backbone_directory: Path) -> None:
+    sweep, _ = swept
+    longer = Sweep(small(backbone_directory, **{"study.trials": 3}), sweep.home, sweep.tracking, threads=1)
+    study = longer.create(resume=True)
+    longer.run(study, lambda event: None)
+    assert len(study.get_trials(states=(TrialState.COMPLETE,))) == 3
+
+
+def test_a_study_is_not_joined_by_accident_or_with_another_recipe(swept: tuple[Sweep, list[Event]], backbone_directory: Path) -> None:
+    sweep, _ = swept
+    with pytest.raises(StudyMismatch, match="--resume"):
+        sweep.create()
+    other = Sweep(small(backbone_directory, **{"method.batch_size": 3}), sweep.home, sweep.tracking)
+    with pytest.raises(StudyMismatch, match="another recipe"):
+        other.create(resume=True)
+
+
+def test_a_fit_that_diverges_is_pruned_with_its_reason(backbone_directory: Path, tmp_path: Path) -> None:
+    # A scale beyond float32 makes infinity times zero in the first forward.
+    recipe = small(backbone_directory, **{"adapter.lora.alpha": 10**40, "study.trials": 1})
+    recipe = recipe.model_copy(update={"search": ("adapter.kind",)})
+    sweep = Sweep(recipe, tmp_path, Tracking.at(tmp_path), threads=1)
+    study = sweep.create()
+    events: list[Event] = []
+    sweep.run(study, events.append)
+    trial = study.trials[0]
+    assert trial.state == TrialState.PRUNED
+    assert "must stay finite" in trial.user_attrs["failure"]
+    assert any(event.kind == "pruned" for event in events)
+    assert not (tmp_path / "studies" / "small" / "trials" / "0" / "adapter").exists()
+
+
+def test_a_killed_trial_is_tried_again_and_then_given_up(backbone_directory: Path, tmp_path: Path) -> None:
+    # The cache's place is taken by a file: an error that the trial does not know, as a full disk would be.
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "base").write_text("")
+    sweep = Sweep(small(backbone_directory), tmp_path, Tracking.at(tmp_path), threads=1)
+    study = sweep.create()
+    with pytest.raises(ChildDied):
+        sweep.run(study, lambda event: None)
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL] * 3
+    assert [trial.user_attrs.get("tries", 0) for trial in study.trials] == [0, 1, 2]
+
+
+def test_a_child_that_dies_leaves_the_parent_a_reason(backbone_directory: Path, tmp_path: Path) -> None:
+    job = Job(small(backbone_directory), tmp_path / "trial", tmp_path, threads=1)
+    with pytest.raises(ChildDied, match="longer than its 0 s"):
+        run_isolated(job, lambda phase, share: None, timeout_s=0.01)
+
+
+def test_the_largest_gain_without_an_intolerable_loss_is_chosen() -> None:
+    kept, lost, hollow = ScaleScore(0.5, 0.1, 0.5, {"a": -0.01}), ScaleScore(1.0, 0.3, 0.7, {"a": -0.5}), ScaleScore(0.75, 0.2, 0.6, {"a": -0.2})
+    assert choose_scale([kept, lost, hollow], {"a": 0.03}) is kept
+    assert choose_scale([lost, hollow], {"a": 0.03}) is hollow
+
+
+def test_a_constraint_is_the_worse_of_likelihood_and_generation() -> None:
+    chosen = ScaleScore(1.0, 0.1, 0.5, {"a": -0.03, "b": 0.0})
+    found = constraints(chosen, {"a": 0.0, "b": -0.3}, {"a": 0.03, "b": 0.03})
+    assert found == {"a": pytest.approx(0.0), "b": pytest.approx(1.0)}
+
+
+def test_the_results_of_a_trial_are_plain_json(swept: tuple[Sweep, list[Event]]) -> None:
+    stored = json.loads((swept[0].directory / "trials" / "0" / "result.json").read_text())
+    assert stored["state"] == "complete" and stored["score"]["forward_kl"] is not None
