@@ -1,8 +1,8 @@
 """Admission: a task can show a loss only if the backbone can do it, a damaged model does worse and a no-op changes nothing.
 
-Rule: above chance by max(0.10, 3 standard errors); where the model writes, an answer line in at least 95 % of the completions; reading
-twice gives the same; random noise in the weights lowers the score significantly (positive control); an adapter of zeros changes
-nothing at all (negative control). What is not admitted is reported as not measurable, with the reason, and never as kept.
+Rule: above chance by max(0.10, 3 standard errors); where the model writes, an answer line in at least 95 % of the completions;
+reading twice gives the same; random noise in the weights lowers the score significantly (positive control); an adapter of zeros
+changes nothing at all (negative control). What is not admitted is reported as not measurable, with the reason, and never as kept.
 """
 
 from __future__ import annotations
@@ -92,17 +92,36 @@ def admit(
     if any(noop.per_item):
         reasons.append(f"an adapter of zeros changes it by {noop.mean:+.3g}")
     return Admission(
-        task.name, measure.name, not reasons, tuple(reasons), own.mean, own.stderr, chance, loss.mean, loss.high, noop.mean, len(examples)
+        task.name,
+        measure.name,
+        not reasons,
+        tuple(reasons),
+        own.mean,
+        own.stderr,
+        chance,
+        loss.mean,
+        loss.high,
+        noop.mean,
+        len(examples),
     )
 
 
-def admissions(engine: Engine, backbone: Backbone, tasks: Sequence[Task], directory: Path, items: int = ITEMS) -> dict[str, Admission]:
+def admissions(
+    engine: Engine, backbone: Backbone, tasks: Sequence[Task], directory: Path, items: int = ITEMS
+) -> dict[str, Admission]:
     """Of every task by generation, kept on disk by backbone, task and items: a backbone is looked at once."""
     measure = MEASURES["generation"]
     found = {}
     for task in tasks:
         examples = task.examples("search", items, seed=5)
-        identity = [backbone.fingerprint, measure.name, measure.version, items, NOISE, [[e.id, e.question, e.answer] for e in examples]]
+        identity = [
+            backbone.fingerprint,
+            measure.name,
+            measure.version,
+            items,
+            NOISE,
+            [[e.id, e.question, e.answer] for e in examples],
+        ]
         name = f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()}.json"
         file = next((place for place in (PACKAGED / name, directory / "admission" / name) if place.is_file()), None)
         if file is not None:
@@ -121,7 +140,9 @@ def admissions(engine: Engine, backbone: Backbone, tasks: Sequence[Task], direct
     return found
 
 
-def _under(engine: Engine, backbone: Backbone, measure: Measure, task: Task, examples: Sequence[Example], size: float) -> tuple[float, ...]:
+def _under(
+    engine: Engine, backbone: Backbone, measure: Measure, task: Task, examples: Sequence[Example], size: float
+) -> tuple[float, ...]:
     name = f"admission-control-{size:g}"
     engine.load(name, Profile((random_update(backbone, size),)))
     try:
@@ -132,7 +153,8 @@ def _under(engine: Engine, backbone: Backbone, measure: Measure, task: Task, exa
 
 def summary(found: Mapping[str, Admission]) -> str:
     """One line a task."""
+    verdicts = {name: "admitted" if one.admitted else "; ".join(one.reasons) for name, one in found.items()}
     return "\n".join(
-        f"{a.task}: {a.base:.2f} ± {a.stderr:.2f}, damaged {a.damaged_change:+.2f}: {'admitted' if a.admitted else '; '.join(a.reasons)}"
-        for a in found.values()
+        f"{one.task}: {one.base:.2f} ± {one.stderr:.2f}, damaged {one.damaged_change:+.2f}: {verdicts[name]}"
+        for name, one in found.items()
     )

@@ -37,6 +37,14 @@ class BaseCache:
 
     def key(self, measure: Measure, backbone: Backbone, task: Task, examples: Sequence[Example]) -> str:
         """SHA-256 over all that decides a reading of the backbone: equal keys, equal values."""
-        identity = [backbone.fingerprint, str(backbone.dtype), self._precision, measure.name, measure.version, repr(measure), task.name]
+        identity = [
+            backbone.fingerprint,
+            str(backbone.dtype),
+            self._precision,
+            measure.name,
+            measure.version,
+            repr(measure),
+            task.name,
+        ]
         items = [[e.id, e.question, e.answer, e.choices, e.rationale, e.context, e.group] for e in examples]
         return hashlib.sha256(json.dumps([identity, items]).encode()).hexdigest()

@@ -89,7 +89,11 @@ def evaluate(
     rows = []
     for index, planned in enumerate(plan):
         measure, task, examples = planned.measure, planned.task, planned.examples
-        base = cache.read(measure, engine, backbone, task, examples) if cache else measure.read(engine, backbone, None, task, examples)
+        base = (
+            cache.read(measure, engine, backbone, task, examples)
+            if cache
+            else measure.read(engine, backbone, None, task, examples)
+        )
         adapted = base if profile is None else measure.read(engine, backbone, profile, task, examples)
         rows.append(Row(planned, base, adapted, paired_change(base.values, adapted.values, base.clusters)))
         if on_progress:
@@ -100,9 +104,9 @@ def evaluate(
 def forward_kl(engine: Engine, backbone: Backbone, profile: str, examples: Sequence[Example], max_new_tokens: int = 48) -> float:
     """Monte-Carlo estimate of KL(backbone || profile) in nats per token, on the prompts of the domain.
 
-    Mean over the tokens of log p_backbone - log p_profile on completions sampled from the backbone at temperature 1 with fixed seeds:
-    unbiased for tokens that the backbone would write; it may come out slightly below 0 by chance. The predictor of forgetting of RL's
-    Razor (arXiv 2509.04259).
+    Mean over the tokens of log p_backbone - log p_profile on completions sampled from the backbone at temperature 1 with fixed
+    seeds: unbiased for tokens that the backbone would write; it may come out slightly below 0 by chance. The predictor of
+    forgetting of RL's Razor (arXiv 2509.04259).
     """
     prompts = [backbone.chat_ids(reasoning_prompt(example)) for example in examples]
     written = engine.complete(

@@ -35,7 +35,12 @@ class PairedChange:
 
 
 def paired_change(
-    base: Sequence[float], adapted: Sequence[float], clusters: Sequence[str], confidence: float = 0.95, seed: int = 0, draws: int = 2000
+    base: Sequence[float],
+    adapted: Sequence[float],
+    clusters: Sequence[str],
+    confidence: float = 0.95,
+    seed: int = 0,
+    draws: int = 2000,
 ) -> PairedChange:
     """The mean difference with a bootstrap interval; differences that are all 0 give exactly (0, 0, 0).
 
@@ -57,7 +62,11 @@ def paired_change(
         low = high = 0.0
     else:
         rng = np.random.default_rng(seed)
-        drawn = _stratified(difference, index, draws, rng) if len(names) < FEW_CLUSTERS else _by_cluster(difference, index, draws, rng)
+        drawn = (
+            _stratified(difference, index, draws, rng)
+            if len(names) < FEW_CLUSTERS
+            else _by_cluster(difference, index, draws, rng)
+        )
         tail = (1 - confidence) / 2
         low, high = (float(edge) for edge in np.quantile(drawn, [tail, 1 - tail]))
     return PairedChange(mean, low, high, len(difference), len(names), confidence, tuple(difference.tolist()))

@@ -22,7 +22,9 @@ from evaluation.task import Example
 from evaluation.tasks import FAMILIES
 
 TASK = FAMILIES["arithmetic"]
-WRITTEN, CHAIN, CHOICE, CORRECTION = (MEASURES[name] for name in ("generation", "chain_likelihood", "choice_accuracy", "correction"))
+WRITTEN, CHAIN, CHOICE, CORRECTION = (
+    MEASURES[name] for name in ("generation", "chain_likelihood", "choice_accuracy", "correction")
+)
 
 
 @pytest.fixture
@@ -40,7 +42,9 @@ def engine(backbone: Backbone, examples: list[Example]) -> ToyEngine:
 
 
 @pytest.mark.parametrize("name", ["generation", "chain_likelihood", "choice_accuracy", "correction", "information_gain_self"])
-def test_the_backbone_against_itself_is_exactly_zero(engine: ToyEngine, backbone: Backbone, examples: list[Example], name: str) -> None:
+def test_the_backbone_against_itself_is_exactly_zero(
+    engine: ToyEngine, backbone: Backbone, examples: list[Example], name: str
+) -> None:
     change = evaluate(engine, backbone, None, [Planned(MEASURES[name], TASK, examples, "protected")]).rows[0].change
     assert (change.mean, change.low, change.high) == (0.0, 0.0, 0.0)
 
@@ -76,7 +80,9 @@ def test_the_chains_likelihood_is_that_of_the_tokens_that_are_trained_on(
         assert [token for piece in pieces for token in piece] == backbone.encode(example.chain)
 
 
-def test_who_knows_the_answer_chooses_it_and_who_does_not_does_not(engine: ToyEngine, backbone: Backbone, examples: list[Example]) -> None:
+def test_who_knows_the_answer_chooses_it_and_who_does_not_does_not(
+    engine: ToyEngine, backbone: Backbone, examples: list[Example]
+) -> None:
     found = evaluate(engine, backbone, "lost", [Planned(CHOICE, TASK, examples, "domain")]).domain
     assert found.base.mean == 1.0 and found.adapted.mean < 0.5
 
@@ -94,7 +100,9 @@ def test_an_unparsed_answer_is_not_only_wrong(engine: ToyEngine, backbone: Backb
     assert found.part_mean("fast_parsed") == found.part_mean("slow_parsed") == 0.0
 
 
-def test_the_backbone_is_read_once_for_every_adapter(engine: ToyEngine, backbone: Backbone, examples: list[Example], tmp_path: Path) -> None:
+def test_the_backbone_is_read_once_for_every_adapter(
+    engine: ToyEngine, backbone: Backbone, examples: list[Example], tmp_path: Path
+) -> None:
     cache, plan = BaseCache(tmp_path, "float32"), [Planned(CHAIN, TASK, examples, "protected")]
     first = evaluate(engine, backbone, "answers", plan, cache)
     asked = engine.num_scored
@@ -105,7 +113,11 @@ def test_the_backbone_is_read_once_for_every_adapter(engine: ToyEngine, backbone
 
 @pytest.mark.parametrize(
     "change",
-    [lambda e: replace(e, question=f"{e.question} "), lambda e: replace(e, rationale="1 + 1 = 2"), lambda e: replace(e, group="other")],
+    [
+        lambda e: replace(e, question=f"{e.question} "),
+        lambda e: replace(e, rationale="1 + 1 = 2"),
+        lambda e: replace(e, group="other"),
+    ],
     ids=["question", "rationale", "group"],
 )
 def test_what_decides_a_reading_decides_where_it_is_kept(
@@ -119,7 +131,9 @@ def test_what_decides_a_reading_decides_where_it_is_kept(
     assert cache.key(CHAIN, replace(backbone, fingerprint="other"), TASK, examples) != key
 
 
-def test_an_evaluation_is_json_and_says_which_numbers_are_whose(engine: ToyEngine, backbone: Backbone, examples: list[Example]) -> None:
+def test_an_evaluation_is_json_and_says_which_numbers_are_whose(
+    engine: ToyEngine, backbone: Backbone, examples: list[Example]
+) -> None:
     plan = [Planned(CHOICE, TASK, examples, "domain"), Planned(WRITTEN, TASK, examples, "protected")]
     seen: list[float] = []
     rows = json.loads(json.dumps(evaluate(engine, backbone, "answers", plan, on_progress=seen.append).as_dict()))["rows"]

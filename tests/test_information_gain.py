@@ -32,7 +32,9 @@ def test_the_gains_of_the_steps_add_up_to_the_total(backbone: Backbone, examples
         assert total == pytest.approx(last - first) and total == pytest.approx(per_step * steps)
 
 
-def test_a_reader_that_uses_the_steps_gains_from_them_and_not_from_swapped_ones(backbone: Backbone, examples: list[Example]) -> None:
+def test_a_reader_that_uses_the_steps_gains_from_them_and_not_from_swapped_ones(
+    backbone: Backbone, examples: list[Example]
+) -> None:
     found = SELF.read(ToyEngine(backbone, examples), backbone, None, TASK, examples)
     assert found.mean > 0.1 and min(found.parts["preleak"]) >= 0.0
     assert found.parts["control"] == (0.0,) * len(examples)

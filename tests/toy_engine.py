@@ -65,7 +65,13 @@ class ToyEngine:
                 ids.append(expect(tuple(ids))[0])
             ended = ids[-1] in self.backbone.stop_ids
             found.append(
-                Completion(self.backbone.decode(ids), tuple(ids), (0.0,) * len(ids), "stop" if ended else "length", len(request.prompt_ids))
+                Completion(
+                    self.backbone.decode(ids),
+                    tuple(ids),
+                    (0.0,) * len(ids),
+                    "stop" if ended else "length",
+                    len(request.prompt_ids),
+                )
             )
         return found
 

@@ -20,8 +20,8 @@ from evaluation.tasks.generated import GeneratedTask
 class ChainLikelihood:
     """Mean natural-log probability per token of the gold steps and the answer line.
 
-    Parts: `step_margin`, the mean over the steps of what a step gets above its corrupted twin after the same gold steps, in nats per
-    token of each; `answer`, the answer line's nats per token after the gold steps.
+    Parts: `step_margin`, the mean over the steps of what a step gets above its corrupted twin after the same gold steps, in nats
+    per token of each; `answer`, the answer line's nats per token after the gold steps.
     """
 
     name: str = "chain_likelihood"
@@ -34,7 +34,9 @@ class ChainLikelihood:
         for example in examples:
             prompt, steps = backbone.chat_ids(reasoning_prompt(example)), example.steps
             if not steps:
-                raise DataError(f"Chain likelihood needs a rationale, but example {example.id!r} of {task.name!r} has none. Add one.")
+                raise DataError(
+                    f"Chain likelihood needs a rationale, but example {example.id!r} of {task.name!r} has none. Add one."
+                )
             pieces = [backbone.encode(f"{step}\n") for step in steps] + [backbone.encode(f"Answer: {example.answer}")]
             lengths.append([len(piece) for piece in pieces])
             whole = tuple(token for piece in pieces for token in piece)

@@ -1,7 +1,7 @@
 """The correction triple: what is known at once, what reasoning repairs, and what it spoils (Yang et al., arXiv 2507.18178).
 
-A_fast is the accuracy of direct answers; r_c the share of its errors that the reasoned answer corrects; r_o the share of its right
-answers that the reasoned one overturns. An adapter that lifts A_fast and r_o knows more and reasons worse.
+A_fast is the accuracy of direct answers; r_c the share of its errors that the reasoned answer corrects; r_o the share of its
+right answers that the reasoned one overturns. An adapter that lifts A_fast and r_o knows more and reasons worse.
 """
 
 from __future__ import annotations

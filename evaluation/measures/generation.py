@@ -16,7 +16,9 @@ MAX_NEW_TOKENS = 160
 
 @dataclass(frozen=True)
 class Generation:
-    """1 when every gold step was written, no written step is false, and the answer is right; without a verifier, the answer alone.
+    """1 when every gold step was written, no written step is false, and the answer is right.
+
+    Without a verifier, the answer alone decides.
 
     Parts: `answer_right`, `step_validity` (share of the written steps that hold), `parsed` (an answer line was written),
     `trace_tokens`, `num_steps`.
@@ -33,7 +35,9 @@ class Generation:
         ]
         completions = engine.complete(requests)
         values: list[float] = []
-        parts: dict[str, list[float]] = {name: [] for name in ("answer_right", "step_validity", "parsed", "trace_tokens", "num_steps")}
+        parts: dict[str, list[float]] = {
+            name: [] for name in ("answer_right", "step_validity", "parsed", "trace_tokens", "num_steps")
+        }
         for example, completion in zip(examples, completions, strict=True):
             answer = parse_answer(completion.text)
             right = float(same_answer(answer, example.answer))

@@ -1,4 +1,4 @@
-"""What the model expects of plain text, without a chat template: the likelihood of a passage, and which of two endings it prefers."""
+"""What the model expects of plain text, without a chat template: how likely a passage is, and which of two endings it prefers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TextLikelihood:
 
 @dataclass(frozen=True)
 class PairPreference:
-    """1 when the right ending is likelier than every other one, by the sum of its log-probabilities (minimal pairs; a tie is wrong)."""
+    """1 when the right ending is likelier than every other, by the sum of log-probabilities (minimal pairs; a tie is wrong)."""
 
     name: str = "pair_preference"
     version: int = 1
@@ -45,7 +45,9 @@ class PairPreference:
         asked: list[Continuation] = []
         for example in examples:
             if example.choices is None or len(example.choices) < 2:
-                raise DataError(f"Pair preference needs two or more endings, but example {example.id!r} of {task.name!r} has none. Add choices.")
+                raise DataError(
+                    f"Pair preference needs two or more choices, but example {example.id!r} of {task.name!r} has none. Add some."
+                )
             rivals = [choice for choice in example.choices if choice != example.answer]
             asked.extend(_after(backbone, example.question, ending) for ending in (example.answer, *rivals))
         found = iter(engine.score(asked, profile))
