@@ -23,8 +23,15 @@ app.add_typer(backbone_app, name="backbone")
 
 _OWN_PACKAGES = ("adapters", "engine", "evaluation", "registry", "tuning", "service")
 
-Home = Annotated[Path | None, typer.Option("--home", help="Where studies, the registry and the cache are kept [default: $GRAFTLINE_HOME, else ./.graftline].")]
-TrackingUri = Annotated[str | None, typer.Option("--tracking-uri", help="An MLflow server or database [default: SQLite in the home].")]
+Home = Annotated[
+    Path | None,
+    typer.Option(
+        "--home", help="Where studies, the registry and the cache are kept [default: $GRAFTLINE_HOME, else ./.graftline]."
+    ),
+]
+TrackingUri = Annotated[
+    str | None, typer.Option("--tracking-uri", help="An MLflow server or database [default: SQLite in the home].")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts instead of text.")]
 
 
@@ -34,7 +41,9 @@ def tune(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study of this recipe; finished trials count.")] = False,
     trials: Annotated[int | None, typer.Option(help="Finished trials to reach, instead of the recipe's.")] = None,
     time_budget_s: Annotated[float | None, typer.Option(help="Seconds after which no further trial starts.")] = None,
-    mode: Annotated[str | None, typer.Option(help="pareto: gain and retention; constrained: gain under the retention margins.")] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="pareto: gain and retention; constrained: gain under the retention margins.")
+    ] = None,
     home: Home = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
@@ -47,7 +56,9 @@ def tune(
 
 @app.command()
 def evaluate(
-    subject: Annotated[str, typer.Argument(metavar="RELEASE|DIRECTORY", help="NAME, NAME@VERSION, NAME@ALIAS, or a directory of adapter files.")],
+    subject: Annotated[
+        str, typer.Argument(metavar="RELEASE|DIRECTORY", help="NAME, NAME@VERSION, NAME@ALIAS, or a directory of adapter files.")
+    ],
     domain: Annotated[str | None, typer.Option(help="A task's name or TOML file [default: what it was fitted on].")] = None,
     backbone: Annotated[str | None, typer.Option(help="Backbone [default: the one it was fitted on].")] = None,
     items: Annotated[int, typer.Option(help="Items a task.", min=4)] = 60,
@@ -63,7 +74,9 @@ def evaluate(
 
 @app.command()
 def publish(
-    source: Annotated[str, typer.Argument(metavar="DIRECTORY|STUDY", help="A trial's adapter directory, or a study's name (its best trial).")],
+    source: Annotated[
+        str, typer.Argument(metavar="DIRECTORY|STUDY", help="A trial's adapter directory, or a study's name (its best trial).")
+    ],
     name: Annotated[str | None, typer.Option(help="Registered model [default: the recipe's name].")] = None,
     home: Home = None,
     tracking_uri: TrackingUri = None,
@@ -79,7 +92,9 @@ def publish(
 def promote(
     release: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="The published version.")],
     reason: Annotated[str, typer.Option(help="Kept in the ledger for ever.")] = "",
-    override: Annotated[bool, typer.Option("--override", help="Promote although the gate did not pass; needs --reason and stays visible.")] = False,
+    override: Annotated[
+        bool, typer.Option("--override", help="Promote although the gate did not pass; needs --reason and stays visible.")
+    ] = False,
     time_budget_s: Annotated[float | None, typer.Option(help="Seconds for the gate, instead of the recipe's.")] = None,
     home: Home = None,
     tracking_uri: TrackingUri = None,
@@ -118,7 +133,9 @@ def status(home: Home = None, tracking_uri: TrackingUri = None, as_json: Json = 
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 3000,
-    backbone: Annotated[str | None, typer.Option(help="Backbone to serve [default: $GRAFTLINE_BACKBONE, else smollm2-135m-reasoner].")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Backbone to serve [default: $GRAFTLINE_BACKBONE, else smollm2-135m-reasoner].")
+    ] = None,
     home: Home = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
@@ -126,6 +143,18 @@ def serve(
     from service.commands.serve import serve as run
 
     raise typer.Exit(run(host, port, backbone, home, tracking_uri))
+
+
+@app.command()
+def build(
+    backbone: Annotated[str | None, typer.Option(help="Backbone to include [default: as `graftline serve`].")] = None,
+    home: Home = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Build a Bento that runs from its own files: the backbone and every champion inside, no registry needed."""
+    from service.commands.serve import build as run
+
+    run(backbone, home, tracking_uri)
 
 
 @app.command()

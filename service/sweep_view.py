@@ -119,7 +119,10 @@ def describe(event: Event) -> str:
 
 
 def settings_text(params: dict[str, object]) -> str:
-    short = (f"{key.rsplit('.', 1)[-1]}={value:.3g}" if isinstance(value, float) else f"{key.rsplit('.', 1)[-1]}={value}" for key, value in params.items())
+    short = (
+        f"{key.rsplit('.', 1)[-1]}={value:.3g}" if isinstance(value, float) else f"{key.rsplit('.', 1)[-1]}={value}"
+        for key, value in params.items()
+    )
     return " ".join(short)
 
 

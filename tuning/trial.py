@@ -90,7 +90,7 @@ def _fit_and_measure(job: Job, report: Report) -> Outcome:
         backbone, adapters, examples, lambda step, steps, loss: report("fit", step / steps)
     )
     fitted = time.monotonic()
-    engine = TorchEngine(backbone, precision=recipe.evaluation.precision)
+    engine = TorchEngine(backbone, max_rows=64, precision=recipe.evaluation.precision)
     cache = BaseCache(job.cache, recipe.evaluation.precision)
     plan, margins = likelihood_plan(recipe, domain), recipe.evaluation.margins
     profile, scores = Profile(adapters), []

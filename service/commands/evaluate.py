@@ -39,7 +39,7 @@ def evaluate(
     recipe = manifest.recipe if manifest else {}
     backbone = Backbone.load(backbone_name or (manifest.backbone.name if manifest else "smollm2-135m-reasoner"))
     profile = Profile.load(directory)
-    engine = TorchEngine(backbone)
+    engine = TorchEngine(backbone, max_rows=64)
     engine.load("subject", profile)
     task = task_named(domain or str(recipe.get("domain", "icd10")))
     protected = recipe.get("protected", list(REASONING_FAMILIES))

@@ -121,7 +121,7 @@ def _gate_in_order(tracking: Tracking, recipe: Recipe, candidates: list[Candidat
         console.print("no trial kept every family within its margin with a gain, so nothing is brought before the gate")
         return None
     backbone = Backbone.load(recipe.backbone)
-    engine = TorchEngine(backbone, precision=recipe.evaluation.precision)
+    engine = TorchEngine(backbone, max_rows=64, precision=recipe.evaluation.precision)
     deadline = time.monotonic() + recipe.gate.time_budget_s
     for number, candidate in enumerate(chosen):
         left = deadline - time.monotonic()

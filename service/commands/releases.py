@@ -63,7 +63,7 @@ def promote(
     subject = Subject(str(release.full_name), release.directory, release.manifest)
     backbone = Backbone.load(release.manifest.backbone.name)
     _check_backbone(release, backbone.fingerprint)
-    engine = TorchEngine(backbone, precision=subject.recipe.evaluation.precision)
+    engine = TorchEngine(backbone, max_rows=64, precision=subject.recipe.evaluation.precision)
     settings = gate_settings(subject.recipe, time_budget_s=time_budget_s)
     console = Console(stderr=as_json)
     report = gate(subject, engine, backbone, settings, place / "cache", on_round=lambda so_far: console.print(round_line(so_far)))

@@ -1,4 +1,4 @@
-"""`graftline serve`."""
+"""`graftline serve` and `graftline build`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ from service.settings import Settings
 
 def serve(host: str, port: int, backbone: str | None, home: Path | None, tracking_uri: str | None) -> int:
     """Becomes the server; what is not given comes from GRAFTLINE_* variables."""
-    given = {"host": host, "port": port, "backbone": backbone, "home": home_directory(home), "tracking_uri": tracking_uri}
-    settings = Settings.from_environment().model_copy(update={key: value for key, value in given.items() if value is not None})
+    settings = _settings(host=host, port=port, backbone=backbone, home=home_directory(home), tracking_uri=tracking_uri)
     print(f"serving {settings.backbone} on http://{host}:{port}/v1 (Ctrl-C stops it)", flush=True)
     serve_settings(settings)
+
+
+def build(backbone: str | None, home: Path | None, tracking_uri: str | None) -> None:
+    from service.bento import build as build_bento
+
+    place = build_bento(_settings(backbone=backbone, home=home_directory(home), tracking_uri=tracking_uri))
+    print(f"built {place}\nrun it with: bentoml serve {place}")
+
+
+def _settings(**given: object) -> Settings:
+    return Settings.from_environment().model_copy(update={key: value for key, value in given.items() if value is not None})

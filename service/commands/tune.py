@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+from evaluation.tasks import task_named
 from registry.home import home_directory
 from registry.tracking import Tracking
 from service.sweep_view import LinesView, TableView
@@ -24,6 +25,8 @@ def tune(
     as_json: bool,
 ) -> None:
     recipe = with_options(Recipe.load(recipe_file), trials, time_budget_s, mode)
+    for task in (recipe.domain, *recipe.protected):
+        task_named(task)  # refuses an unknown task or bad data before anything is written
     place = home_directory(home)
     sweep = Sweep(recipe, place, Tracking.at(place, tracking_uri))
     chosen = run_sweep(sweep, resume, quiet=as_json)
