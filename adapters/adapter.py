@@ -28,7 +28,7 @@ class Prompt:
     def embed(self, embeddings: nn.Embedding) -> Tensor:
         """Input embeddings, [T, H]; gradients flow into the soft vectors."""
         ids_T = torch.tensor(self.ids, device=embeddings.weight.device)
-        embeds_TH = embeddings(ids_T)
+        embeds_TH: Tensor = embeddings(ids_T)
         if self.soft_KH is None:
             return embeds_TH
         end = self.soft_at + self.soft_KH.shape[0]

@@ -10,8 +10,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -52,15 +51,12 @@ class Backbone:
         dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
         sources = _sources(name)
         with _quiet():
-            if sources.gguf is not None:
-                directory = _dequantized(sources.gguf)
-            else:
-                directory = sources.directory
+            directory = sources.directory if sources.gguf is None else _dequantized(sources.gguf)
             tokenizer = AutoTokenizer.from_pretrained(directory)
             model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32 if sources.update else dtype)
         if sources.update is not None:
             merge_update(model, sources.update)
-        model = model.to(device=device, dtype=dtype).eval()
+        nn.Module.to(model, device=device, dtype=dtype).eval()
         model.requires_grad_(False)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -112,9 +108,7 @@ class Backbone:
     def assistant_header(self) -> tuple[int, ...]:
         """The ids between the end of the user's text and the first token of the reply, in the chat template."""
         mark = "\u2042"  # a character that no template contains
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": mark}], add_generation_prompt=True, tokenize=False
-        )
+        text = self.tokenizer.apply_chat_template([{"role": "user", "content": mark}], add_generation_prompt=True, tokenize=False)
         return tuple(self.encode(str(text).split(mark)[1]))
 
     def encode(self, text: str) -> list[int]:
@@ -130,7 +124,8 @@ class Backbone:
         if self.tokenizer.chat_template is None:
             text = "\n".join(turn["content"] for turn in turns) + "\n"
             return tuple(self.encode(text))
-        return tuple(self.tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"])
+        encoded: Any = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True)
+        return tuple(encoded["input_ids"])
 
     def weights_digest(self) -> str:
         """SHA-256 over the live tensors: equal before and after means that nothing wrote to the backbone."""
@@ -149,8 +144,8 @@ class Backbone:
 
 def fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
 def cache_directory() -> Path:
@@ -188,7 +183,9 @@ def _sources(name: str) -> _Sources:
     from huggingface_hub import snapshot_download
 
     try:
-        return _Sources(None, Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"])))
+        return _Sources(
+            None, Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]))
+        )
     except Exception as error:
         raise UnknownBackbone(
             f"The Hugging Face id {name!r} could not be fetched ({type(error).__name__}). "
@@ -256,7 +253,16 @@ def fingerprint_of(sources: _Sources) -> str:
     if sources.gguf is not None:
         files.append(sources.gguf)  # holds config, weights, tokenizer and chat template
     else:
-        patterns = ("config.json", "*.safetensors", "tokenizer*", "*.model", "vocab*", "merges.txt", "chat_template*", "special_tokens_map.json")
+        patterns = (
+            "config.json",
+            "*.safetensors",
+            "tokenizer*",
+            "*.model",
+            "vocab*",
+            "merges.txt",
+            "chat_template*",
+            "special_tokens_map.json",
+        )
         files.extend({file for pattern in patterns for file in Path(sources.directory).glob(pattern)})
     if sources.update is not None:
         files.extend(file for file in sources.update.iterdir() if file.suffix in (".json", ".safetensors"))

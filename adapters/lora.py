@@ -36,12 +36,12 @@ class LoRASpec(Spec):
     rank: Annotated[int, Range(4, 64, log=True)] = 16
     alpha: Annotated[int, Range(8, 128, log=True)] = 32
     dropout: Annotated[float, Range(0.0, 0.1)] = 0.0
-    target_modules: Annotated[
-        Literal["all-linear", "attention", "mlp"], Choices(("all-linear", "attention", "mlp"))
-    ] = "all-linear"
-    band: Annotated[
-        Literal["all", "lower", "middle", "upper"], Choices(("all", "lower", "middle", "upper"))
-    ] = "all"  # which third of the layers
+    target_modules: Annotated[Literal["all-linear", "attention", "mlp"], Choices(("all-linear", "attention", "mlp"))] = (
+        "all-linear"
+    )
+    band: Annotated[Literal["all", "lower", "middle", "upper"], Choices(("all", "lower", "middle", "upper"))] = (
+        "all"  # which third of the layers
+    )
     init: str = "default"
     seed: int = 0
 
@@ -128,7 +128,9 @@ class LoRA:
             r=self.spec.rank,
             lora_alpha=self.spec.alpha * self.scale,
             lora_dropout=self.spec.dropout,
-            target_modules=sorted({key.removeprefix(_PREFIX).removesuffix(".lora_A.weight") for key in tensors if "lora_A" in key}),
+            target_modules=sorted(
+                {key.removeprefix(_PREFIX).removesuffix(".lora_A.weight") for key in tensors if "lora_A" in key}
+            ),
             task_type="CAUSAL_LM",
             inference_mode=True,
         )
@@ -141,7 +143,11 @@ class LoRA:
             config = LoraConfig.from_pretrained(directory)
         except (OSError, ValueError, TypeError) as error:
             raise DamagedAdapter(f"{directory / CONFIG} is not a LoRA config ({error}). Save the adapter again.") from error
-        refused = [name for name in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save") if getattr(config, name, None)]
+        refused = [
+            name
+            for name in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")
+            if getattr(config, name, None)
+        ]
         if refused or config.bias != "none":
             raise RefusedAdapter(
                 f"A served LoRA has one rank, one alpha and no bias, but {directory} sets {', '.join(refused) or 'bias'}. "
@@ -167,10 +173,17 @@ class LoRA:
         if self._tensors is not None:
             return sorted({key.removeprefix(_PREFIX).removesuffix(".lora_A.weight") for key in self._tensors if "lora_A" in key})
         count = len(backbone.layers)
-        third = {"all": (0, count), "lower": (0, count // 3), "middle": (count // 3, 2 * count // 3), "upper": (2 * count // 3, count)}
+        third = {
+            "all": (0, count),
+            "lower": (0, count // 3),
+            "middle": (count // 3, 2 * count // 3),
+            "upper": (2 * count // 3, count),
+        }
         low, high = third[self.spec.band]
         wanted = {"attention": _ATTENTION, "mlp": _MLP, "all-linear": None}[self.spec.target_modules]
-        chosen = {id(module) for layer in list(backbone.layers)[low:high] for module in layer.modules() if isinstance(module, nn.Linear)}
+        chosen = {
+            id(module) for layer in list(backbone.layers)[low:high] for module in layer.modules() if isinstance(module, nn.Linear)
+        }
         paths = [
             path
             for path, module in backbone.model.named_modules()

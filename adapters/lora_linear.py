@@ -38,7 +38,7 @@ class _FrozenLowRank(torch.autograd.Function):
         return grad_x.view(ctx.shape).to(ctx.dtype), None, None, (grad_inner.T @ flat).float(), (grad.T @ inner).float()
 
 
-class FastLoraLinear(PeftLinear):
+class FastLoraLinear(PeftLinear):  # type: ignore[misc]  # PEFT publishes no types
     """PEFT's LoRA linear layer; under autocast, with one plain adapter and no dropout, it takes the fused path."""
 
     _low_weight: Tensor | None = None
@@ -54,13 +54,16 @@ class FastLoraLinear(PeftLinear):
             and self.lora_B[name].bias is None
         )
         if not plain:
-            return super().forward(x, *args, **kwargs)
+            slow: Tensor = super().forward(x, *args, **kwargs)
+            return slow
         if self._low_weight is None:
             layer, dtype = self.get_base_layer(), torch.get_autocast_dtype(x.device.type)
             self._low_weight = layer.weight.detach().to(dtype)
             self._low_bias = None if layer.bias is None else layer.bias.detach().to(dtype)
         scaled_b = self.lora_B[name].weight * self.scaling[name]
-        return _FrozenLowRank.apply(x, self._low_weight, self._low_bias, self.lora_A[name].weight, scaled_b)
+        apply: Any = _FrozenLowRank.apply  # untyped in torch
+        fast: Tensor = apply(x, self._low_weight, self._low_bias, self.lora_A[name].weight, scaled_b)
+        return fast
 
 
 def with_fast_layers(config: LoraConfig) -> LoraConfig:

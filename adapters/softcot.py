@@ -72,7 +72,8 @@ class _Projection(nn.Module):
     def forward(self, states_KD: Tensor) -> Tensor:
         if self.static:
             return self.seed
-        return self.seed + self.gate * self.linear(self.norm(states_KD.to(self.seed.dtype)))
+        thoughts_KH: Tensor = self.seed + self.gate * self.linear(self.norm(states_KD.to(self.seed.dtype)))
+        return thoughts_KH
 
 
 class _Reached(Exception):

@@ -41,5 +41,3 @@ class Spec(BaseModel):
             for mark in field.metadata
             if isinstance(mark, (Range, Choices))
         }
-
-

@@ -2,7 +2,7 @@
 
     python -m benchmarks.admission
 
-About 10 minutes on two cores. A file is looked up by the backbone's fingerprint, the measure's version and the items' texts, so that
+About 10 minutes on two cores. A file is looked up by the backbone's fingerprint, the measure's version and the items' texts:
 a change to any of them asks for a new look.
 """
 
@@ -29,13 +29,19 @@ def main() -> None:
             found = admissions(engine, backbone, [task], Path(place))[name]
             damaged = f"{found.damaged_change:+.2f} (at most {found.damaged_high:+.2f})"
             verdict = "admitted" if found.admitted else "; ".join(found.reasons)
-            rows.append([name, f"{found.base:.2f} ± {found.stderr:.2f}", damaged, f"{found.noop_change:+.2f}", str(found.n), verdict])
+            rows.append(
+                [name, f"{found.base:.2f} ± {found.stderr:.2f}", damaged, f"{found.noop_change:+.2f}", str(found.n), verdict]
+            )
             print(*rows[-1], flush=True)
         for file in (Path(place) / "admission").glob("*.json"):
             shutil.copy(file, PACKAGED / file.name)
     headings = ["family", "right in every step", "damaged model", "adapter of zeros", "items", "verdict"]
     note = f"Backbone {REASONER}, fingerprint {backbone.fingerprint[:12]}."
-    write_section("admission", "Which families can show a loss", f"{provenance('python -m benchmarks.admission')}\n\n{note}\n\n{table(headings, rows)}")
+    write_section(
+        "admission",
+        "Which families can show a loss",
+        f"{provenance('python -m benchmarks.admission')}\n\n{note}\n\n{table(headings, rows)}",
+    )
 
 
 if __name__ == "__main__":

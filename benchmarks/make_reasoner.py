@@ -115,7 +115,9 @@ def ship(adapter: Path, out: Path) -> None:
     save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})
     config = json.loads((adapter / "adapter_config.json").read_text())
     kept = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "smollm2-135m", "inference_mode": True}
-    kept |= {key: config[key] for key in ("r", "lora_alpha", "lora_dropout", "bias")} | {"target_modules": sorted(config["target_modules"])}
+    kept |= {key: config[key] for key in ("r", "lora_alpha", "lora_dropout", "bias")} | {
+        "target_modules": sorted(config["target_modules"])
+    }
     (out / "adapter_config.json").write_text(json.dumps(kept, indent=2) + "\n")
 
 
@@ -185,7 +187,7 @@ def main() -> None:
         state["seconds"] += time.monotonic() - started
         if state["step"] % 10 == 0:
             print(
-                f"step {state['step']} tokens {state['tokens']} loss {total:.4f} lr {args.lr * scale:.2e} s {state['seconds']:.0f}",
+                f"step {state['step']} tokens {state['tokens']} loss {total:.4f} lr {args.lr * scale:.1e} {state['seconds']:.0f} s",
                 flush=True,
             )
         if state["step"] % 50 == 0:

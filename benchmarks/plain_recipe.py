@@ -3,8 +3,8 @@
     python -m benchmarks.plain_recipe [--full]
 
 Fits the quickstart's recipe as written at each learning rate and shows the domain's accuracy, and beside it what that did to the
-protected families, which played no part in the choice. Rows in runs/benchmarks/plain_recipe.jsonl are not made again. Default: one
-seed, about 10 minutes on two cores; --full: three.
+protected families, which played no part in the choice. Fits whose result is in runs/benchmarks are not made again. Default:
+one seed, about 10 minutes on two cores; --full: three.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def main() -> None:
             print(*row, flush=True)
     headings = ["learning rate", "seed", "domain accuracy", "gain", "change in traces right in every step"]
     text = table(headings, rows)
-    write_section("plain_recipe", "The plain recipe's learning rate", f"{provenance('python -m benchmarks.plain_recipe')}\n\n{text}")
+    write_section(
+        "plain_recipe", "The plain recipe's learning rate", f"{provenance('python -m benchmarks.plain_recipe')}\n\n{text}"
+    )
 
 
 if __name__ == "__main__":

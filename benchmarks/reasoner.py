@@ -3,8 +3,8 @@
     python -m benchmarks.reasoner [--full]
 
 Greedy generations right in every step, on the gate split: as trained, in the wording that was held out, and at the lengths that were.
-Grammar and text show what the warm-up did to skills that the raw model had. One row a cell in runs/benchmarks/reasoner.jsonl; a row that
-is there is not made again. Default: 24 items a cell, about 10 minutes on two cores; --full: 200.
+Grammar and text show what the warm-up did to skills that the raw model had. One row a cell in runs/benchmarks/reasoner.jsonl;
+a row that is there is not made again. Default: 24 items a cell, about 10 minutes on two cores; --full: 200.
 """
 
 from __future__ import annotations
@@ -76,10 +76,7 @@ def body(done: dict[tuple[object, ...], dict[str, float]], items: int, full: boo
         low, high = wilson(round(row["mean"] * row["n"]), int(row["n"]))
         return f"{row['mean']:.2f} [{low:.2f}, {high:.2f}]"
 
-    rows = [
-        [name, shown(RAW, name, "as trained"), *(shown(REASONER, name, shift) for shift in SHIFTS)]
-        for name in FAMILIES
-    ]
+    rows = [[name, shown(RAW, name, "as trained"), *(shown(REASONER, name, shift) for shift in SHIFTS)] for name in FAMILIES]
     families = table(["family", "raw model", *(f"reasoner, {shift}" for shift in SHIFTS)], rows)
     others = table(
         ["skill that the raw model had", "raw model", "reasoner"],

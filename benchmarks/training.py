@@ -98,7 +98,8 @@ def main() -> None:
         [[k, f"{v:.0f}", ", ".join(f"{x:.0f}" for x in rates[k])] for k, v in medians.items()],
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
-    note = f"Ratio to TRL's faster setting: {medians['ours'] / best:.2f} (goal 1.5). Peak memory of this process: {peak:.1f} GiB. {torch.get_num_threads()} threads."
+    note = f"Ratio to TRL's faster setting: {medians['ours'] / best:.2f} (goal 1.5). "
+    note += f"Peak memory of this process: {peak:.1f} GiB. {torch.get_num_threads()} threads."
     write_section("training", "Training speed against TRL", f"{provenance('python -m benchmarks.training')}\n\n{body}\n\n{note}")
     print(note)
 

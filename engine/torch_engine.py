@@ -225,7 +225,9 @@ class TorchEngine:
         for continuation in continuations:
             first, count = continuation.scored_from, len(continuation.ids)
             if not 0 <= first < count:
-                raise ValueError(f"`0 <= scored_from < len(ids)` must hold, but got {first} and {count}. Ask for at least one token.")
+                raise ValueError(
+                    f"`0 <= scored_from < len(ids)` must hold, but got {first} and {count}. Ask for at least one token."
+                )
             key = continuation.prompt_ids
             if key not in prompts:
                 prompts[key] = self._prompt(key, profile, 0)
@@ -256,9 +258,7 @@ class TorchEngine:
             )
 
 
-def _tell(
-    loop: asyncio.AbstractEventLoop, heard: asyncio.Queue[Delta | Exception], row: Row, said: Delta | Exception
-) -> None:
+def _tell(loop: asyncio.AbstractEventLoop, heard: asyncio.Queue[Delta | Exception], row: Row, said: Delta | Exception) -> None:
     try:
         loop.call_soon_threadsafe(heard.put_nowait, said)
     except RuntimeError:  # the listener's event loop is closed: nobody will read this row

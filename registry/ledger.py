@@ -289,5 +289,3 @@ def current_actor() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name
         return "unknown"
-
-

@@ -92,9 +92,7 @@ class Tracking:
                         raise
             return str(found.experiment_id)
 
-    def start_run(
-        self, experiment: str, name: str, *, parent: str | None = None, tags: Mapping[str, str] | None = None
-    ) -> str:
+    def start_run(self, experiment: str, name: str, *, parent: str | None = None, tags: Mapping[str, str] | None = None) -> str:
         """The id of a new run in the named experiment; with `parent`, a child of that run, from any process."""
         from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 

@@ -88,7 +88,8 @@ class TableView:
     def _table(self) -> Table:
         elapsed = time.monotonic() - self._started
         done = sum(row.state in ("complete", "pruned") for row in self._rows.values())
-        title = f"study {self._recipe.name}: {done} of {self._recipe.study.trials} trials, {clock(elapsed)}{eta(self._recipe, done, elapsed)}"
+        left = eta(self._recipe, done, elapsed)
+        title = f"study {self._recipe.name}: {done} of {self._recipe.study.trials} trials, {clock(elapsed)}{left}"
         table = Table(title=title, caption="\n".join(self._notes[-2:]) or None)
         for heading in ("trial", "state", "settings", "gain", "retention", "worst family", "s"):
             table.add_column(heading)
@@ -114,7 +115,8 @@ def describe(event: Event) -> str:
     if event.kind == "complete" and event.score:
         chosen = event.score["chosen"]
         verdict = "feasible" if event.score["feasible"] else f"loses {worst_family(event.score)}"
-        return f"gain {chosen['domain_gain']:+.3f} at scale {chosen['scale']:g}, retention {event.score['retention']:+.2f} margins, {verdict}"
+        retention = f"retention {event.score['retention']:+.2f} margins"
+        return f"gain {chosen['domain_gain']:+.3f} at scale {chosen['scale']:g}, {retention}, {verdict}"
     return event.text
 
 

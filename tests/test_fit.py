@@ -18,7 +18,8 @@ from tuning.errors import Diverged
 from tuning.methods.sft import SFT, SFTSpec, label_logits
 
 EXAMPLES = [
-    Example(id=str(n), question=f"What comes after {n}?", answer=str(n + 1), rationale=f"{n} + 1 = {n + 1}", group=str(n)) for n in range(6)
+    Example(id=str(n), question=f"What comes after {n}?", answer=str(n + 1), rationale=f"{n} + 1 = {n + 1}", group=str(n))
+    for n in range(6)
 ]
 SPECS = {"lora": [LoRASpec(rank=4)], "softcot": [SoftCoTSpec(num_thoughts=3, assistant_layers=1)]}
 SPECS["lora+softcot"] = SPECS["lora"] + SPECS["softcot"]
@@ -27,7 +28,9 @@ SPECS["lora+softcot"] = SPECS["lora"] + SPECS["softcot"]
 @pytest.mark.parametrize("kind", SPECS)
 def test_a_fit_lowers_the_loss_and_leaves_the_backbone_bit_for_bit(backbone: Backbone, kind: str) -> None:
     before = backbone.weights_digest()
-    fit = SFT(SFTSpec(steps=25, batch_size=6, learning_rate=2e-2)).fit(backbone, [new_adapter(spec) for spec in SPECS[kind]], EXAMPLES)
+    fit = SFT(SFTSpec(steps=25, batch_size=6, learning_rate=2e-2)).fit(
+        backbone, [new_adapter(spec) for spec in SPECS[kind]], EXAMPLES
+    )
     assert fit.losses[-1] < 0.9 * fit.losses[0]
     assert backbone.weights_digest() == before
     assert not any(parameter.requires_grad for parameter in backbone.model.parameters())

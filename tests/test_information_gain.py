@@ -36,8 +36,18 @@ def test_a_reader_that_uses_the_steps_gains_from_them_and_not_from_swapped_ones(
     backbone: Backbone, examples: list[Example]
 ) -> None:
     found = SELF.read(ToyEngine(backbone, examples), backbone, None, TASK, examples)
-    assert found.mean > 0.1 and min(found.parts["preleak"]) >= 0.0
+    assert min(found.values) > 0.5 and found.values == found.parts["total"]
     assert found.parts["control"] == (0.0,) * len(examples)
+
+
+def test_what_any_trace_would_give_is_taken_off(backbone: Backbone, examples: list[Example]) -> None:
+    found = SELF.read(ToyEngine(backbone, examples, Mind(gullible=True)), backbone, None, TASK, examples)
+    assert found.part_mean("total") > 0.5 and abs(found.mean) < 0.2 * found.part_mean("total")
+
+
+def test_a_broken_reader_gains_nothing_from_being_a_little_less_broken(backbone: Backbone, examples: list[Example]) -> None:
+    found = SELF.read(ToyEngine(backbone, examples, Mind(solves=False)), backbone, None, TASK, examples)
+    assert set(found.values) == {0.0} and set(found.parts["l_0"]) == {-5.0}
 
 
 def test_a_reader_that_ignores_the_steps_gains_nothing(backbone: Backbone, examples: list[Example]) -> None:

@@ -52,7 +52,7 @@ def test_broken_toml_is_refused(tmp_path: Path) -> None:
 def test_a_name_that_the_registry_cannot_hold_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "recipe.toml"
     file.write_text('name = "a/b"\ndomain = "icd10"\n')
-    with pytest.raises(BadRecipe, match="registered model"):
+    with pytest.raises(BadRecipe, match="A model name"):
         Recipe.load(file)
 
 

@@ -99,7 +99,9 @@ def test_a_study_goes_on_where_it_stopped(swept: tuple[Sweep, list[Event]], back
     assert len(study.get_trials(states=(TrialState.COMPLETE,))) == 3
 
 
-def test_a_study_is_not_joined_by_accident_or_with_another_recipe(swept: tuple[Sweep, list[Event]], backbone_directory: Path) -> None:
+def test_a_study_is_not_joined_by_accident_or_with_another_recipe(
+    swept: tuple[Sweep, list[Event]], backbone_directory: Path
+) -> None:
     sweep, _ = swept
     with pytest.raises(StudyMismatch, match="--resume"):
         sweep.create()
@@ -142,7 +144,11 @@ def test_a_child_that_dies_leaves_the_parent_a_reason(backbone_directory: Path, 
 
 
 def test_the_largest_gain_without_an_intolerable_loss_is_chosen() -> None:
-    kept, lost, hollow = ScaleScore(0.5, 0.1, 0.5, {"a": -0.01}), ScaleScore(1.0, 0.3, 0.7, {"a": -0.5}), ScaleScore(0.75, 0.2, 0.6, {"a": -0.2})
+    kept, lost, hollow = (
+        ScaleScore(0.5, 0.1, 0.5, {"a": -0.01}),
+        ScaleScore(1.0, 0.3, 0.7, {"a": -0.5}),
+        ScaleScore(0.75, 0.2, 0.6, {"a": -0.2}),
+    )
     assert choose_scale([kept, lost, hollow], {"a": 0.03}) is kept
     assert choose_scale([lost, hollow], {"a": 0.03}) is hollow
 

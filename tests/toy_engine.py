@@ -24,6 +24,7 @@ class Mind:
     solves: bool = True
     writes_steps: int | None = None
     reads_steps: bool = True  # the answer grows likelier with every gold step that stands before it
+    gullible: bool = False  # ... and with any other line
 
 
 class ToyEngine:
@@ -113,6 +114,8 @@ class ToyEngine:
             last = max((index + 1 for index, token in enumerate(written) if token == newline), default=0)
             current, before = list(written[last:]), written[:last]
             known = sum(_starts(before, gold[: count + 1]) for count in range(len(gold)))
+            if mind.gullible:
+                known = min(before.count(newline), len(gold))
             line = answer if current and current == answer[: len(current)] else lines[min(before.count(newline), len(lines) - 1)]
             if line is answer:
                 share = known / len(gold) if mind.reads_steps and gold else 0.5

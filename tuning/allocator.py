@@ -1,4 +1,4 @@
-"""Keeps freed memory in the process: on a CPU a fit frees and takes gigabytes a step, and fresh pages cost a fifth of its time."""
+"""Keeps freed memory in the process: a fit frees and takes gigabytes a step, and fresh pages cost a fifth of its time."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from adapters.adapter import Adapter, Prompt
+from adapters.adapter import Prompt, Stack
 from adapters.backbone import Backbone
 from evaluation.task import Example, answer_line, direct_prompt, reasoning_prompt
 
@@ -61,10 +61,10 @@ def endless_batches(rows: Sequence[Row], batch_size: int, seed: int) -> Iterator
         yield sorted(batch, key=len)
 
 
-def collate(backbone: Backbone, adapter: Adapter, rows: Sequence[Row]) -> Batch:
-    """Embeds prompts as the adapter transforms them; gradients flow into soft thoughts."""
+def collate(backbone: Backbone, adapters: Stack, rows: Sequence[Row]) -> Batch:
+    """Embeds prompts as the adapters transform them; gradients flow into soft thoughts."""
     embeddings: nn.Embedding = backbone.embeddings
-    prompts = [adapter.transform(backbone, Prompt(row.prompt_ids)) for row in rows]
+    prompts = [adapters.transform(backbone, Prompt(row.prompt_ids)) for row in rows]
     lengths = [len(prompt.ids) + len(row.completion_ids) for prompt, row in zip(prompts, rows, strict=True)]
     width, device = max(lengths), embeddings.weight.device
     targets_BT = torch.full((len(rows), width), -100, device=device)

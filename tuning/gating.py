@@ -38,7 +38,7 @@ class Subject:
 
     @property
     def recipe(self) -> Recipe:
-        return Recipe(**self.manifest.recipe)
+        return Recipe.model_validate(self.manifest.recipe)
 
 
 def gate_settings(recipe: Recipe, num_candidates: int = 1, time_budget_s: float | None = None) -> GateSettings:

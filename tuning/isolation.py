@@ -10,7 +10,9 @@ from multiprocessing.connection import Connection
 
 from tuning.trial import Job, Outcome, Report, run
 
-START = "forkserver"  # the server has imported what a trial needs; a child starts in a fraction of a second
+_CONTEXT = multiprocessing.get_context(
+    "forkserver"
+)  # the server has imported what a trial needs; a child starts in a fraction of a second
 _PRELOADED = ("tuning.preload",)
 _GRACE_S = 10.0  # for a child that has sent its last message
 
@@ -22,14 +24,13 @@ class ChildDied(RuntimeError):
 def prepare() -> None:
     """Starts the server that children are forked from. Call it before the first trial; the imports take seconds."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    multiprocessing.get_context(START).set_forkserver_preload(list(_PRELOADED))
+    _CONTEXT.set_forkserver_preload(list(_PRELOADED))
 
 
 def run_isolated(job: Job, report: Report, timeout_s: float | None = None) -> Outcome:
     """The outcome of the job, run in a child. Raises ChildDied when the child leaves none."""
-    context = multiprocessing.get_context(START)
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_child, args=(job, sender), daemon=True)
+    receiver, sender = _CONTEXT.Pipe(duplex=False)
+    child = _CONTEXT.Process(target=_child, args=(job, sender), daemon=True)
     child.start()
     sender.close()
     deadline = None if timeout_s is None else time.monotonic() + timeout_s

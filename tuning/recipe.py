@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from adapters.lora import LoRASpec
 from adapters.softcot import SoftCoTSpec
 from adapters.spec import Choices, Range, Spec
+from registry.names import checked_name
 from tuning.errors import BadRecipe
 from tuning.methods.sft import SFTSpec
 
@@ -94,11 +95,7 @@ class Recipe(Spec):
     @field_validator("name")
     @classmethod
     def _is_a_model_name(cls, value: str) -> str:
-        if not value or any(mark in value for mark in "/:@ ") or value.endswith(".releases"):
-            raise ValueError(
-                f"name becomes a registered model's name: no '/', ':', '@' or space, and not ending in '.releases', but got {value!r}."
-            )
-        return value
+        return checked_name(value)
 
     @model_validator(mode="after")
     def _search_is_known(self) -> Recipe:

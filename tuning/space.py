@@ -36,7 +36,9 @@ def suggest(trial: optuna.Trial, recipe: Recipe) -> dict[str, Value]:
             continue
         mark, default = narrowed(recipe, field), default_of(recipe, field)
         if isinstance(mark, Choices):
-            values[field] = trial.suggest_categorical(field, list(mark.options))
+            chosen = trial.suggest_categorical(field, list(mark.options))
+            assert chosen is not None
+            values[field] = chosen
         elif isinstance(default, int):
             values[field] = trial.suggest_int(field, int(mark.low), int(mark.high), log=mark.log)
         else:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from registry.errors import RegistryError
@@ -22,7 +23,7 @@ from tuning.trial import ADAPTER, Job, Outcome
 
 MAX_RETRIES = 2
 SEARCH_KEY, DIRECTORY_KEY, RUN_KEY, SCORE_KEY = "search_digest", "directory", "mlflow_run_id", "score"
-_DIRECTIONS = {"pareto": ("maximize", "maximize"), "constrained": ("maximize",)}
+_NUM_OBJECTIVES = {"pareto": 2, "constrained": 1}
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Sweep:
         study = optuna.create_study(
             storage=storage,
             study_name=self.recipe.name,
-            directions=list(_DIRECTIONS[self.recipe.study.mode]),
+            directions=[StudyDirection.MAXIMIZE] * _NUM_OBJECTIVES[self.recipe.study.mode],
             load_if_exists=True,
         )
         digest = search_digest(self.recipe)

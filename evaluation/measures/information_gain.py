@@ -1,9 +1,10 @@
 """Information Gain: how much each step tells about the gold answer (Wu et al. 2025, arXiv 2506.02126, section 3).
 
 l_i is the log-probability of the gold answer after i steps, in nats per answer token; the steps of l_t - l_0 telescope, so the
-total, the number of steps and the trace's length are always beside the per-step value. What the steps give away by stating the
-answer, and what any trace of this form gives, are taken out: the value is the gain before the step that states the answer, minus
-the same gain under another item's trace.
+total, the number of steps and the trace's length are always beside the per-step value. The value is the total, less what another
+item's trace of like length gives where that is a gain: any text in the right form may make an answer likelier. That a wrong trace
+makes the right answer less likely is no reason to add to it. The gain before the step that states the answer stands in the parts:
+it is not the value, because a good reader of half a chain answers with the intermediate result.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from evaluation.measures.generation import MAX_NEW_TOKENS
 from evaluation.task import Example, Task, normalise, question_text, reasoning_prompt, written_steps
 
 INFORMATIVE = 0.05  # nats per answer token that a step must add to count as informative
+# Below this an answer is hopeless, and how hopeless says nothing: a broken reader's -17 and -14 would look like a gain.
+FLOOR = -5.0
 
 
 @dataclass(frozen=True)
@@ -29,13 +32,13 @@ class InformationGain:
     Two questions: does the profile write traces that tell another reader something (external, own), and does it still use a trace
     that it is given (self, gold)? A profile that writes no step gains nothing.
 
-    Parts, in nats per answer token: l_0, l_t, total, per_step, preleak (before the answer is stated), control (preleak under a
-    swapped trace of like length); and informative (share of the steps), num_steps, trace_tokens.
+    Parts, in nats per answer token: l_0, l_t, total, per_step, preleak (before the answer is stated), control (the total under a
+    swapped trace of like length); and informative (share of the steps), num_steps, trace_tokens. Every l_i is at least -5.
     """
 
     scorer: Literal["external", "self"] = "self"
     traces: Literal["own", "gold"] = "gold"
-    version: int = 2
+    version: int = 3
     unit: str = "nats per answer token"
 
     def __post_init__(self) -> None:
@@ -62,7 +65,7 @@ class InformationGain:
             self.name,
             task.name,
             tuple(example.id for example in examples),
-            tuple(row["preleak"] - row["control"] for row in rows),
+            tuple(row["total"] - max(0.0, row["control"]) for row in rows),
             tuple(example.group for example in examples),
             self.unit,
             {name: tuple(row[name] for row in rows) for name in rows[0]},
@@ -83,7 +86,9 @@ def staircases(
             before = (*written, *head)
             asked.append(Continuation(prompt, (*before, *answer), scored_from=len(before)))
     found = iter(engine.score(asked, reader))
-    return [[sum(tokens) / len(tokens) for tokens in (next(found) for _ in range(len(steps) + 1))] for steps in traces]
+    return [
+        [max(FLOOR, sum(tokens) / len(tokens)) for tokens in (next(found) for _ in range(len(steps) + 1))] for steps in traces
+    ]
 
 
 def _written(engine: Engine, backbone: Backbone, profile: str | None, examples: Sequence[Example]) -> list[tuple[str, ...]]:
@@ -110,7 +115,7 @@ def _row(backbone: Backbone, example: Example, steps: Sequence[str], right: list
         "total": right[-1] - right[0],
         "per_step": (right[-1] - right[0]) / max(1, count),
         "preleak": right[leak] - right[0],
-        "control": wrong[min(leak, len(wrong) - 1)] - wrong[0],
+        "control": wrong[-1] - wrong[0] if count else 0.0,
         "informative": sum(gain > INFORMATIVE for gain in gains) / max(1, count),
         "num_steps": float(count),
         "trace_tokens": float(sum(len(backbone.encode(f"{step}\n")) for step in steps)),

@@ -8,9 +8,17 @@ from evaluation.tasks.generated import GeneratedTask, Problem, near_numbers
 
 _WORDINGS = (
     ("Start with {start}. {ops}. What is the result?", {"+": "Add {n}", "-": "Subtract {n}", "*": "Multiply by {n}"}, ". "),
-    ("Take the number {start}, then {ops}. What number do you get?", {"+": "add {n}", "-": "take away {n}", "*": "times {n}"}, ", then "),
+    (
+        "Take the number {start}, then {ops}. What number do you get?",
+        {"+": "add {n}", "-": "take away {n}", "*": "times {n}"},
+        ", then ",
+    ),
     ("A machine reads {start}. It does: {ops}. What does it print?", {"+": "plus {n}", "-": "minus {n}", "*": "times {n}"}, "; "),
-    ("We begin at {start} and in turn {ops}. Where do we end?", {"+": "go up by {n}", "-": "go down by {n}", "*": "scale by {n}"}, " and "),
+    (
+        "We begin at {start} and in turn {ops}. Where do we end?",
+        {"+": "go up by {n}", "-": "go down by {n}", "*": "scale by {n}"},
+        " and ",
+    ),
 )
 
 

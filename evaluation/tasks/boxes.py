@@ -14,7 +14,12 @@ _SWAPS = (
     "The contents of boxes {one} and {two} change places.",
     "Trade {one} for {two}.",
 )
-_ASKS = ("What is in box {box}?", "Which thing is in box {box} now?", "What does box {box} hold at the end?", "Name the thing in box {box}.")
+_ASKS = (
+    "What is in box {box}?",
+    "Which thing is in box {box} now?",
+    "What does box {box} hold at the end?",
+    "Name the thing in box {box}.",
+)
 
 
 def _state(order: dict[str, str]) -> str:

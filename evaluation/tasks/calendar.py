@@ -10,11 +10,28 @@ DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sun
 _EVENTS = ("concert", "exam", "trip", "party", "match", "lesson", "fair", "sale", "lunch", "race")
 _FRAMES = (
     ("The {event} is on a {day}.", "The {event} is {n} days after the {last}.", "The {event} is {n} days before the {last}."),
-    ("We have the {event} on {day}.", "{n} days after the {last} comes the {event}.", "{n} days before the {last} comes the {event}."),
-    ("On {day} there is the {event}.", "Count {n} days on from the {last} for the {event}.", "Count {n} days back from the {last} for the {event}."),
-    ("{day} is set for the {event}.", "The {event} follows the {last} by {n} days.", "The {event} precedes the {last} by {n} days."),
+    (
+        "We have the {event} on {day}.",
+        "{n} days after the {last} comes the {event}.",
+        "{n} days before the {last} comes the {event}.",
+    ),
+    (
+        "On {day} there is the {event}.",
+        "Count {n} days on from the {last} for the {event}.",
+        "Count {n} days back from the {last} for the {event}.",
+    ),
+    (
+        "{day} is set for the {event}.",
+        "The {event} follows the {last} by {n} days.",
+        "The {event} precedes the {last} by {n} days.",
+    ),
 )
-_ASKS = ("On which day is the {event}?", "What day is the {event}?", "Which weekday is the {event}?", "Name the day of the {event}.")
+_ASKS = (
+    "On which day is the {event}?",
+    "What day is the {event}?",
+    "Which weekday is the {event}?",
+    "Name the day of the {event}.",
+)
 
 
 def make(rng: random.Random, num_steps: int, wording: int) -> Problem:

@@ -12,7 +12,12 @@ _KINDS = (
 )  # fmt: skip
 _NAMES = ("Alex", "Fae", "Max", "Polly", "Rex", "Sally", "Stella", "Wren")
 _TRAITS = ("red", "blue", "green", "small", "large", "cold", "hot", "kind", "shy", "loud")
-_RULES = ("Every {one} is a {two}.", "All {one} things are {two} things.", "Each {one} is also a {two}.", "Any {one} counts as a {two}.")
+_RULES = (
+    "Every {one} is a {two}.",
+    "All {one} things are {two} things.",
+    "Each {one} is also a {two}.",
+    "Any {one} counts as a {two}.",
+)
 _TRAIT_RULES = ("Every {one} is {trait}.", "All {one} things are {trait}.", "Each {one} is {trait}.", "Any {one} is {trait}.")
 _ASKS = ("What is {name} like?", "Which word describes {name}?", "What can we say of {name}?", "Describe {name} in one word.")
 
@@ -22,7 +27,9 @@ def make(rng: random.Random, num_steps: int, wording: int) -> Problem:
     kinds = rng.sample(_KINDS, 2 * hops + 2)
     chain, other = kinds[: hops + 1], kinds[hops + 1 :]
     name, (trait, wrong_trait) = rng.choice(_NAMES), rng.sample(_TRAITS, 2)
-    rules = [_RULES[wording].format(one=one, two=two) for line in (chain, other) for one, two in zip(line, line[1:], strict=False)]
+    rules = [
+        _RULES[wording].format(one=one, two=two) for line in (chain, other) for one, two in zip(line, line[1:], strict=False)
+    ]
     rules.append(_TRAIT_RULES[wording].format(one=chain[-1], trait=trait))
     rules.append(_TRAIT_RULES[wording].format(one=other[-1], trait=wrong_trait))
     rng.shuffle(rules)

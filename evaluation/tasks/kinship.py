@@ -6,9 +6,33 @@ import random
 
 from evaluation.tasks.generated import GeneratedTask, Problem, different
 
-_NAMES = ("Ada", "Bill", "Cora", "Doug", "Ella", "Fred", "Gail", "Hugo", "Iris", "Jim", "Kate", "Luke", "Mary", "Neil", "Olga", "Pete", "Ruth", "Seth")
+_NAMES = (
+    "Ada",
+    "Bill",
+    "Cora",
+    "Doug",
+    "Ella",
+    "Fred",
+    "Gail",
+    "Hugo",
+    "Iris",
+    "Jim",
+    "Kate",
+    "Luke",
+    "Mary",
+    "Neil",
+    "Olga",
+    "Pete",
+    "Ruth",
+    "Seth",
+)
 _RELATIVES = ("mother", "father", "sister", "brother", "aunt", "uncle", "cousin", "teacher", "boss", "neighbour")
-_FACTS = ("The {relative} of {one} is {two}.", "{two} is the {relative} of {one}.", "{one} has a {relative} named {two}.", "As {relative}, {one} has {two}.")
+_FACTS = (
+    "The {relative} of {one} is {two}.",
+    "{two} is the {relative} of {one}.",
+    "{one} has a {relative} named {two}.",
+    "As {relative}, {one} has {two}.",
+)
 _ASKS = ("Who is {path} {one}?", "Name {path} {one}.", "Find {path} {one}.", "Tell me {path} {one}.")
 
 
@@ -24,7 +48,9 @@ def make(rng: random.Random, num_steps: int, wording: int) -> Problem:
     shown = rng.sample(facts, len(facts))
     lines = [_FACTS[wording].format(one=one, relative=relative, two=two) for one, relative, two in shown]
     steps = [f"The {relative} of {one} is {two}" for one, relative, two in facts]
-    corrupted = [f"The {r} of {one} is {rng.choice([p for p in people if p not in (one, two)])}" for one, r, two in facts[:num_steps]]
+    corrupted = [
+        f"The {r} of {one} is {rng.choice([p for p in people if p not in (one, two)])}" for one, r, two in facts[:num_steps]
+    ]
     walk = " ".join(f"the {relative} of" for relative in reversed(relatives))
     question = " ".join((*lines, _ASKS[wording].format(path=walk, one=path[0])))
     rivals = different(rng, people, path[-1])

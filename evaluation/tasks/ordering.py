@@ -8,7 +8,12 @@ from evaluation.tasks.generated import GeneratedTask, Problem, different
 
 _NAMES = ("Ann", "Bob", "Cara", "Dan", "Eve", "Finn", "Gus", "Hope", "Ivy", "Joe", "Kim", "Lou", "Ned", "Pam", "Ray", "Sue")
 _MORE = ("{one} is taller than {two}.", "{one} is older than {two}.", "{one} finished before {two}.", "{one} ranks above {two}.")
-_LESS = ("{two} is shorter than {one}.", "{two} is younger than {one}.", "{two} finished after {one}.", "{two} ranks below {one}.")
+_LESS = (
+    "{two} is shorter than {one}.",
+    "{two} is younger than {one}.",
+    "{two} finished after {one}.",
+    "{two} ranks below {one}.",
+)
 _ASKS = (
     ("Who is the tallest?", "Who is the second tallest?", "Who is the shortest?"),
     ("Who is the oldest?", "Who is the second oldest?", "Who is the youngest?"),

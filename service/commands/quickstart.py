@@ -191,7 +191,8 @@ def _summary(
             domain = gated.report.domain
             table.add_row(
                 "gained",
-                f"{domain.name} {domain.base_mean:.3f} -> {domain.adapted_mean:.3f} ({domain.change:+.3f}, at least {domain.lower:+.3f})",
+                f"{domain.name} {domain.base_mean:.3f} -> {domain.adapted_mean:.3f} "
+                f"({domain.change:+.3f}, at least {domain.lower:+.3f})",
             )
             kept = ", ".join(f"{test.name} {test.change:+.3f}" for test in gated.report.families)
             table.add_row("retained", kept)

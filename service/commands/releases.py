@@ -111,7 +111,8 @@ def status(home: Path | None, tracking_uri: str | None, as_json: bool) -> None:
         console.print(table)
         for entry in name.history:
             console.print(
-                f"  {entry.number}. {entry.kind} @{entry.version} ({entry.verdict}) by {entry.actor}, {entry.created}: {entry.reason or '-'}"
+                f"  {entry.number}. {entry.kind} @{entry.version} ({entry.verdict}) by {entry.actor}, {entry.created}: "
+                f"{entry.reason or '-'}"
             )
         for warning in (*((name.drift,) if name.drift else ()), *name.warnings):
             console.print(f"  ! {warning}")
