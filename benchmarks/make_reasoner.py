@@ -187,7 +187,7 @@ def main() -> None:
         state["seconds"] += time.monotonic() - started
         if state["step"] % 10 == 0:
             print(
-                f"step {state['step']} tokens {state['tokens']} loss {total:.4f} lr {args.lr * scale:.1e} {state['seconds']:.0f} s",
+                f"step {state['step']} tokens {state['tokens']} loss {total:.4f} lr {args.lr * scale:.0e} {state['seconds']:.0f}s",
                 flush=True,
             )
         if state["step"] % 50 == 0:

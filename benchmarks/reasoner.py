@@ -2,7 +2,7 @@
 
     python -m benchmarks.reasoner [--full]
 
-Greedy generations right in every step, on the gate split: as trained, in the wording that was held out, and at the lengths that were.
+Greedy generations right in every step, on the gate split: as trained, in the held-out wording, and at the held-out lengths.
 Grammar and text show what the warm-up did to skills that the raw model had. One row a cell in runs/benchmarks/reasoner.jsonl;
 a row that is there is not made again. Default: 24 items a cell, about 10 minutes on two cores; --full: 200.
 """

@@ -21,7 +21,7 @@ from adapters.lora import LoRA, LoRASpec
 from engine.engine import Engine
 from engine.profile import Profile
 from evaluation.measure import Measure
-from evaluation.measures import MEASURES
+from evaluation.retention import gate_measure
 from evaluation.statistics import paired_change, score
 from evaluation.task import Example, Task
 from evaluation.tasks.generated import GeneratedTask
@@ -42,7 +42,7 @@ class Admission:
     reasons: tuple[str, ...]  # why not; empty when admitted
     base: float
     stderr: float
-    chance: float
+    chance: float | None  # None: a likelihood, which has no chance level
     damaged_change: float
     damaged_high: float
     noop_change: float
@@ -65,9 +65,15 @@ def random_update(backbone: Backbone, size: float, rank: int = 8, seed: int = 0)
 
 
 def admit(
-    engine: Engine, backbone: Backbone, measure: Measure, task: Task, chance: float, items: int = ITEMS, damage: float = NOISE
+    engine: Engine,
+    backbone: Backbone,
+    measure: Measure,
+    task: Task,
+    chance: float | None,
+    items: int = ITEMS,
+    damage: float = NOISE,
 ) -> Admission:
-    """Applies the rule on items of the search split."""
+    """Applies the rule on items of the search split. `chance` is None for a likelihood, which has no such level."""
     examples = task.examples("search", items, seed=5)
     base = measure.read(engine, backbone, None, task, examples)
     again = measure.read(engine, backbone, None, task, examples)
@@ -76,13 +82,13 @@ def admit(
     own = score(base.values)
     loss = paired_change(base.values, damaged, base.clusters, confidence=0.90)
     noop = paired_change(base.values, untouched, base.clusters)
-    needed = chance + max(LEAST_ABOVE_CHANCE, 3 * own.stderr)
+    above = max(LEAST_ABOVE_CHANCE, 3 * own.stderr)
     parsed = base.part_mean("parsed") if "parsed" in base.parts else 1.0
     reasons = []
     if len(examples) < items:
         reasons.append(f"has only {len(examples)} of {items} distinct items")
-    if own.mean < needed:
-        reasons.append(f"the backbone scores {own.mean:.2f}, which is not above chance ({chance:.2f}) by {needed - chance:.2f}")
+    if chance is not None and own.mean < chance + above:
+        reasons.append(f"the backbone scores {own.mean:.2f}, which is not above chance ({chance:.2f}) by {above:.2f}")
     if parsed < LEAST_PARSED:
         reasons.append(f"the backbone writes an answer line in {parsed:.0%} of its completions, not in {LEAST_PARSED:.0%}")
     if again.values != base.values:
@@ -109,10 +115,10 @@ def admit(
 def admissions(
     engine: Engine, backbone: Backbone, tasks: Sequence[Task], directory: Path, items: int = ITEMS
 ) -> dict[str, Admission]:
-    """Of every task by generation, kept on disk by backbone, task and items: a backbone is looked at once."""
-    measure = MEASURES["generation"]
+    """Of every task by its gate measure, kept on disk by backbone, task and items: a backbone is looked at once."""
     found = {}
     for task in tasks:
+        measure = gate_measure(task)
         examples = task.examples("search", items, seed=5)
         identity = [
             backbone.fingerprint,
@@ -128,16 +134,23 @@ def admissions(
             stored = json.loads(file.read_text())
             found[task.name] = Admission(**{**stored, "reasons": tuple(stored["reasons"])})
             continue
-        # Neither a chain that is right in every step nor an open answer is written by chance.
-        guesses = [1 / len(example.choices) if example.choices else 0.0 for example in examples]
-        chance = 0.0 if isinstance(task, GeneratedTask) else sum(guesses) / max(1, len(guesses))
-        found[task.name] = admit(engine, backbone, measure, task, chance, items)
+        found[task.name] = admit(engine, backbone, measure, task, chance_level(measure, task, examples), items)
         file = directory / "admission" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(".part")
         part.write_text(json.dumps(asdict(found[task.name]), indent=2))
         part.replace(file)
     return found
+
+
+def chance_level(measure: Measure, task: Task, examples: Sequence[Example]) -> float | None:
+    """What guessing would score. Neither a chain that is right in every step nor an open answer is written by chance."""
+    if not measure.unit.startswith("share"):
+        return None
+    if isinstance(task, GeneratedTask):
+        return 0.0
+    guesses = [1 / len(example.choices) if example.choices else 0.0 for example in examples]
+    return sum(guesses) / max(1, len(guesses))
 
 
 def _under(

@@ -4,12 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from evaluation.measure import Measure
+from evaluation.measures import MEASURES
+from evaluation.task import Task
+
 # What loss is tolerable when a recipe says nothing, by the unit of the measure.
 DEFAULT_MARGINS = {
     "nats per token": 0.03,
     "share right in every step": 0.15,  # coarse: a trial writes few items; the gate writes many and has margins of its own
     "share right": 0.05,
 }
+# Minimal pairs are a choice and a passage has a likelihood; every other task is written step by step.
+_READ_ONLY = {"grammar": "pair_preference", "text": "text_likelihood"}
+
+
+def search_measure(task: Task) -> Measure:
+    """What a sweep guards a protected task by: continuous where it can be, since a trial reads few items."""
+    return MEASURES[_READ_ONLY.get(task.name, "chain_likelihood")]
+
+
+def gate_measure(task: Task) -> Measure:
+    """What the gate guards a protected task by: what is written, where the task is written."""
+    return MEASURES[_READ_ONLY.get(task.name, "generation")]
+
+
+def is_written(task: Task) -> bool:
+    return task.name not in _READ_ONLY
 
 
 def capped_retention(changes: Mapping[str, float], margins: Mapping[str, float]) -> float:

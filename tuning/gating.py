@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from adapters.backbone import Backbone
 from engine.engine import Engine
 from engine.profile import Profile
@@ -14,6 +16,7 @@ from evaluation.admission import admissions
 from evaluation.measure import Measure
 from evaluation.measures import MEASURES
 from evaluation.overlap import check_overlap
+from evaluation.retention import gate_measure
 from evaluation.task import Example, Task
 from evaluation.tasks import task_named
 from evaluation.tasks.generated import GeneratedTask
@@ -22,9 +25,10 @@ from registry.gate_report import GateReport, GateSettings
 from registry.gate_statistics import PairedItems
 from registry.manifest import Manifest, TrainingHashes
 from tuning.manifest import fingerprints_of
-from tuning.plan import DOMAIN_MEASURE, WRITTEN_MEASURE
+from tuning.plan import DOMAIN_MEASURE
 from tuning.recipe import Recipe
 
+MAX_NATS = 0.5  # the largest change of an item's mean log-probability that the gate counts, in nats per token
 GATED = "gated"  # the name under which the engine holds the adapter that is looked at
 
 
@@ -51,6 +55,7 @@ def gate_settings(recipe: Recipe, num_candidates: int = 1, time_budget_s: float 
         time_budget_s=time_budget_s or gate.time_budget_s,
         round_items=gate.round_items,
         max_rounds=gate.max_rounds,
+        spans={name: MAX_NATS for name in recipe.protected if not gate_measure(task_named(name)).unit.startswith("share")},
     )
 
 
@@ -85,7 +90,7 @@ def gate(
                 if e.question not in asked
             ]
             asked.update(example.question for example in examples)
-            drawn[name] = _paired(MEASURES[WRITTEN_MEASURE], engine, backbone, task, examples)
+            drawn[name] = _paired(gate_measure(task), engine, backbone, task, examples)
         return drawn
 
     asked: set[str] = set()
@@ -114,4 +119,8 @@ def _measurable(recipe: Recipe, engine: Engine, backbone: Backbone, cache: Path)
 def _paired(measure: Measure, engine: Engine, backbone: Backbone, task: Task, examples: list[Example]) -> PairedItems:
     base = measure.read(engine, backbone, None, task, examples)
     adapted = measure.read(engine, backbone, GATED, task, examples)
-    return PairedItems.of(base.values, adapted.values, base.clusters, fixed_clusters=isinstance(task, GeneratedTask))
+    low, high = np.array(base.values), np.array(adapted.values)
+    if not measure.unit.startswith("share"):
+        # A likelihood has no bound, and the gate's test needs one: larger changes count as this large.
+        high = low + np.clip(high - low, -MAX_NATS, MAX_NATS)
+    return PairedItems.of(low, high, base.clusters, fixed_clusters=isinstance(task, GeneratedTask))

@@ -12,7 +12,6 @@ from typing import Any
 
 from evaluation.retention import DEFAULT_MARGINS, capped_retention, violations
 
-CHAIN_MARGIN = DEFAULT_MARGINS["nats per token"]
 GENERATED_MARGIN = DEFAULT_MARGINS["share right in every step"]
 
 
@@ -27,13 +26,10 @@ class ScaleScore:
 
     def violations(self, margins: Mapping[str, float]) -> dict[str, float]:
         """By family: how far the loss exceeds the margin, in margins; at or below 0 is tolerable."""
-        return violations(self.chain_changes, self._margins(margins))
+        return violations(self.chain_changes, margins)
 
     def retention(self, margins: Mapping[str, float]) -> float:
-        return capped_retention(self.chain_changes, self._margins(margins))
-
-    def _margins(self, given: Mapping[str, float]) -> dict[str, float]:
-        return {family: given.get(family, CHAIN_MARGIN) for family in self.chain_changes}
+        return capped_retention(self.chain_changes, margins)
 
 
 @dataclass(frozen=True)

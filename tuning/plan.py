@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from evaluation.evaluate import Planned
 from evaluation.measures import MEASURES
+from evaluation.retention import DEFAULT_MARGINS, is_written, search_measure
 from evaluation.task import Example, Split, Task
 from evaluation.tasks import task_named
 from tuning.recipe import Recipe
@@ -20,20 +21,30 @@ def training_examples(recipe: Recipe, domain: Task) -> list[Example]:
 
 
 def likelihood_plan(recipe: Recipe, domain: Task, split: Split = "search") -> list[Planned]:
-    """The domain's accuracy, and the gold chain's likelihood of every protected family."""
+    """The domain's accuracy, and every protected family by its likelihood (or preference, where nothing is written)."""
     sizes = recipe.evaluation
     planned = [Planned(MEASURES[DOMAIN_MEASURE], domain, domain.examples(split, sizes.domain_items), "domain")]
     for name in recipe.protected:
         task = task_named(name)
-        planned.append(Planned(MEASURES[CHAIN_MEASURE], task, task.examples(split, sizes.chain_items), "protected"))
+        planned.append(Planned(search_measure(task), task, task.examples(split, sizes.chain_items), "protected"))
     return planned
 
 
 def generated_plan(recipe: Recipe, split: Split = "search") -> list[Planned]:
-    """Every protected family, written greedily and checked step by step."""
+    """Every protected family that is written, greedily, and checked step by step."""
     count = recipe.evaluation.generated_items
-    tasks = [task_named(name) for name in recipe.protected] if count else []
+    tasks = [task for task in map(task_named, recipe.protected) if count and is_written(task)]
     return [Planned(MEASURES[WRITTEN_MEASURE], task, task.examples(split, count, seed=1), "protected") for task in tasks]
+
+
+def margins_of(recipe: Recipe, plan: Sequence[Planned]) -> dict[str, float]:
+    """The tolerable loss of every protected family in the plan: the recipe's, else the default of its measure's unit."""
+    given = recipe.evaluation.margins
+    return {
+        planned.task.name: given.get(planned.task.name, DEFAULT_MARGINS[planned.measure.unit])
+        for planned in plan
+        if planned.role == "protected"
+    }
 
 
 def data_digest(examples: Sequence[Example]) -> str:

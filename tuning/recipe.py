@@ -76,7 +76,7 @@ class Recipe(Spec):
     name: str
     backbone: str = "smollm2-135m-reasoner"
     domain: str  # a built-in task, or the path of a task's TOML
-    protected: tuple[str, ...] = REASONING_FAMILIES
+    protected: tuple[str, ...] = (*REASONING_FAMILIES, "grammar", "text")
     adapter: AdapterRecipe = AdapterRecipe()
     method: SFTSpec = SFTSpec()
     search: tuple[str, ...] = (

@@ -77,7 +77,7 @@ def _fit_and_measure(job: Job, report: Report) -> Outcome:
     from evaluation.tasks import task_named
     from tuning.manifest import complete
     from tuning.methods import METHODS
-    from tuning.plan import data_digest, generated_plan, likelihood_plan, training_examples
+    from tuning.plan import data_digest, generated_plan, likelihood_plan, margins_of, training_examples
 
     recipe, started = job.recipe, time.monotonic()
     backbone = Backbone.load(recipe.backbone)
@@ -92,7 +92,8 @@ def _fit_and_measure(job: Job, report: Report) -> Outcome:
     fitted = time.monotonic()
     engine = TorchEngine(backbone, max_rows=64, precision=recipe.evaluation.precision)
     cache = BaseCache(job.cache, recipe.evaluation.precision)
-    plan, margins = likelihood_plan(recipe, domain), recipe.evaluation.margins
+    plan = likelihood_plan(recipe, domain)
+    margins = margins_of(recipe, plan)
     profile, scores = Profile(adapters), []
     for index, scale in enumerate(recipe.study.scales):
         engine.load("candidate", profile.scaled(scale))

@@ -148,7 +148,7 @@ def _gate_in_order(tracking: Tracking, recipe: Recipe, candidates: list[Candidat
 def retention_table(title: str, candidate: Candidate) -> Table:
     score = candidate.score
     table = Table(title=f"{title}: domain gain {candidate.domain_gain:+.3f}", title_justify="left")
-    for heading in ("family", "gold chain, nats/token", "right in every step", "in margins", ""):
+    for heading in ("family", "by likelihood", "right in every step", "in margins", ""):
         table.add_column(heading)
     written = score["generated_changes"]
     for family, change in score["chosen"]["chain_changes"].items():
