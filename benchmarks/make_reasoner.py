@@ -186,10 +186,8 @@ def main() -> None:
         state["tokens"] += sum(len(prompt) + len(completion) for prompt, completion in rows)
         state["seconds"] += time.monotonic() - started
         if state["step"] % 10 == 0:
-            print(
-                f"step {state['step']} tokens {state['tokens']} loss {total:.4f} lr {args.lr * scale:.0e} {state['seconds']:.0f}s",
-                flush=True,
-            )
+            rate = f"lr {args.lr * scale:.0e} {state['seconds']:.0f} s"
+            print(f"step {state['step']} tokens {state['tokens']} loss {total:.4f} {rate}", flush=True)
         if state["step"] % 50 == 0:
             save()
         if state["step"] % args.evaluate_every == 0 or state["tokens"] >= args.tokens:

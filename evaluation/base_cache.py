@@ -23,17 +23,26 @@ class BaseCache:
 
     def read(self, measure: Measure, engine: Engine, backbone: Backbone, task: Task, examples: Sequence[Example]) -> Readings:
         """The stored readings of the backbone, or fresh ones, which are then stored."""
+        stored = self.stored(measure, backbone, task, examples)
+        if stored is None:
+            stored = measure.read(engine, backbone, None, task, examples)
+            self.store(stored, measure, backbone, task, examples)
+        return stored
+
+    def stored(self, measure: Measure, backbone: Backbone, task: Task, examples: Sequence[Example]) -> Readings | None:
         file = self._directory / f"{self.key(measure, backbone, task, examples)}.json"
-        if file.is_file():
-            stored = json.loads(file.read_text())
-            tuples = {name: tuple(stored[name]) for name in ("item_ids", "values", "clusters")}
-            return Readings(**{**stored, **tuples, "parts": {name: tuple(part) for name, part in stored["parts"].items()}})
-        readings = measure.read(engine, backbone, None, task, examples)
+        if not file.is_file():
+            return None
+        stored = json.loads(file.read_text())
+        tuples = {name: tuple(stored[name]) for name in ("item_ids", "values", "clusters")}
+        return Readings(**{**stored, **tuples, "parts": {name: tuple(part) for name, part in stored["parts"].items()}})
+
+    def store(self, readings: Readings, measure: Measure, backbone: Backbone, task: Task, examples: Sequence[Example]) -> None:
+        file = self._directory / f"{self.key(measure, backbone, task, examples)}.json"
         self._directory.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(f".{os.getpid()}.part")
         part.write_text(json.dumps(asdict(readings)))
         part.replace(file)
-        return readings
 
     def key(self, measure: Measure, backbone: Backbone, task: Task, examples: Sequence[Example]) -> str:
         """SHA-256 over all that decides a reading of the backbone: equal keys, equal values."""

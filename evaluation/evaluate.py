@@ -13,6 +13,7 @@ from adapters.backbone import Backbone
 from engine.engine import Continuation, Engine, GenerationRequest
 from evaluation.base_cache import BaseCache
 from evaluation.measure import Measure, Readings
+from evaluation.measures.generation import Generation, write_all
 from evaluation.statistics import PairedChange, paired_change
 from evaluation.task import Example, Task, reasoning_prompt
 
@@ -86,19 +87,40 @@ def evaluate(
     on_progress: Callable[[float], None] | None = None,
 ) -> Evaluation:
     """Every planned measure under backbone and profile, on the same items, prompts and decoding."""
-    rows = []
-    for index, planned in enumerate(plan):
-        measure, task, examples = planned.measure, planned.task, planned.examples
-        base = (
-            cache.read(measure, engine, backbone, task, examples)
-            if cache
-            else measure.read(engine, backbone, None, task, examples)
-        )
-        adapted = base if profile is None else measure.read(engine, backbone, profile, task, examples)
-        rows.append(Row(planned, base, adapted, paired_change(base.values, adapted.values, base.clusters)))
-        if on_progress:
-            on_progress((index + 1) / len(plan))
-    return Evaluation(tuple(rows))
+    stored = [cache.stored(p.measure, backbone, p.task, p.examples) if cache else None for p in plan]
+    base = [found or fresh for found, fresh in zip(stored, _read(engine, backbone, None, plan, stored), strict=True)]
+    for planned, found, readings in zip(plan, stored, base, strict=True):
+        if cache and found is None and readings is not None:
+            cache.store(readings, planned.measure, backbone, planned.task, planned.examples)
+    if on_progress:
+        on_progress(0.5)
+    adapted = base if profile is None else _read(engine, backbone, profile, plan, [None] * len(plan))
+    if on_progress:
+        on_progress(1.0)
+    return Evaluation(tuple(_row(*parts) for parts in zip(plan, base, adapted, strict=True)))
+
+
+def _read(
+    engine: Engine, backbone: Backbone, profile: str | None, plan: Sequence[Planned], known: Sequence[Readings | None]
+) -> list[Readings | None]:
+    """What is not known yet; everything that is written goes into shared batches. None where it is known."""
+    found: list[Readings | None] = [None] * len(plan)
+    written = [
+        (index, (p.measure, p.task, p.examples))
+        for index, p in enumerate(plan)
+        if known[index] is None and isinstance(p.measure, Generation)
+    ]
+    for (index, _), readings in zip(written, write_all(engine, backbone, profile, [w for _, w in written]), strict=True):
+        found[index] = readings
+    for index, p in enumerate(plan):
+        if known[index] is None and found[index] is None:
+            found[index] = p.measure.read(engine, backbone, profile, p.task, p.examples)
+    return found
+
+
+def _row(planned: Planned, base: Readings | None, adapted: Readings | None) -> Row:
+    assert base is not None and adapted is not None
+    return Row(planned, base, adapted, paired_change(base.values, adapted.values, base.clusters))
 
 
 def forward_kl(engine: Engine, backbone: Backbone, profile: str, examples: Sequence[Example], max_new_tokens: int = 48) -> float:

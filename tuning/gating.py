@@ -13,11 +13,11 @@ from adapters.backbone import Backbone
 from engine.engine import Engine
 from engine.profile import Profile
 from evaluation.admission import admissions
-from evaluation.measure import Measure
+from evaluation.evaluate import Planned, Row, evaluate
 from evaluation.measures import MEASURES
 from evaluation.overlap import check_overlap
 from evaluation.retention import gate_measure
-from evaluation.task import Example, Task
+from evaluation.task import Task
 from evaluation.tasks import task_named
 from evaluation.tasks.generated import GeneratedTask
 from registry.gate import run_gate
@@ -79,19 +79,15 @@ def gate(
 
     def draw_round(number: int) -> Mapping[str, PairedItems]:
         size = recipe.gate.domain_items
-        drawn = {
-            domain.name: _paired(MEASURES[DOMAIN_MEASURE], engine, backbone, domain, pool[number * size : (number + 1) * size])
-        }
-        for name, task in measured.items():
+        plan = [Planned(MEASURES[DOMAIN_MEASURE], domain, pool[number * size : (number + 1) * size], "domain")]
+        for task in measured.values():
             # Seeds of rounds lie far apart, and a question that came before is left out.
-            examples = [
-                e
-                for e in task.examples("gate", settings.round_items, seed=fresh_seed + 1_000_003 * number)
-                if e.question not in asked
-            ]
+            drawn = task.examples("gate", settings.round_items, seed=fresh_seed + 1_000_003 * number)
+            examples = [example for example in drawn if example.question not in asked]
             asked.update(example.question for example in examples)
-            drawn[name] = _paired(gate_measure(task), engine, backbone, task, examples)
-        return drawn
+            plan.append(Planned(gate_measure(task), task, examples, "protected"))
+        read = evaluate(engine, backbone, GATED, [planned for planned in plan if planned.examples])
+        return {row.planned.task.name: _paired(row) for row in read.rows}
 
     asked: set[str] = set()
     try:
@@ -116,11 +112,9 @@ def _measurable(recipe: Recipe, engine: Engine, backbone: Backbone, cache: Path)
     return admitted, {name: "; ".join(found[name].reasons) for name in tasks if name not in admitted}
 
 
-def _paired(measure: Measure, engine: Engine, backbone: Backbone, task: Task, examples: list[Example]) -> PairedItems:
-    base = measure.read(engine, backbone, None, task, examples)
-    adapted = measure.read(engine, backbone, GATED, task, examples)
-    low, high = np.array(base.values), np.array(adapted.values)
-    if not measure.unit.startswith("share"):
+def _paired(row: Row) -> PairedItems:
+    base, adapted = np.array(row.base.values), np.array(row.adapted.values)
+    if not row.planned.measure.unit.startswith("share"):
         # A likelihood has no bound, and the gate's test needs one: larger changes count as this large.
-        high = low + np.clip(high - low, -MAX_NATS, MAX_NATS)
-    return PairedItems.of(low, high, base.clusters, fixed_clusters=isinstance(task, GeneratedTask))
+        adapted = base + np.clip(adapted - base, -MAX_NATS, MAX_NATS)
+    return PairedItems.of(base, adapted, row.base.clusters, fixed_clusters=isinstance(row.planned.task, GeneratedTask))

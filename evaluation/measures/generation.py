@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adapters.backbone import Backbone
-from engine.engine import Engine, GenerationRequest
+from engine.engine import Completion, Engine, GenerationRequest
 from evaluation.measure import Readings
 from evaluation.task import Example, Task, parse_answer, reasoning_prompt, same_answer, written_steps
 from evaluation.tasks.generated import GeneratedTask
@@ -29,11 +29,15 @@ class Generation:
     unit: str = "share right in every step"
 
     def read(self, engine: Engine, backbone: Backbone, profile: str | None, task: Task, examples: Sequence[Example]) -> Readings:
-        requests = [
+        return self.judged(task, examples, engine.complete(self.requests(backbone, profile, examples)))
+
+    def requests(self, backbone: Backbone, profile: str | None, examples: Sequence[Example]) -> list[GenerationRequest]:
+        return [
             GenerationRequest(backbone.chat_ids(reasoning_prompt(e)), profile, max_new_tokens=MAX_NEW_TOKENS, temperature=0.0)
             for e in examples
         ]
-        completions = engine.complete(requests)
+
+    def judged(self, task: Task, examples: Sequence[Example], completions: Sequence[Completion]) -> Readings:
         values: list[float] = []
         parts: dict[str, list[float]] = {
             name: [] for name in ("answer_right", "step_validity", "parsed", "trace_tokens", "num_steps")
@@ -62,3 +66,12 @@ class Generation:
             self.unit,
             {name: tuple(found) for name, found in parts.items()},
         )
+
+
+def write_all(
+    engine: Engine, backbone: Backbone, profile: str | None, tasks: Sequence[tuple[Generation, Task, Sequence[Example]]]
+) -> list[Readings]:
+    """The readings of several tasks, written in shared batches: a few long batches take less time than many short ones."""
+    requests = [measure.requests(backbone, profile, examples) for measure, _, examples in tasks]
+    completions = iter(engine.complete([request for one_task in requests for request in one_task]))
+    return [measure.judged(task, examples, [next(completions) for _ in examples]) for measure, task, examples in tasks]
