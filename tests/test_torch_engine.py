@@ -256,7 +256,7 @@ def test_complete_and_score_are_safe_while_streams_run(engine: TorchEngine, back
         long = asyncio.create_task(gathered(engine, stream))
         await asyncio.sleep(0.02)
         others = asyncio.to_thread(engine.complete, asked), asyncio.to_thread(engine.score, [continuation], "both")
-        return await long, *await asyncio.gather(*others)  # type: ignore[return-value]
+        return await long, *await asyncio.gather(*others)
 
     _, during, scored_during = asyncio.run(everything())
     for ours, theirs in zip(during, completed, strict=True):
