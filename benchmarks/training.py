@@ -22,7 +22,7 @@ import torch
 from adapters.backbone import Backbone
 from adapters.lora import LoRA, LoRASpec
 from benchmarks.results import provenance, table, write_section
-from evaluation.task import direct_prompt
+from evaluation.task import reasoning_prompt
 from evaluation.tasks import task_named
 from tuning.methods.sft import SFT, SFTSpec
 
@@ -31,7 +31,7 @@ BATCH = 16
 
 def ours(backbone: Backbone, steps: int, seed: int) -> float:
     examples = task_named("icd10").examples("train", 400)
-    spec = SFTSpec(steps=steps, batch_size=BATCH, target="rationale", prompt="direct", seed=seed)
+    spec = SFTSpec(steps=steps, batch_size=BATCH, target="rationale", seed=seed)
     return SFT(spec).fit(backbone, [LoRA(LoRASpec(rank=16, alpha=32))], examples).tokens_per_s
 
 
@@ -42,7 +42,7 @@ def trl(backbone_name: str, steps: int, seed: int, bf16: bool) -> float:
 
     backbone = Backbone.load(backbone_name)
     rows = [
-        {"prompt": [{"role": "user", "content": direct_prompt(e)}], "completion": [{"role": "assistant", "content": e.chain}]}
+        {"prompt": [{"role": "user", "content": reasoning_prompt(e)}], "completion": [{"role": "assistant", "content": e.chain}]}
         for e in task_named("icd10").examples("train", 400)
     ]
     with tempfile.TemporaryDirectory() as out, warnings.catch_warnings():

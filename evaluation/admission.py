@@ -21,14 +21,14 @@ from adapters.lora import LoRA, LoRASpec
 from engine.engine import Engine
 from engine.profile import Profile
 from evaluation.measure import Measure
-from evaluation.retention import gate_measure
+from evaluation.retention import gate_measure, is_written
 from evaluation.statistics import paired_change, score
 from evaluation.task import Example, Task
 from evaluation.tasks.generated import GeneratedTask
 
 LEAST_ABOVE_CHANCE, LEAST_PARSED = 0.10, 0.95
 NOISE = 0.5  # Frobenius norm of the noise in each layer, as a share of the layer's own
-ITEMS = 24
+ITEMS = 24  # written; a likelihood costs a tenth, so that four times as many are read
 PACKAGED = Path(__file__).parent / "admitted"  # what benchmarks/admission.py found on the built-in backbones, by the same key
 
 
@@ -119,12 +119,13 @@ def admissions(
     found = {}
     for task in tasks:
         measure = gate_measure(task)
-        examples = task.examples("search", items, seed=5)
+        count = items if is_written(task) else 4 * items
+        examples = task.examples("search", count, seed=5)
         identity = [
             backbone.fingerprint,
             measure.name,
             measure.version,
-            items,
+            count,
             NOISE,
             [[e.id, e.question, e.answer] for e in examples],
         ]
@@ -134,7 +135,7 @@ def admissions(
             stored = json.loads(file.read_text())
             found[task.name] = Admission(**{**stored, "reasons": tuple(stored["reasons"])})
             continue
-        found[task.name] = admit(engine, backbone, measure, task, chance_level(measure, task, examples), items)
+        found[task.name] = admit(engine, backbone, measure, task, chance_level(measure, task, examples), count)
         file = directory / "admission" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(".part")

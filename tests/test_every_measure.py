@@ -72,7 +72,7 @@ def test_choice_reads_the_text_of_the_options_and_prefers_what_was_made_likely(b
     task = TASKS["icd10-chapter"]
     examples = task.examples("search", 6)
     lora = LoRA(LoRASpec(rank=8))
-    SFT(SFTSpec(steps=60, batch_size=6, learning_rate=2e-2, prompt="direct")).fit(backbone, [lora], examples)
+    SFT(SFTSpec(steps=60, batch_size=6, learning_rate=2e-2)).fit(backbone, [lora], examples)
     engine = TorchEngine(backbone)
     engine.load("fitted", Profile((lora,)))
     found = evaluate(engine, backbone, "fitted", [Planned(MEASURES["choice_accuracy"], task, examples, "domain")])

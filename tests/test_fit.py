@@ -74,7 +74,7 @@ def test_a_loss_that_is_not_finite_is_an_error_with_the_way_out(backbone: Backbo
 
 
 def test_only_the_completion_is_learnt(backbone: Backbone) -> None:
-    rows = rows_of(backbone, EXAMPLES, "answer", "reasoning")
+    rows = rows_of(backbone, EXAMPLES, "answer")
     batch = collate(backbone, Stack(()), rows)
     labels = batch.targets_BT[batch.targets_BT != -100]
     assert labels.numel() == sum(len(row.completion_ids) for row in rows)
@@ -84,7 +84,7 @@ def test_only_the_completion_is_learnt(backbone: Backbone) -> None:
 
 
 def test_logits_at_the_labels_are_those_of_the_whole_model(backbone: Backbone) -> None:
-    row = rows_of(backbone, EXAMPLES[:1], "rationale", "reasoning")[0]
+    row = rows_of(backbone, EXAMPLES[:1], "rationale")[0]
     with torch.no_grad():
         logits_NV, labels_N = label_logits(backbone, collate(backbone, Stack(()), [row, row]))
         whole = backbone.model(torch.tensor([[*row.prompt_ids, *row.completion_ids]])).logits[0, len(row.prompt_ids) - 1 : -1]
@@ -93,7 +93,7 @@ def test_logits_at_the_labels_are_those_of_the_whole_model(backbone: Backbone) -
 
 
 def test_every_row_is_seen_before_one_comes_again(backbone: Backbone) -> None:
-    rows = rows_of(backbone, EXAMPLES, "answer", "direct")
+    rows = rows_of(backbone, EXAMPLES, "answer")
     batches = endless_batches(rows, 2, seed=0)
     seen = [row.completion_ids for _ in range(3) for row in next(batches)]
     assert len(set(seen)) == len(rows)

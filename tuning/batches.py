@@ -37,17 +37,20 @@ class Batch:
     num_tokens: int
 
 
-def rows_of(backbone: Backbone, examples: Sequence[Example], target: str, prompt: str) -> list[Row]:
-    """`target`: answer | rationale; `prompt`: reasoning | direct (the instruction that the question carries)."""
-    asked = {"reasoning": reasoning_prompt, "direct": direct_prompt}[prompt]
+def rows_of(backbone: Backbone, examples: Sequence[Example], target: str, prompt: str = "matching") -> list[Row]:
+    """`target`: answer (asked for the answer alone), rationale (asked to reason), or mixed (the two in turn).
+
+    `prompt` matching asks for an answer by the direct instruction and for a rationale by the one to reason; reasoning asks for
+    both by the one to reason, as who has one prompt in production does.
+    """
     end = int(backbone.tokenizer.eos_token_id)
-    return [
-        Row(
-            backbone.chat_ids(asked(example)),
-            (*backbone.encode(example.chain if target == "rationale" else answer_line(example.answer)), end),
-        )
-        for example in examples
-    ]
+    rows = []
+    for index, example in enumerate(examples):
+        direct = target == "answer" or (target == "mixed" and index % 2 == 0)
+        asked = direct_prompt(example) if direct and prompt == "matching" else reasoning_prompt(example)
+        completion = answer_line(example.answer) if direct else example.chain
+        rows.append(Row(backbone.chat_ids(asked), (*backbone.encode(completion), end)))
+    return rows
 
 
 def endless_batches(rows: Sequence[Row], batch_size: int, seed: int) -> Iterator[list[Row]]:

@@ -84,6 +84,7 @@ class Recipe(Spec):
         "method.learning_rate",
         "method.steps",
         "method.target",
+        "method.prompt",
         "method.kl_weight",
         "adapter.lora.rank",
     )

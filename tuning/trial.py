@@ -107,7 +107,7 @@ def _fit_and_measure(job: Job, report: Report) -> Outcome:
     engine.load("candidate", scaled)
     written = evaluate(engine, backbone, "candidate", generated_plan(recipe), cache)
     generated = {family: row.change.mean for family, row in written.retention.items()}
-    kl = forward_kl(engine, backbone, "candidate", examples[:16])
+    kl = forward_kl(engine, backbone, "candidate", examples[:8], max_new_tokens=32)
     report("measure", 1.0)
     complete(job.directory / ADAPTER, recipe, backbone, scaled, chosen.scale, examples)
     score = TrialScore(chosen, tuple(scores), generated, chosen.retention(margins), constraints(chosen, generated, margins), kl)

@@ -11,7 +11,7 @@ from evaluation.measure import Readings
 from evaluation.task import Example, Task, parse_answer, reasoning_prompt, same_answer, written_steps
 from evaluation.tasks.generated import GeneratedTask
 
-MAX_NEW_TOKENS = 160
+MAX_NEW_TOKENS = 128
 
 
 @dataclass(frozen=True)

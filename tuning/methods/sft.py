@@ -29,14 +29,14 @@ from tuning.errors import Diverged
 
 
 class SFTSpec(Spec):
-    """`target` is what is learnt of a row: its answer line alone, or its rationale and the answer line."""
+    """`target` is what is learnt of a row: its answer line alone, its rationale and the answer line, or the two in turn."""
 
     name: Literal["sft"] = "sft"
     learning_rate: Annotated[float, Range(5e-5, 1e-3, log=True)] = 5e-4
     steps: Annotated[int, Range(10, 60, log=True)] = 20
     batch_size: Annotated[int, Choices((8, 16, 32))] = 16
-    target: Annotated[Literal["answer", "rationale"], Choices(("answer", "rationale"))] = "answer"
-    prompt: Literal["reasoning", "direct"] = "reasoning"
+    target: Annotated[Literal["answer", "rationale", "mixed"], Choices(("answer", "rationale", "mixed"))] = "answer"
+    prompt: Annotated[Literal["reasoning", "matching"], Choices(("reasoning", "matching"))] = "reasoning"  # see rows_of
     kl_weight: Annotated[float, Range(0.0, 1.0)] = 0.0
     weight_decay: Annotated[float, Range(0.0, 0.1)] = 0.0
     warmup: float = 0.1  # share of the steps in which the learning rate rises; it then falls linearly to a tenth
