@@ -56,7 +56,10 @@ class Backbone:
             model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32 if sources.update else dtype)
         if sources.update is not None:
             merge_update(model, sources.update)
-        nn.Module.to(model, device=device, dtype=dtype).eval()
+        # Parameters only: rotary frequencies are buffers, and rounded to bfloat16 they shift every position.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
+        nn.Module.to(model, device=device).eval()
         model.requires_grad_(False)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token

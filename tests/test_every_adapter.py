@@ -174,6 +174,14 @@ def test_a_lora_of_another_form_is_refused(backbone: Backbone, key: str, tmp_pat
         load_adapters(tmp_path / "saved")
 
 
+def test_a_lora_fitted_on_a_rewritten_base_is_refused(backbone: Backbone, tmp_path: Path) -> None:
+    save_adapters((fitted_lora(backbone, 1),), tmp_path / "saved")
+    config = tmp_path / "saved" / CONFIG
+    config.write_text(json.dumps({**json.loads(config.read_text()), "init_lora_weights": "pissa_niter_4"}))
+    with pytest.raises(RefusedAdapter, match="pissa_niter_4.*rewrites the base weight"):
+        load_adapters(tmp_path / "saved")
+
+
 @pytest.mark.parametrize("values", [{"rank": 0}, {"alpha": -1}, {"ranks": 4}])
 def test_impossible_specs_are_refused(values: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="at least 1|Extra inputs"):
