@@ -155,8 +155,9 @@ class LoRA:
             )
         if isinstance(config.init_lora_weights, str) and config.init_lora_weights not in _INITS:
             raise RefusedAdapter(
-                f"{directory} was fitted from init_lora_weights={config.init_lora_weights!r}, which rewrites the base weight: on the "
-                "frozen backbone it computes something else. Convert it to a plain LoRA (PEFT: path_initial_model_for_weight_conversion)."
+                f"{directory} was fitted from init_lora_weights={config.init_lora_weights!r}, which rewrites the base weight: "
+                "on the frozen backbone it computes something else. Convert it to a plain LoRA first "
+                "(PEFT's save_pretrained with path_initial_model_for_weight_conversion)."
             )
         tensors = read_tensors(directory / WEIGHTS)
         alpha = round(config.lora_alpha) or 1

@@ -13,19 +13,20 @@ DEFAULT_MARGINS = {
     "nats per token": 0.03,
     "share right in every step": 0.15,  # coarse: a trial writes few items; the gate writes many and has margins of its own
     "share right": 0.05,
+    "nats": 0.5,  # of a minimal pair's margin, which is several
 }
 # Minimal pairs are a choice and a passage has a likelihood; every other task is written step by step.
-_READ_ONLY = {"grammar": "pair_preference", "text": "text_likelihood"}
+_READ_ONLY = {"grammar": ("pair_margin", "pair_preference"), "text": ("text_likelihood", "text_likelihood")}  # search, gate
 
 
 def search_measure(task: Task) -> Measure:
     """What a sweep guards a protected task by: continuous where it can be, since a trial reads few items."""
-    return MEASURES[_READ_ONLY.get(task.name, "chain_likelihood")]
+    return MEASURES[_READ_ONLY.get(task.name, ("chain_likelihood", ""))[0]]
 
 
 def gate_measure(task: Task) -> Measure:
     """What the gate guards a protected task by: what is written, where the task is written."""
-    return MEASURES[_READ_ONLY.get(task.name, "generation")]
+    return MEASURES[_READ_ONLY.get(task.name, ("", "generation"))[1]]
 
 
 def is_written(task: Task) -> bool:

@@ -69,6 +69,8 @@ def _child(job: Job, sender: Connection) -> None:
     try:
         outcome = run(job, lambda phase, share: sender.send((phase, share)))
         sender.send(("outcome", outcome))
+    except BrokenPipeError:  # the parent is gone: nobody waits for this trial
+        raise SystemExit(1) from None
     except BaseException:
         sender.send(("error", traceback.format_exc(limit=-6)))
         raise SystemExit(1) from None

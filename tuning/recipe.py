@@ -89,6 +89,7 @@ class Recipe(Spec):
         "adapter.lora.rank",
     )
     ranges: dict[str, tuple[float, float] | tuple[str, ...]] = {}  # narrower than the spec's own
+    start: tuple[dict[str, str | int | float], ...] = ()  # points tried after the recipe's own; fields left out keep its values
     study: StudyRecipe = StudyRecipe()
     evaluation: EvaluationRecipe = EvaluationRecipe()
     gate: GateRecipe = GateRecipe()
@@ -106,9 +107,9 @@ class Recipe(Spec):
                 raise ValueError(
                     f"search and ranges name searchable fields, but {field!r} is none. Known: {', '.join(sorted(known))}."
                 )
-        for field in self.ranges:
+        for field in (*self.ranges, *(field for point in self.start for field in point)):
             if field not in self.search:
-                raise ValueError(f"ranges narrows a searched field, but {field!r} is not in search. Add it there.")
+                raise ValueError(f"ranges and start name searched fields, but {field!r} is not in search. Add it there.")
         return self
 
     @classmethod

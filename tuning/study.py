@@ -104,6 +104,8 @@ class Sweep:
         if not exists:
             study.set_user_attr(SEARCH_KEY, digest)
             study.enqueue_trial(defaults(self.recipe))
+            for point in self.recipe.start:
+                study.enqueue_trial({**defaults(self.recipe), **point})
         for stale in study.get_trials(states=(TrialState.RUNNING,)):
             study.tell(stale.number, state=TrialState.FAIL)
             _try_again(study, stale)

@@ -6,7 +6,7 @@ from evaluation.measures.choice import ChoiceAccuracy
 from evaluation.measures.correction import Correction
 from evaluation.measures.generation import Generation
 from evaluation.measures.information_gain import InformationGain
-from evaluation.measures.raw_text import PairPreference, TextLikelihood
+from evaluation.measures.raw_text import PairMargin, PairPreference, TextLikelihood
 
 MEASURES: dict[str, Measure] = {
     measure.name: measure
@@ -19,5 +19,6 @@ MEASURES: dict[str, Measure] = {
         Correction(),
         TextLikelihood(),
         PairPreference(),
+        PairMargin(),
     )
 }

@@ -41,6 +41,10 @@ class PairPreference:
     version: int = 1
     unit: str = "share right"
 
+    @staticmethod
+    def value(margin: float) -> float:
+        return float(margin > 0)
+
     def read(self, engine: Engine, backbone: Backbone, profile: str | None, task: Task, examples: Sequence[Example]) -> Readings:
         asked: list[Continuation] = []
         for example in examples:
@@ -59,11 +63,23 @@ class PairPreference:
             self.name,
             task.name,
             tuple(example.id for example in examples),
-            tuple(float(margin > 0) for margin in margins),
+            tuple(self.value(margin) for margin in margins),
             tuple(example.group for example in examples),
             self.unit,
             {"margin": tuple(margins)},
         )
+
+
+@dataclass(frozen=True)
+class PairMargin(PairPreference):
+    """By how many nats the right ending is likelier: moves before the preference turns, so that few items show a drift."""
+
+    name: str = "pair_margin"
+    unit: str = "nats"
+
+    @staticmethod
+    def value(margin: float) -> float:
+        return margin
 
 
 def _after(backbone: Backbone, beginning: str, ending: str) -> Continuation:
