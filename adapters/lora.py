@@ -52,6 +52,13 @@ class LoRASpec(Spec):
             raise ValueError(f"rank and alpha must be at least 1, but got {value}.")
         return value
 
+    @field_validator("dropout")
+    @classmethod
+    def _a_share(cls, value: float) -> float:
+        if not 0 <= value < 1:
+            raise ValueError(f"dropout must lie in [0, 1), but got {value}.")
+        return value
+
     @field_validator("init")
     @classmethod
     def _keeps_the_base(cls, value: str) -> str:
@@ -82,14 +89,15 @@ class LoRA:
             warnings.simplefilter("ignore", FutureWarning)  # PEFT reads a name that transformers renames
             torch.manual_seed(self.spec.seed)
             peft_model = get_peft_model(backbone.model, with_fast_layers(self._config(backbone)))
-        if self._tensors is not None:
-            set_peft_model_state_dict(peft_model, self._tensors)
-        self._live = peft_model
         try:
+            if self._tensors is not None:
+                set_peft_model_state_dict(peft_model, self._tensors)
+            self._live = peft_model
             yield
         finally:
-            self._tensors = self._live_tensors()
-            self._live = None
+            if self._live is not None:
+                self._tensors = self._live_tensors()
+                self._live = None
             _detach(backbone.model, modules_before)
 
     def transform(self, backbone: Backbone, prompt: Prompt) -> Prompt:
@@ -160,6 +168,14 @@ class LoRA:
                 "(PEFT's save_pretrained with path_initial_model_for_weight_conversion)."
             )
         tensors = read_tensors(directory / WEIGHTS)
+        for key, tensor in tensors.items():
+            partner = key.replace("lora_A", "lora_B") if "lora_A" in key else key.replace("lora_B", "lora_A")
+            rank = tensor.shape[0] if "lora_A" in key else tensor.shape[-1]
+            if partner not in tensors or rank != config.r:
+                raise DamagedAdapter(
+                    f"Every A of a LoRA has its B, both of rank {config.r}, but {key} in {directory} has rank {rank}"
+                    f"{'' if partner in tensors else ' and no partner'}. Save or download the adapter again."
+                )
         alpha = round(config.lora_alpha) or 1
         spec = LoRASpec(rank=config.r, alpha=alpha, dropout=config.lora_dropout)
         return cls(spec, config.lora_alpha / alpha, tensors)

@@ -139,6 +139,7 @@ class SoftCoT:
 
     def scaled(self, factor: float) -> SoftCoT:
         scaled = SoftCoT(self.spec, self.scale * factor, self.tensors())
+        scaled._backbone_fingerprint = self._backbone_fingerprint
         scaled._states = self._states  # frozen assistant: the same prompt has the same states
         return scaled
 
@@ -166,7 +167,9 @@ class SoftCoT:
             config = json.loads((directory / CONFIG).read_text())
             loaded = cls(SoftCoTSpec(**config["spec"]), config["scale"], read_tensors(directory / WEIGHTS))
             loaded._backbone_fingerprint = config["backbone_fingerprint"]
-        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        except DamagedAdapter:
+            raise
+        except (OSError, KeyError, TypeError, ValueError) as error:
             raise DamagedAdapter(f"{directory / CONFIG} is not a SoftCoT config ({error!r}). Save the adapter again.") from error
         return loaded
 

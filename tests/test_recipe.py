@@ -84,3 +84,24 @@ def test_fields_of_a_kind_that_is_not_fitted_play_no_part() -> None:
     assert is_active("adapter.lora.rank", "lora+softcot")
     assert not is_active("adapter.lora.rank", "softcot")
     assert is_active("method.steps", "softcot")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("protected = []\n", "'protected'"),
+        ('protected = ["boxes", "boxes"]\n', "each task once"),
+        ('protected = ["icd10"]\n', "never the domain"),
+        ("[evaluation]\nmargins = {boxes = -0.1}\n", "above 0"),
+        ("[evaluation]\nmargins = {typo = 0.1}\n", "'typo'"),
+        ("[method]\nwarmup = 5.0\n", "warmup"),
+        ("[method]\nkl_weight = -3.0\n", "kl_weight must be at least 0"),
+        ("[adapter.lora]\ndropout = 7.0\n", "dropout must lie in"),
+        ('[ranges]\n"method.learning_rate" = [1e-3, 1e-4]\n', "inside"),
+        ('[ranges]\n"method.target" = ["poem"]\n', "'poem'"),
+        ("[study]\nscales = [3.0]\n", "scales must be"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(BadRecipe, match=said):
+        Recipe.load(written(tmp_path, text))

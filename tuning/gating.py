@@ -55,7 +55,9 @@ def gate_settings(recipe: Recipe, num_candidates: int = 1, time_budget_s: float 
         time_budget_s=time_budget_s or gate.time_budget_s,
         round_items=gate.round_items,
         max_rounds=gate.max_rounds,
-        spans={name: MAX_NATS for name in recipe.protected if not gate_measure(task_named(name)).unit.startswith("share")},
+        spans={
+            task.name: MAX_NATS for task in map(task_named, recipe.protected) if not gate_measure(task).unit.startswith("share")
+        },
     )
 
 
@@ -73,7 +75,6 @@ def gate(
     domain = task_named(recipe.domain)
     measured, left_out = _measurable(recipe, engine, backbone, cache)
     hashes = fingerprints_of(TrainingHashes.read(subject.directory))
-    engine.load(GATED, Profile.load(subject.directory))
     pool = domain.examples("gate", recipe.gate.domain_items * settings.max_rounds, seed=fresh_seed)
     check_overlap(hashes, pool)
 
@@ -90,6 +91,7 @@ def gate(
         return {row.planned.task.name: _paired(row) for row in read.rows}
 
     asked: set[str] = set()
+    engine.load(GATED, Profile.load(subject.directory))
     try:
         return run_gate(
             settings,
@@ -106,7 +108,7 @@ def gate(
 
 def _measurable(recipe: Recipe, engine: Engine, backbone: Backbone, cache: Path) -> tuple[dict[str, Task], dict[str, str]]:
     """The protected families that this backbone can show a loss on, and why not for the others."""
-    tasks = {name: task_named(name) for name in recipe.protected}
+    tasks = {task.name: task for task in map(task_named, recipe.protected)}
     found = admissions(engine, backbone, list(tasks.values()), cache)
     admitted = {name: task for name, task in tasks.items() if found[name].admitted}
     return admitted, {name: "; ".join(found[name].reasons) for name in tasks if name not in admitted}

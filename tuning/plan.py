@@ -8,12 +8,14 @@ from collections.abc import Sequence
 
 from evaluation.evaluate import Planned
 from evaluation.measures import MEASURES
-from evaluation.retention import DEFAULT_MARGINS, is_written, search_measure
+from evaluation.retention import DEFAULT_MARGINS, gate_measure, is_written, search_measure
 from evaluation.task import Example, Split, Task
 from evaluation.tasks import task_named
+from evaluation.tasks.generated import GeneratedTask
 from tuning.recipe import Recipe
 
-DOMAIN_MEASURE, CHAIN_MEASURE, WRITTEN_MEASURE = "choice_accuracy", "chain_likelihood", "generation"
+DOMAIN_MEASURE, WRITTEN_MEASURE = "choice_accuracy", "generation"
+_READ_ALSO = ("chain_likelihood", "information_gain_external", "information_gain_self", "correction")
 
 
 def training_examples(recipe: Recipe, domain: Task) -> list[Example]:
@@ -62,10 +64,8 @@ def report_plan(domain: Task, families: Sequence[Task], items: int, split: Split
     planned.append(Planned(MEASURES[WRITTEN_MEASURE], domain, domain.examples(split, items), "report"))
     for task in families:
         examples = task.examples(split, items)
-        planned.append(Planned(MEASURES[WRITTEN_MEASURE], task, examples, "protected"))
-        for name in (CHAIN_MEASURE, "information_gain_external", "information_gain_self", "correction", DOMAIN_MEASURE):
-            planned.append(Planned(MEASURES[name], task, examples, "report"))
-    for name, measure in (("grammar", "pair_preference"), ("text", "text_likelihood")):
-        task = task_named(name)
-        planned.append(Planned(MEASURES[measure], task, task.examples(split, items), "report"))
+        guard = gate_measure(task)
+        planned.append(Planned(guard, task, examples, "protected"))
+        also = (*_READ_ALSO, DOMAIN_MEASURE) if isinstance(task, GeneratedTask) else (search_measure(task).name,)
+        planned.extend(Planned(MEASURES[name], task, examples, "report") for name in also if name != guard.name)
     return planned

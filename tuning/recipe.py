@@ -76,7 +76,7 @@ class Recipe(Spec):
     name: str
     backbone: str = "smollm2-135m-reasoner"
     domain: str  # a built-in task, or the path of a task's TOML
-    protected: tuple[str, ...] = (*REASONING_FAMILIES, "grammar", "text")
+    protected: tuple[str, ...] = Field(default=(*REASONING_FAMILIES, "grammar", "text"), min_length=1)
     adapter: AdapterRecipe = AdapterRecipe()
     method: SFTSpec = SFTSpec()
     search: tuple[str, ...] = (
@@ -107,6 +107,18 @@ class Recipe(Spec):
                 raise ValueError(
                     f"search and ranges name searchable fields, but {field!r} is none. Known: {', '.join(sorted(known))}."
                 )
+        if len(set(self.protected)) < len(self.protected) or self.domain in self.protected:
+            raise ValueError(
+                f"protected names each task once and never the domain, but got {list(self.protected)} and {self.domain!r}."
+            )
+        for family, margin in self.evaluation.margins.items():
+            if family not in self.protected or margin <= 0:
+                raise ValueError(
+                    f"evaluation.margins gives a tolerable loss above 0 for a protected family, but got {family!r}: {margin}. "
+                    f"Protected: {', '.join(self.protected)}."
+                )
+        for field, bounds in self.ranges.items():
+            _check_range(field, known.get(field), bounds)
         for field in (*self.ranges, *(field for point in self.start for field in point)):
             if field not in self.search:
                 raise ValueError(f"ranges and start name searched fields, but {field!r} is not in search. Add it there.")
@@ -116,7 +128,7 @@ class Recipe(Spec):
     def load(cls, file: Path) -> Recipe:
         try:
             values = tomllib.loads(file.read_text())
-        except (OSError, tomllib.TOMLDecodeError) as error:
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise BadRecipe(f"A recipe is a TOML file, but {file} cannot be read: {error}.") from error
         domain = values.get("domain")
         if isinstance(domain, str) and domain.endswith(".toml"):
@@ -135,10 +147,25 @@ class Recipe(Spec):
             for parent in parents:
                 place = place[parent]
             place[leaf] = value
-        return Recipe(**tree)
+        try:
+            return Recipe(**tree)
+        except ValidationError as error:
+            raise BadRecipe(in_one_sentence(error)) from error
 
     def digest(self) -> str:
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+def _check_range(field: str, mark: Range | Choices | None, bounds: tuple[float, float] | tuple[str, ...]) -> None:
+    """A recipe's range lies inside the spec's own."""
+    if isinstance(mark, Choices):
+        strange = [value for value in bounds if str(value) not in {str(option) for option in mark.options}]
+        if strange or not bounds:
+            raise ValueError(f"ranges.{field} names some of {list(mark.options)}, but got {list(bounds)}.")
+    elif isinstance(mark, Range):
+        numbers = [value for value in bounds if isinstance(value, int | float)]
+        if len(numbers) != 2 or not mark.low <= numbers[0] <= numbers[1] <= mark.high:
+            raise ValueError(f"ranges.{field} is [low, high] inside [{mark.low:g}, {mark.high:g}], but got {list(bounds)}.")
 
 
 def search_marks() -> dict[str, Range | Choices]:

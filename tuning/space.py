@@ -63,6 +63,8 @@ def defaults(recipe: Recipe) -> dict[str, Value]:
         if not is_active(field, recipe.adapter.kind):
             continue
         mark, value = narrowed(recipe, field), default_of(recipe, field)
+        if isinstance(mark, Choices) and value not in mark.options:
+            value = mark.options[0]
         if isinstance(mark, Range):
             value = type(value)(min(max(float(value), mark.low), mark.high))
         values[field] = value

@@ -78,8 +78,17 @@ class Sweep:
     def storage_url(self) -> str:
         return f"sqlite:///{self.directory / 'optuna.db'}"
 
+    @property
+    def exists(self) -> bool:
+        """Whether a study of this name was begun in this home."""
+        return (self.directory / "optuna.db").is_file()
+
     def create(self, resume: bool = False) -> optuna.Study:
         """Makes the study, or joins the one of the same recipe; finished trials count."""
+        first = defaults(self.recipe)
+        points = [first, *({**first, **point} for point in self.recipe.start)]
+        for point in points:
+            self.recipe.with_values(dict(point))  # refuses a value out of its range before anything is written
         self.directory.mkdir(parents=True, exist_ok=True)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         storage = optuna.storages.RDBStorage(self.storage_url, engine_kwargs={"connect_args": {"timeout": 60}})
@@ -102,10 +111,9 @@ class Sweep:
                 f"{study.user_attrs[SEARCH_KEY][:12]}, now {digest[:12]}). Restore the recipe, or give it another name."
             )
         if not exists:
+            for point in points:
+                study.enqueue_trial(point)
             study.set_user_attr(SEARCH_KEY, digest)
-            study.enqueue_trial(defaults(self.recipe))
-            for point in self.recipe.start:
-                study.enqueue_trial({**defaults(self.recipe), **point})
         for stale in study.get_trials(states=(TrialState.RUNNING,)):
             study.tell(stale.number, state=TrialState.FAIL)
             _try_again(study, stale)

@@ -13,11 +13,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from tuning.allocator import keep_freed_memory
-from tuning.objective import ScaleScore, TrialScore, choose_scale, constraints
+from tuning.objective import ScaleScore, TrialScore, constraints, in_order
 from tuning.recipe import Recipe
 
 RESULT = "result.json"
 ADAPTER = "adapter"
+MAX_CHECKS = 2  # scales that are written from, at most, before a trial is reported as it is
 
 Report = Callable[[str, float], None]  # (phase, share of it done)
 
@@ -102,15 +103,22 @@ def _fit_and_measure(job: Job, report: Report) -> Outcome:
         scores.append(ScaleScore(scale, read.domain.change.mean, read.domain.adapted.mean, changes))
         engine.unload("candidate")
         report("measure", (index + 1) / (len(recipe.study.scales) + 1))
-    chosen = choose_scale(scores, margins)
-    scaled = profile.scaled(chosen.scale)
-    engine.load("candidate", scaled)
-    written = evaluate(engine, backbone, "candidate", generated_plan(recipe), cache)
-    generated = {family: row.change.mean for family, row in written.retention.items()}
+    to_write = generated_plan(recipe)
+    for chosen in in_order(scores, margins)[:MAX_CHECKS]:
+        scaled = profile.scaled(chosen.scale)
+        engine.load("candidate", scaled)
+        read = evaluate(engine, backbone, "candidate", to_write, cache)
+        written = {family: row.change.mean for family, row in read.retention.items()}
+        found = constraints(chosen, written, {family: row.change.n for family, row in read.retention.items()}, margins)
+        if all(value <= 0 for value in found.values()):
+            break
+        engine.unload("candidate")
+    else:
+        engine.load("candidate", scaled)
     kl = forward_kl(engine, backbone, "candidate", examples[:8], max_new_tokens=32)
     report("measure", 1.0)
     complete(job.directory / ADAPTER, recipe, backbone, scaled, chosen.scale, examples)
-    score = TrialScore(chosen, tuple(scores), generated, chosen.retention(margins), constraints(chosen, generated, margins), kl)
+    score = TrialScore(chosen, tuple(scores), written, chosen.retention(margins), found, kl)
     return Outcome(
         state="complete",
         score=score.as_dict(),

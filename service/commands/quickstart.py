@@ -27,7 +27,7 @@ from service.serve import Server, start_server
 from service.settings import Settings
 from service.sweep_view import clock
 from tuning.recipe import Recipe
-from tuning.study import Candidate, Sweep, stored_candidates
+from tuning.study import Candidate, Sweep
 
 NOTHING_PASSED = 3
 
@@ -68,12 +68,10 @@ def quickstart(home: Path | None, recipe_file: Path, keep_serving: bool) -> int:
         tracking.create()
         _warm_backbone(recipe.backbone, console)
     with phases.phase("sweep", f"at most {clock(recipe.study.time_budget_s or 0)}; the first trial is the plain recipe"):
-        candidates = run_sweep(sweep, resume=bool(stored_candidates(place, recipe.name)))
+        candidates = run_sweep(sweep, resume=sweep.exists)
     plain = next((candidate for candidate in candidates if candidate.trial == 0), None)
     if plain is not None:
-        console.print(
-            retention_table("The plain recipe (trial 0), at the learning rate that is best for the domain alone", plain)
-        )
+        console.print(retention_table("The plain recipe (trial 0)", plain))
     with phases.phase("gate", f"at most {clock(recipe.gate.time_budget_s)} for up to {recipe.gate.candidates} candidates"):
         gated = _champion(tracking, recipe) or _gate_in_order(tracking, recipe, candidates, place, console)
     with phases.phase("service", "about 20 s"):

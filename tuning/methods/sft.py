@@ -46,10 +46,21 @@ class SFTSpec(Spec):
 
     @model_validator(mode="after")
     def _usable(self) -> SFTSpec:
-        if self.steps < 1 or self.batch_size < 1 or not 0 < self.learning_rate < 1:
+        least = {
+            "steps": 1,
+            "batch_size": 1,
+            "num_examples": 1,
+            "micro_batch_tokens": 1,
+            "kl_weight": 0,
+            "weight_decay": 0,
+            "warmup": 0,
+        }
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} must be at least {low}, but got {getattr(self, name)}.")
+        if not 0 < self.learning_rate < 1 or self.warmup > 1:
             raise ValueError(
-                f"A fit needs steps >= 1, batch_size >= 1 and 0 < learning_rate < 1, but got steps={self.steps}, "
-                f"batch_size={self.batch_size}, learning_rate={self.learning_rate}."
+                f"A fit needs 0 < learning_rate < 1 and warmup <= 1, but got {self.learning_rate:g} and {self.warmup:g}."
             )
         return self
 
@@ -84,7 +95,9 @@ class SFT:
         spec, stack = self.spec, Stack(adapters)
         rows = rows_of(backbone, examples, spec.target, spec.prompt)
         accelerator = Accelerator(cpu=backbone.device.type == "cpu")
-        _think_ahead(backbone, stack, rows[: spec.steps * spec.batch_size])
+        drawn = endless_batches(rows, spec.batch_size * accelerator.num_processes, spec.seed)
+        batches = [next(drawn)[accelerator.process_index :: accelerator.num_processes] for _ in range(spec.steps)]
+        _think_ahead(backbone, stack, [row for batch in batches for row in batch])
         losses: list[float] = []
         kls: list[float] = []
         num_tokens, started = 0, time.monotonic()
@@ -96,9 +109,7 @@ class SFT:
             with stack.attach(backbone):
                 trained = [parameter for parameter in stack.parameters() if parameter.requires_grad]
                 optimizer = torch.optim.AdamW(trained, lr=spec.learning_rate, weight_decay=spec.weight_decay)
-                batches = endless_batches(rows, spec.batch_size * accelerator.num_processes, spec.seed)
-                for step in range(spec.steps):
-                    batch = next(batches)[accelerator.process_index :: accelerator.num_processes]
+                for step, batch in enumerate(batches):
                     for group in optimizer.param_groups:
                         group["lr"] = spec.learning_rate * _schedule(step, spec.steps, spec.warmup)
                     loss, kl = self._backward(backbone, stack, batch)
