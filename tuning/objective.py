@@ -14,7 +14,7 @@ from evaluation.retention import DEFAULT_MARGINS, capped_retention, violations
 
 WRITTEN_MARGIN = DEFAULT_MARGINS["share right in every step"]
 POOLED_MARGIN = 0.05  # of all families together
-POOLED = "written, all families"
+POOLED = "all families written"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from registry.errors import BackboneMismatch
 from registry.home import home_directory
 from registry.manifest import MANIFEST, Manifest, read_manifest
 from registry.names import resolve
@@ -38,13 +39,18 @@ def evaluate(
     directory, manifest = _subject(subject, place, tracking_uri)
     recipe = manifest.recipe if manifest else {}
     backbone = Backbone.load(backbone_name or (manifest.backbone.name if manifest else "smollm2-135m-reasoner"))
+    if manifest is not None and manifest.backbone.fingerprint != backbone.fingerprint:
+        raise BackboneMismatch(
+            f"{subject} was fitted on backbone {manifest.backbone.name} ({manifest.backbone.fingerprint[:12]}), but "
+            f"{backbone.name} is {backbone.fingerprint[:12]}. Leave out --backbone, or fit the recipe again on this one."
+        )
     profile = Profile.load(directory)
     engine = TorchEngine(backbone, max_rows=64)
     engine.load("subject", profile)
     task = task_named(domain or str(recipe.get("domain", "icd10")))
     protected = recipe.get("protected", list(REASONING_FAMILIES))
     assert isinstance(protected, list)
-    families = [task_named(str(name)) for name in protected]
+    families = [task_named(str(name)) for name in dict.fromkeys([*protected, "grammar", "text"])]  # these two are always shown
     admitted = admissions(engine, backbone, families, place / "cache")
     measurable = [family for family in families if admitted[family.name].admitted]
     console = Console(stderr=True)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from registry.errors import PromotionRefused
 from registry.home import home_directory
 from registry.ledger import Ledger
-from registry.names import checked_name, resolve
+from registry.names import ReleaseName, checked_name, resolve
 from registry.release import Release, load_release
 from registry.release import publish as publish_release
 from registry.status import status as registry_status
@@ -57,6 +58,7 @@ def promote(
     place = home_directory(home)
     tracking = Tracking.at(place, tracking_uri)
     named = resolve(tracking, reference)
+    _refuse_early(tracking, named, override, reason)
     release = load_release(tracking, named.name, named.version)
     ledger = Ledger(tracking, release.name)
     head = ledger.head()
@@ -137,6 +139,20 @@ def round_line(report: GateReport) -> str:
     return (
         f"gate round {report.rounds}: {decided} of {len(report.tests)} tests decided, {report.verdict}, {report.elapsed_s:.0f} s"
     )
+
+
+def _refuse_early(tracking: Tracking, named: ReleaseName, override: bool, reason: str) -> None:
+    """What would be refused after the gate is refused before it; and a gate that failed is not run again until it passes."""
+    from registry.verdicts import recorded_report
+
+    if override and not reason.strip():
+        raise PromotionRefused(f"An override needs a reason, but none was given for {named}. Pass --reason.")
+    earlier = recorded_report(tracking, named)
+    if earlier is not None and earlier.verdict == "fail" and not override:
+        raise PromotionRefused(
+            f"A version whose gate failed stays failed, and {named} did: {earlier.sentence} "
+            "Publish a better one, or override it with a reason, which stays in the ledger."
+        )
 
 
 def _check_backbone(release: Release, fingerprint: str) -> None:

@@ -1,0 +1,87 @@
+"""`graftline promote`: the gate is run once a version, on the real engine, and only its pass (or an override) promotes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from small_releases import random_lora
+from test_ledger import NAME, prepared_store, report, tracking  # noqa: F401
+
+from adapters.backbone import Backbone
+from engine.torch_engine import TorchEngine
+from evaluation.admission import random_update
+from evaluation.tasks import TASKS
+from registry.errors import PromotionRefused
+from registry.gate_report import GateSettings
+from registry.names import ReleaseName
+from registry.tracking import Tracking
+from registry.verdicts import record_verdict
+from service.commands.releases import promote, publish_directory
+from tuning.gating import GATED, Subject, gate
+from tuning.manifest import complete
+from tuning.plan import report_plan
+from tuning.recipe import Recipe
+
+
+def test_a_version_whose_gate_failed_is_not_gated_again(tracking: Tracking, tmp_path: Path) -> None:  # noqa: F811
+    record_verdict(tracking, ReleaseName(NAME, 2), report(2, lost=0.5))
+    with pytest.raises(PromotionRefused, match="stays failed"):
+        promote(f"{NAME}@2", "", False, None, tmp_path, tracking.uri, as_json=True)
+
+
+def test_an_override_without_a_reason_is_refused_before_the_gate(tracking: Tracking, tmp_path: Path) -> None:  # noqa: F811
+    with pytest.raises(PromotionRefused, match="needs a reason"):
+        promote(f"{NAME}@3", " ", True, None, tmp_path, tracking.uri, as_json=True)
+
+
+def released(backbone: Backbone, directory: Path, size: float) -> Subject:
+    from engine.profile import Profile
+
+    recipe = Recipe(name="small", backbone=backbone.name, domain="icd10-chapter", protected=("text",))
+    recipe = recipe.with_values({"gate.domain_items": 12, "gate.round_items": 12, "gate.max_rounds": 1})
+    adapter = random_lora(backbone, 1, size) if size else random_update(backbone, 0.0)
+    examples = TASKS["icd10-chapter"].examples("train", 20)
+    manifest = complete(directory, recipe, backbone, Profile((adapter,)), 1.0, examples)
+    return Subject("small@1", directory, manifest)
+
+
+def test_the_gate_finds_no_change_under_an_adapter_of_zeros(backbone: Backbone, tmp_path: Path) -> None:
+    engine = TorchEngine(backbone)
+    found = gate(released(backbone, tmp_path / "a", 0.0), engine, backbone, GateSettings(max_rounds=1, round_items=12), tmp_path)
+    assert {test.change for test in found.tests} == {0.0}
+    assert found.verdict == "inconclusive"
+    assert GATED not in engine.loaded
+
+
+def test_a_family_that_the_backbone_cannot_do_is_not_measurable(backbone: Backbone, tmp_path: Path) -> None:
+    subject = released(backbone, tmp_path / "a", 0.0)
+    recipe = subject.recipe.with_values({"protected": ("boxes",)})
+    changed = Subject(
+        subject.name, subject.directory, subject.manifest.model_copy(update={"recipe": recipe.model_dump(mode="json")})
+    )
+    found = gate(changed, TorchEngine(backbone), backbone, GateSettings(max_rounds=1, round_items=12), tmp_path)
+    assert "not above chance" in found.not_measurable["boxes"]
+    assert found.verdict == "inconclusive"
+
+
+def test_damage_in_the_files_stops_the_promotion_and_leaves_no_version(backbone: Backbone, tmp_path: Path) -> None:
+    from registry.errors import DamagedRelease
+
+    released(backbone, tmp_path / "a", 0.3)
+    weights = tmp_path / "a" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    store = Tracking.at(tmp_path / "home").create()
+    with pytest.raises(DamagedRelease, match="adapter_model.safetensors"):
+        publish_directory(store, tmp_path / "a", "small")
+    with store.client() as client:
+        assert not client.search_registered_models()
+    shutil.rmtree(tmp_path / "a")
+
+
+def test_every_task_has_measures_that_can_read_it(backbone: Backbone) -> None:
+    families = [TASKS[name] for name in ("boxes", "grammar", "text")]
+    for planned in report_plan(TASKS["icd10"], families, items=4):
+        readings = planned.measure.read(TorchEngine(backbone), backbone, None, planned.task, planned.examples)
+        assert len(readings.values) == len(planned.examples)
