@@ -27,7 +27,7 @@ from service.serve import Server, start_server
 from service.settings import Settings
 from service.sweep_view import clock
 from tuning.recipe import Recipe
-from tuning.study import Candidate, Sweep
+from tuning.study import Candidate, Sweep, stored_candidates
 
 NOTHING_PASSED = 3
 
@@ -209,9 +209,22 @@ def _summary(
     table.add_row("time", ", ".join(f"{name} {clock(seconds)}" for name, seconds in phases.seconds.items()))
     table.add_row("in all", clock(time.monotonic() - phases.started))
     console.print(table)
-    (sweep.home / "quickstart.json").write_text(
-        json.dumps({"seconds": phases.seconds, "promoted": str(gated.release.full_name) if gated else None}, indent=2)
-    )
+    (sweep.home / "quickstart.json").write_text(json.dumps(_figures(phases, sweep, plain, gated), indent=2))
+
+
+def _figures(phases: Phases, sweep: Sweep, plain: Candidate | None, gated: Gated | None) -> dict[str, object]:
+    """The summary for scripts; None where there is nothing to tell."""
+    chosen = gated.candidate if gated else None
+    share = chosen.domain_gain / plain.domain_gain if chosen and plain and plain.domain_gain > 0 else None
+    return {
+        "seconds": phases.seconds,
+        "trials": len(stored_candidates(sweep.home, sweep.recipe.name)),
+        "plain_gain": plain.domain_gain if plain else None,
+        "plain_lost": [name for name, value in plain.score["constraints"].items() if value > 0] if plain else None,
+        "promoted": str(gated.release.full_name) if gated else None,
+        "gate_gain": gated.report.domain.change if gated and gated.report else None,
+        "share_of_plain": share,
+    }
 
 
 def _example_prompt(recipe: Recipe) -> str:
