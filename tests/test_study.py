@@ -151,6 +151,13 @@ def test_scales_are_written_from_in_order_of_gain_among_those_that_lose_nothing(
     assert in_order([hollow, lost], {"a": 0.03}) == [lost]
 
 
+def test_a_gain_that_is_noise_buys_no_loss() -> None:
+    gentle, full = ScaleScore(0.5, 0.15, 0.5, {"a": -0.001}, 0.06), ScaleScore(1.0, 0.19, 0.55, {"a": -0.02}, 0.06)
+    assert in_order([full, gentle], {"a": 0.03})[0] is gentle
+    far = ScaleScore(1.0, 0.40, 0.55, {"a": -0.02}, 0.06)
+    assert in_order([far, gentle], {"a": 0.03})[0] is far
+
+
 def test_a_constraint_is_the_worse_of_likelihood_and_writing() -> None:
     chosen = ScaleScore(1.0, 0.1, 0.5, {"a": -0.03, "b": 0.0})
     found = constraints(chosen, {"a": 0.0, "b": -1.0}, {"a": 10, "b": 10}, {"a": 0.03, "b": 0.03})

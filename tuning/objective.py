@@ -25,6 +25,7 @@ class ScaleScore:
     domain_gain: float
     domain_accuracy: float
     chain_changes: Mapping[str, float]
+    gain_stderr: float = 0.0  # of the paired gain, over the items
 
     def violations(self, margins: Mapping[str, float]) -> dict[str, float]:
         """By family: how far the loss exceeds the margin, in margins; at or below 0 is tolerable."""
@@ -54,12 +55,21 @@ class TrialScore:
 
 
 def in_order(scores: Sequence[ScaleScore], margins: Mapping[str, float]) -> list[ScaleScore]:
-    """The scales to check by writing, best first: those that lose nothing intolerable, by gain. If there is none, the largest
-    scale alone: what was fitted is then shown as it is, not at the scale that hides its loss best."""
+    """The scales to check by writing, best first: those that lose nothing intolerable. If there is none, the largest scale alone:
+    what was fitted is then shown as it is, not at the scale that hides its loss best.
+
+    One-standard-error rule: of the scales whose gain is within one standard error of the largest, the one that loses least comes
+    first, since the difference in gain is noise and the loss is not.
+    """
     tolerable = [score for score in scores if all(v <= 0 for v in score.violations(margins).values())]
     if not tolerable:
         return [max(scores, key=lambda score: score.scale)]
-    return sorted(tolerable, key=lambda score: (score.domain_gain, score.retention(margins)), reverse=True)
+    largest = max(score.domain_gain for score in tolerable)
+    return sorted(
+        tolerable,
+        key=lambda score: (score.domain_gain + score.gain_stderr >= largest, score.retention(margins), score.domain_gain),
+        reverse=True,
+    )
 
 
 def constraints(

@@ -245,8 +245,17 @@ class Sweep:
 
 
 def in_order(candidates: list[Candidate]) -> list[Candidate]:
-    """Feasible ones by gain, then the rest by retention."""
-    return sorted(candidates, key=lambda c: (c.feasible, c.domain_gain if c.feasible else c.retention), reverse=True)
+    """Feasible ones first: of those within one standard error of the largest gain, the one that loses least; then the rest.
+
+    Those that are not feasible follow by retention.
+    """
+    largest = max((c.domain_gain for c in candidates if c.feasible), default=0.0)
+
+    def rank(candidate: Candidate) -> tuple[bool, bool, float, float]:
+        near = candidate.domain_gain + float(candidate.score["chosen"]["gain_stderr"]) >= largest
+        return candidate.feasible, candidate.feasible and near, candidate.retention, candidate.domain_gain
+
+    return sorted(candidates, key=rank, reverse=True)
 
 
 def stored_candidates(home: Path, name: str) -> list[Candidate]:

@@ -75,6 +75,7 @@ def _fit_and_measure(job: Job, report: Report) -> Outcome:
     from engine.torch_engine import TorchEngine
     from evaluation.base_cache import BaseCache
     from evaluation.evaluate import evaluate, forward_kl
+    from evaluation.statistics import score as score_of
     from evaluation.tasks import task_named
     from tuning.manifest import complete
     from tuning.methods import METHODS
@@ -100,7 +101,8 @@ def _fit_and_measure(job: Job, report: Report) -> Outcome:
         engine.load("candidate", profile.scaled(scale))
         read = evaluate(engine, backbone, "candidate", plan, cache)
         changes = {family: row.change.mean for family, row in read.retention.items()}
-        scores.append(ScaleScore(scale, read.domain.change.mean, read.domain.adapted.mean, changes))
+        gain = score_of(read.domain.change.per_item)
+        scores.append(ScaleScore(scale, gain.mean, read.domain.adapted.mean, changes, gain.stderr))
         engine.unload("candidate")
         report("measure", (index + 1) / (len(recipe.study.scales) + 1))
     to_write = generated_plan(recipe)
