@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,7 +68,7 @@ def promote(
     _check_backbone(release, backbone.fingerprint)
     engine = TorchEngine(backbone, max_rows=64, precision=subject.recipe.evaluation.precision)
     settings = gate_settings(subject.recipe, time_budget_s=time_budget_s)
-    console = Console(stderr=as_json)
+    console = Console(stderr=as_json, width=None if sys.stdout.isatty() else 140)
     report = gate(subject, engine, backbone, settings, place / "cache", on_round=lambda so_far: console.print(round_line(so_far)))
     record_verdict(tracking, release.full_name, report)
     promoted = report.passed or override
