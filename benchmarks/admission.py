@@ -35,7 +35,7 @@ def main() -> None:
             print(*rows[-1], flush=True)
         for file in (Path(place) / "admission").glob("*.json"):
             shutil.copy(file, PACKAGED / file.name)
-    headings = ["family", "right in every step", "damaged model", "adapter of zeros", "items", "verdict"]
+    headings = ["family", "backbone", "damaged model", "adapter of zeros", "items", "verdict"]
     note = f"Backbone {REASONER}, fingerprint {backbone.fingerprint[:12]}."
     write_section(
         "admission",

@@ -30,7 +30,7 @@ class BackboneIdentity(_Value):
 class ProfileDescription(_Value):
     """What a name serves: the adapters, how strongly they act, and how tokens are chosen."""
 
-    adapters: tuple[str, ...]  # adapter kinds, each in a folder of its name
+    adapters: tuple[str, ...]  # adapter kinds: a LoRA at the root, any other in a folder of its name
     scale: float = 1.0
     decoding: dict[str, JsonValue] = Field(default_factory=dict)
 
