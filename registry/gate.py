@@ -6,12 +6,11 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from functools import reduce
-from typing import Literal
 
 import numpy as np
 from pydantic import JsonValue
 
-from registry.gate_report import POOLED, FamilyVerdict, GateReport, GateSettings, Role, Verdict
+from registry.gate_report import POOLED, FamilyVerdict, GateReport, GateSettings, Role, Stopped, Verdict
 from registry.gate_statistics import PairedItems, log_wealth, lower_bound, units_needed, upper_bound
 
 Draw = Callable[[int], Mapping[str, PairedItems]]
@@ -33,12 +32,14 @@ def run_gate(
 
     All names of a round but `domain` are protected families. Every test must pass, so none needs a smaller alpha for the
     others; a claim of harm does, and gets it. The first round is always drawn, a later one only if the longest so far
-    still fits into the time budget. `on_round` is told how things stand.
+    still fits into the time budget. With `stop_when_futile`, two rounds or more end the gate as inconclusive when some test
+    cannot be expected to pass in what is left: to stop early promotes nothing, so it costs no alpha. `on_round` is told how
+    things stand.
     """
     started, longest_s, rounds = clock(), 0.0, 0
     drawn: dict[str, PairedItems] = {}
 
-    def report(stopped: Literal["decided", "out of time", "out of rounds", "out of items"]) -> GateReport:
+    def report(stopped: Stopped) -> GateReport:
         tests = judge(settings, drawn, domain)
         return GateReport(
             subject=subject,
@@ -71,6 +72,13 @@ def run_gate(
             return so_far.model_copy(update={"stopped": "out of rounds"})
         if clock() - started + longest_s > settings.time_budget_s:
             return so_far.model_copy(update={"stopped": "out of time"})
+        if settings.stop_when_futile and rounds >= 2:
+            rounds_left = settings.max_rounds - rounds
+            if longest_s > 0:
+                rounds_left = min(rounds_left, int((settings.time_budget_s - (clock() - started)) / longest_s))
+            items_left = {test.name: test.num_items * rounds_left // rounds for test in so_far.tests}
+            if not so_far.families or any(test.is_hopeless(items_left[test.name]) for test in so_far.tests):
+                return so_far.model_copy(update={"stopped": "futile", "items_left": items_left})
 
 
 def judge(settings: GateSettings, drawn: Mapping[str, PairedItems], domain: str) -> tuple[FamilyVerdict, ...]:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 Role = Literal["domain", "protected", "pooled"]
+Stopped = Literal["decided", "out of time", "out of rounds", "out of items", "futile"]
 POOLED = "all protected families"
 COLUMNS = ("test", "verdict", "backbone", "adapted", "change", "interval", "must be above", "items", "more needed")
 
@@ -30,6 +31,7 @@ class GateSettings(_Value):
     time_budget_s: float = Field(default=3600.0, gt=0)
     round_items: int = Field(default=100, ge=1)  # a family and round
     max_rounds: int = Field(default=20, ge=1)
+    stop_when_futile: bool = False  # give up once some test would need more than twice what is left
     spans: dict[str, float] = Field(default_factory=dict)  # 1.0 where none is given
 
     @model_validator(mode="after")
@@ -70,6 +72,10 @@ class FamilyVerdict(_Value):
     worst_cluster: str | None = None  # where the largest loss sits; None when no cluster lost
     worst_change: float | None = None
 
+    def is_hopeless(self, items_left: int) -> bool:
+        """Undecided, and more of the same would need more than twice the items left to pass, or never would."""
+        return self.verdict == "inconclusive" and (self.items_needed is None or self.items_needed > 2 * items_left)
+
 
 class GateReport(_Value):
     """`tests` are the domain, the protected families and, where asked for, all of them pooled."""
@@ -81,7 +87,8 @@ class GateReport(_Value):
     not_measurable: dict[str, str]  # family: why the backbone cannot show a loss there
     rounds: int
     elapsed_s: float
-    stopped: Literal["decided", "out of time", "out of rounds", "out of items"]
+    stopped: Stopped
+    items_left: dict[str, int] = Field(default_factory=dict)  # of a futile gate: what the rounds left would draw, by test
     details: dict[str, JsonValue] = Field(default_factory=dict)  # seeds, fingerprints, whatever names the evidence
 
     @property
@@ -107,6 +114,11 @@ class GateReport(_Value):
         known = [count for count in needed if count is not None]
         return max(known, default=0) if len(known) == len(needed) else None
 
+    @property
+    def hopeless(self) -> tuple[FamilyVerdict, ...]:
+        """The tests that a futile gate was given up for."""
+        return tuple(test for test in self.tests if test.name in self.items_left and test.is_hopeless(self.items_left[test.name]))
+
     def digest(self) -> str:
         """SHA-256 of the report as canonical JSON."""
         return hashlib.sha256(self.canonical().encode()).hexdigest()
@@ -130,6 +142,11 @@ class GateReport(_Value):
         if not self.families:
             return f"{self.subject} is undecided: no protected family is measurable on this backbone, so no loss could be seen."
         open_tests = [test for test in self.tests if test.verdict == "inconclusive"]
+        if self.stopped == "futile":
+            hopeless = "; ".join(f"{t.name} ({_more(t)}, {self.items_left[t.name]} were left)" for t in self.hopeless)
+            return (
+                f"{self.subject} is undecided: given up after {self.rounds} rounds, what is left would not show it: {hopeless}."
+            )
         more = "; ".join(f"{test.name} ({_more(test)})" for test in open_tests)
         return f"{self.subject} is undecided after {self.rounds} rounds ({self.stopped}): {more}."
 

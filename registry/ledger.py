@@ -8,6 +8,7 @@ no service but MLflow. The alias `champion` on NAME is a pointer for people, set
 from __future__ import annotations
 
 import getpass
+import hashlib
 import random
 import time
 from dataclasses import dataclass
@@ -184,8 +185,10 @@ class Ledger:
             tags = client.get_model_version(ledger_name(self.name), str(number)).tags
         if _REPORT_TAG not in tags:
             return None
-        report = GateReport.model_validate_json(tags[_REPORT_TAG])
-        return report if LedgerEntry.model_validate_json(tags[ENTRY_TAG]).gate_digest == report.digest() else None
+        # The digest is over the text: a report with fields that came later is still the one that was signed.
+        digest = hashlib.sha256(tags[_REPORT_TAG].encode()).hexdigest()
+        signed = LedgerEntry.model_validate_json(tags[ENTRY_TAG]).gate_digest
+        return GateReport.model_validate_json(tags[_REPORT_TAG]) if signed == digest else None
 
     def alias_version(self) -> int | None:
         """Where the alias `champion` points; None when there is none."""

@@ -45,7 +45,9 @@ class Subject:
         return Recipe.model_validate(self.manifest.recipe)
 
 
-def gate_settings(recipe: Recipe, num_candidates: int = 1, time_budget_s: float | None = None) -> GateSettings:
+def gate_settings(
+    recipe: Recipe, num_candidates: int = 1, time_budget_s: float | None = None, stop_when_futile: bool = False
+) -> GateSettings:
     gate = recipe.gate
     return GateSettings(
         margin=gate.margin,
@@ -55,6 +57,7 @@ def gate_settings(recipe: Recipe, num_candidates: int = 1, time_budget_s: float 
         time_budget_s=time_budget_s or gate.time_budget_s,
         round_items=gate.round_items,
         max_rounds=gate.max_rounds,
+        stop_when_futile=stop_when_futile,
         spans={
             task.name: MAX_NATS for task in map(task_named, recipe.protected) if not gate_measure(task).unit.startswith("share")
         },
