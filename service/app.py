@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 from engine.engine import GenerationRequest
 from service import meters
 from service.asgi import new_application, request_id
+from service.bento_image import self_contained
 from service.errors import ApiError
 from service.lease import Lease
 from service.openai_shapes import ChatRequest, Choice, CompletionRequest, ObjectName, Reply
@@ -34,6 +35,7 @@ settings = Settings.from_environment()
     workers=1,
     traffic={"timeout": settings.request_timeout_s + 60, "max_concurrency": 4096},
     http={"host": settings.host, "port": settings.port},
+    image=self_contained(),
 )
 @bentoml.asgi_app(app, path="/")
 class Graftline:

@@ -8,33 +8,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 
 from adapters.backbone import Backbone
-from registry.manifest import MANIFEST, file_digest
-from registry.names import ReleaseName
-from registry.release import check_backbone
-from service.catalogue import INDEX, Catalogue
+from service.catalogue import Catalogue
+from service.frozen import write_frozen
 from service.serve import SERVICE
 from service.settings import BUNDLED, Settings
 from service.startup import open_parts
 
 _ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("adapters", "engine", "registry", "service")
-_REQUIREMENTS = (
-    "bentoml",
-    "fastapi",
-    "jinja2",
-    "numpy",
-    "peft",
-    "prometheus-client",
-    "pydantic",
-    "safetensors",
-    "torch",
-    "transformers",
-)
 
 
 class BuildFailed(RuntimeError):
@@ -47,7 +31,7 @@ def build(settings: Settings, store: Path | None = None) -> Path:
     `store` is a BENTOML_HOME of its own; by default, the one in the home directory that `graftline serve` uses.
     Run it with `bentoml serve DIRECTORY`.
     """
-    backbone, catalogue = open_parts(settings)
+    backbone, catalogue = open_parts(settings.model_copy(update={"device": "cpu"}))
     store = (store or settings.home / "bentoml").expanduser().absolute()
     store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="graftline-bento-") as scratch:
@@ -61,40 +45,16 @@ def write_stage(stage: Path, backbone: Backbone, catalogue: Catalogue) -> None:
     for package in _PACKAGES:
         ignored = shutil.ignore_patterns("__pycache__", "reasoner")  # the reasoner's update is merged in the bundled weights
         shutil.copytree(_ROOT / package, stage / package, ignore=ignored)
-    frozen = stage / BUNDLED.name
-    backbone.model.save_pretrained(frozen / "backbone")
-    backbone.tokenizer.save_pretrained(frozen / "backbone")
-    stored = Backbone.load(str(frozen / "backbone"), device="cpu").fingerprint
-    index = {
-        "format_version": 1,
-        "backbone": {"name": Path(backbone.name).name, "fingerprint": backbone.fingerprint, "stored_fingerprint": stored},
-        "releases": list(_copied_releases(frozen, backbone, catalogue)),
-    }
-    (frozen / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-    (stage / "bentofile.yaml").write_text(_bentofile(index["releases"]))
+    write_frozen(stage / BUNDLED.name, backbone, catalogue)
+    (stage / "bentofile.yaml").write_text(_bentofile())
 
 
-def _copied_releases(frozen: Path, backbone: Backbone, catalogue: Catalogue) -> Iterator[dict[str, str | int]]:
-    for name, number in sorted(catalogue.champions().items()):
-        if number is None:
-            continue
-        release = catalogue.open(ReleaseName(name, number))
-        check_backbone(release, backbone.fingerprint)
-        folder = f"releases/{name}@{number}"
-        shutil.copytree(release.directory, frozen / folder)
-        digest = file_digest(release.directory / MANIFEST)
-        yield {"name": name, "version": number, "directory": folder, "manifest_sha256": digest}
-
-
-def _bentofile(releases: object) -> str:
-    """JSON is YAML. Nothing is resolved while building: the pins are what runs here."""
-    pins = [f"{package}=={version(package).split('+')[0]}" for package in _REQUIREMENTS]
+def _bentofile() -> str:
+    """JSON is YAML."""
     content = {
         "service": SERVICE,
         "description": "An OpenAI-compatible service: one frozen backbone and its promoted adapters.",
-        "labels": {"owner": "graftline", "releases": str(len(releases) if isinstance(releases, list) else 0)},
         "include": [*(f"{package}/**" for package in _PACKAGES), f"{BUNDLED.name}/**"],
-        "python": {"packages": pins, "lock_packages": False},
     }
     return json.dumps(content, indent=2) + "\n"
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from registry.ledger import LedgerReader
-
 from adapters.backbone import Backbone
 from registry.errors import DamagedRelease, NoChampion, UnknownRelease
+from registry.ledger import LedgerReader
 from registry.manifest import MANIFEST, file_digest, verify
 from registry.names import CHAMPION, ReleaseName, registered_names, resolve
 from registry.release import Release, load_release

@@ -1,11 +1,16 @@
-"""A Bento runs from its own files."""
+"""A Bento runs from its own files, whichever command built it."""
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import openai
+import pytest
 from small_releases import promote, random_lora, write_release
 
 from adapters.backbone import Backbone
@@ -15,16 +20,34 @@ from service.bento import build
 from service.serve import start_server
 from service.settings import Settings
 
+ROOT = Path(__file__).parent.parent
 
+
+def by_graftline(settings: Settings, store: Path) -> Path:
+    return build(settings, store=store)
+
+
+def by_bentoml(settings: Settings, store: Path) -> Path:
+    """`bentoml build` as it is typed in the project's root."""
+    store.mkdir()
+    environment = {**os.environ, **settings.environment(), "BENTOML_HOME": str(store), "BENTOML_DO_NOT_TRACK": "True"}
+    command = [sys.executable, "-m", "bentoml", "build"]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=300)
+    return store / "bentos" / "graftline" / (store / "bentos" / "graftline" / "latest").read_text()
+
+
+@pytest.mark.parametrize("build_bento", [by_graftline, pytest.param(by_bentoml, marks=pytest.mark.slow)])
 def test_a_bento_serves_its_backbone_and_its_release_without_a_registry(
-    tmp_path: Path, backbone_directory: Path, session_backbone: Backbone
+    tmp_path: Path, backbone_directory: Path, session_backbone: Backbone, build_bento: Callable[[Settings, Path], Path]
 ) -> None:
     home = tmp_path / "home"
     tracking = Tracking.at(home).create()
     write_release(tmp_path / "law", session_backbone, random_lora(session_backbone, 1))
     publish(tracking, "law", tmp_path / "law")
     promote(tracking, "law", 1)
-    bento = build(Settings(backbone=str(backbone_directory), device="cpu", home=home), store=tmp_path / "store")
+    bento = build_bento(Settings(backbone=str(backbone_directory), device="cpu", home=home), tmp_path / "store")
+    assert not (ROOT / "frozen").exists()
+    assert "torch==" in (bento / "env" / "python" / "requirements.txt").read_text()
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
