@@ -8,6 +8,7 @@ RegistryError (ValueError)
 ├── DamagedRelease         a file is missing, added, changed, cut short or not finite
 ├── BackboneMismatch       the release was fitted on another backbone (also adapters.errors.BackboneMismatch)
 ├── PromotionRefused       the gate did not pass, or the report is about something else
+│   └── PolicyRefused      a gate asks for less than the name's policy, or the file of a policy cannot be read
 ├── ChampionMoved          someone else promoted first
 └── NothingToRollBackTo    no earlier champion to return to
 """
@@ -46,6 +47,10 @@ class BackboneMismatch(RegistryError, adapter_errors.BackboneMismatch):
 
 
 class PromotionRefused(RegistryError):
+    pass
+
+
+class PolicyRefused(PromotionRefused):
     pass
 
 

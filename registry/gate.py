@@ -10,7 +10,9 @@ from functools import reduce
 import numpy as np
 from pydantic import JsonValue
 
-from registry.gate_report import POOLED, FamilyVerdict, GateReport, GateSettings, Role, Stopped, Verdict
+from registry.evidence import Evidence
+from registry.gate_report import POOLED, FamilyVerdict, GateReport, Role, Stopped, Verdict
+from registry.gate_settings import GateSettings
 from registry.gate_statistics import PairedItems, log_wealth, lower_bound, units_needed, upper_bound
 
 Draw = Callable[[int], Mapping[str, PairedItems]]
@@ -27,6 +29,7 @@ def run_gate(
     not_measurable: Mapping[str, str] | None = None,
     details: Mapping[str, JsonValue] | None = None,
     on_round: Callable[[GateReport], None] | None = None,
+    before: Evidence | None = None,
 ) -> GateReport:
     """Non-inferiority of every protected family, superiority of the domain, all to be shown: pass, fail or inconclusive.
 
@@ -34,10 +37,12 @@ def run_gate(
     others; a claim of harm does, and gets it. The first round is always drawn, a later one only if the longest so far
     still fits into the time budget. With `stop_when_futile`, two rounds or more end the gate as inconclusive when some test
     cannot be expected to pass in what is left: to stop early promotes nothing, so it costs no alpha. `on_round` is told how
-    things stand.
+    things stand. With `before`, the gate goes on from that evidence: its rounds are numbered on, its items count, and the
+    limits are for what comes now; the report then carries the evidence that the next gate can go on from.
     """
-    started, longest_s, rounds = clock(), 0.0, 0
-    drawn: dict[str, PairedItems] = {}
+    started, longest_s = clock(), 0.0
+    rounds = rounds_before = before.rounds if before else 0
+    drawn: dict[str, PairedItems] = dict(before.items) if before else {}
 
     def report(stopped: Stopped) -> GateReport:
         tests = judge(settings, drawn, domain)
@@ -48,16 +53,18 @@ def run_gate(
             tests=tests,
             not_measurable=dict(not_measurable or {}),
             rounds=rounds,
+            rounds_before=rounds_before,
             elapsed_s=clock() - started,
             stopped=stopped,
             details=dict(details or {}),
+            evidence=Evidence(before.start, rounds, dict(drawn)) if before else None,
         )
 
     while True:
         began = clock()
         fresh = {name: items for name, items in draw_round(rounds).items() if len(items)}
         rounds += 1
-        if rounds == 1 and domain not in fresh:
+        if domain not in drawn and domain not in fresh:
             raise ValueError(f"The gate's first round must hold items of the domain {domain!r}, but has {sorted(fresh)}.")
         if not fresh:
             return report("out of items")
@@ -68,12 +75,12 @@ def run_gate(
             on_round(so_far)
         if so_far.verdict != "inconclusive":
             return so_far
-        if rounds >= settings.max_rounds:
+        if rounds - rounds_before >= settings.max_rounds:
             return so_far.model_copy(update={"stopped": "out of rounds"})
         if clock() - started + longest_s > settings.time_budget_s:
             return so_far.model_copy(update={"stopped": "out of time"})
         if settings.stop_when_futile and rounds >= 2:
-            rounds_left = settings.max_rounds - rounds
+            rounds_left = settings.max_rounds - (rounds - rounds_before)
             if longest_s > 0:
                 rounds_left = min(rounds_left, int((settings.time_budget_s - (clock() - started)) / longest_s))
             items_left = {test.name: test.num_items * rounds_left // rounds for test in so_far.tests}

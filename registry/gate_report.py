@@ -6,7 +6,10 @@ import hashlib
 import json
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from registry.evidence import Evidence
+from registry.gate_settings import GateSettings
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 Role = Literal["domain", "protected", "pooled"]
@@ -16,41 +19,7 @@ COLUMNS = ("test", "verdict", "backbone", "adapted", "change", "interval", "must
 
 
 class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class GateSettings(_Value):
-    """Margins are losses that are tolerable, in the family's own units; `spans` are its largest possible differences."""
-
-    margin: float = Field(default=0.02, gt=0, lt=1)
-    margins: dict[str, float] = Field(default_factory=dict)  # by family, where it differs from `margin`
-    pooled_margin: float | None = Field(default=None, gt=0, lt=1)  # None: no pooled test
-    min_domain_gain: float = Field(default=0.0, ge=0, lt=1)  # the interval of the gain must lie above this
-    alpha: float = Field(default=0.05, gt=0, lt=0.5)  # of promoting any candidate that should not be
-    num_candidates: int = Field(default=1, ge=1, le=3)  # alpha is divided among them
-    time_budget_s: float = Field(default=3600.0, gt=0)
-    round_items: int = Field(default=100, ge=1)  # a family and round
-    max_rounds: int = Field(default=20, ge=1)
-    stop_when_futile: bool = False  # give up once some test would need more than twice what is left
-    spans: dict[str, float] = Field(default_factory=dict)  # 1.0 where none is given
-
-    @model_validator(mode="after")
-    def _margins_are_losses(self) -> GateSettings:
-        for kind, values in (("margin", self.margins), ("span", self.spans)):
-            for family, value in values.items():
-                if value <= 0:
-                    raise ValueError(f"A {kind} must be above 0, but that of {family!r} is {value}. Correct or remove it.")
-        return self
-
-    @property
-    def candidate_alpha(self) -> float:
-        return self.alpha / self.num_candidates
-
-    def margin_of(self, family: str) -> float:
-        return self.margins.get(family, self.margin)
-
-    def span_of(self, family: str) -> float:
-        return self.spans.get(family, 1.0)
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
 
 class FamilyVerdict(_Value):
@@ -88,8 +57,10 @@ class GateReport(_Value):
     rounds: int
     elapsed_s: float
     stopped: Stopped
+    rounds_before: int = 0  # of `rounds`, those of earlier gates that this one went on from
     items_left: dict[str, int] = Field(default_factory=dict)  # of a futile gate: what the rounds left would draw, by test
     details: dict[str, JsonValue] = Field(default_factory=dict)  # seeds, fingerprints, whatever names the evidence
+    evidence: Evidence | None = Field(default=None, exclude=True, repr=False)  # kept beside the report, not in it
 
     @property
     def passed(self) -> bool:

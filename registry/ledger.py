@@ -7,7 +7,6 @@ no service but MLflow. The alias `champion` on NAME is a pointer for people, set
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import random
 import time
@@ -28,7 +27,8 @@ from registry.ledger_chain import (
     succession,
     versions_after,
 )
-from registry.names import CHAMPION, ReleaseName, checked_name, ledger_name, unknown_release
+from registry.names import CHAMPION, ReleaseName, checked_name, current_actor, ledger_name, unknown_release
+from registry.policy import policies, policy_of_report, refuse_laxer
 from registry.tracking import Tracking
 from registry.verdicts import record_verdict
 
@@ -129,8 +129,9 @@ class Ledger:
         override: bool = False,
         expected_head: Head | None = None,
     ) -> Recorded:
-        """Makes the version champion if its gate passed, or by an override with a reason, which stays visible for ever.
+        """Makes the version champion if its gate passed under the name's policy, or by an override.
 
+        An override needs a reason, which stays visible for ever.
         The report is kept with the version either way. `expected_head` is what the caller last saw (before a long gate,
         say); None means the head of this moment.
         """
@@ -150,6 +151,9 @@ class Ledger:
                 f"A release is promoted when its gate passes, but {subject} did not: {why} "
                 "Publish a better one, run the gate with more time, or override it with a reason, which stays in the ledger."
             )
+        if report is not None and not override and (history := policies(self.tracking, self.name)):
+            bound = history[-1].policy
+            refuse_laxer(policy_of_report(report, bound), bound, self.name)
         if not passed and not reason.strip():
             raise PromotionRefused(f"An override needs a reason, but none was given for {subject}. Pass --reason.")
         head = expected_head or self.head()
@@ -285,10 +289,3 @@ def no_champion(name: str) -> NoChampion:
         f"A bare name means its champion, but nothing of {name} has been promoted. Run `graftline promote {name}@VERSION`, "
         f"or name a version: {name}@1."
     )
-
-
-def current_actor() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        return "unknown"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import re
 from dataclasses import dataclass
 
@@ -88,3 +89,10 @@ def registered_names(tracking: Tracking) -> list[str]:
             token = page.token or None
             if token is None:
                 return sorted(names)
+
+
+def current_actor() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return "unknown"

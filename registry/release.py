@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from registry.errors import BackboneMismatch, DamagedRelease, UnknownRelease
 from registry.manifest import MANIFEST, Manifest, file_digest, verify, verify_tensors
-from registry.names import ReleaseName, checked_name, unknown_release
+from registry.names import ReleaseName, checked_name, current_actor, unknown_release
+from registry.policy import Policy, set_policy
 from registry.tracking import Tracking, is_lost_connection
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def publish(
 ) -> Release:
     """A new version of the registered model (made when missing) from a directory with a manifest.
 
+    The first release sets the policy of the name, from its recipe.
     Whatever fails, no version, no logged model and no registered model made for it remain.
     """
     checked_name(name)
@@ -66,6 +68,8 @@ def publish(
             client.log_model_artifacts(model.model_id, str(directory))
             client.finalize_logged_model(model.model_id, "READY")
             made_model = _ensure_registered(client, name)
+            if made_model and (policy := Policy.of_recipe(manifest.recipe)) is not None:
+                set_policy(tracking, name, policy, actor=current_actor(), reason="the recipe of the first release")
             version = client.create_model_version(
                 name, source=f"models:/{model.model_id}", run_id=run_id, tags={**(tags or {}), **fixed}, model_id=model.model_id
             )

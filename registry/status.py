@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from itertools import pairwise
 
 from pydantic import BaseModel, ConfigDict
 
 from registry.ledger import Ledger
 from registry.ledger_chain import Recorded
 from registry.names import registered_names
+from registry.policy import PolicyChange, policies
 from registry.tracking import Tracking
 from registry.verdicts import VERDICT_TAG
 
@@ -41,7 +43,7 @@ class HistoryEntry(_Value):
 
 
 class NameStatus(_Value):
-    """`warnings` are sentences: drift of the alias, entries that were edited or lost a race, overrides in force."""
+    """`warnings` are sentences: drift of the alias, edited or lost entries, laxer policies, overrides in force."""
 
     name: str
     champion: int | None
@@ -69,6 +71,7 @@ def name_status(tracking: Tracking, name: str) -> NameStatus:
     drift = ledger.drift()
     candidates = _candidates(tracking, name, champion, {entry.version for entry in history if entry.kind == "override"})
     warnings = [f"Entry {recorded.number} of the ledger is void: {recorded.void}." for recorded in records if recorded.void]
+    warnings.extend(_policy_changes(policies(tracking, name)))
     warnings.extend(_overrides_in_force(name, champion, history))
     if drift is not None:
         warnings.insert(0, drift.repair)
@@ -122,3 +125,12 @@ def _overrides_in_force(name: str, champion: int | None, history: tuple[HistoryE
     if made is None or made.kind != "override":
         return []
     return [f"{name}@{champion} is served by an override ({made.actor}: {made.reason}); its gate verdict was: {made.verdict}."]
+
+
+def _policy_changes(history: tuple[PolicyChange, ...]) -> list[str]:
+    changed = [(change, change.policy.laxer_than(before.policy)) for before, change in pairwise(history)]
+    return [
+        f"The gate's policy was made laxer in {where} by {change.actor}, {change.created}: {change.reason}."
+        for change, where in changed
+        if where is not None
+    ]

@@ -1,26 +1,98 @@
-"""Verdicts: the gate's word on a version, kept with the version, promoted or not."""
+"""Verdicts: the gate's word on a version and the evidence for it, kept with the version, promoted or not."""
 
 from __future__ import annotations
 
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from registry.evidence import Evidence, Start
 from registry.gate_report import GateReport
 from registry.names import ReleaseName, unknown_release
 from registry.tracking import Tracking
 
 VERDICT_TAG, REPORT_TAG = "graftline.gate.verdict", "graftline.gate.report"
+START_TAG, EVIDENCE_TAG = "graftline.gate.start", "graftline.gate.evidence"
+GATES = "graftline.gates"  # the experiment whose runs hold the evidence
+_FILE = "evidence.json"
 _ATTEMPTS = 5
 
 
 def record_verdict(tracking: Tracking, release: ReleaseName, report: GateReport) -> None:
-    """Keeps the latest report as tags of the version."""
-    from mlflow.exceptions import MlflowException
-
+    """Keeps the latest report as tags of the version, and its evidence as a run's artifact that a tag points to."""
     if report.subject != str(release):
         raise ValueError(f"A verdict is kept with the release it is about, but {report.subject} is not {release}.")
+    if report.evidence is not None:
+        _record_evidence(tracking, release, report.evidence)
+    _set_tags(tracking, release, {REPORT_TAG: report.canonical(), VERDICT_TAG: report.verdict})
+
+
+def record_start(tracking: Tracking, release: ReleaseName, start: Start) -> None:
+    """Before the first item is drawn: a gate that is cut off counts as begun."""
+    _set_tags(tracking, release, {START_TAG: start.model_dump_json()})
+
+
+def recorded_evidence(tracking: Tracking, release: ReleaseName) -> Evidence | None:
+    """What the release's latest gate drew; without its items where they cannot be read, since the start draws them again.
+
+    None when no gate of the version was begun.
+    """
+    from mlflow.exceptions import MlflowException
+
+    tags = _tags(tracking, release)
+    if START_TAG not in tags:
+        return None
+    start = Start.model_validate_json(tags[START_TAG])
+    if EVIDENCE_TAG in tags:
+        pointer = json.loads(tags[EVIDENCE_TAG])
+        with tempfile.TemporaryDirectory() as scratch, tracking.client() as client:
+            try:
+                evidence = Evidence.from_json(Path(client.download_artifacts(pointer["run_id"], _FILE, scratch)).read_text())
+            except (OSError, ValueError, MlflowException):
+                return Evidence(start)
+        if evidence.start == start and evidence.digest() == pointer["sha256"]:
+            return evidence
+    return Evidence(start)
+
+
+def recorded_report(tracking: Tracking, release: ReleaseName) -> GateReport | None:
+    """The latest report; None when the version was never gated."""
+    tags = _tags(tracking, release)
+    return GateReport.model_validate_json(tags[REPORT_TAG]) if REPORT_TAG in tags else None
+
+
+def _record_evidence(tracking: Tracking, release: ReleaseName, evidence: Evidence) -> None:
+    stored, digest = _tags(tracking, release).get(EVIDENCE_TAG), evidence.digest()
+    if stored is not None and json.loads(stored)["sha256"] == digest:
+        return
+    run_id = tracking.start_run(GATES, f"gate {release}", tags={"graftline.release": str(release)})
+    tracking.log_text(run_id, evidence.to_json(), _FILE)
+    tracking.end_run(run_id)
+    pointer = json.dumps({"run_id": run_id, "sha256": digest})
+    _set_tags(tracking, release, {START_TAG: evidence.start.model_dump_json(), EVIDENCE_TAG: pointer})
+
+
+def _tags(tracking: Tracking, release: ReleaseName) -> Mapping[str, str]:
+    from mlflow.exceptions import MlflowException
+
+    with tracking.client() as client:
+        try:
+            return dict(client.get_model_version(release.name, str(release.version)).tags)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise unknown_release(tracking, str(release)) from error
+
+
+def _set_tags(tracking: Tracking, release: ReleaseName, tags: Mapping[str, str]) -> None:
+    from mlflow.exceptions import MlflowException
+
     with tracking.client() as client:
         for attempt in range(_ATTEMPTS):
             try:
-                client.set_model_version_tag(release.name, str(release.version), REPORT_TAG, report.canonical())
-                client.set_model_version_tag(release.name, str(release.version), VERDICT_TAG, report.verdict)
+                for name, value in tags.items():
+                    client.set_model_version_tag(release.name, str(release.version), name, value)
                 return
             except MlflowException as error:
                 if error.error_code == "RESOURCE_DOES_NOT_EXIST":
@@ -28,15 +100,3 @@ def record_verdict(tracking: Tracking, release: ReleaseName, report: GateReport)
                 # Two first writers of one tag clash in the store; the second try finds the row and updates it.
                 if attempt == _ATTEMPTS - 1:
                     raise
-
-
-def recorded_report(tracking: Tracking, release: ReleaseName) -> GateReport | None:
-    """The latest report; None when the version was never gated."""
-    from mlflow.exceptions import MlflowException
-
-    with tracking.client() as client:
-        try:
-            tags = client.get_model_version(release.name, str(release.version)).tags
-        except MlflowException as error:
-            raise unknown_release(tracking, str(release)) from error
-    return GateReport.model_validate_json(tags[REPORT_TAG]) if REPORT_TAG in tags else None

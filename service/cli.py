@@ -95,7 +95,11 @@ def promote(
     override: Annotated[
         bool, typer.Option("--override", help="Promote although the gate did not pass; needs --reason and stays visible.")
     ] = False,
-    time_budget_s: Annotated[float | None, typer.Option(help="Seconds for the gate, instead of the recipe's.")] = None,
+    time_budget_s: Annotated[float | None, typer.Option(help="Seconds for the gate, instead of the policy's.")] = None,
+    gate: Annotated[
+        Path | None,
+        typer.Option(help="A TOML file with a stricter policy for this gate; with --reason, a laxer one for the name."),
+    ] = None,
     home: Home = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
@@ -103,7 +107,7 @@ def promote(
     """Run the gate on fresh items and, if it passes, make the version its name's champion. Exit code 1: not promoted."""
     from service.commands.releases import promote as run
 
-    raise typer.Exit(run(release, reason, override, time_budget_s, home, tracking_uri, as_json))
+    raise typer.Exit(run(release, reason, override, time_budget_s, gate, home, tracking_uri, as_json))
 
 
 @app.command()

@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from registry.gate import run_gate
-from registry.gate_report import COLUMNS, POOLED, GateReport, GateSettings
+from registry.gate_report import COLUMNS, POOLED, GateReport
+from registry.gate_settings import GateSettings
 from registry.gate_statistics import PairedItems
 
 QUICK = GateSettings(margin=0.15, pooled_margin=0.05, round_items=20, max_rounds=10, time_budget_s=300)
@@ -101,7 +102,7 @@ def test_the_time_budget_stops_before_a_round_that_would_not_fit() -> None:
 def test_more_candidates_ask_for_more_evidence() -> None:
     alone, one_of_three = gate(), gate(QUICK.model_copy(update={"num_candidates": 3}))
     assert one_of_three.domain.num_items >= alone.domain.num_items
-    assert QUICK.model_copy(update={"num_candidates": 3}).candidate_alpha == pytest.approx(0.05 / 3)
+    assert QUICK.model_copy(update={"num_candidates": 3}).candidate_alpha == pytest.approx(0.9 * 0.05 / 3)
 
 
 def test_a_gate_without_a_measurable_family_never_passes() -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from registry.errors import ChampionMoved, NoChampion, NothingToRollBackTo, PromotionRefused, RegistryError, UnknownRelease
 from registry.gate import run_gate
-from registry.gate_report import GateReport, GateSettings
+from registry.gate_report import GateReport
+from registry.gate_settings import GateSettings
 from registry.gate_statistics import PairedItems
 from registry.ledger import Ledger, LedgerReader
 from registry.ledger_chain import DIGEST_TAG, ENTRY_TAG

@@ -14,12 +14,13 @@ from engine.torch_engine import TorchEngine
 from evaluation.admission import random_update
 from evaluation.tasks import TASKS
 from registry.errors import PromotionRefused
-from registry.gate_report import GateSettings
+from registry.gate_settings import GateSettings
 from registry.names import ReleaseName
+from registry.policy import policies
 from registry.tracking import Tracking
 from registry.verdicts import record_verdict
 from service.commands.releases import promote, publish_directory
-from tuning.gating import GATED, Subject, gate
+from tuning.gating import GATED, Subject, gate, recipe_policy
 from tuning.manifest import complete
 from tuning.plan import report_plan
 from tuning.recipe import Recipe
@@ -28,12 +29,12 @@ from tuning.recipe import Recipe
 def test_a_version_whose_gate_failed_is_not_gated_again(tracking: Tracking, tmp_path: Path) -> None:  # noqa: F811
     record_verdict(tracking, ReleaseName(NAME, 2), report(2, lost=0.5))
     with pytest.raises(PromotionRefused, match="stays failed"):
-        promote(f"{NAME}@2", "", False, None, tmp_path, tracking.uri, as_json=True)
+        promote(f"{NAME}@2", "", False, None, None, tmp_path, tracking.uri, as_json=True)
 
 
 def test_an_override_without_a_reason_is_refused_before_the_gate(tracking: Tracking, tmp_path: Path) -> None:  # noqa: F811
     with pytest.raises(PromotionRefused, match="needs a reason"):
-        promote(f"{NAME}@3", " ", True, None, tmp_path, tracking.uri, as_json=True)
+        promote(f"{NAME}@3", " ", True, None, None, tmp_path, tracking.uri, as_json=True)
 
 
 def released(backbone: Backbone, directory: Path, size: float) -> Subject:
@@ -85,3 +86,31 @@ def test_every_task_has_measures_that_can_read_it(backbone: Backbone) -> None:
     for planned in report_plan(TASKS["icd10"], families, items=4):
         readings = planned.measure.read(TorchEngine(backbone), backbone, None, planned.task, planned.examples)
         assert len(readings.values) == len(planned.examples)
+
+
+def test_an_undecided_gate_goes_on_with_items_that_it_has_not_read(backbone: Backbone, tmp_path: Path) -> None:
+    subject, engine = released(backbone, tmp_path / "a", 0.0), TorchEngine(backbone)
+    settings = GateSettings(max_rounds=1)
+    first = gate(subject, engine, backbone, settings, tmp_path)
+    assert first.evidence is not None
+    second = gate(subject, engine, backbone, settings, tmp_path, earlier=first.evidence)
+    both = gate(subject, engine, backbone, GateSettings(max_rounds=2), tmp_path, seed=first.evidence.start.seed)
+    assert (second.rounds, second.rounds_before, second.settings.restarts) == (2, 1, 0)
+    assert second.tests == both.tests
+    policy = recipe_policy(subject.recipe).model_copy(update={"domain_items": 8})
+    other = gate(subject, engine, backbone, settings, tmp_path, policy=policy, earlier=second.evidence)
+    assert (other.rounds, other.settings.restarts) == (1, 1)
+
+
+def test_the_first_release_of_a_name_sets_its_policy(backbone: Backbone, tmp_path: Path) -> None:
+    subject = released(backbone, tmp_path / "a", 0.0)
+    store = Tracking.at(tmp_path / "home").create()
+    publish_directory(store, tmp_path / "a", "small")
+    publish_directory(store, tmp_path / "a", "small")
+    assert [change.policy for change in policies(store, "small")] == [recipe_policy(subject.recipe)]
+
+
+@pytest.mark.parametrize("seconds", [0.0, -5.0, float("nan")])
+def test_a_time_budget_that_is_no_time_is_refused(seconds: float, tmp_path: Path) -> None:
+    with pytest.raises(PromotionRefused, match="above 0"):
+        promote(f"{NAME}@1", "", False, seconds, None, tmp_path, None, as_json=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,16 @@ from evaluation.evaluate import Planned, Row, evaluate
 from evaluation.measures import MEASURES
 from evaluation.overlap import check_overlap
 from evaluation.retention import gate_measure
-from evaluation.task import Task
+from evaluation.task import Example, Task
 from evaluation.tasks import task_named
 from evaluation.tasks.generated import GeneratedTask
+from registry.evidence import Evidence, Start, begun
 from registry.gate import run_gate
-from registry.gate_report import GateReport, GateSettings
+from registry.gate_report import GateReport
+from registry.gate_settings import GateSettings
 from registry.gate_statistics import PairedItems
 from registry.manifest import Manifest, TrainingHashes
+from registry.policy import Policy
 from tuning.manifest import fingerprints_of
 from tuning.plan import DOMAIN_MEASURE
 from tuning.recipe import Recipe
@@ -46,22 +50,28 @@ class Subject:
 
 
 def gate_settings(
-    recipe: Recipe, num_candidates: int = 1, time_budget_s: float | None = None, stop_when_futile: bool = False
+    asked: Recipe | Policy, num_candidates: int = 1, time_budget_s: float | None = None, stop_when_futile: bool = False
 ) -> GateSettings:
-    gate = recipe.gate
+    """What the name's policy asks for, or the recipe where there is none yet."""
+    policy = recipe_policy(asked) if isinstance(asked, Recipe) else asked
+    measures = {task.name: gate_measure(task) for task in map(task_named, policy.protected)}
     return GateSettings(
-        margin=gate.margin,
-        pooled_margin=gate.pooled_margin,
-        alpha=gate.alpha,
+        margin=policy.margin,
+        margins=policy.margins,
+        pooled_margin=policy.pooled_margin,
+        min_domain_gain=policy.min_domain_gain,
+        alpha=policy.alpha,
         num_candidates=num_candidates,
-        time_budget_s=time_budget_s or gate.time_budget_s,
-        round_items=gate.round_items,
-        max_rounds=gate.max_rounds,
+        time_budget_s=policy.time_budget_s if time_budget_s is None else time_budget_s,
+        round_items=policy.round_items,
+        max_rounds=policy.max_rounds,
         stop_when_futile=stop_when_futile,
-        spans={
-            task.name: MAX_NATS for task in map(task_named, recipe.protected) if not gate_measure(task).unit.startswith("share")
-        },
+        spans={name: MAX_NATS for name, measure in measures.items() if not measure.unit.startswith("share")},
     )
+
+
+def recipe_policy(recipe: Recipe) -> Policy:
+    return Policy(protected=recipe.protected, **recipe.gate.model_dump(exclude={"candidates"}))
 
 
 def gate(
@@ -72,28 +82,44 @@ def gate(
     cache: Path,
     on_round: Callable[[GateReport], None] | None = None,
     seed: int | None = None,
+    policy: Policy | None = None,
+    earlier: Evidence | None = None,
+    on_start: Callable[[Start], None] | None = None,
 ) -> GateReport:
-    """Runs the gate on items of the gate split that nothing else reads. The seed is drawn anew unless it is given."""
-    recipe, fresh_seed = subject.recipe, secrets.randbits(31) if seed is None else seed
+    """Runs the gate on items of the gate split that nothing else reads. The seed is drawn anew unless it is given.
+
+    `policy` is the name's; the recipe's own where none is given. `earlier` is what the release's last gate drew: under the same
+    conditions this one goes on from there, else it starts afresh with less alpha. `on_start` is told before anything is drawn.
+    """
+    recipe = subject.recipe
+    policy = policy or recipe_policy(recipe)
     domain = task_named(recipe.domain)
-    measured, left_out = _measurable(recipe, engine, backbone, cache)
-    hashes = fingerprints_of(TrainingHashes.read(subject.directory))
-    pool = domain.examples("gate", recipe.gate.domain_items * settings.max_rounds, seed=fresh_seed)
-    check_overlap(hashes, pool)
+    measured, left_out = _measurable(policy, engine, backbone, cache)
+    conditions = _conditions(backbone, recipe, domain, measured, policy.domain_items, settings.round_items)
+    before = begun(earlier, conditions, settings, seed)
+    settings, fresh_seed, size = before.start.applied_to(settings), before.start.seed, policy.domain_items
+    pool = domain.examples("gate", size * (before.rounds + settings.max_rounds), seed=fresh_seed)
+    check_overlap(fingerprints_of(TrainingHashes.read(subject.directory)), pool)
+    asked: set[str] = set()
+
+    def fresh(task: Task, number: int) -> list[Example]:
+        # Seeds of rounds lie far apart, and a question that came before is left out.
+        drawn = task.examples("gate", settings.round_items, seed=fresh_seed + 1_000_003 * number)
+        examples = [example for example in drawn if example.question not in asked]
+        asked.update(example.question for example in examples)
+        return examples
 
     def draw_round(number: int) -> Mapping[str, PairedItems]:
-        size = recipe.gate.domain_items
         plan = [Planned(MEASURES[DOMAIN_MEASURE], domain, pool[number * size : (number + 1) * size], "domain")]
-        for task in measured.values():
-            # Seeds of rounds lie far apart, and a question that came before is left out.
-            drawn = task.examples("gate", settings.round_items, seed=fresh_seed + 1_000_003 * number)
-            examples = [example for example in drawn if example.question not in asked]
-            asked.update(example.question for example in examples)
-            plan.append(Planned(gate_measure(task), task, examples, "protected"))
+        plan.extend(Planned(gate_measure(task), task, fresh(task, number), "protected") for task in measured.values())
         read = evaluate(engine, backbone, GATED, [planned for planned in plan if planned.examples])
         return {row.planned.task.name: _paired(row) for row in read.rows}
 
-    asked: set[str] = set()
+    for number in range(before.rounds):
+        for task in measured.values():
+            fresh(task, number)
+    if on_start is not None:
+        on_start(before.start)
     engine.load(GATED, Profile.load(subject.directory))
     try:
         return run_gate(
@@ -102,16 +128,40 @@ def gate(
             domain=domain.name,
             subject=subject.name,
             not_measurable=left_out,
-            details={"seed": fresh_seed, "backbone_fingerprint": backbone.fingerprint, "split": "gate"},
+            details={
+                "seed": fresh_seed,
+                "backbone_fingerprint": backbone.fingerprint,
+                "precision": recipe.evaluation.precision,
+                "split": "gate",
+                "policy": policy.digest(),
+            },
             on_round=on_round,
+            before=before,
         )
     finally:
         engine.unload(GATED)
 
 
-def _measurable(recipe: Recipe, engine: Engine, backbone: Backbone, cache: Path) -> tuple[dict[str, Task], dict[str, str]]:
+def _conditions(
+    backbone: Backbone, recipe: Recipe, domain: Task, measured: Mapping[str, Task], domain_items: int, round_items: int
+) -> str:
+    """SHA-256 of all that decides which items a seed draws and what their values are."""
+    first = domain.examples("gate", domain_items)
+    measures = {name: gate_measure(task) for name, task in sorted(measured.items())}
+    identity = [
+        backbone.fingerprint,
+        str(backbone.dtype),
+        recipe.evaluation.precision,
+        [domain.name, DOMAIN_MEASURE, MEASURES[DOMAIN_MEASURE].version, domain_items],
+        [[example.question, example.answer] for example in first],
+        [[name, measure.name, measure.version, MAX_NATS, round_items] for name, measure in measures.items()],
+    ]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+
+def _measurable(policy: Policy, engine: Engine, backbone: Backbone, cache: Path) -> tuple[dict[str, Task], dict[str, str]]:
     """The protected families that this backbone can show a loss on, and why not for the others."""
-    tasks = {task.name: task for task in map(task_named, recipe.protected)}
+    tasks = {task.name: task for task in map(task_named, policy.protected)}
     found = admissions(engine, backbone, list(tasks.values()), cache)
     admitted = {name: task for name, task in tasks.items() if found[name].admitted}
     return admitted, {name: "; ".join(found[name].reasons) for name in tasks if name not in admitted}

@@ -58,10 +58,12 @@ class EvaluationRecipe(Spec):
 
 
 class GateRecipe(Spec):
-    """The gate's settings; see registry.gate."""
+    """The gate's settings; see registry.gate. A name's first release makes them, with `protected`, the policy of the name."""
 
     margin: float = Field(default=0.02, gt=0, lt=1)
+    margins: dict[str, float] = {}  # by family, where it differs from `margin`
     pooled_margin: float | None = Field(default=None, gt=0, lt=1)
+    min_domain_gain: float = Field(default=0.0, ge=0, lt=1)
     time_budget_s: float = Field(default=3600.0, gt=0)
     round_items: int = Field(default=100, ge=8)
     max_rounds: int = Field(default=20, ge=1)
@@ -115,6 +117,12 @@ class Recipe(Spec):
             if family not in self.protected or margin <= 0:
                 raise ValueError(
                     f"evaluation.margins gives a tolerable loss above 0 for a protected family, but got {family!r}: {margin}. "
+                    f"Protected: {', '.join(self.protected)}."
+                )
+        for family, margin in self.gate.margins.items():
+            if family not in self.protected or not 0 < margin < 1:
+                raise ValueError(
+                    f"gate.margins gives a tolerable loss in (0, 1) for a protected family, but got {family!r}: {margin}. "
                     f"Protected: {', '.join(self.protected)}."
                 )
         for field, bounds in self.ranges.items():

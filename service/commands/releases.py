@@ -13,7 +13,8 @@ from rich.table import Table
 from registry.errors import PromotionRefused
 from registry.home import home_directory
 from registry.ledger import Ledger
-from registry.names import ReleaseName, checked_name, resolve
+from registry.names import ReleaseName, checked_name, current_actor, resolve
+from registry.policy import Policy, policies, refuse_laxer, set_policy
 from registry.release import Release, load_release
 from registry.release import publish as publish_release
 from registry.status import status as registry_status
@@ -46,16 +47,21 @@ def promote(
     reason: str,
     override: bool,
     time_budget_s: float | None,
+    gate_file: Path | None,
     home: Path | None,
     tracking_uri: str | None,
     as_json: bool,
 ) -> int:
-    """0 when promoted, 1 when the gate did not pass."""
+    """0 when promoted, 1 when the gate did not pass. An undecided gate of the release is continued."""
     from adapters.backbone import Backbone
     from engine.torch_engine import TorchEngine
-    from registry.verdicts import record_verdict
-    from tuning.gating import Subject, gate, gate_settings
+    from registry.verdicts import record_start, record_verdict, recorded_evidence
+    from tuning.gating import Subject, gate, gate_settings, recipe_policy
 
+    if time_budget_s is not None and not time_budget_s > 0:
+        raise PromotionRefused(
+            f"--time-budget-s is a number of seconds above 0, but got {time_budget_s:g}. Leave it out or raise it."
+        )
     place = home_directory(home)
     tracking = Tracking.at(place, tracking_uri)
     named = resolve(tracking, reference)
@@ -64,12 +70,23 @@ def promote(
     ledger = Ledger(tracking, release.name)
     head = ledger.head()
     subject = Subject(str(release.full_name), release.directory, release.manifest)
+    policy = gate_policy(tracking, release.name, recipe_policy(subject.recipe), gate_file, reason)
     backbone = Backbone.load(release.manifest.backbone.name)
     _check_backbone(release, backbone.fingerprint)
     engine = TorchEngine(backbone, max_rows=64, precision=subject.recipe.evaluation.precision)
-    settings = gate_settings(subject.recipe, time_budget_s=time_budget_s)
+    settings = gate_settings(policy, time_budget_s=time_budget_s)
     console = Console(stderr=as_json, width=None if sys.stdout.isatty() else 140)
-    report = gate(subject, engine, backbone, settings, place / "cache", on_round=lambda so_far: console.print(round_line(so_far)))
+    report = gate(
+        subject,
+        engine,
+        backbone,
+        settings,
+        place / "cache",
+        on_round=lambda so_far: console.print(round_line(so_far)),
+        policy=policy,
+        earlier=recorded_evidence(tracking, named),
+        on_start=lambda start: record_start(tracking, named, start),
+    )
     record_verdict(tracking, release.full_name, report)
     promoted = report.passed or override
     if promoted:
@@ -83,6 +100,25 @@ def promote(
             f"{release.full_name} is the champion of {release.name}" if promoted else f"{release.full_name} was not promoted"
         )
     return 0 if promoted else 1
+
+
+def gate_policy(tracking: Tracking, name: str, of_recipe: Policy, file: Path | None, reason: str) -> Policy:
+    """The name's policy, or the file's where it is as strict; a laxer file with a reason becomes the policy of the name.
+
+    A name that has none yet gets that of the recipe.
+    """
+    history = policies(tracking, name)
+    if not history:
+        set_policy(tracking, name, of_recipe, actor=current_actor(), reason="the recipe of the first release that was gated")
+    bound = history[-1].policy if history else of_recipe
+    if file is None:
+        return bound
+    asked = bound.with_file(file)
+    if asked.laxer_than(bound) and reason.strip():
+        set_policy(tracking, name, asked, actor=current_actor(), reason=reason.strip())
+    else:
+        refuse_laxer(asked, bound, name)
+    return asked
 
 
 def rollback(name: str, reason: str, to: int | None, home: Path | None, tracking_uri: str | None, as_json: bool) -> None:
@@ -125,7 +161,7 @@ def gate_table(report: GateReport) -> Table:
     from registry.gate_report import COLUMNS
 
     table = Table(
-        title=f"gate of {report.subject}: {report.verdict} after {report.rounds} rounds, {report.elapsed_s:.0f} s",
+        title=f"gate of {report.subject}: {report.verdict} after {_rounds(report)}, {report.elapsed_s:.0f} s, {_alpha(report)}",
         title_justify="left",
     )
     for heading in COLUMNS:
@@ -133,6 +169,16 @@ def gate_table(report: GateReport) -> Table:
     for row in report.rows():
         table.add_row(*row)
     return table
+
+
+def _rounds(report: GateReport) -> str:
+    return f"{report.rounds} rounds" + (f" ({report.rounds_before} of an earlier gate)" if report.rounds_before else "")
+
+
+def _alpha(report: GateReport) -> str:
+    restarts = report.settings.restarts
+    begun = f" (begun {restarts + 1} times under other conditions)" if restarts else ""
+    return f"alpha {report.settings.candidate_alpha:.2g}{begun}"
 
 
 def round_line(report: GateReport) -> str:

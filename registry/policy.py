@@ -1,0 +1,158 @@
+"""The policy of a name: what its gate asks of every release, whatever the release's own recipe says.
+
+It is set when the name's first release is published and kept at the registered model with all its changes. A promotion may
+ask for more; asking for less is a change of the policy, which needs a reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+
+from registry.errors import PolicyRefused
+from registry.names import checked_name, unknown_release
+from registry.tracking import Tracking
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from registry.gate_report import GateReport
+
+POLICY_TAG = "graftline.gate.policy"
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Policy(_Value):
+    """Margins, alpha and protected families bind; how items are drawn and for how long is a default."""
+
+    protected: tuple[str, ...] = Field(min_length=1)
+    margin: float = Field(gt=0, lt=1)
+    margins: dict[str, float] = Field(default_factory=dict)  # by family, where it differs from `margin`
+    pooled_margin: float | None = Field(default=None, gt=0, lt=1)
+    min_domain_gain: float = Field(default=0.0, ge=0, lt=1)
+    alpha: float = Field(gt=0, lt=0.5)
+    round_items: int = Field(ge=1)
+    domain_items: int = Field(ge=1)
+    max_rounds: int = Field(ge=1)
+    time_budget_s: float = Field(gt=0)
+
+    @field_validator("margins")
+    @classmethod
+    def _are_losses(cls, value: dict[str, float]) -> dict[str, float]:
+        for family, margin in value.items():
+            if not 0 < margin < 1:
+                raise ValueError(f"a margin lies in (0, 1), but that of {family!r} is {margin}")
+        return value
+
+    @classmethod
+    def of_recipe(cls, recipe: Mapping[str, JsonValue]) -> Policy | None:
+        """From a manifest's recipe; None when it says nothing of a gate."""
+        gate, protected = recipe.get("gate"), recipe.get("protected")
+        if not isinstance(gate, dict) or not isinstance(protected, list | tuple):
+            return None
+        return cls.model_validate({"protected": protected, **{key: gate[key] for key in gate if key in cls.model_fields}})
+
+    def with_file(self, file: Path) -> Policy:
+        """With the values of a TOML file of this class's keys; what it leaves out stays."""
+        try:
+            return Policy.model_validate({**self.model_dump(), **tomllib.loads(file.read_text())})
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise PolicyRefused(f"A gate's policy is a TOML file, but {file} cannot be read: {error}.") from error
+        except ValidationError as error:
+            fault = error.errors()[0]
+            place = ".".join(map(str, fault["loc"]))
+            raise PolicyRefused(
+                f"{file} holds keys of a policy ({', '.join(Policy.model_fields)}), but {place!r}: {fault['msg']}. Correct it."
+            ) from error
+
+    def margin_of(self, family: str) -> float:
+        return self.margins.get(family, self.margin)
+
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+    def laxer_than(self, other: Policy) -> str | None:
+        """Where this asks for less, as "field (its value, the other's value)"; None when it is at least as strict throughout."""
+        missing = [family for family in other.protected if family not in self.protected]
+        if missing:
+            return f"protected (without {', '.join(missing)}; the name protects {', '.join(other.protected)})"
+        pairs: list[tuple[str, float | None, float | None]] = [
+            (f"the margin of {family}", self.margin_of(family), other.margin_of(family)) for family in other.protected
+        ]
+        pairs += [("pooled_margin", self.pooled_margin, other.pooled_margin), ("alpha", self.alpha, other.alpha)]
+        # A least gain is stricter the higher it is.
+        pairs.append(("min_domain_gain", -self.min_domain_gain, -other.min_domain_gain))
+        for field, own, bound in pairs:
+            if bound is not None and (own is None or own > bound):
+                return f"{field} ({'none' if own is None else f'{abs(own):g}'}; the name's is {abs(bound):g})"
+        return None
+
+
+class PolicyChange(_Value):
+    """One entry of a name's policies, oldest first; the last one holds."""
+
+    policy: Policy
+    actor: str
+    reason: str
+    created: str  # UTC, ISO 8601
+
+
+def policies(tracking: Tracking, name: str) -> tuple[PolicyChange, ...]:
+    """Every policy that the name ever had; empty before the first."""
+    with tracking.client() as client:
+        return _stored(client, tracking, name)
+
+
+def set_policy(tracking: Tracking, name: str, policy: Policy, *, actor: str, reason: str) -> None:
+    """Adds the policy on top of those before it, none of which goes away."""
+    with tracking.client() as client:
+        history = _stored(client, tracking, name)
+        change = PolicyChange(policy=policy, actor=actor, reason=reason, created=datetime.now(UTC).isoformat(timespec="seconds"))
+        stored = json.dumps([entry.model_dump(mode="json") for entry in (*history, change)])
+        client.set_registered_model_tag(checked_name(name), POLICY_TAG, stored)
+
+
+def refuse_laxer(policy: Policy, bound: Policy, name: str) -> None:
+    """PolicyRefused when the policy asks for less than the name's."""
+    if (where := policy.laxer_than(bound)) is not None:
+        raise PolicyRefused(
+            f"A promotion's gate is at least as strict as the policy of {name}, but this one is laxer in {where}. "
+            'Keep to the policy, or change it for good with `--gate FILE --reason "..."`, which stays visible.'
+        )
+
+
+def policy_of_report(report: GateReport, bound: Policy) -> Policy:
+    """The policy that a report was made under; how items were drawn is taken from `bound`."""
+    asked = report.settings
+    return bound.model_copy(
+        update={
+            "protected": (*(test.name for test in report.families), *report.not_measurable),
+            "margin": asked.margin,
+            "margins": asked.margins,
+            "pooled_margin": asked.pooled_margin,
+            "min_domain_gain": asked.min_domain_gain,
+            "alpha": asked.alpha,
+        }
+    )
+
+
+def _stored(client: MlflowClient, tracking: Tracking, name: str) -> tuple[PolicyChange, ...]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        tags = client.get_registered_model(checked_name(name)).tags
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise unknown_release(tracking, name) from error
+    return tuple(PolicyChange.model_validate(entry) for entry in json.loads(tags.get(POLICY_TAG, "[]")))

@@ -1,0 +1,116 @@
+"""Evidence: an undecided gate goes on, and no number of gates spends more than alpha."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pytest
+from test_gate import Clock
+from test_ledger import NAME, prepared_store, tracking  # noqa: F401
+
+from registry.evidence import Evidence, begun
+from registry.gate import run_gate
+from registry.gate_report import GateReport
+from registry.gate_settings import GateSettings
+from registry.gate_statistics import PairedItems
+from registry.names import ReleaseName
+from registry.tracking import Tracking
+from registry.verdicts import EVIDENCE_TAG, record_start, record_verdict, recorded_evidence, recorded_report
+
+SETTINGS = GateSettings(margin=0.15, max_rounds=1)
+RELEASE = ReleaseName(NAME, 1)
+
+
+def drawing(rng: np.random.Generator, lost: float, count: int = 15) -> Callable[[int], Mapping[str, PairedItems]]:
+    def draw(round_index: int) -> dict[str, PairedItems]:
+        names = [f"{round_index}/{item}" for item in range(count)]
+        kept = (rng.random(count) >= lost).astype(float)
+        gained = PairedItems.of(np.zeros(count), np.ones(count), names)
+        return {"icd10": gained, "boxes": PairedItems.of(np.ones(count), kept, names)}
+
+    return draw
+
+
+def promoted(rng: np.random.Generator, lost: float, earlier: Evidence | None, conditions: str = "same") -> GateReport:
+    before = begun(earlier, conditions, SETTINGS)
+    settings = before.start.applied_to(SETTINGS)
+    return run_gate(settings, drawing(rng, lost), Clock(), domain="icd10", subject=str(RELEASE), before=before)
+
+
+def ever_passes(rng: np.random.Generator, lost: float, conditions: Callable[[int], str], times: int = 12) -> bool:
+    earlier: Evidence | None = None
+    for number in range(times):
+        report = promoted(rng, lost, earlier, conditions(number))
+        if report.verdict != "inconclusive":
+            return report.passed
+        earlier = report.evidence
+    return False
+
+
+@pytest.mark.parametrize("conditions", [lambda number: "same", str], ids=["continued", "begun afresh each time"])
+def test_a_loss_of_the_margin_passes_at_most_alpha_of_the_time_however_often_it_is_promoted(
+    conditions: Callable[[int], str],
+) -> None:
+    rng = np.random.default_rng(8)
+    passed = sum(ever_passes(rng, 0.15, conditions) for _ in range(120))
+    assert passed / 120 <= SETTINGS.alpha
+
+
+def test_a_release_that_keeps_its_reasoning_passes_when_its_gate_goes_on() -> None:
+    rng = np.random.default_rng(9)
+    assert sum(ever_passes(rng, 0.0, lambda number: "same") for _ in range(20)) == 20
+
+
+def test_the_next_gate_numbers_its_rounds_on_and_counts_what_was_drawn() -> None:
+    rng = np.random.default_rng(10)
+    first = promoted(rng, 0.05, None)
+    assert first.evidence is not None and (first.rounds, first.rounds_before) == (1, 0)
+    second = promoted(rng, 0.05, first.evidence)
+    assert (second.rounds, second.rounds_before, second.domain.num_items) == (2, 1, 30)
+    assert second.evidence is not None and second.evidence.start == first.evidence.start
+
+
+def test_other_conditions_begin_afresh_and_all_shares_together_are_alpha_at_most() -> None:
+    evidence = begun(None, "0", SETTINGS)
+    shares = [evidence.start.applied_to(SETTINGS).candidate_alpha]
+    for number in range(1, 30):
+        evidence = begun(evidence, str(number), SETTINGS)
+        shares.append(evidence.start.applied_to(SETTINGS).candidate_alpha)
+    assert evidence.start.restarts == 29 and not evidence.items
+    assert shares == sorted(shares, reverse=True) and sum(shares) <= SETTINGS.alpha
+
+
+def test_a_gate_goes_on_with_no_more_alpha_than_it_was_begun_with() -> None:
+    one_of_three = begun(None, "same", SETTINGS.model_copy(update={"num_candidates": 3}))
+    again = begun(one_of_three, "same", SETTINGS).start.applied_to(SETTINGS)
+    assert again.num_candidates == 3
+    other = begun(one_of_three, "other", SETTINGS).start.applied_to(SETTINGS)
+    assert (other.num_candidates, other.restarts) == (3, 1)
+
+
+def test_evidence_is_kept_with_the_version_and_not_in_the_report(tracking: Tracking) -> None:  # noqa: F811
+    assert recorded_evidence(tracking, RELEASE) is None
+    report = promoted(np.random.default_rng(11), 0.05, None)
+    record_verdict(tracking, RELEASE, report)
+    record_verdict(tracking, RELEASE, report)
+    kept, shown = recorded_evidence(tracking, RELEASE), recorded_report(tracking, RELEASE)
+    assert kept is not None and report.evidence is not None and kept.digest() == report.evidence.digest()
+    assert shown is not None and shown.evidence is None and shown.digest() == report.digest()
+
+
+def test_a_gate_that_was_cut_off_begins_with_the_same_seed(tracking: Tracking) -> None:  # noqa: F811
+    start = begun(None, "same", SETTINGS).start
+    record_start(tracking, RELEASE, start)
+    kept = recorded_evidence(tracking, RELEASE)
+    assert kept is not None and kept.start == start and kept.rounds == 0
+    assert begun(kept, "same", SETTINGS).start.seed == start.seed
+
+
+def test_evidence_that_cannot_be_read_is_drawn_again(tracking: Tracking) -> None:  # noqa: F811
+    report = promoted(np.random.default_rng(12), 0.05, None)
+    record_verdict(tracking, RELEASE, report)
+    with tracking.client() as client:
+        client.set_model_version_tag(NAME, "1", EVIDENCE_TAG, '{"run_id": "gone", "sha256": ""}')
+    kept = recorded_evidence(tracking, RELEASE)
+    assert kept is not None and report.evidence is not None and (kept.start, kept.rounds) == (report.evidence.start, 0)

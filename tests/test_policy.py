@@ -1,0 +1,92 @@
+"""The policy of a name: set once, at least as strict ever after, and changed only with a reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_ledger import NAME, prepared_store, report, tracking  # noqa: F401
+
+from registry.errors import PolicyRefused
+from registry.ledger import Ledger
+from registry.policy import Policy, policies, set_policy
+from registry.status import name_status
+from registry.tracking import Tracking
+from service.commands.releases import gate_policy
+
+POLICY = Policy(
+    protected=("boxes", "kinship"),
+    margin=0.1,
+    margins={"boxes": 0.05},
+    pooled_margin=0.05,
+    alpha=0.05,
+    round_items=20,
+    domain_items=50,
+    max_rounds=4,
+    time_budget_s=60,
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"margin": 0.2}, "the margin of kinship (0.2; the name's is 0.1)"),
+        ({"margins": {}}, "the margin of boxes (0.1; the name's is 0.05)"),
+        ({"pooled_margin": None}, "pooled_margin (none; the name's is 0.05)"),
+        ({"alpha": 0.2}, "alpha (0.2; the name's is 0.05)"),
+        ({"protected": ("boxes",)}, "protected (without kinship"),
+    ],
+)
+def test_a_laxer_policy_is_refused_by_the_field_and_both_values(change: dict[str, object], field: str) -> None:
+    where = POLICY.model_copy(update=change).laxer_than(POLICY)
+    assert where is not None and field in where
+    assert POLICY.laxer_than(POLICY.model_copy(update=change)) is None
+
+
+def test_a_smaller_least_gain_is_laxer() -> None:
+    asked = POLICY.model_copy(update={"min_domain_gain": 0.1})
+    assert asked.laxer_than(POLICY) is None and POLICY.laxer_than(asked) == "min_domain_gain (0; the name's is 0.1)"
+
+
+def test_how_items_are_drawn_does_not_bind() -> None:
+    assert POLICY.model_copy(update={"round_items": 5, "time_budget_s": 1.0, "max_rounds": 1}).laxer_than(POLICY) is None
+
+
+def test_the_first_recipe_makes_the_policy_and_a_later_one_changes_nothing(tracking: Tracking) -> None:  # noqa: F811
+    assert gate_policy(tracking, NAME, POLICY, None, "") == POLICY
+    assert gate_policy(tracking, NAME, POLICY.model_copy(update={"margin": 0.9}), None, "because") == POLICY
+    assert len(policies(tracking, NAME)) == 1
+
+
+def test_a_stricter_file_holds_for_one_gate(tracking: Tracking, tmp_path: Path) -> None:  # noqa: F811
+    (tmp_path / "strict.toml").write_text('margin = 0.02\nprotected = ["boxes", "kinship", "calendar"]\n')
+    asked = gate_policy(tracking, NAME, POLICY, tmp_path / "strict.toml", "")
+    assert (asked.margin, asked.margins, asked.pooled_margin) == (0.02, {"boxes": 0.05}, 0.05)
+    assert gate_policy(tracking, NAME, POLICY, None, "") == POLICY
+
+
+def test_a_laxer_file_needs_a_reason_which_stays(tracking: Tracking, tmp_path: Path) -> None:  # noqa: F811
+    file = tmp_path / "lax.toml"
+    file.write_text("alpha = 0.1\n")
+    with pytest.raises(PolicyRefused, match=r"alpha \(0.1; the name's is 0.05\).*--reason"):
+        gate_policy(tracking, NAME, POLICY, file, " ")
+    asked = gate_policy(tracking, NAME, POLICY, file, "a demo")
+    assert gate_policy(tracking, NAME, POLICY, None, "") == asked and asked.alpha == 0.1
+    assert [change.reason for change in policies(tracking, NAME)][1:] == ["a demo"]
+    assert any("laxer in alpha" in warning and "a demo" in warning for warning in name_status(tracking, NAME).warnings)
+
+
+@pytest.mark.parametrize("text", ["marign = 0.1", "margin = 2.0", "margin", "[margins]\nboxes = -1.0"])
+def test_a_file_that_is_no_policy_is_refused_by_name(text: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text(text)
+    with pytest.raises(PolicyRefused, match="bad.toml"):
+        POLICY.with_file(tmp_path / "bad.toml")
+
+
+def test_a_report_made_under_a_laxer_policy_promotes_nothing(tracking: Tracking) -> None:  # noqa: F811
+    set_policy(tracking, NAME, POLICY.model_copy(update={"protected": ("boxes", "kinship")}), actor="ada", reason="first")
+    with pytest.raises(PolicyRefused, match="without kinship"):
+        Ledger(tracking, NAME).promote(1, report(1))
+    bound = POLICY.model_copy(update={"protected": ("boxes",), "pooled_margin": None, "margins": {}})
+    set_policy(tracking, NAME, bound, actor="ada", reason="kinship is no concern")
+    assert Ledger(tracking, NAME).promote(1, report(1)).void is None
