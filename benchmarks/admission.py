@@ -2,8 +2,8 @@
 
     python -m benchmarks.admission
 
-About 5 minutes on two cores. A file is looked up by the backbone's fingerprint, the measure's version and the items' texts:
-a change to any of them asks for a new look.
+About 5 minutes on two cores. Computed in float32. A file is looked up by all that decides it (evaluation.admission): a change to
+the backbone, the measure, the items or the thresholds asks for a new look.
 """
 
 from __future__ import annotations

@@ -3,14 +3,20 @@
 Rule: above chance by max(0.10, 3 standard errors); where the model writes, an answer line in at least 95 % of the completions;
 reading twice gives the same; random noise in the weights lowers the score significantly (positive control); an adapter of zeros
 changes nothing at all (negative control). What is not admitted is reported as not measurable, with the reason, and never as kept.
+
+What was found is kept by all that decides it: the backbone, the measure, the items with their choices, the thresholds and the
+precision that the engine computes in. One thing crosses precisions: an admission in float32 that clears the floor and the
+positive control by ROOM or more stands for a lower precision too, taking it that rounding moves a score by less; the record says
+which precision it is from. A refusal never crosses.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,6 +26,7 @@ from adapters.backbone import Backbone
 from adapters.lora import LoRA, LoRASpec
 from engine.engine import Engine
 from engine.profile import Profile
+from engine.twin import Precision
 from evaluation.measure import Measure
 from evaluation.retention import gate_measure, is_written
 from evaluation.statistics import paired_change, score
@@ -29,6 +36,7 @@ from evaluation.tasks.generated import GeneratedTask
 LEAST_ABOVE_CHANCE, LEAST_PARSED = 0.10, 0.95
 NOISE = 0.5  # Frobenius norm of the noise in each layer, as a share of the layer's own
 ITEMS = 24  # written; a likelihood costs a tenth, so that four times as many are read
+ROOM = 0.05  # in the measure's own unit
 PACKAGED = Path(__file__).parent / "admitted"  # what benchmarks/admission.py found on the built-in backbones, by the same key
 
 
@@ -47,6 +55,18 @@ class Admission:
     damaged_high: float
     noop_change: float
     n: int
+    precision: str = "float32"  # that it was found in
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a change of ROOM would not have refused it."""
+        floor = -math.inf if self.chance is None else self.chance + above_chance(self.stderr)
+        return self.admitted and self.base >= floor + ROOM and self.damaged_high <= -ROOM
+
+
+def above_chance(stderr: float) -> float:
+    """By how much a score must lie above chance."""
+    return max(LEAST_ABOVE_CHANCE, 3 * stderr)
 
 
 def random_update(backbone: Backbone, size: float, rank: int = 8, seed: int = 0) -> LoRA:
@@ -82,7 +102,7 @@ def admit(
     own = score(base.values)
     loss = paired_change(base.values, damaged, base.clusters, confidence=0.90)
     noop = paired_change(base.values, untouched, base.clusters)
-    above = max(LEAST_ABOVE_CHANCE, 3 * own.stderr)
+    above = above_chance(own.stderr)
     parsed = base.part_mean("parsed") if "parsed" in base.parts else 1.0
     reasons = []
     if len(examples) < items:
@@ -113,35 +133,59 @@ def admit(
 
 
 def admissions(
-    engine: Engine, backbone: Backbone, tasks: Sequence[Task], directory: Path, items: int = ITEMS
+    engine: Engine,
+    backbone: Backbone,
+    tasks: Sequence[Task],
+    directory: Path,
+    items: int = ITEMS,
+    precision: Precision = "float32",
 ) -> dict[str, Admission]:
-    """Of every task by its gate measure, kept on disk by backbone, task and items: a backbone is looked at once."""
+    """Of every task by its gate measure, kept on disk so that a backbone is looked at once. `precision` is the engine's."""
     found = {}
+    computed = precision if backbone.dtype == torch.float32 else str(backbone.dtype).removeprefix("torch.")
+    places = (PACKAGED, directory / "admission")
     for task in tasks:
         measure = gate_measure(task)
         count = items if is_written(task) else 4 * items
         examples = task.examples("search", count, seed=5)
-        identity = [
-            backbone.fingerprint,
-            measure.name,
-            measure.version,
-            count,
-            NOISE,
-            [[e.id, e.question, e.answer] for e in examples],
-        ]
-        name = f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()}.json"
-        file = next((place for place in (PACKAGED / name, directory / "admission" / name) if place.is_file()), None)
-        if file is not None:
-            stored = json.loads(file.read_text())
-            found[task.name] = Admission(**{**stored, "reasons": tuple(stored["reasons"])})
-            continue
-        found[task.name] = admit(engine, backbone, measure, task, chance_level(measure, task, examples), count)
-        file = directory / "admission" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(asdict(found[task.name]), indent=2))
-        part.replace(file)
+        key = _key(backbone, measure, count, examples, computed)
+        stored = _stored(key, places)
+        if stored is None and computed != "float32":
+            stored = _stored(_key(backbone, measure, count, examples, "float32"), places)
+            stored = stored if stored is not None and stored.has_room else None
+        if stored is None:
+            fresh = admit(engine, backbone, measure, task, chance_level(measure, task, examples), count)
+            stored = replace(fresh, precision=computed)
+            _store(stored, places[-1] / f"{key}.json")
+        found[task.name] = stored
     return found
+
+
+def _key(backbone: Backbone, measure: Measure, count: int, examples: Sequence[Example], precision: str) -> str:
+    """SHA-256 over all that decides an admission."""
+    identity = [
+        backbone.fingerprint,
+        precision,
+        repr(measure),
+        [count, NOISE, LEAST_ABOVE_CHANCE, LEAST_PARSED],
+        [[e.id, e.question, e.answer, e.choices, e.rationale, e.context, e.group] for e in examples],
+    ]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+
+def _stored(key: str, places: Sequence[Path]) -> Admission | None:
+    file = next((place / f"{key}.json" for place in places if (place / f"{key}.json").is_file()), None)
+    if file is None:
+        return None
+    values = json.loads(file.read_text())
+    return Admission(**{**values, "reasons": tuple(values["reasons"])})
+
+
+def _store(admission: Admission, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(asdict(admission), indent=2))
+    part.replace(file)
 
 
 def chance_level(measure: Measure, task: Task, examples: Sequence[Example]) -> float | None:
@@ -166,9 +210,9 @@ def _under(
 
 
 def summary(found: Mapping[str, Admission]) -> str:
-    """One line a task."""
+    """One line a task, with the precision that it was found in."""
     verdicts = {name: "admitted" if one.admitted else "; ".join(one.reasons) for name, one in found.items()}
     return "\n".join(
-        f"{one.task}: {one.base:.2f} ± {one.stderr:.2f}, damaged {one.damaged_change:+.2f}: {verdicts[name]}"
+        f"{one.task}: {one.base:.2f} ± {one.stderr:.2f}, damaged {one.damaged_change:+.2f} ({one.precision}): {verdicts[name]}"
         for name, one in found.items()
     )

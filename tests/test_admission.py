@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,11 @@ from toy_engine import Mind, ToyEngine
 
 from adapters.backbone import Backbone
 from engine.engine import Completion, GenerationRequest
-from evaluation.admission import Admission, admissions, admit, random_update
+from evaluation.admission import PACKAGED, Admission, admissions, admit, random_update
 from evaluation.measures import MEASURES
 from evaluation.task import Example
 from evaluation.tasks import FAMILIES
+from tuning.recipe import REASONING_FAMILIES
 
 TASK, WRITTEN = FAMILIES["arithmetic"], MEASURES["generation"]
 
@@ -82,6 +84,46 @@ def test_a_backbone_is_looked_at_once(backbone: Backbone, tmp_path: Path) -> Non
     # Another mind under the same fingerprint would be refused if it were asked.
     again = admissions(ToyEngine(backbone, examples, Mind(solves=False)), backbone, [TASK], tmp_path)
     assert again == first and again[TASK.name].admitted
+
+
+def test_an_admission_with_room_stands_for_a_lower_precision_and_says_where_it_is_from(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    engine = ToyEngine(backbone, TASK.examples("search", 24, seed=5))
+    first = admissions(engine, backbone, [TASK], tmp_path)[TASK.name]
+    again = admissions(engine, backbone, [TASK], tmp_path, precision="bfloat16")[TASK.name]
+    assert again == first and first.has_room and again.precision == "float32"
+
+
+def test_a_refusal_in_one_precision_is_looked_at_again_in_another(backbone: Backbone, tmp_path: Path) -> None:
+    examples = TASK.examples("search", 24, seed=5)
+    refused = admissions(ToyEngine(backbone, examples, Mind(solves=False)), backbone, [TASK], tmp_path)[TASK.name]
+    other = admissions(ToyEngine(backbone, examples), backbone, [TASK], tmp_path, precision="bfloat16")[TASK.name]
+    assert not refused.admitted and other.admitted and other.precision == "bfloat16"
+
+
+def test_an_admission_close_to_the_bar_stands_for_its_own_precision_only(backbone: Backbone) -> None:
+    found = looked_at(backbone)
+    assert found.has_room
+    assert not replace(found, base=0.12, chance=0.0, stderr=0.01).has_room
+    assert not replace(found, damaged_high=-0.01).has_room
+
+
+def test_other_thresholds_or_choices_ask_for_a_new_look(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = TASK.examples("search", 24, seed=5)
+    assert admissions(ToyEngine(backbone, examples), backbone, [TASK], tmp_path)[TASK.name].admitted
+    monkeypatch.setattr("evaluation.admission.LEAST_ABOVE_CHANCE", 0.2)
+    mind = Mind(solves=False)
+    assert not admissions(ToyEngine(backbone, examples, mind), backbone, [TASK], tmp_path)[TASK.name].admitted
+
+
+@pytest.mark.parametrize("family", REASONING_FAMILIES)
+def test_the_admissions_that_come_with_the_package_have_room(family: str) -> None:
+    packaged = [json.loads(file.read_text()) for file in PACKAGED.glob("*.json")]
+    found = next(Admission(**values) for values in packaged if values["task"] == family)
+    assert found.precision == "float32" and found.has_room
 
 
 @pytest.mark.parametrize("size", [0.1, 0.5])

@@ -13,6 +13,7 @@ import numpy as np
 from adapters.backbone import Backbone
 from engine.engine import Engine
 from engine.profile import Profile
+from engine.twin import Precision
 from evaluation.admission import admissions
 from evaluation.evaluate import Planned, Row, evaluate
 from evaluation.measures import MEASURES
@@ -94,7 +95,7 @@ def gate(
     recipe = subject.recipe
     policy = policy or recipe_policy(recipe)
     domain = task_named(recipe.domain)
-    measured, left_out = _measurable(policy, engine, backbone, cache)
+    measured, left_out = _measurable(policy, engine, backbone, cache, recipe.evaluation.precision)
     conditions = _conditions(backbone, recipe, domain, measured, policy.domain_items, settings.round_items)
     before = begun(earlier, conditions, settings, seed)
     settings, fresh_seed, size = before.start.applied_to(settings), before.start.seed, policy.domain_items
@@ -159,10 +160,12 @@ def _conditions(
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
-def _measurable(policy: Policy, engine: Engine, backbone: Backbone, cache: Path) -> tuple[dict[str, Task], dict[str, str]]:
+def _measurable(
+    policy: Policy, engine: Engine, backbone: Backbone, cache: Path, precision: Precision
+) -> tuple[dict[str, Task], dict[str, str]]:
     """The protected families that this backbone can show a loss on, and why not for the others."""
     tasks = {task.name: task for task in map(task_named, policy.protected)}
-    found = admissions(engine, backbone, list(tasks.values()), cache)
+    found = admissions(engine, backbone, list(tasks.values()), cache, precision=precision)
     admitted = {name: task for name, task in tasks.items() if found[name].admitted}
     return admitted, {name: "; ".join(found[name].reasons) for name in tasks if name not in admitted}
 
