@@ -49,7 +49,7 @@ class Backbone:
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
-        sources = _sources(name)
+        sources = sources_of(name)
         with _quiet():
             directory = sources.directory if sources.gguf is None else _dequantized(sources.gguf)
             tokenizer = AutoTokenizer.from_pretrained(directory)
@@ -159,7 +159,7 @@ def cache_directory() -> Path:
 
 
 @dataclass(frozen=True)
-class _Sources:
+class Sources:
     """Exactly one of `gguf` and `directory`; `update` is merged into the weights before they are frozen."""
 
     gguf: Path | None
@@ -167,16 +167,17 @@ class _Sources:
     update: Path | None = None
 
 
-def _sources(name: str) -> _Sources:
+def sources_of(name: str) -> Sources:
+    """The stored files that a name stands for; UnknownBackbone when there are none. A Hugging Face id is fetched."""
     path = Path(name).expanduser()
     if name in BUILT_IN:
         update = REASONER_UPDATE if name == REASONER else None
-        return _Sources(built_in_gguf(), "", update)
+        return Sources(built_in_gguf(), "", update)
     if path.suffix == ".gguf" and path.is_file():
-        return _Sources(path, "")
+        return Sources(path, "")
     if path.is_dir() and (path / "config.json").is_file():
         update = path / "update"
-        return _Sources(None, path, update if update.is_dir() else None)
+        return Sources(None, path, update if update.is_dir() else None)
     looks_like_id = name.count("/") == 1 and not path.exists() and not name.startswith((".", "/", "~"))
     if not looks_like_id:
         raise UnknownBackbone(
@@ -186,7 +187,7 @@ def _sources(name: str) -> _Sources:
     from huggingface_hub import snapshot_download
 
     try:
-        return _Sources(
+        return Sources(
             None, Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]))
         )
     except Exception as error:
@@ -250,7 +251,7 @@ def merge_update(model: nn.Module, directory: Path) -> None:
             weight.add_((b_low @ a_low).to(weight.device), alpha=scale)
 
 
-def fingerprint_of(sources: _Sources) -> str:
+def fingerprint_of(sources: Sources) -> str:
     """SHA-256 over names and bytes of the stored files, never over loaded tensors (those differ by device and dtype)."""
     files: list[Path] = []
     if sources.gguf is not None:

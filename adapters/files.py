@@ -56,5 +56,5 @@ def _place(directory: Path, kind: str) -> Path:
 def _peft_type(config: Path) -> str:
     try:
         return str(json.loads(config.read_text()).get("peft_type", "")).upper()
-    except json.JSONDecodeError as error:
-        raise DamagedAdapter(f"{config} is not JSON ({error}). Save or download the adapter again.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise DamagedAdapter(f"{config} is not a JSON object ({error}). Save or download the adapter again.") from error

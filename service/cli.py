@@ -48,10 +48,10 @@ def tune(
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
-    """Sweep a recipe for domain gain subject to retained reasoning; every trial is an MLflow run."""
+    """Sweep a recipe for domain gain subject to retained reasoning; every trial is an MLflow run. Exit code 1: none finished."""
     from service.commands.tune import tune as run
 
-    run(recipe, resume, trials, time_budget_s, mode, home, tracking_uri, as_json)
+    raise typer.Exit(run(recipe, resume, trials, time_budget_s, mode, home, tracking_uri, as_json))
 
 
 @app.command()
@@ -95,7 +95,7 @@ def promote(
     override: Annotated[
         bool, typer.Option("--override", help="Promote although the gate did not pass; needs --reason and stays visible.")
     ] = False,
-    time_budget_s: Annotated[float | None, typer.Option(help="Seconds for the gate, instead of the policy's.")] = None,
+    time_budget_s: Annotated[float | None, typer.Option(help="Seconds for the gate, instead of the policy's.", min=1)] = None,
     gate: Annotated[
         Path | None,
         typer.Option(help="A TOML file with a stricter policy for this gate; with --reason, a laxer one for the name."),
@@ -136,7 +136,7 @@ def status(home: Home = None, tracking_uri: TrackingUri = None, as_json: Json = 
 @app.command()
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 3000,
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 3000,
     backbone: Annotated[
         str | None, typer.Option(help="Backbone to serve [default: $GRAFTLINE_BACKBONE, else smollm2-135m-reasoner].")
     ] = None,
@@ -182,18 +182,27 @@ def backbone_install() -> None:
 
 
 def main() -> NoReturn:
-    """Runs a command; an error of ours is one sentence on stderr (or in JSON) and exit code 2."""
+    """Runs a command; an error of ours, or of the file system, is one sentence on stderr (or in JSON) and exit code 2."""
     try:
         app(standalone_mode=True)
+    except OSError as error:
+        _end(
+            error,
+            f"{error.filename or 'A file'} cannot be read or written: {error.strerror or error}. Check the path and --home.",
+        )
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in _OWN_PACKAGES:
             raise
-        if "--json" in sys.argv:
-            print(json.dumps({"error": {"type": type(error).__name__, "message": str(error)}}))
-        else:
-            print(f"graftline: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(error, str(error))
     sys.exit(0)
+
+
+def _end(error: Exception, message: str) -> NoReturn:
+    if "--json" in sys.argv:
+        print(json.dumps({"error": {"type": type(error).__name__, "message": message}}))
+    else:
+        print(f"graftline: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

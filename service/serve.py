@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import ipaddress
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,6 +28,10 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 class ServerFailed(RuntimeError):
     """The service ended, or was not ready in time."""
+
+
+class UnusableAddress(ValueError):
+    """Nothing can listen there."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,7 @@ def start_server(settings: Settings, *, log_file: Path, timeout_s: float = 120.0
 
     `target` may also be a Bento's directory.
     """
+    check_address(settings.host, settings.port)
     log_file.parent.mkdir(parents=True, exist_ok=True)
     server_url = f"http://{settings.host}:{settings.port}"
     with log_file.open("ab") as output:
@@ -67,6 +75,23 @@ def start_server(settings: Settings, *, log_file: Path, timeout_s: float = 120.0
         yield Server(server_url, process.pid, log_file)
     finally:
         _stop(process)
+
+
+def check_address(host: str, port: int) -> None:
+    """UnusableAddress unless the address is one of this machine and free."""
+    try:
+        family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
+    except ValueError as error:
+        raise UnusableAddress(f"A host is an IP address such as 127.0.0.1 or 0.0.0.0, but got {host!r}.") from error
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        way_out = (
+            "Stop what listens there, or pass another --port" if error.errno == errno.EADDRINUSE else "Correct --host or --port"
+        )
+        raise UnusableAddress(
+            f"The service must be able to listen on {host}:{port}, but cannot: {error.strerror}. {way_out}."
+        ) from error
 
 
 def _command(settings: Settings, target: str = SERVICE) -> list[str]:

@@ -13,6 +13,10 @@ PREFIX = "GRAFTLINE_"
 BUNDLED = Path(__file__).resolve().parent.parent / "frozen"
 
 
+class BadSetting(ValueError):
+    """A GRAFTLINE_* variable that breaks its rule."""
+
+
 class Settings(BaseModel):
     """Every field is the environment variable of its name in capitals after GRAFTLINE_; an empty variable is an unset one."""
 
@@ -59,7 +63,7 @@ class Settings(BaseModel):
             first = error.errors()[0]
             name = PREFIX + "_".join(str(part) for part in first["loc"]).upper()
             rule = f"{name} must fit its rule ({first['msg']})"
-            raise ValueError(f"{rule}, but is {first['input']!r}. Correct or unset it.") from error
+            raise BadSetting(f"{rule}, but is {first['input']!r}. Correct or unset it.") from error
 
     def environment(self) -> dict[str, str]:
         """The variables that make another process read these same settings; paths become absolute."""

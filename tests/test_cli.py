@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from small_releases import random_lora, write_release
+
+from adapters.backbone import Backbone
+from service.cli import main
 
 ROOT = Path(__file__).parent.parent
 
@@ -67,3 +72,92 @@ def test_an_unknown_domain_is_refused_before_anything_is_written(tmp_path: Path)
     done = graftline("tune", str(recipe), home=tmp_path / "home")
     assert done.returncode == 2 and "'astrology'" in done.stderr
     assert not (tmp_path / "home").exists()
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    """A folder of things that are not what a command wants."""
+    (tmp_path / "file").touch()
+    (tmp_path / "recipe.toml").write_text('name = "x"\ndomain = "icd10"\nbackbone = "nowhere"\n')
+    for name, config in (("empty", None), ("list", "[]"), ("cut", '{"peft_type": "LORA"')):
+        (tmp_path / name).mkdir()
+        if config is not None:
+            (tmp_path / name / "adapter_config.json").write_text(config)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("status", "--home", "file"), "file"),
+        (("build", "--home", "file"), "Not a directory"),
+        (("build", "--backbone", "nowhere"), "a built-in name"),
+        (("tune", "recipe.toml", "--mode", "poem"), "'pareto' or 'constrained'"),
+        (("tune", "recipe.toml", "--trials", "0"), "study.trials"),
+        (("tune", "recipe.toml"), "a built-in name"),
+        (("tune", "."), "cannot be read"),
+        (("evaluate", "empty"), "holds no adapter_config.json"),
+        (("evaluate", "list"), "not a JSON object"),
+        (("evaluate", "cut"), "not a JSON object"),
+        (("publish", "empty"), "neither"),
+        (("serve", "--backbone", "nowhere"), "a built-in name"),
+        (("serve", "--host", "localhost"), "IP address"),
+        (("serve", "--host", "192.0.2.1"), "Correct --host"),
+    ],
+    ids=" ".join,
+)
+def test_what_is_not_what_a_command_wants_is_refused_in_one_sentence(
+    broken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], said: str
+) -> None:
+    assert ended(arguments, broken, monkeypatch) == 2
+    assert said in one_sentence(capsys)
+
+
+def test_a_value_of_the_wrong_kind_is_refused_before_the_command_runs(
+    broken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments in (("serve", "--port", "70000"), ("serve", "--port", "x"), ("promote", "x@1", "--time-budget-s", "-3")):
+        assert ended(arguments, broken, monkeypatch) == 2
+        assert "Invalid value for" in capsys.readouterr().err
+
+
+def test_a_variable_that_breaks_its_rule_is_named(
+    broken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GRAFTLINE_POLL_S", "99")
+    assert ended(("serve",), broken, monkeypatch) == 2
+    assert "GRAFTLINE_POLL_S must fit its rule" in one_sentence(capsys)
+
+
+def test_a_port_in_use_is_refused_before_anything_starts(
+    broken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], backbone_directory: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert ended(("serve", "--port", port, "--backbone", str(backbone_directory)), broken, monkeypatch) == 2
+    assert "pass another --port" in one_sentence(capsys)
+
+
+def test_a_manifest_with_a_foreign_recipe_is_refused_where_the_recipe_is_needed(
+    broken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], backbone: Backbone
+) -> None:
+    write_release(broken / "foreign", backbone, random_lora(backbone, 1))  # its recipe is a name alone
+    assert ended(("publish", "foreign", "--home", "home"), broken, monkeypatch) == 0
+    capsys.readouterr()
+    assert ended(("promote", "small@1", "--home", "home"), broken, monkeypatch) == 2
+    assert "'domain' is missing" in one_sentence(capsys)
+
+
+def ended(arguments: tuple[str, ...], folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The exit code of the command, run in this process with the folder as its working directory."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["graftline", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return int(end.value.code or 0)
+
+
+def one_sentence(capsys: pytest.CaptureFixture[str]) -> str:
+    said = capsys.readouterr().err
+    assert said.startswith("graftline: ") and "Traceback" not in said
+    return said

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 
 from adapters.backbone import Backbone
 from engine.engine import Engine
@@ -29,9 +30,10 @@ from registry.gate_settings import GateSettings
 from registry.gate_statistics import PairedItems
 from registry.manifest import Manifest, TrainingHashes
 from registry.policy import Policy
+from tuning.errors import BadRecipe
 from tuning.manifest import fingerprints_of
 from tuning.plan import DOMAIN_MEASURE
-from tuning.recipe import Recipe
+from tuning.recipe import Recipe, in_one_sentence
 
 MAX_NATS = 0.5  # the largest change of an item's mean log-probability that the gate counts, in nats per token
 GATED = "gated"  # the name under which the engine holds the adapter that is looked at
@@ -47,7 +49,13 @@ class Subject:
 
     @property
     def recipe(self) -> Recipe:
-        return Recipe.model_validate(self.manifest.recipe)
+        try:
+            return Recipe.model_validate(self.manifest.recipe)
+        except ValidationError as error:
+            raise BadRecipe(
+                f"A release is gated by the recipe in its manifest, but that of {self.name} is none: {in_one_sentence(error)} "
+                "Fit the adapter with `graftline tune`, which writes one."
+            ) from error
 
 
 def gate_settings(

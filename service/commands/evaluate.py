@@ -10,7 +10,7 @@ from rich.table import Table
 
 from registry.errors import BackboneMismatch
 from registry.home import home_directory
-from registry.manifest import MANIFEST, Manifest, read_manifest
+from registry.manifest import MANIFEST, Manifest, verify
 from registry.names import resolve
 from registry.release import load_release
 from registry.tracking import Tracking
@@ -37,20 +37,19 @@ def evaluate(
 
     place = home_directory(home)
     directory, manifest = _subject(subject, place, tracking_uri)
-    recipe = manifest.recipe if manifest else {}
+    profile, recipe = Profile.load(directory), manifest.recipe if manifest else {}
     backbone = Backbone.load(backbone_name or (manifest.backbone.name if manifest else "smollm2-135m-reasoner"))
     if manifest is not None and manifest.backbone.fingerprint != backbone.fingerprint:
         raise BackboneMismatch(
             f"{subject} was fitted on backbone {manifest.backbone.name} ({manifest.backbone.fingerprint[:12]}), but "
             f"{backbone.name} is {backbone.fingerprint[:12]}. Leave out --backbone, or fit the recipe again on this one."
         )
-    profile = Profile.load(directory)
     engine = TorchEngine(backbone, max_rows=64)
     engine.load("subject", profile)
     task = task_named(domain or str(recipe.get("domain", "icd10")))
-    protected = recipe.get("protected", list(REASONING_FAMILIES))
-    assert isinstance(protected, list)
-    families = [task_named(str(name)) for name in dict.fromkeys([*protected, "grammar", "text"])]  # these two are always shown
+    protected = recipe.get("protected")
+    named = map(str, protected) if isinstance(protected, list) else REASONING_FAMILIES
+    families = [task_named(name) for name in dict.fromkeys((*named, "grammar", "text"))]  # these two are always shown
     admitted = admissions(engine, backbone, families, place / "cache")
     measurable = [family for family in families if admitted[family.name].admitted]
     console = Console(stderr=True)
@@ -88,10 +87,10 @@ def evaluate(
 
 
 def _subject(subject: str, home: Path, tracking_uri: str | None) -> tuple[Path, Manifest | None]:
-    """A directory with its manifest (plain PEFT directories have none), or a published release."""
+    """A directory as its manifest says it is (plain PEFT directories have none), or a published release."""
     directory = Path(subject)
     if directory.is_dir():
-        return directory, read_manifest(directory) if (directory / MANIFEST).is_file() else None
+        return directory, verify(directory) if (directory / MANIFEST).is_file() else None
     tracking = Tracking.at(home, tracking_uri)
     named = resolve(tracking, subject)
     release = load_release(tracking, named.name, named.version)

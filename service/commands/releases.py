@@ -39,7 +39,8 @@ def publish_directory(tracking: Tracking, directory: Path, name: str | None = No
     """The name defaults to that of the recipe in the manifest."""
     from registry.manifest import read_manifest
 
-    return publish_release(tracking, checked_name(name or str(read_manifest(directory).recipe["name"])), directory, run_id)
+    recipe_name = read_manifest(directory).recipe.get("name", "")
+    return publish_release(tracking, checked_name(name or str(recipe_name)), directory, run_id)
 
 
 def promote(

@@ -23,10 +23,14 @@ def tune(
     home: Path | None,
     tracking_uri: str | None,
     as_json: bool,
-) -> None:
+) -> int:
+    """0 when a trial finished, 1 when none did."""
+    from adapters.backbone import sources_of
+
     recipe = with_options(Recipe.load(recipe_file), trials, time_budget_s, mode)
     for task in (recipe.domain, *recipe.protected):
         task_named(task)  # refuses an unknown task or bad data before anything is written
+    sources_of(recipe.backbone)
     place = home_directory(home)
     sweep = Sweep(recipe, place, Tracking.at(place, tracking_uri))
     chosen = run_sweep(sweep, resume, quiet=as_json)
@@ -39,6 +43,7 @@ def tune(
         print(f"adapter: {best.directory}\nnext: graftline publish {recipe.name}")
     else:
         print("\nno trial finished; the reasons are above and in trials.json")
+    return 0 if chosen else 1
 
 
 def with_options(recipe: Recipe, trials: int | None, time_budget_s: float | None, mode: str | None) -> Recipe:
