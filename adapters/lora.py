@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +30,14 @@ _PREFIX = "base_model.model."
 _INITS = ("default", "gaussian", "orthogonal")
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
+_KEY = re.compile(re.escape(_PREFIX) + r".+\.lora_[AB]\.weight")
+_CONVERT = "Convert it to a plain LoRA (merge it and extract the difference), or fit it again without that."
+# What a config may say of a plain LoRA: read here, told by the tensors, or of no effect once it is fitted.
+_PLAIN = frozenset(
+    "peft_type task_type auto_mapping peft_version base_model_name_or_path revision inference_mode r lora_alpha lora_dropout "
+    "use_rslora init_lora_weights target_modules exclude_modules layers_to_transform layers_pattern fan_in_fan_out "
+    "loftq_config eva_config corda_config lora_ga_config".split()
+)
 
 
 class LoRASpec(Spec):
@@ -151,17 +162,8 @@ class LoRA:
             config = LoraConfig.from_pretrained(directory)
         except (OSError, ValueError, TypeError) as error:
             raise DamagedAdapter(f"{directory / CONFIG} is not a LoRA config ({error}). Save the adapter again.") from error
-        refused = [
-            name
-            for name in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")
-            if getattr(config, name, None)
-        ]
-        if refused or config.bias != "none":
-            raise RefusedAdapter(
-                f"A served LoRA has one rank, one alpha and no bias, but {directory} sets {', '.join(refused) or 'bias'}. "
-                "Convert it to a plain LoRA first."
-            )
-        if isinstance(config.init_lora_weights, str) and config.init_lora_weights not in _INITS:
+        _refuse_more_than_lora(directory)
+        if isinstance(config.init_lora_weights, str) and config.init_lora_weights not in (*_INITS, "eva"):
             raise RefusedAdapter(
                 f"{directory} was fitted from init_lora_weights={config.init_lora_weights!r}, which rewrites the base weight: "
                 "on the frozen backbone it computes something else. Convert it to a plain LoRA first "
@@ -169,6 +171,11 @@ class LoRA:
             )
         tensors = read_tensors(directory / WEIGHTS)
         for key, tensor in tensors.items():
+            if not _KEY.fullmatch(key):
+                raise RefusedAdapter(
+                    f"A served LoRA is the pair lora_A and lora_B of linear layers, but {directory / WEIGHTS} also holds {key}, "
+                    f"which would not act. {_CONVERT}"
+                )
             partner = key.replace("lora_A", "lora_B") if "lora_A" in key else key.replace("lora_B", "lora_A")
             rank = tensor.shape[0] if "lora_A" in key else tensor.shape[-1]
             if partner not in tensors or rank != config.r:
@@ -176,9 +183,11 @@ class LoRA:
                     f"Every A of a LoRA has its B, both of rank {config.r}, but {key} in {directory} has rank {rank}"
                     f"{'' if partner in tensors else ' and no partner'}. Save or download the adapter again."
                 )
-        alpha = round(config.lora_alpha) or 1
+        # Rank-stabilised LoRA divides alpha by the root of the rank: the same layer as one of a larger alpha.
+        exact = config.lora_alpha * math.sqrt(config.r) if config.use_rslora else config.lora_alpha
+        alpha = round(exact) or 1
         spec = LoRASpec(rank=config.r, alpha=alpha, dropout=config.lora_dropout)
-        return cls(spec, config.lora_alpha / alpha, tensors)
+        return cls(spec, exact / alpha, tensors)
 
     def _config(self, backbone: Backbone) -> LoraConfig:
         init: Any = True if self.spec.init == "default" else self.spec.init
@@ -220,6 +229,16 @@ class LoRA:
     def _live_tensors(self) -> dict[str, Tensor]:
         assert self._live is not None
         return {key: tensor.detach().clone() for key, tensor in get_peft_model_state_dict(self._live).items()}
+
+
+def _refuse_more_than_lora(directory: Path) -> None:
+    """RefusedAdapter for a setting that the engine would drop; one that this PEFT does not know counts unless it is empty."""
+    plain, given = LoraConfig(), json.loads((directory / CONFIG).read_text())
+    for name, value in given.items():
+        if name not in _PLAIN and value and value != getattr(plain, name, None):
+            raise RefusedAdapter(
+                f"A served LoRA has one rank, one alpha and no further parts, but {directory} sets {name}={value!r}. {_CONVERT}"
+            )
 
 
 def _detach(model: nn.Module, modules_before: dict[str, nn.Module]) -> None:

@@ -148,6 +148,15 @@ def test_a_manifest_with_a_foreign_recipe_is_refused_where_the_recipe_is_needed(
     assert "'domain' is missing" in one_sentence(capsys)
 
 
+def test_a_directory_that_its_manifest_no_longer_describes_is_not_evaluated(
+    broken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], backbone: Backbone
+) -> None:
+    write_release(broken / "changed", backbone, random_lora(backbone, 1))
+    random_lora(backbone, 2).save(broken / "changed")
+    assert ended(("evaluate", "changed", "--home", "home"), broken, monkeypatch) == 2
+    assert "must match its SHA-256, but adapter_" in one_sentence(capsys)
+
+
 def ended(arguments: tuple[str, ...], folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     """The exit code of the command, run in this process with the folder as its working directory."""
     monkeypatch.chdir(folder)

@@ -165,15 +165,6 @@ def test_inits_that_rewrite_the_base_are_refused(init: str) -> None:
         LoRASpec(init=init)
 
 
-@pytest.mark.parametrize("key", ["use_dora", "use_rslora"])
-def test_a_lora_of_another_form_is_refused(backbone: Backbone, key: str, tmp_path: Path) -> None:
-    save_adapters((fitted_lora(backbone, 1),), tmp_path / "saved")
-    config = tmp_path / "saved" / CONFIG
-    config.write_text(json.dumps({**json.loads(config.read_text()), key: True}))
-    with pytest.raises(RefusedAdapter, match=key):
-        load_adapters(tmp_path / "saved")
-
-
 def test_a_lora_fitted_on_a_rewritten_base_is_refused(backbone: Backbone, tmp_path: Path) -> None:
     save_adapters((fitted_lora(backbone, 1),), tmp_path / "saved")
     config = tmp_path / "saved" / CONFIG
