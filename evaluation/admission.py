@@ -142,33 +142,50 @@ def admissions(
 ) -> dict[str, Admission]:
     """Of every task by its gate measure, kept on disk so that a backbone is looked at once. `precision` is the engine's."""
     found = {}
-    computed = precision if backbone.dtype == torch.float32 else str(backbone.dtype).removeprefix("torch.")
-    places = (PACKAGED, directory / "admission")
     for task in tasks:
-        measure = gate_measure(task)
-        count = items if is_written(task) else 4 * items
-        examples = task.examples("search", count, seed=5)
-        key = _key(backbone, measure, count, examples, computed)
-        stored = _stored(key, places)
-        if stored is None and computed != "float32":
-            stored = _stored(_key(backbone, measure, count, examples, "float32"), places)
-            stored = stored if stored is not None and stored.has_room else None
-        if stored is None:
-            fresh = admit(engine, backbone, measure, task, chance_level(measure, task, examples), count)
-            stored = replace(fresh, precision=computed)
-            _store(stored, places[-1] / f"{key}.json")
-        found[task.name] = stored
+        known = stored_admission(backbone, task, directory, items, precision)
+        if known is None:
+            measure, count = gate_measure(task), _count(task, items)
+            chance = chance_level(measure, task, task.examples("search", count, seed=5))
+            computed = _computed(backbone, precision)
+            known = replace(admit(engine, backbone, measure, task, chance, count), precision=computed)
+            _store(known, directory / "admission" / f"{_key(backbone, task, items, computed)}.json")
+        found[task.name] = known
     return found
 
 
-def _key(backbone: Backbone, measure: Measure, count: int, examples: Sequence[Example], precision: str) -> str:
+def stored_admission(
+    backbone: Backbone, task: Task, directory: Path, items: int = ITEMS, precision: Precision = "float32"
+) -> Admission | None:
+    """What was found before, in the directory or with the package; None when the backbone must be looked at."""
+    computed, places = _computed(backbone, precision), (PACKAGED, directory / "admission")
+    stored = _stored(_key(backbone, task, items, computed), places)
+    if stored is None and computed != "float32":
+        stored = _stored(_key(backbone, task, items, "float32"), places)
+        return stored if stored is not None and stored.has_room else None
+    return stored
+
+
+def _computed(backbone: Backbone, precision: Precision) -> str:
+    return precision if backbone.dtype == torch.float32 else str(backbone.dtype).removeprefix("torch.")
+
+
+def _count(task: Task, items: int) -> int:
+    return items if is_written(task) else 4 * items
+
+
+def _key(backbone: Backbone, task: Task, items: int, precision: str) -> str:
     """SHA-256 over all that decides an admission."""
+    count = _count(task, items)
     identity = [
         backbone.fingerprint,
         precision,
-        repr(measure),
+        repr(gate_measure(task)),
         [count, NOISE, LEAST_ABOVE_CHANCE, LEAST_PARSED],
-        [[e.id, e.question, e.answer, e.choices, e.rationale, e.context, e.group] for e in examples],
+        [
+            [e.id, e.question, e.answer, e.choices, e.rationale, e.context, e.group]
+            for e in task.examples("search", count, seed=5)
+        ],
     ]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 

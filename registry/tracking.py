@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
-from registry.errors import RegistryUnreachable
+from registry.errors import RegistryUnreachable, StoreRefused
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -61,20 +61,24 @@ class Tracking:
 
     @contextmanager
     def client(self) -> Iterator[MlflowClient]:
-        """MLflow's client for a few calls; the store being out of reach is one error, whatever the calls were."""
+        """MLflow's client for a few calls. It fails as a RegistryError: the store is out of reach, or refused one."""
         _ensure_reachable(self.uri)
         try:
             mlflow_client = _client(self.uri)
         except Exception as error:
             raise _unreachable(self.uri, _first_line(error)) from error
         from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+        from urllib3.exceptions import HTTPError
 
         try:
             yield mlflow_client
         except MlflowException as error:
             if is_lost_connection(error):
                 raise _unreachable(self.uri, _first_line(error)) from error
-            raise
+            raise StoreRefused(f"MLflow at {_shown(self.uri)} refused a call: {_first_line(error)}") from error
+        except (OSError, SQLAlchemyError, HTTPError) as error:
+            raise _unreachable(self.uri, _first_line(error)) from error
 
     def experiment(self, name: str) -> str:
         """The id of the experiment, made when missing."""
@@ -143,6 +147,11 @@ class Tracking:
     def log_text(self, run_id: str, text: str, file: str) -> None:
         with self.client() as client:
             client.log_text(run_id, text, file)
+
+    def reopen_run(self, run_id: str) -> None:
+        """Marks an ended run as running again."""
+        with self.client() as client:
+            client.update_run(run_id, "RUNNING")
 
     def end_run(self, run_id: str, status: RunStatus = "FINISHED") -> None:
         with self.client() as client:
@@ -225,12 +234,16 @@ def _sqlite_file(uri: str) -> Path:
 
 
 def _unreachable(uri: str, reason: str) -> RegistryUnreachable:
-    safe = urlsplit(uri)
-    shown = uri.replace(f":{safe.password}@", ":***@") if safe.password else uri
     return RegistryUnreachable(
-        f"The MLflow registry must answer, but {shown} does not ({reason}). "
+        f"The MLflow registry must answer, but {_shown(uri)} does not ({reason}). "
         "Start the server, correct the tracking URI, or leave it out to use the SQLite store in the home directory."
     )
+
+
+def _shown(uri: str) -> str:
+    """The URI without its password."""
+    password = urlsplit(uri).password
+    return uri.replace(f":{password}@", ":***@") if password else uri
 
 
 def is_lost_connection(error: Exception) -> bool:

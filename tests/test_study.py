@@ -8,10 +8,15 @@ from pathlib import Path
 import mlflow
 import optuna
 import pytest
+from mlflow.entities import Run
 from optuna.trial import TrialState
+from toy_engine import Mind, ToyEngine
 
+from adapters.backbone import Backbone
+from evaluation.admission import admissions
+from evaluation.tasks import FAMILIES
 from registry.tracking import Tracking
-from tuning.errors import StudyMismatch
+from tuning.errors import StudyMismatch, SweepRefused, SweepStopped
 from tuning.isolation import ChildDied, run_isolated
 from tuning.objective import POOLED, ScaleScore, constraints, in_order, tolerance
 from tuning.recipe import Recipe
@@ -34,20 +39,54 @@ def small(backbone_directory: Path, **changes: object) -> Recipe:
         name="small",
         backbone=str(backbone_directory),
         domain="icd10-chapter",
-        protected=("boxes", "ordering"),
+        protected=("arithmetic", "ordering"),
         search=("adapter.kind", "method.learning_rate"),
         adapter={"lora": {"rank": 4}, "softcot": {"num_thoughts": 2, "assistant_layers": 1}},
     )
     return recipe.with_values({**values, **changes})
 
 
+def admit(backbone: Backbone, home: Path, family: str, mind: Mind | None = None) -> None:
+    """Leaves in the home what a backbone of that mind would be found to do; a random one can do nothing."""
+    engine = ToyEngine(backbone, FAMILIES[family].examples("search", 24, seed=5), mind)
+    admissions(engine, backbone, [FAMILIES[family]], home / "cache")
+
+
+@pytest.fixture
+def home(session_backbone: Backbone, tmp_path: Path) -> Path:
+    """A home that knows the tiny backbone to do both families."""
+    for family in ("arithmetic", "ordering"):
+        admit(session_backbone, tmp_path, family)
+    return tmp_path
+
+
 @pytest.fixture(scope="module")
-def swept(backbone_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, list[Event]]:
+def swept(
+    backbone_directory: Path, session_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Sweep, list[Event]]:
     home = tmp_path_factory.mktemp("home")
+    for family in ("arithmetic", "ordering"):
+        admit(session_backbone, home, family)
     sweep = Sweep(small(backbone_directory), home, Tracking.at(home), threads=1)
     events: list[Event] = []
     sweep.run(sweep.create(), events.append)
     return sweep, events
+
+
+def runs_of(sweep: Sweep) -> list[Run]:
+    client = mlflow.MlflowClient(sweep.tracking.uri)
+    experiment = client.get_experiment_by_name(sweep.recipe.name)
+    return list(client.search_runs([experiment.experiment_id]))
+
+
+def parent_of(sweep: Sweep) -> Run:
+    (parent,) = [run for run in runs_of(sweep) if "mlflow.parentRunId" not in run.data.tags]
+    return parent
+
+
+def children_of(sweep: Sweep) -> list[Run]:
+    parent = parent_of(sweep).info.run_id
+    return [run for run in runs_of(sweep) if run.data.tags.get("mlflow.parentRunId") == parent]
 
 
 def test_the_first_trial_is_the_recipe_as_written(swept: tuple[Sweep, list[Event]]) -> None:
@@ -62,7 +101,7 @@ def test_every_trial_reports_two_objectives_and_a_constraint_a_family(swept: tup
     assert len(complete) == 2
     for trial in complete:
         assert trial.values is not None and len(trial.values) == 2
-        assert set(trial.constraints) == {"boxes", "ordering", POOLED}
+        assert set(trial.constraints) == {"arithmetic", "ordering", POOLED}
 
 
 def test_the_scales_are_all_kept_with_the_trial(swept: tuple[Sweep, list[Event]]) -> None:
@@ -81,14 +120,11 @@ def test_a_candidate_can_be_published_as_it_lies(swept: tuple[Sweep, list[Event]
 
 
 def test_plain_mlflow_finds_a_parent_run_with_its_children_and_the_picture(swept: tuple[Sweep, list[Event]]) -> None:
+    parent, children = parent_of(swept[0]), children_of(swept[0])
+    assert len(children) == 2 and parent.info.status == "FINISHED"
+    assert {"domain/gain", "retention/mean_capped", "kl/forward", "retention/chain/arithmetic"} <= set(children[0].data.metrics)
     client = mlflow.MlflowClient(swept[0].tracking.uri)
-    experiment = client.get_experiment_by_name("small")
-    runs = client.search_runs([experiment.experiment_id])
-    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
-    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id]
-    assert len(parents) == 1 and len(children) == 2
-    assert {"domain/gain", "retention/mean_capped", "kl/forward", "retention/chain/boxes"} <= set(children[0].data.metrics)
-    assert {"pareto.png", "trials.json", "recipe.json"} <= {file.path for file in client.list_artifacts(parents[0].info.run_id)}
+    assert {"pareto.png", "trials.json", "recipe.json"} <= {file.path for file in client.list_artifacts(parent.info.run_id)}
 
 
 def test_a_study_goes_on_where_it_stopped(swept: tuple[Sweep, list[Event]], backbone_directory: Path) -> None:
@@ -110,11 +146,11 @@ def test_a_study_is_not_joined_by_accident_or_with_another_recipe(
         other.create(resume=True)
 
 
-def test_a_fit_that_diverges_is_pruned_with_its_reason(backbone_directory: Path, tmp_path: Path) -> None:
+def test_a_fit_that_diverges_is_pruned_with_its_reason(backbone_directory: Path, home: Path) -> None:
     # A scale beyond float32 makes infinity times zero in the first forward.
     recipe = small(backbone_directory, **{"adapter.lora.alpha": 10**40, "study.trials": 1})
     recipe = recipe.with_values({"search": ("adapter.kind",)})
-    sweep = Sweep(recipe, tmp_path, Tracking.at(tmp_path), threads=1)
+    sweep = Sweep(recipe, home, Tracking.at(home), threads=1)
     study = sweep.create()
     events: list[Event] = []
     sweep.run(study, events.append)
@@ -122,25 +158,80 @@ def test_a_fit_that_diverges_is_pruned_with_its_reason(backbone_directory: Path,
     assert trial.state == TrialState.PRUNED
     assert "must stay finite" in trial.user_attrs["failure"]
     assert any(event.kind == "pruned" for event in events)
-    assert not (tmp_path / "studies" / "small" / "trials" / "0" / "adapter").exists()
+    assert not (home / "studies" / "small" / "trials" / "0" / "adapter").exists()
 
 
-def test_a_killed_trial_is_tried_again_and_then_given_up(backbone_directory: Path, tmp_path: Path) -> None:
-    # The cache's place is taken by a file: an error that the trial does not know, as a full disk would be.
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "base").write_text("")
+def test_what_the_backbone_cannot_do_constrains_no_trial_and_is_said_once(
+    backbone_directory: Path, session_backbone: Backbone, tmp_path: Path
+) -> None:
+    admit(session_backbone, tmp_path, "arithmetic")
+    admit(session_backbone, tmp_path, "ordering", Mind(solves=False))
     sweep = Sweep(small(backbone_directory), tmp_path, Tracking.at(tmp_path), threads=1)
+    study, events = sweep.create(), list[Event]()
+    sweep.run(study, events.append)
+    assert all(set(trial.constraints) == {"arithmetic", POOLED} for trial in study.trials)
+    assert len([event for event in events if "ordering" in event.text and "not measurable" in event.text]) == 1
+    stored = json.loads((sweep.directory / "trials.json").read_text())
+    assert list(stored["not_measurable"]) == ["ordering"]
+    assert parent_of(sweep).data.tags["protected.ordering"].startswith("not measurable: the backbone scores 0.00")
+
+
+def test_a_sweep_without_a_measurable_family_is_refused_and_leaves_its_name_free(
+    backbone_directory: Path, session_backbone: Backbone, tmp_path: Path
+) -> None:
+    for family in ("arithmetic", "ordering"):
+        admit(session_backbone, tmp_path, family, Mind(solves=False))
+    sweep = Sweep(small(backbone_directory), tmp_path, Tracking.at(tmp_path), threads=1)
+    with pytest.raises(SweepRefused, match="none of the protected families. arithmetic: the backbone scores"):
+        sweep.run(sweep.create(), lambda event: None)
+    assert not sweep.create().get_trials(states=(TrialState.FAIL,))
+    assert parent_of(sweep).info.status == "FAILED"
+
+
+def test_a_backbone_is_looked_at_by_the_first_trial_of_its_first_sweep(backbone_directory: Path, tmp_path: Path) -> None:
+    sweep = Sweep(small(backbone_directory).with_values({"protected": ("arithmetic",)}), tmp_path, Tracking.at(tmp_path), threads=1)
+    with pytest.raises(SweepRefused, match="arithmetic: the backbone scores 0.00"):
+        sweep.run(sweep.create(), lambda event: None)
+    assert len(list((tmp_path / "cache" / "admission").iterdir())) == 1
+
+
+def test_trial_after_trial_that_dies_stops_the_sweep_with_its_reason_in_every_run(backbone_directory: Path, home: Path) -> None:
+    # The cache's place is taken by a file: an error that the trial does not know, as a full disk would be.
+    (home / "cache" / "base").write_text("")
+    sweep = Sweep(small(backbone_directory), home, Tracking.at(home), threads=1)
     study = sweep.create()
-    with pytest.raises(ChildDied):
+    with pytest.raises(SweepStopped, match="3 trials in a row died.*--resume"):
         sweep.run(study, lambda event: None)
-    assert [trial.state for trial in study.trials] == [TrialState.FAIL] * 3
-    assert [trial.user_attrs.get("tries", 0) for trial in study.trials] == [0, 1, 2]
+    ended = study.get_trials(states=(TrialState.FAIL,))
+    assert [trial.user_attrs.get("tries", 0) for trial in ended] == [0, 1, 0]
+    parent, children = parent_of(sweep), children_of(sweep)
+    assert parent.info.status == "FAILED" and "3 trials in a row" in parent.data.tags["failure"]
+    assert len(children) == 3
+    assert all(run.data.tags["outcome"] == "died" and "cache" in run.data.tags["failure"] for run in children)
+
+    (home / "cache" / "base").unlink()
+    again = sweep.create(resume=True)
+    sweep.run(again, lambda event: None)
+    assert study.trials[0].params in [trial.params for trial in again.get_trials(states=(TrialState.COMPLETE,))]
+    assert parent_of(sweep).info.status == "FINISHED"
 
 
-def test_a_child_that_dies_leaves_the_parent_a_reason(backbone_directory: Path, tmp_path: Path) -> None:
+def test_an_error_that_would_come_again_prunes_the_trial(backbone_directory: Path, home: Path) -> None:
+    short = Sweep(small(backbone_directory, **{"study.trials": 1}), home, Tracking.at(home), threads=1)
+    short.run(short.create(), lambda event: None)
+    for file in (home / "cache" / "base").iterdir():
+        file.write_text("{}")
+    sweep = Sweep(small(backbone_directory), home, short.tracking, threads=1)
+    study = sweep.create(resume=True)
+    sweep.run(study, lambda event: None)
+    assert study.trials[1].state == TrialState.PRUNED
+    assert "KeyError" in study.trials[1].user_attrs["failure"] and "base_cache.py:" in study.trials[1].user_attrs["failure"]
+
+
+def test_a_child_that_gives_no_sign_of_life_is_stopped(backbone_directory: Path, tmp_path: Path) -> None:
     job = Job(small(backbone_directory), tmp_path / "trial", tmp_path, threads=1)
-    with pytest.raises(ChildDied, match="longer than its 0 s"):
-        run_isolated(job, lambda phase, share: None, timeout_s=0.01)
+    with pytest.raises(ChildDied, match="no sign of life for 0 s.*stall_timeout_s"):
+        run_isolated(job, lambda phase, share: None, stall_timeout_s=0.01)
 
 
 def test_scales_are_written_from_in_order_of_gain_among_those_that_lose_nothing() -> None:

@@ -3,7 +3,9 @@
 TuningError (ValueError)
 ├── BadRecipe        a recipe that cannot be read, or that names what does not exist
 ├── Diverged         the loss of a fit is not finite: a deterministic failure of those settings
-└── StudyMismatch    a study of that name exists with another search space or other directions
+├── StudyMismatch    a study of that name exists with another search space or other directions
+├── SweepRefused     no trial of the recipe can run: the backbone, the data or the protected families
+└── SweepStopped     trial after trial died: the cause lies outside the recipe
 """
 
 
@@ -20,4 +22,12 @@ class Diverged(TuningError):
 
 
 class StudyMismatch(TuningError):
+    pass
+
+
+class SweepRefused(TuningError):
+    pass
+
+
+class SweepStopped(TuningError):
     pass

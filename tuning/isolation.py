@@ -27,20 +27,22 @@ def prepare() -> None:
     _CONTEXT.set_forkserver_preload(list(_PRELOADED))
 
 
-def run_isolated(job: Job, report: Report, timeout_s: float | None = None) -> Outcome:
-    """The outcome of the job, run in a child. Raises ChildDied when the child leaves none."""
+def run_isolated(job: Job, report: Report, stall_timeout_s: float | None = None) -> Outcome:
+    """The outcome of the job, run in a child. Raises ChildDied when the child leaves none, or says nothing for that long."""
     receiver, sender = _CONTEXT.Pipe(duplex=False)
     child = _CONTEXT.Process(target=_child, args=(job, sender), daemon=True)
     child.start()
     sender.close()
-    deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    said = ""
+    heard, said = time.monotonic(), ""
     try:
         while True:
-            left = 1.0 if deadline is None else min(1.0, deadline - time.monotonic())
+            left = 1.0 if stall_timeout_s is None else min(1.0, heard + stall_timeout_s - time.monotonic())
             if left <= 0:
                 child.kill()
-                raise ChildDied(f"The trial ran longer than its {timeout_s:.0f} s and was stopped.")
+                raise ChildDied(
+                    f"The trial gave no sign of life for {stall_timeout_s:.0f} s and was stopped. "
+                    "Raise study.stall_timeout_s if it was only slow."
+                )
             if not receiver.poll(left):
                 if not child.is_alive() and not receiver.poll(0):
                     break
@@ -56,6 +58,7 @@ def run_isolated(job: Job, report: Report, timeout_s: float | None = None) -> Ou
                 said = str(value)
             else:
                 report(kind, float(value))
+            heard = time.monotonic()
     finally:
         child.join(_GRACE_S)
         if child.is_alive():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from evaluation.evaluate import Planned
 from evaluation.measures import MEASURES
@@ -22,21 +22,27 @@ def training_examples(recipe: Recipe, domain: Task) -> list[Example]:
     return domain.examples("train", recipe.method.num_examples, seed=recipe.method.seed)
 
 
-def likelihood_plan(recipe: Recipe, domain: Task, split: Split = "search") -> list[Planned]:
-    """The domain's accuracy, and every protected family by its likelihood (or preference, where nothing is written)."""
+def likelihood_plan(recipe: Recipe, domain: Task, split: Split = "search", without: Collection[str] = ()) -> list[Planned]:
+    """The domain's accuracy, and every protected family by its likelihood (or preference, where nothing is written).
+
+    `without` names the families that are not measurable on the backbone.
+    """
     sizes = recipe.evaluation
     planned = [Planned(MEASURES[DOMAIN_MEASURE], domain, domain.examples(split, sizes.domain_items), "domain")]
-    for name in recipe.protected:
-        task = task_named(name)
+    for task in _protected(recipe, without):
         planned.append(Planned(search_measure(task), task, task.examples(split, sizes.chain_items), "protected"))
     return planned
 
 
-def generated_plan(recipe: Recipe, split: Split = "search") -> list[Planned]:
+def generated_plan(recipe: Recipe, split: Split = "search", without: Collection[str] = ()) -> list[Planned]:
     """Every protected family that is written, greedily, and checked step by step."""
     count = recipe.evaluation.generated_items
-    tasks = [task for task in map(task_named, recipe.protected) if count and is_written(task)]
+    tasks = [task for task in _protected(recipe, without) if count and is_written(task)]
     return [Planned(MEASURES[WRITTEN_MEASURE], task, task.examples(split, count, seed=1), "protected") for task in tasks]
+
+
+def _protected(recipe: Recipe, without: Collection[str]) -> list[Task]:
+    return [task for task in map(task_named, recipe.protected) if task.name not in without]
 
 
 def margins_of(recipe: Recipe, plan: Sequence[Planned]) -> dict[str, float]:

@@ -36,6 +36,8 @@ class StudyRecipe(Spec):
     mode: Literal["pareto", "constrained"] = "pareto"
     trials: int = Field(default=20, ge=1)
     time_budget_s: float | None = Field(default=None, gt=0)
+    min_trials: int = Field(default=0, ge=0)  # complete ones before the budget ends the sweep; none starts past twice the budget
+    stall_timeout_s: float = Field(default=900.0, gt=0)  # without a sign of life; the trial is then stopped and tried again
     scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)  # of the fitted adapter, tried after each fit
     seed: int = 0
 

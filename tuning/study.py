@@ -13,16 +13,17 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from registry.errors import RegistryError
-from registry.tracking import Tracking
-from tuning.errors import StudyMismatch
+from registry.errors import RegistryUnreachable
+from registry.tracking import RunStatus, Tracking
+from tuning.errors import StudyMismatch, SweepRefused, SweepStopped
 from tuning.isolation import ChildDied, prepare, run_isolated
 from tuning.recipe import Recipe
+from tuning.records import RUN_KEY, Records
 from tuning.space import defaults, suggest
 from tuning.trial import ADAPTER, Job, Outcome
 
-MAX_RETRIES = 2
-SEARCH_KEY, DIRECTORY_KEY, RUN_KEY, SCORE_KEY = "search_digest", "directory", "mlflow_run_id", "score"
+MAX_RETRIES, MAX_DEAD = 1, 3  # of one trial; of trials in a row, before the sweep stops
+SEARCH_KEY, DIRECTORY_KEY, SCORE_KEY, FAMILIES_KEY = "search_digest", "directory", "score", "not_measurable"
 _NUM_OBJECTIVES = {"pareto": 2, "constrained": 1}
 
 
@@ -123,125 +124,132 @@ class Sweep:
         return study
 
     def run(self, study: optuna.Study, on_event: Callable[[Event], None]) -> None:
-        """Trials until the recipe's number of finished ones or its time is reached."""
+        """Trials until the recipe's number of finished ones or its time is reached. However it ends, the study's run says so."""
         prepare()
-        parent = self._parent_run(study, on_event)
-        started, budget = time.monotonic(), self.recipe.study.time_budget_s
-        while len(finished(study)) < self.recipe.study.trials:
-            spent = time.monotonic() - started
-            if budget is not None and finished(study) and spent + 0.8 * _mean_seconds(study) > budget:
-                on_event(Event("note", -1, text=f"time budget of {budget:.0f} s is used up by {len(finished(study))} trials"))
-                break
-            trial = study.ask()
-            try:
-                values = self._objective(trial, parent, on_event)
-            except optuna.TrialPruned as pruned:
-                study.tell(trial, state=TrialState.PRUNED)
-                on_event(Event("pruned", trial.number, text=str(pruned)))
-            except ChildDied as died:
-                trial.set_user_attr("failure", str(died))
-                study.tell(trial, state=TrialState.FAIL)
-                again = _try_again(study, study.trials[trial.number])
-                on_event(
-                    Event("failed", trial.number, text=f"{str(died).strip().splitlines()[-1]}{' (tried again)' if again else ''}")
-                )
-                if not again:
-                    raise
-            except BaseException:
-                study.tell(trial, state=TrialState.FAIL)
-                _try_again(study, study.trials[trial.number])
-                raise
-            else:
-                study.tell(trial, values)
-        self._close_parent(study, parent, on_event)
+        records = Records.open(self.tracking, self.recipe, study, lambda text: on_event(Event("note", -1, text=text)))
+        try:
+            self._search(study, records, on_event)
+        except BaseException as error:
+            self._close(study, records, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", str(error))
+            if isinstance(error, SweepRefused) and not finished(study):
+                optuna.delete_study(study_name=study.study_name, storage=self.storage_url)
+            if isinstance(error, RegistryUnreachable):
+                raise SweepStopped(f"{error} All {len(finished(study))} trials so far are kept: go on with --resume.") from error
+            raise
+        self._close(study, records, "FINISHED")
 
     def candidates(self, study: optuna.Study) -> list[Candidate]:
         """Finished trials, the one to gate first at the front: feasible ones by gain, then the rest by retention."""
         return in_order([_candidate(trial) for trial in study.get_trials(states=(TrialState.COMPLETE,))])
 
-    def _objective(self, trial: optuna.Trial, parent: str | None, on_event: Callable[[Event], None]) -> tuple[float, ...]:
+    def _search(self, study: optuna.Study, records: Records, on_event: Callable[[Event], None]) -> None:
+        started, dead = time.monotonic(), list[FrozenTrial]()
+        while len(finished(study)) < self.recipe.study.trials:
+            if not self._has_time(study, time.monotonic() - started):
+                budget = self.recipe.study.time_budget_s
+                on_event(Event("note", -1, text=f"time budget of {budget:.0f} s is used up by {len(finished(study))} trials"))
+                break
+            trial = study.ask()
+            try:
+                recipe, outcome = self._run_trial(trial, on_event)
+            except BaseException:
+                study.tell(trial, state=TrialState.FAIL)
+                _try_again(study, study.trials[trial.number])
+                raise
+            try:
+                run_id = records.trial(trial.number, recipe, outcome)
+                trial.set_user_attr(RUN_KEY, run_id)
+            finally:  # a store that is away stops the sweep, but not before Optuna has the trial
+                self._tell(study, trial, outcome, on_event)
+            self._note_families(study, outcome, on_event)
+            if outcome.state != "died":
+                dead.clear()
+                continue
+            dead.append(study.trials[trial.number])
+            if len(dead) == MAX_DEAD:
+                for given_up in dead:
+                    if _tries(given_up) >= MAX_RETRIES:
+                        study.enqueue_trial(given_up.params, user_attrs={"retry_of": given_up.number})
+                raise SweepStopped(
+                    f"{MAX_DEAD} trials in a row died, the last of: {_last_line(outcome.reason)} "
+                    "Look for the cause outside the recipe (memory, disk, devices), then go on with --resume."
+                )
+
+    def _has_time(self, study: optuna.Study, spent_s: float) -> bool:
+        budget = self.recipe.study.time_budget_s
+        if budget is None:
+            return True
+        complete = sum(trial.state == TrialState.COMPLETE for trial in finished(study))
+        if not finished(study) or complete < self.recipe.study.min_trials:
+            return spent_s <= 2 * budget
+        return spent_s + 0.8 * _mean_seconds(study) <= budget
+
+    def _run_trial(self, trial: optuna.Trial, on_event: Callable[[Event], None]) -> tuple[Recipe, Outcome]:
+        """The trial's own recipe, and what came of it."""
         values = suggest(trial, self.recipe)
         recipe = self.recipe.with_values(dict(values))
         directory = self.directory / "trials" / str(trial.number)
         trial.set_user_attr(DIRECTORY_KEY, str(directory))
         on_event(Event("start", trial.number, params=values))
-        job = Job(recipe, directory, self.home / "cache" / "base", self.threads)
-        started = time.monotonic()
-        outcome = run_isolated(job, lambda phase, share: on_event(Event(phase, trial.number, share)))
+
+        def report(phase: str, share: float) -> None:
+            if phase in ("fit", "measure"):
+                on_event(Event(phase, trial.number, share))
+            elif phase == "admission" and share == 0:
+                on_event(Event("note", -1, text="reads once what this backbone can do; minutes"))
+
+        job, started = Job(recipe, directory, self.home / "cache", self.threads), time.monotonic()
+        try:
+            outcome = run_isolated(job, report, self.recipe.study.stall_timeout_s)
+        except ChildDied as died:
+            outcome = Outcome(state="died", reason=str(died))
         trial.set_user_attr("seconds", time.monotonic() - started)
-        run_id = self._log_trial(trial, recipe, outcome, parent, on_event)
-        if run_id is not None:
-            trial.set_user_attr(RUN_KEY, run_id)
+        return recipe, outcome
+
+    def _tell(self, study: optuna.Study, trial: optuna.Trial, outcome: Outcome, on_event: Callable[[Event], None]) -> None:
+        """Optuna's side of an outcome. Raises SweepRefused for one that every trial would have."""
+        if outcome.state == "complete":
+            trial.set_user_attr(SCORE_KEY, outcome.score)
+            for family, value in outcome.score["constraints"].items():
+                trial.set_constraint(family, value)
+            gain, retention = outcome.score["chosen"]["domain_gain"], outcome.score["retention"]
+            study.tell(trial, (gain, retention) if self.recipe.study.mode == "pareto" else gain)
+            on_event(Event("complete", trial.number, 1.0, score=outcome.score, params=trial.params))
+            return
+        trial.set_user_attr("failure", outcome.reason)
         if outcome.state == "failed":
             # Reported as PRUNED, since samplers do not see failed trials and would propose the same again.
-            trial.set_user_attr("failure", outcome.reason)
             trial.set_constraint("finished", 1.0)
-            raise optuna.TrialPruned(outcome.reason)
-        trial.set_user_attr(SCORE_KEY, outcome.score)
-        for family, value in outcome.score["constraints"].items():
-            trial.set_constraint(family, value)
-        on_event(Event("complete", trial.number, 1.0, score=outcome.score, params=values))
-        gain, retention = outcome.score["chosen"]["domain_gain"], outcome.score["retention"]
-        return (gain, retention) if self.recipe.study.mode == "pareto" else (gain,)
+            study.tell(trial, state=TrialState.PRUNED)
+            on_event(Event("pruned", trial.number, text=outcome.reason))
+            return
+        study.tell(trial, state=TrialState.FAIL)
+        again = _try_again(study, study.trials[trial.number])
+        if outcome.state == "refused":
+            raise SweepRefused(outcome.reason)
+        on_event(Event("failed", trial.number, text=f"{_last_line(outcome.reason)}{' (tried again)' if again else ''}"))
 
-    def _parent_run(self, study: optuna.Study, on_event: Callable[[Event], None]) -> str | None:
-        known = study.user_attrs.get(RUN_KEY)
-        if known is not None:
-            return str(known)
-        try:
-            run_id = self.tracking.create().start_run(
-                self.recipe.name, f"study {self.recipe.name}", tags={"optuna.study": study.study_name}
-            )
-            self.tracking.log_dict(run_id, self.recipe.model_dump(mode="json"), "recipe.json")
-        except RegistryError as error:
-            on_event(Event("note", -1, text=f"not tracked: {error}"))
-            return None
-        study.set_user_attr(RUN_KEY, run_id)
-        return run_id
+    def _note_families(self, study: optuna.Study, outcome: Outcome, on_event: Callable[[Event], None]) -> None:
+        """Says once which protected families constrain no trial."""
+        if outcome.state not in ("complete", "failed") or FAMILIES_KEY in study.user_attrs:
+            return
+        study.set_user_attr(FAMILIES_KEY, outcome.not_measurable)
+        for family, reason in outcome.not_measurable.items():
+            on_event(Event("note", -1, text=f"{family} constrains no trial, since it is not measurable: {reason}"))
 
-    def _log_trial(
-        self, trial: optuna.Trial, recipe: Recipe, outcome: Outcome, parent: str | None, on_event: Callable[[Event], None]
-    ) -> str | None:
-        """A sweep does not fail because tracking does: the result is on disk either way."""
-        if parent is None:
-            return None
-        try:
-            tags = {"optuna.study": self.recipe.name, "optuna.trial": str(trial.number), "outcome": outcome.state}
-            run_id = self.tracking.start_run(self.recipe.name, f"trial {trial.number}", parent=parent, tags=tags)
-            self.tracking.log_params(
-                run_id, flat(recipe.model_dump(mode="json", include={"adapter", "method", "backbone", "domain"}))
-            )
-            self.tracking.set_tags(run_id, {"data_digest": outcome.data_digest, "recipe_digest": recipe.digest()})
-            if outcome.state == "failed":
-                self.tracking.set_tags(run_id, {"failure": outcome.reason[:5000]})
-            else:
-                for step, loss in enumerate(outcome.fit["losses"]):
-                    self.tracking.log_metrics(run_id, {"fit/loss": loss}, step=step)
-                self.tracking.log_metrics(run_id, trial_metrics(outcome))
-            self.tracking.log_dict(run_id, outcome.model_dump(mode="json"), "result.json")
-            self.tracking.end_run(run_id, "FINISHED" if outcome.state == "complete" else "FAILED")
-        except RegistryError as error:
-            on_event(Event("note", trial.number, text=f"not tracked: {error}"))
-            return None
-        return run_id
-
-    def _close_parent(self, study: optuna.Study, parent: str | None, on_event: Callable[[Event], None]) -> None:
+    def _close(self, study: optuna.Study, records: Records, status: RunStatus, reason: str = "") -> None:
         from tuning.pictures import pareto_picture
 
-        picture = pareto_picture(study, self.candidates(study), self.directory / "pareto.png")
-        table = trials_table(study)
+        ordered, families = self.candidates(study), study.user_attrs.get(FAMILIES_KEY, {})
+        table = {"study": study.study_name, "not_measurable": families, "trials": trials_table(study)}
         (self.directory / "trials.json").write_text(json.dumps(table, indent=2))
-        if parent is None:
-            return
-        try:
-            self.tracking.log_artifact(parent, picture)
-            self.tracking.log_dict(parent, {"trials": table}, "trials.json")
-            ordered = self.candidates(study)
-            if ordered:
-                self.tracking.set_tags(parent, {"chosen_trial": ordered[0].trial, "chosen_feasible": ordered[0].feasible})
-            self.tracking.end_run(parent)
-        except RegistryError as error:
-            on_event(Event("note", -1, text=f"not tracked: {error}"))
+        tags: dict[str, object] = {f"protected.{name}": f"not measurable: {why}" for name, why in families.items()}
+        if ordered:
+            tags |= {"chosen_trial": ordered[0].trial, "chosen_feasible": ordered[0].feasible}
+        if reason:
+            tags["failure"] = reason[:5000]
+        picture = pareto_picture(study, ordered, self.directory / "pareto.png") if status == "FINISHED" else None
+        records.close(tags, table, picture, status)
 
 
 def in_order(candidates: list[Candidate]) -> list[Candidate]:
@@ -272,34 +280,9 @@ def finished(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def search_digest(recipe: Recipe) -> str:
-    """Of what must not change between the trials of one study: everything but its length."""
-    return recipe.model_copy(update={"study": recipe.study.model_copy(update={"trials": 1, "time_budget_s": None})}).digest()
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted name."""
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        out |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return out
-
-
-def trial_metrics(outcome: Outcome) -> dict[str, float]:
-    score, chosen = outcome.score, outcome.score["chosen"]
-    return {
-        "domain/gain": chosen["domain_gain"],
-        "domain/accuracy": chosen["domain_accuracy"],
-        "retention/mean_capped": score["retention"],
-        "scale": chosen["scale"],
-        "kl/forward": score["forward_kl"],
-        "feasible": float(score["feasible"]),
-        "memory/peak_mib": outcome.peak_memory_mib,
-        "fit/tokens_per_s": outcome.fit["tokens_per_s"],
-        **{f"retention/chain/{family}": value for family, value in chosen["chain_changes"].items()},
-        **{f"retention/written/{family}": value for family, value in score["generated_changes"].items()},
-        **{f"constraint/{family}": value for family, value in score["constraints"].items()},
-        **{f"seconds/{phase}": value for phase, value in outcome.seconds.items()},
-    }
+    """Of what must not change between the trials of one study: everything but its length and patience."""
+    length = {"trials": 1, "time_budget_s": None, "min_trials": 0, "stall_timeout_s": 1.0}
+    return recipe.model_copy(update={"study": recipe.study.model_copy(update=length)}).digest()
 
 
 def trials_table(study: optuna.Study) -> list[dict[str, Any]]:
@@ -325,11 +308,18 @@ def _candidate(trial: FrozenTrial) -> Candidate:
 
 def _try_again(study: optuna.Study, trial: FrozenTrial) -> bool:
     """Enqueues the same values once more, up to a limit; False when the limit is reached."""
-    tries = int(trial.user_attrs.get("tries", 0))
-    if tries >= MAX_RETRIES:
+    if _tries(trial) >= MAX_RETRIES:
         return False
-    study.enqueue_trial(trial.params, user_attrs={"tries": tries + 1, "retry_of": trial.number})
+    study.enqueue_trial(trial.params, user_attrs={"tries": _tries(trial) + 1, "retry_of": trial.number})
     return True
+
+
+def _tries(trial: FrozenTrial) -> int:
+    return int(trial.user_attrs.get("tries", 0))
+
+
+def _last_line(text: str) -> str:
+    return text.strip().splitlines()[-1]
 
 
 def _mean_seconds(study: optuna.Study) -> float:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -16,25 +18,30 @@ from tuning.allocator import keep_freed_memory
 from tuning.objective import ScaleScore, TrialScore, constraints, in_order
 from tuning.recipe import Recipe
 
+if TYPE_CHECKING:
+    from adapters.backbone import Backbone
+    from evaluation.task import Example, Task
+
 RESULT = "result.json"
 ADAPTER = "adapter"
 MAX_CHECKS = 2  # scales that are written from, at most, before a trial is reported as it is
 
-Report = Callable[[str, float], None]  # (phase, share of it done)
+Report = Callable[[str, float], None]  # (load | admission | fit | measure | alive, share of it done)
 
 
 class Outcome(BaseModel):
-    """What a trial leaves behind, whether it finished or failed in a way that would repeat itself."""
+    """What a trial leaves behind. `failed` would repeat itself, `died` may pass, `refused` concerns every trial of the recipe."""
 
     model_config = ConfigDict(frozen=True)
 
-    state: Literal["complete", "failed"]
+    state: Literal["complete", "failed", "died", "refused"]
     reason: str = ""
     score: dict[str, Any] = {}
     fit: dict[str, Any] = {}
     data_digest: str = ""
     seconds: dict[str, float] = {}
     peak_memory_mib: float = 0.0
+    not_measurable: dict[str, str] = {}  # protected families without a constraint, and why
 
 
 @dataclass(frozen=True)
@@ -45,71 +52,112 @@ class Job:
     threads: int
 
 
+@dataclass(frozen=True)
+class _Ground:
+    """What every trial of a recipe stands on."""
+
+    backbone: Backbone
+    domain: Task
+    examples: Sequence[Example]
+    not_measurable: dict[str, str]
+
+
 def run(job: Job, report: Report) -> Outcome:
-    """Runs the trial; a failure that the same settings would meet again becomes an outcome, anything else raises."""
+    """Runs the trial; a failure that the same settings would meet again becomes an outcome, one that may pass raises OSError."""
     import torch
 
     torch.set_num_threads(job.threads)
     keep_freed_memory()
-    from adapters.errors import AdapterError
-    from evaluation.errors import DataError
-    from tuning.errors import Diverged
-
     job.directory.mkdir(parents=True, exist_ok=True)
+    report("load", 0.0)
+    started = time.monotonic()
     try:
-        outcome = _fit_and_measure(job, report)
-    except (Diverged, AdapterError, DataError) as error:
-        outcome = Outcome(state="failed", reason=f"{type(error).__name__}: {error}")
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        outcome = Outcome(state="failed", reason=f"out of memory: {error}. Lower batch_size or micro_batch_tokens.")
+        ground = _ground(job, report)
+    except OSError:
+        raise
+    except Exception as error:
+        outcome = Outcome(state="refused", reason=_sentence(error))
+    else:
+        outcome = _tried(job, ground, report, time.monotonic() - started)
     part = job.directory / (RESULT + ".part")
     part.write_text(outcome.model_dump_json(indent=2))
     part.replace(job.directory / RESULT)
     return outcome
 
 
-def _fit_and_measure(job: Job, report: Report) -> Outcome:
+def _ground(job: Job, report: Report) -> _Ground:
     from adapters.backbone import Backbone
+    from evaluation.tasks import task_named
+    from tuning.measurable import not_measurable
+    from tuning.plan import training_examples
+
+    backbone, domain = Backbone.load(job.recipe.backbone), task_named(job.recipe.domain)
+    examples = training_examples(job.recipe, domain)
+    found = not_measurable(job.recipe, backbone, job.cache, partial(report, "admission"))
+    return _Ground(backbone, domain, examples, found)
+
+
+def _tried(job: Job, ground: _Ground, report: Report, load_s: float) -> Outcome:
+    import torch
+
+    try:
+        outcome = _fit_and_measure(job, ground, report)
+    except OSError:
+        raise
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        outcome = Outcome(state="failed", reason=f"out of memory: {error}. Lower batch_size or micro_batch_tokens.")
+    except Exception as error:
+        outcome = Outcome(state="failed", reason=_sentence(error))
+    return outcome.model_copy(
+        update={"not_measurable": ground.not_measurable, "seconds": {"load": load_s, **outcome.seconds}}
+    )
+
+
+def _sentence(error: Exception) -> str:
+    """Ours say the rule and the way out; of another's error the place is worth more."""
+    if type(error).__module__.partition(".")[0] in ("adapters", "engine", "evaluation", "registry", "tuning"):
+        return f"{type(error).__name__}: {error}"
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
+
+
+def _fit_and_measure(job: Job, ground: _Ground, report: Report) -> Outcome:
     from adapters.files import new_adapter
     from engine.profile import Profile
     from engine.torch_engine import TorchEngine
     from evaluation.base_cache import BaseCache
     from evaluation.evaluate import evaluate, forward_kl
     from evaluation.statistics import score as score_of
-    from evaluation.tasks import task_named
     from tuning.manifest import complete
     from tuning.methods import METHODS
-    from tuning.plan import data_digest, generated_plan, likelihood_plan, margins_of, training_examples
+    from tuning.plan import data_digest, generated_plan, likelihood_plan, margins_of
 
-    recipe, started = job.recipe, time.monotonic()
-    backbone = Backbone.load(recipe.backbone)
-    domain = task_named(recipe.domain)
-    examples = training_examples(recipe, domain)
+    recipe, backbone, examples = job.recipe, ground.backbone, ground.examples
     specs = [getattr(recipe.adapter, kind) for kind in recipe.adapter.kind.split("+")]
     adapters = tuple(new_adapter(spec) for spec in specs)
-    loaded = time.monotonic()
+    started = time.monotonic()
     fit = METHODS[recipe.method.name](recipe.method).fit(
         backbone, adapters, examples, lambda step, steps, loss: report("fit", step / steps)
     )
     fitted = time.monotonic()
     engine = TorchEngine(backbone, max_rows=64, precision=recipe.evaluation.precision)
-    cache = BaseCache(job.cache, recipe.evaluation.precision)
-    plan = likelihood_plan(recipe, domain)
+    cache = BaseCache(job.cache / "base", recipe.evaluation.precision)
+    plan = likelihood_plan(recipe, ground.domain, without=ground.not_measurable)
     margins = margins_of(recipe, plan)
-    profile, scores = Profile(adapters), []
+    profile, scores, alive = Profile(adapters), [], partial(report, "alive")
     for index, scale in enumerate(recipe.study.scales):
         engine.load("candidate", profile.scaled(scale))
-        read = evaluate(engine, backbone, "candidate", plan, cache)
+        read = evaluate(engine, backbone, "candidate", plan, cache, alive)
         changes = {family: row.change.mean for family, row in read.retention.items()}
         gain = score_of(read.domain.change.per_item)
         scores.append(ScaleScore(scale, gain.mean, read.domain.adapted.mean, changes, gain.stderr))
         engine.unload("candidate")
         report("measure", (index + 1) / (len(recipe.study.scales) + 1))
-    to_write = generated_plan(recipe)
+    to_write = generated_plan(recipe, without=ground.not_measurable)
     for chosen in in_order(scores, margins)[:MAX_CHECKS]:
         scaled = profile.scaled(chosen.scale)
         engine.load("candidate", scaled)
-        read = evaluate(engine, backbone, "candidate", to_write, cache)
+        read = evaluate(engine, backbone, "candidate", to_write, cache, alive)
         written = {family: row.change.mean for family, row in read.retention.items()}
         found = constraints(chosen, written, {family: row.change.n for family, row in read.retention.items()}, margins)
         if all(value <= 0 for value in found.values()):
@@ -126,7 +174,7 @@ def _fit_and_measure(job: Job, report: Report) -> Outcome:
         score=score.as_dict(),
         fit={"losses": fit.losses, "kl": fit.kl, "num_tokens": fit.num_tokens, "tokens_per_s": fit.tokens_per_s},
         data_digest=data_digest(examples),
-        seconds={"load": loaded - started, "fit": fitted - loaded, "measure": time.monotonic() - fitted},
+        seconds={"fit": fitted - started, "measure": time.monotonic() - fitted},
         peak_memory_mib=peak_memory_mib(),
     )
 
