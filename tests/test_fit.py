@@ -73,6 +73,28 @@ def test_a_loss_that_is_not_finite_is_an_error_with_the_way_out(backbone: Backbo
     assert backbone.weights_digest() == before
 
 
+@pytest.mark.parametrize(("steps", "spoil_at"), [(1, 1), (3, 3), (3, 2)])
+def test_weights_that_are_not_finite_are_never_handed_on(backbone: Backbone, steps: int, spoil_at: int) -> None:
+    lora = LoRA(LoRASpec(rank=4))
+
+    def spoil(step: int, num_steps: int, loss: float) -> None:
+        if step == spoil_at:
+            list(lora.parameters())[-1].data.fill_(float("nan"))
+
+    with pytest.raises(Diverged, match=f"must stay finite, .* of {steps} with learning_rate=0.0005. Lower it"):
+        SFT(SFTSpec(steps=steps, batch_size=2)).fit(backbone, [lora], EXAMPLES, spoil)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_fit_at_its_step(backbone: Backbone) -> None:
+    lora = LoRA(LoRASpec(rank=4))
+
+    def spoil(step: int, num_steps: int, loss: float) -> None:
+        next(iter(lora.parameters())).register_hook(lambda gradient: gradient * float("inf"))
+
+    with pytest.raises(Diverged, match="gradient's norm must stay finite, but is (inf|nan) at step 2 of 2"):
+        SFT(SFTSpec(steps=2, batch_size=2)).fit(backbone, [lora], EXAMPLES, spoil)
+
+
 def test_only_the_completion_is_learnt(backbone: Backbone) -> None:
     rows = rows_of(backbone, EXAMPLES, "answer")
     batch = collate(backbone, Stack(()), rows)

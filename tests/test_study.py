@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -189,7 +190,9 @@ def test_a_sweep_without_a_measurable_family_is_refused_and_leaves_its_name_free
 
 
 def test_a_backbone_is_looked_at_by_the_first_trial_of_its_first_sweep(backbone_directory: Path, tmp_path: Path) -> None:
-    sweep = Sweep(small(backbone_directory).with_values({"protected": ("arithmetic",)}), tmp_path, Tracking.at(tmp_path), threads=1)
+    sweep = Sweep(
+        small(backbone_directory).with_values({"protected": ("arithmetic",)}), tmp_path, Tracking.at(tmp_path), threads=1
+    )
     with pytest.raises(SweepRefused, match="arithmetic: the backbone scores 0.00"):
         sweep.run(sweep.create(), lambda event: None)
     assert len(list((tmp_path / "cache" / "admission").iterdir())) == 1
@@ -226,6 +229,35 @@ def test_an_error_that_would_come_again_prunes_the_trial(backbone_directory: Pat
     sweep.run(study, lambda event: None)
     assert study.trials[1].state == TrialState.PRUNED
     assert "KeyError" in study.trials[1].user_attrs["failure"] and "base_cache.py:" in study.trials[1].user_attrs["failure"]
+
+
+def test_a_store_that_goes_away_stops_the_sweep_after_the_trial_is_kept(backbone_directory: Path, home: Path) -> None:
+    sweep = Sweep(small(backbone_directory), home, Tracking.at(home), threads=1)
+    study, store = sweep.create(), home / "mlflow.db"
+
+    def lose_the_store(event: Event) -> None:
+        if event.kind == "measure" and not (home / "away").is_file():
+            store.rename(home / "away")
+            store.write_text("no database")
+
+    with pytest.raises(SweepStopped, match="registry must answer.*What was tried so far is kept .1 trials.: go on with --resume"):
+        sweep.run(study, lose_the_store)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE]
+    (home / "away").replace(store)
+    again = sweep.create(resume=True)
+    sweep.run(again, lambda event: None)
+    assert len(again.get_trials(states=(TrialState.COMPLETE,))) == 2
+    assert parent_of(sweep).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(("min_trials", "spent_s", "may_start"), [(0, 11.0, False), (9, 11.0, True), (9, 21.0, False)])
+def test_a_time_budget_leaves_the_least_number_of_trials_within_twice_of_it(
+    swept: tuple[Sweep, list[Event]], min_trials: int, spent_s: float, may_start: bool
+) -> None:
+    sweep, _ = swept
+    recipe = sweep.recipe.with_values({"study.time_budget_s": 10.0, "study.min_trials": min_trials})
+    study = optuna.load_study(study_name="small", storage=sweep.storage_url)
+    assert replace(sweep, recipe=recipe).has_time(study, spent_s) is may_start
 
 
 def test_a_child_that_gives_no_sign_of_life_is_stopped(backbone_directory: Path, tmp_path: Path) -> None:

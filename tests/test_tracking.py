@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.errors import RegistryUnreachable
+from registry.errors import RegistryUnreachable, StoreRefused
 from registry.tracking import Tracking
 
 
@@ -98,3 +98,25 @@ def test_a_password_in_the_uri_is_not_shown(tmp_path: Path) -> None:
     with pytest.raises(RegistryUnreachable) as raised:
         Tracking.at(tmp_path, "postgresql://me:secret@127.0.0.1:1/db").create()
     assert "secret" not in str(raised.value) and ":***@" in str(raised.value)
+
+
+def test_what_the_store_refuses_is_an_error_of_ours(tracking: Tracking) -> None:
+    run = tracking.start_run("medicine", "a run")
+    tracking.log_params(run, {"rank": 8})
+    with pytest.raises(StoreRefused, match="refused a call: .*rank"):
+        tracking.log_params(run, {"rank": 16})
+
+
+def test_artifacts_that_cannot_be_written_are_an_error_of_ours(tracking: Tracking, tmp_path: Path) -> None:
+    run = tracking.start_run("medicine", "a run")
+    (tmp_path / "artifacts").write_text("in the way")
+    with pytest.raises(RegistryUnreachable):
+        tracking.log_text(run, "words", "note.txt")
+
+
+def test_a_run_that_goes_on_is_running_again(tracking: Tracking) -> None:
+    run = tracking.start_run("medicine", "study")
+    tracking.end_run(run, "FAILED")
+    tracking.reopen_run(run)
+    with tracking.client() as client:
+        assert client.get_run(run).info.status == "RUNNING"

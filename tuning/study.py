@@ -134,7 +134,8 @@ class Sweep:
             if isinstance(error, SweepRefused) and not finished(study):
                 optuna.delete_study(study_name=study.study_name, storage=self.storage_url)
             if isinstance(error, RegistryUnreachable):
-                raise SweepStopped(f"{error} All {len(finished(study))} trials so far are kept: go on with --resume.") from error
+                kept = len(finished(study))
+                raise SweepStopped(f"{error} What was tried so far is kept ({kept} trials): go on with --resume.") from error
             raise
         self._close(study, records, "FINISHED")
 
@@ -142,10 +143,20 @@ class Sweep:
         """Finished trials, the one to gate first at the front: feasible ones by gain, then the rest by retention."""
         return in_order([_candidate(trial) for trial in study.get_trials(states=(TrialState.COMPLETE,))])
 
+    def has_time(self, study: optuna.Study, spent_s: float) -> bool:
+        """Whether another trial may start."""
+        budget = self.recipe.study.time_budget_s
+        if budget is None:
+            return True
+        complete = sum(trial.state == TrialState.COMPLETE for trial in finished(study))
+        if not finished(study) or complete < self.recipe.study.min_trials:
+            return spent_s <= 2 * budget
+        return spent_s + 0.8 * _mean_seconds(study) <= budget
+
     def _search(self, study: optuna.Study, records: Records, on_event: Callable[[Event], None]) -> None:
         started, dead = time.monotonic(), list[FrozenTrial]()
         while len(finished(study)) < self.recipe.study.trials:
-            if not self._has_time(study, time.monotonic() - started):
+            if not self.has_time(study, time.monotonic() - started):
                 budget = self.recipe.study.time_budget_s
                 on_event(Event("note", -1, text=f"time budget of {budget:.0f} s is used up by {len(finished(study))} trials"))
                 break
@@ -174,15 +185,6 @@ class Sweep:
                     f"{MAX_DEAD} trials in a row died, the last of: {_last_line(outcome.reason)} "
                     "Look for the cause outside the recipe (memory, disk, devices), then go on with --resume."
                 )
-
-    def _has_time(self, study: optuna.Study, spent_s: float) -> bool:
-        budget = self.recipe.study.time_budget_s
-        if budget is None:
-            return True
-        complete = sum(trial.state == TrialState.COMPLETE for trial in finished(study))
-        if not finished(study) or complete < self.recipe.study.min_trials:
-            return spent_s <= 2 * budget
-        return spent_s + 0.8 * _mean_seconds(study) <= budget
 
     def _run_trial(self, trial: optuna.Trial, on_event: Callable[[Event], None]) -> tuple[Recipe, Outcome]:
         """The trial's own recipe, and what came of it."""

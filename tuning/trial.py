@@ -108,9 +108,7 @@ def _tried(job: Job, ground: _Ground, report: Report, load_s: float) -> Outcome:
         outcome = Outcome(state="failed", reason=f"out of memory: {error}. Lower batch_size or micro_batch_tokens.")
     except Exception as error:
         outcome = Outcome(state="failed", reason=_sentence(error))
-    return outcome.model_copy(
-        update={"not_measurable": ground.not_measurable, "seconds": {"load": load_s, **outcome.seconds}}
-    )
+    return outcome.model_copy(update={"not_measurable": ground.not_measurable, "seconds": {"load": load_s, **outcome.seconds}})
 
 
 def _sentence(error: Exception) -> str:

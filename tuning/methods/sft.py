@@ -113,15 +113,11 @@ class SFT:
                     for group in optimizer.param_groups:
                         group["lr"] = spec.learning_rate * _schedule(step, spec.steps, spec.warmup)
                     loss, kl = self._backward(backbone, stack, batch)
-                    if not math.isfinite(loss):
-                        raise Diverged(
-                            f"The loss must stay finite, but is {loss} at step {step + 1} of {spec.steps} with "
-                            f"learning_rate={spec.learning_rate:g}. Lower it."
-                        )
+                    self._require_finite("loss", loss, step)
                     for parameter in trained:
                         if parameter.grad is not None and accelerator.num_processes > 1:
                             parameter.grad = accelerator.reduce(parameter.grad, "mean")
-                    torch.nn.utils.clip_grad_norm_(trained, 1.0)
+                    self._require_finite("gradient's norm", float(torch.nn.utils.clip_grad_norm_(trained, 1.0)), step)
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
                     losses.append(loss)
@@ -129,9 +125,18 @@ class SFT:
                     num_tokens += sum(map(len, batch))
                     if on_step:
                         on_step(step + 1, spec.steps, loss)
+                largest = torch.stack([parameter.detach().abs().max() for parameter in trained]).max()
+                self._require_finite("largest weight", float(largest), spec.steps - 1)
         finally:
             backbone.model.set_attn_implementation(attention)
         return Fit(tuple(losses), tuple(kls), num_tokens, time.monotonic() - started)
+
+    def _require_finite(self, what: str, value: float, step: int) -> None:
+        if not math.isfinite(value):
+            raise Diverged(
+                f"The {what} must stay finite, but is {value} at step {step + 1} of {self.spec.steps} with "
+                f"learning_rate={self.spec.learning_rate:g}. Lower it."
+            )
 
     def _backward(self, backbone: Backbone, stack: Stack, rows: Sequence[Row]) -> tuple[float, list[float]]:
         num_labels = sum(len(row.completion_ids) for row in rows)
