@@ -94,7 +94,12 @@ def judge(settings: GateSettings, drawn: Mapping[str, PairedItems], domain: str)
     pooled = settings.pooled_margin is not None and bool(protected)
     harm_alpha = settings.candidate_alpha / (len(protected) + 1 + pooled)
 
-    def test(name: str, role: Role, items: PairedItems, units: np.ndarray, threshold: float, span: float) -> FamilyVerdict:
+    def test(name: str, role: Role, strata: Mapping[str, PairedItems], threshold: float, span: float) -> FamilyVerdict:
+        # Units keep to their stratum: a cluster of one family never joins a cluster of another by its name.
+        named = strata if len(strata) == 1 else {stratum: _prefixed(stratum, items) for stratum, items in strata.items()}
+        items = reduce(PairedItems.joined, named.values())
+        units = np.concatenate([part.units for part in named.values()])
+        base = np.concatenate([part.by_unit(part.base) for part in named.values()])
         alpha = settings.candidate_alpha
         verdict: Verdict = "inconclusive"
         if log_wealth(units, threshold, span) >= -math.log(alpha):
@@ -107,8 +112,8 @@ def judge(settings: GateSettings, drawn: Mapping[str, PairedItems], domain: str)
             name=name,
             role=role,
             verdict=verdict,
-            base_mean=float(items.base.mean()),
-            adapted_mean=float(items.adapted.mean()),
+            base_mean=float(base.mean()),
+            adapted_mean=float(base.mean() + units.mean()),
             change=float(units.mean()),
             lower=lower_bound(units, alpha, span),
             upper=upper_bound(units, alpha, span),
@@ -121,15 +126,12 @@ def judge(settings: GateSettings, drawn: Mapping[str, PairedItems], domain: str)
             worst_change=change if change < 0 else None,
         )
 
-    tests = [test(domain, "domain", drawn[domain], drawn[domain].units, settings.min_domain_gain, settings.span_of(domain))]
+    tests = [test(domain, "domain", {domain: drawn[domain]}, settings.min_domain_gain, settings.span_of(domain))]
     for name, items in protected.items():
-        tests.append(test(name, "protected", items, items.units, -settings.margin_of(name), settings.span_of(name)))
+        tests.append(test(name, "protected", {name: items}, -settings.margin_of(name), settings.span_of(name)))
     if settings.pooled_margin is not None and protected:
-        # Units keep to their families: a cluster of one never joins a cluster of another by its name.
-        pool = reduce(PairedItems.joined, (_prefixed(name, items) for name, items in protected.items()))
-        units = np.concatenate([items.units for items in protected.values()])
         span = max(settings.span_of(name) for name in protected)
-        tests.append(test(POOLED, "pooled", pool, units, -settings.pooled_margin, span))
+        tests.append(test(POOLED, "pooled", protected, -settings.pooled_margin, span))
     return tuple(tests)
 
 

@@ -15,7 +15,7 @@ Verdict = Literal["pass", "fail", "inconclusive"]
 Role = Literal["domain", "protected", "pooled"]
 Stopped = Literal["decided", "out of time", "out of rounds", "out of items", "futile"]
 POOLED = "all protected families"
-COLUMNS = ("test", "verdict", "backbone", "adapted", "change", "interval", "must be above", "items", "more needed")
+COLUMNS = ("test", "verdict", "backbone", "adapted", "change", "one-sided bounds", "must be above", "items", "more needed")
 
 
 class _Value(BaseModel):
@@ -23,7 +23,12 @@ class _Value(BaseModel):
 
 
 class FamilyVerdict(_Value):
-    """One test. `change` is adapted minus base over the units; `lower` and `upper` are one-sided bounds on it."""
+    """One test. Means are over its independent units: change = adapted - base, and the bounds are on that same mean.
+
+    `lower` and `upper` are two one-sided bounds, each of confidence 1 - alpha at every look at once (the settings'
+    `candidate_alpha`); together they hold with 1 - 2 alpha. A pass needs `lower` above the threshold. A fail needs the same of
+    the harm at a smaller alpha, that divided by the number of tests, so `upper` below the threshold alone is not yet a fail.
+    """
 
     name: str
     role: Role
@@ -34,7 +39,7 @@ class FamilyVerdict(_Value):
     lower: float
     upper: float
     threshold: float  # the change must be above this: minus the margin, or the least gain
-    stderr: float | None  # robust to clusters; None with fewer than two
+    stderr: float | None  # of the mean over items, robust to clusters; None with fewer than two
     num_items: int
     num_units: int  # independent ones: clusters, or items where the clusters are a fixed set
     items_needed: int | None  # more items like these until it passes; 0 when it did, None when they never would
@@ -103,9 +108,10 @@ class GateReport(_Value):
         if self.verdict == "pass":
             kept = len(self.families)
             named = f"all {kept} protected families" if kept > 1 else "the protected family"
+            bound = f"at least {self.domain.lower:+.3f} at alpha {self.settings.candidate_alpha:.2g}"
             return (
-                f"{self.subject} passed: {self.domain.name} gained {self.domain.change:+.3f} "
-                f"(at least {self.domain.lower:+.3f}), and {named} kept their reasoning within the margins."
+                f"{self.subject} passed: {self.domain.name} gained {self.domain.change:+.3f} ({bound}), "
+                f"and {named} kept their reasoning within the margins."
             )
         if self.verdict == "fail":
             named = "; ".join(_shortfall(test) for test in self.tests if test.verdict == "fail")
@@ -122,7 +128,7 @@ class GateReport(_Value):
         return f"{self.subject} is undecided after {self.rounds} rounds ({self.stopped}): {more}."
 
     def rows(self) -> list[tuple[str, ...]]:
-        """One row a test under COLUMNS, then the families that are not measurable."""
+        """One row a test under COLUMNS, then the families that are not measurable. Means are over units, needs in items."""
         rows: list[tuple[str, ...]] = [
             (
                 test.name,
@@ -132,7 +138,7 @@ class GateReport(_Value):
                 f"{test.change:+.3f}",
                 f"[{test.lower:+.3f}, {test.upper:+.3f}]",
                 f"{test.threshold:+.3f}",
-                str(test.num_items),
+                str(test.num_items) + (f" in {test.num_units} units" if test.num_units != test.num_items else ""),
                 "never" if test.items_needed is None else str(test.items_needed),
             )
             for test in self.tests

@@ -71,14 +71,24 @@ class PairedItems:
 
     @property
     def cluster_means(self) -> Mapping[str, float]:
-        names, inverse = np.unique(np.asarray(self.clusters, dtype=str), return_inverse=True)
-        sums = np.bincount(inverse, weights=self.differences, minlength=len(names))
-        return dict(zip(names.tolist(), (sums / np.bincount(inverse, minlength=len(names))).tolist(), strict=True))
+        """The mean difference of every cluster."""
+        return dict(
+            zip(np.unique(np.asarray(self.clusters, dtype=str)).tolist(), self._means(self.differences).tolist(), strict=True)
+        )
 
     @property
     def units(self) -> Floats:
         """The independent differences that the bounds are made from."""
-        return self.differences if self.fixed_clusters else np.array(list(self.cluster_means.values()), dtype=np.float64)
+        return self.by_unit(self.differences)
+
+    def by_unit(self, values: Floats) -> Floats:
+        """One value a unit from one an item: the cluster's mean, or the item's own where the clusters are a fixed set."""
+        return values if self.fixed_clusters else self._means(values)
+
+    def _means(self, values: Floats) -> Floats:
+        names, inverse = np.unique(np.asarray(self.clusters, dtype=str), return_inverse=True)
+        sums = np.bincount(inverse, weights=values, minlength=len(names))
+        return np.asarray(sums / np.bincount(inverse, minlength=len(names)), dtype=np.float64)
 
     @property
     def stderr(self) -> float:

@@ -167,6 +167,21 @@ def test_the_gate_passes_a_loss_at_the_margin_at_most_alpha_of_the_time() -> Non
     assert passed / 80 <= 0.05
 
 
+def test_backbone_adapted_and_change_are_means_over_the_same_units() -> None:
+    def draw(round_index: int) -> dict[str, PairedItems]:
+        # One cluster of three items that were all lost, one of a single item that was kept.
+        uneven = PairedItems.of([1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0], ["a", "a", "a", "b"])
+        return {"icd10": PairedItems.of([0.0], [1.0], [f"{round_index}"]), "boxes": uneven, "kinship": uneven}
+
+    settings = QUICK.model_copy(update={"max_rounds": 1})
+    report = run_gate(settings, draw, Clock(), domain="icd10", subject="medicine@1")
+    boxes = report.families[0]
+    assert (boxes.base_mean, boxes.adapted_mean, boxes.change, boxes.num_units) == (0.5, 0.0, -0.5, 2)
+    assert all(test.adapted_mean - test.base_mean == pytest.approx(test.change) for test in report.tests)
+    assert report.pooled is not None and (report.pooled.num_units, report.pooled.worst_cluster) == (4, "boxes: a")
+    assert "4 in 2 units" in report.rows()[1]
+
+
 def test_a_report_survives_json_with_its_digest_and_any_edit_changes_it() -> None:
     report = gate()
     assert GateReport.model_validate_json(report.canonical()).digest() == report.digest()

@@ -18,7 +18,7 @@ from registry.gate_settings import GateSettings
 from registry.names import ReleaseName
 from registry.policy import policies
 from registry.tracking import Tracking
-from registry.verdicts import record_verdict
+from registry.verdicts import record_verdict, recorded_report
 from service.commands.releases import promote, publish_directory
 from tuning.gating import GATED, Subject, gate, recipe_policy
 from tuning.manifest import complete
@@ -100,6 +100,20 @@ def test_an_undecided_gate_goes_on_with_items_that_it_has_not_read(backbone: Bac
     policy = recipe_policy(subject.recipe).model_copy(update={"domain_items": 8})
     other = gate(subject, engine, backbone, settings, tmp_path, policy=policy, earlier=second.evidence)
     assert (other.rounds, other.settings.restarts) == (1, 1)
+
+
+def test_promoting_again_continues_the_gate_of_the_same_version(backbone: Backbone, tmp_path: Path) -> None:
+    released(backbone, tmp_path / "a", 0.0)
+    store = Tracking.at(tmp_path).create()
+    publish_directory(store, tmp_path / "a", "small")
+    for rounds in (1, 2, 3):
+        assert promote("small@1", "", False, None, None, tmp_path, None, as_json=True) == 1
+        kept = recorded_report(store, ReleaseName("small", 1))
+        assert kept is not None and (kept.verdict, kept.rounds, kept.rounds_before) == ("inconclusive", rounds, rounds - 1)
+    (tmp_path / "strict.toml").write_text("alpha = 0.01\n")
+    promote("small@1", "", False, None, tmp_path / "strict.toml", tmp_path, None, as_json=True)
+    kept = recorded_report(store, ReleaseName("small", 1))
+    assert kept is not None and (kept.rounds, kept.settings.alpha, kept.settings.restarts) == (4, 0.01, 0)
 
 
 def test_the_first_release_of_a_name_sets_its_policy(backbone: Backbone, tmp_path: Path) -> None:

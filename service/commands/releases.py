@@ -179,7 +179,7 @@ def _rounds(report: GateReport) -> str:
 def _alpha(report: GateReport) -> str:
     restarts = report.settings.restarts
     begun = f" (begun {restarts + 1} times under other conditions)" if restarts else ""
-    return f"alpha {report.settings.candidate_alpha:.2g}{begun}"
+    return f"alpha {report.settings.candidate_alpha:.2g} a bound{begun}"
 
 
 def round_line(report: GateReport) -> str:
