@@ -10,6 +10,7 @@ from pathlib import Path
 from registry.evidence import Evidence, Start
 from registry.gate_report import GateReport
 from registry.names import ReleaseName, unknown_release
+from registry.release import MANIFEST_TAG
 from registry.tracking import Tracking
 
 VERDICT_TAG, REPORT_TAG = "graftline.gate.verdict", "graftline.gate.report"
@@ -34,14 +35,14 @@ def record_start(tracking: Tracking, release: ReleaseName, start: Start) -> None
 
 
 def recorded_evidence(tracking: Tracking, release: ReleaseName) -> Evidence | None:
-    """What the release's latest gate drew; without its items where they cannot be read, since the start draws them again.
+    """What the latest gate of the same files drew; without its items where they cannot be read: the start draws them again.
 
-    None when no gate of the version was begun.
+    None when no gate of these files was begun, under this version of the name or another one.
     """
     from mlflow.exceptions import MlflowException
 
-    tags = _tags(tracking, release)
-    if START_TAG not in tags:
+    tags = _tags_with(START_TAG, tracking, release)
+    if tags is None:
         return None
     start = Start.model_validate_json(tags[START_TAG])
     if EVIDENCE_TAG in tags:
@@ -60,6 +61,12 @@ def recorded_report(tracking: Tracking, release: ReleaseName) -> GateReport | No
     """The latest report; None when the version was never gated."""
     tags = _tags(tracking, release)
     return GateReport.model_validate_json(tags[REPORT_TAG]) if REPORT_TAG in tags else None
+
+
+def report_of_same_files(tracking: Tracking, release: ReleaseName) -> GateReport | None:
+    """The latest report on these files, be it under another version: to publish them again is no second chance."""
+    tags = _tags_with(REPORT_TAG, tracking, release)
+    return GateReport.model_validate_json(tags[REPORT_TAG]) if tags is not None else None
 
 
 def _record_evidence(tracking: Tracking, release: ReleaseName, evidence: Evidence) -> None:
@@ -83,6 +90,17 @@ def _tags(tracking: Tracking, release: ReleaseName) -> Mapping[str, str]:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             raise unknown_release(tracking, str(release)) from error
+
+
+def _tags_with(tag: str, tracking: Tracking, release: ReleaseName) -> Mapping[str, str] | None:
+    """The tags of the version if `tag` is among them, else of the newest other version of the same files that has it."""
+    own = _tags(tracking, release)
+    if tag in own or MANIFEST_TAG not in own:
+        return own if tag in own else None
+    same = f"name='{release.name}' and tags.`{MANIFEST_TAG}`='{own[MANIFEST_TAG]}'"
+    with tracking.client() as client:
+        found = client.search_model_versions(same, order_by=["version_number DESC"])
+    return next((version.tags for version in found if tag in version.tags), None)
 
 
 def _set_tags(tracking: Tracking, release: ReleaseName, tags: Mapping[str, str]) -> None:

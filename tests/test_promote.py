@@ -18,7 +18,7 @@ from registry.gate_settings import GateSettings
 from registry.names import ReleaseName
 from registry.policy import policies
 from registry.tracking import Tracking
-from registry.verdicts import record_verdict, recorded_report
+from registry.verdicts import record_verdict, recorded_evidence, recorded_report
 from service.commands.releases import promote, publish_directory
 from tuning.gating import GATED, Subject, gate, recipe_policy
 from tuning.manifest import complete
@@ -28,7 +28,7 @@ from tuning.recipe import Recipe
 
 def test_a_version_whose_gate_failed_is_not_gated_again(tracking: Tracking, tmp_path: Path) -> None:  # noqa: F811
     record_verdict(tracking, ReleaseName(NAME, 2), report(2, lost=0.5))
-    with pytest.raises(PromotionRefused, match="stays failed"):
+    with pytest.raises(PromotionRefused, match="stay failed"):
         promote(f"{NAME}@2", "", False, None, None, tmp_path, tracking.uri, as_json=True)
 
 
@@ -114,6 +114,20 @@ def test_promoting_again_continues_the_gate_of_the_same_version(backbone: Backbo
     promote("small@1", "", False, None, tmp_path / "strict.toml", tmp_path, None, as_json=True)
     kept = recorded_report(store, ReleaseName("small", 1))
     assert kept is not None and (kept.rounds, kept.settings.alpha, kept.settings.restarts) == (4, 0.01, 0)
+
+
+def test_the_same_files_published_again_get_no_second_chance(backbone: Backbone, tmp_path: Path) -> None:
+    subject = released(backbone, tmp_path / "a", 0.0)
+    store = Tracking.at(tmp_path).create()
+    publish_directory(store, tmp_path / "a", "small")
+    first = gate(subject, TorchEngine(backbone), backbone, GateSettings(max_rounds=1), tmp_path)
+    record_verdict(store, ReleaseName("small", 1), first)
+    publish_directory(store, tmp_path / "a", "small")
+    kept = recorded_evidence(store, ReleaseName("small", 2))
+    assert kept is not None and first.evidence is not None and kept.digest() == first.evidence.digest()
+    record_verdict(store, ReleaseName("small", 1), first.model_copy(update={"verdict": "fail"}))
+    with pytest.raises(PromotionRefused, match="stay failed"):
+        promote("small@2", "", False, None, None, tmp_path, None, as_json=True)
 
 
 def test_the_first_release_of_a_name_sets_its_policy(backbone: Backbone, tmp_path: Path) -> None:

@@ -191,14 +191,14 @@ def round_line(report: GateReport) -> str:
 
 def _refuse_early(tracking: Tracking, named: ReleaseName, override: bool, reason: str) -> None:
     """What would be refused after the gate is refused before it; and a gate that failed is not run again until it passes."""
-    from registry.verdicts import recorded_report
+    from registry.verdicts import report_of_same_files
 
     if override and not reason.strip():
         raise PromotionRefused(f"An override needs a reason, but none was given for {named}. Pass --reason.")
-    earlier = recorded_report(tracking, named)
+    earlier = report_of_same_files(tracking, named)
     if earlier is not None and earlier.verdict == "fail" and not override:
         raise PromotionRefused(
-            f"A version whose gate failed stays failed, and {named} did: {earlier.sentence} "
+            f"Files whose gate failed stay failed, and those of {named} did: {earlier.sentence} "
             "Publish a better one, or override it with a reason, which stays in the ledger."
         )
 
