@@ -55,5 +55,5 @@ class BaseCache:
             repr(measure),
             task.name,
         ]
-        items = [[e.id, e.question, e.answer, e.choices, e.rationale, e.context, e.group] for e in examples]
+        items = [[e.id, e.question, e.answer, e.choices, e.rationale, e.context, e.group, e.listed] for e in examples]
         return hashlib.sha256(json.dumps([identity, items]).encode()).hexdigest()

@@ -29,6 +29,7 @@ class Example:
     rationale: str | None = None  # one step a line, without the answer line
     context: str | None = None
     group: str = ""
+    listed: bool = True  # the prompt lists the choices; False: they are only scored
 
     def __post_init__(self) -> None:
         if self.choices is not None and self.answer not in self.choices:
@@ -64,9 +65,9 @@ def answer_line(answer: str) -> str:
 
 
 def question_text(example: Example) -> str:
-    """Context, question and options as the user's turn states them, without an instruction."""
+    """Context, question and, where they are listed, options, as the user's turn states them, without an instruction."""
     parts = [example.context, example.question]
-    if example.choices is not None:
+    if example.choices is not None and example.listed:
         parts.append("Options: " + "; ".join(example.choices))
     return "\n".join(part for part in parts if part)
 

@@ -59,8 +59,8 @@ def data_digest(examples: Sequence[Example]) -> str:
     """SHA-256 over the rows in order."""
     digest = hashlib.sha256()
     for example in examples:
-        row = (example.id, example.question, example.choices, example.answer, example.rationale, example.context)
-        digest.update(json.dumps(row).encode())
+        asked = (example.id, example.question, example.choices, example.listed, example.context)
+        digest.update(json.dumps((*asked, example.answer, example.rationale)).encode())
     return digest.hexdigest()
 
 

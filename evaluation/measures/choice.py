@@ -1,7 +1,8 @@
 """Choice by likelihood: which option's text the model finds likeliest as the answer (cloze), never its letter.
 
-Length: an option's score is its mean log-probability per token, the answer prefix left out, so that long options do not lose by
-their length. The sums are in `parts`.
+Length, the answer prefix left out: where the prompt lists the options, an option's score is the log-probability of writing it,
+since all but its first tokens are copied and a mean over them would favour long options. Where it does not, the score is the
+mean log-probability per token, so that long options do not lose by their length. `parts` holds both readings.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class ChoiceAccuracy:
     """1 when the right option scores highest, else 0 (a tie is wrong)."""
 
     name: str = "choice_accuracy"
-    version: int = 1
+    version: int = 2
     unit: str = "share right"
 
     def read(self, engine: Engine, backbone: Backbone, profile: str | None, task: Task, examples: Sequence[Example]) -> Readings:
@@ -34,15 +35,17 @@ class ChoiceAccuracy:
             for option in listed
         ]
         found = iter(engine.score(asked, profile))
-        values, margins, gold, sums = [], [], [], []
-        for listed in options:
+        values, margins, gold, by_mean, by_sum = [], [], [], [], []
+        for example, listed in zip(examples, options, strict=True):
             scored = [next(found)[prefix:] for _ in listed]
+            sums = [sum(tokens) for tokens in scored]
             means = [sum(tokens) / len(tokens) for tokens in scored]
-            best_rival = max(means[1:])
-            values.append(float(means[0] > best_rival))
-            margins.append(means[0] - best_rival)
+            used = sums if example.choices is not None and example.listed else means
+            margins.append(used[0] - max(used[1:]))
+            values.append(float(margins[-1] > 0))
             gold.append(means[0])
-            sums.append(float(sum(scored[0]) > max(sum(tokens) for tokens in scored[1:])))
+            by_mean.append(float(means[0] > max(means[1:])))
+            by_sum.append(float(sums[0] > max(sums[1:])))
         return Readings(
             self.name,
             task.name,
@@ -50,7 +53,12 @@ class ChoiceAccuracy:
             tuple(values),
             tuple(example.group for example in examples),
             self.unit,
-            {"margin": tuple(margins), "gold_nats_per_token": tuple(gold), "right_by_sum": tuple(sums)},
+            {
+                "margin": tuple(margins),
+                "gold_nats_per_token": tuple(gold),
+                "right_by_mean": tuple(by_mean),
+                "right_by_sum": tuple(by_sum),
+            },
         )
 
 

@@ -17,9 +17,8 @@ from evaluation.task import SPLITS, Example, Split, normalise, split_of
 Level = Literal["widest", "narrowest"]
 T = TypeVar("T")
 
-# What a 135M backbone reads at ease: question and options stay near 150 tokens.
-_MAX_TEXT, _MAX_TITLE, _MAX_OPTIONS = 160, 90, 330
-_NUM_WIDEST = 8
+# What a 135M backbone reads at ease.
+_MAX_TEXT, _MAX_TITLE = 160, 90
 _RUN, _PHRASE_GROUPS = 7, 10
 _NARROW_RIVALS = (3, 4, 5)
 _SMALL_WORDS = frozenset("and or of the in to by for with due other not elsewhere classified unspecified nec certain".split())
@@ -88,6 +87,8 @@ class Table:
 class ClassificationTask:
     """Asks for one level of the path. An example depends on its code alone; the seed chooses which are drawn.
 
+    The options are scored and not listed: to know a title is the task, to pick one from a shuffled list another.
+
     The rationale walks the path towards the answer: from the widest title down, or from the narrowest up. Drawing takes
     turns over the widest titles and, within each, over groups: a classification is lopsided, the questions are not.
     """
@@ -108,12 +109,12 @@ class ClassificationTask:
         rng = random.Random(f"{self.name}/{leaf.code}")
         if self.level == "widest":
             answer = leaf.path[0]
-            rivals = rng.sample([title for title in self.table().widest_titles if title != answer], _NUM_WIDEST - 1)
+            rivals = [title for title in self.table().widest_titles if title != answer]
         else:
             answer = leaf.path[2]
             rivals = self._nearest_titles(leaf, rng)
         choices = [answer, *rivals]
-        if len(rivals) < _NARROW_RIVALS[0] or sum(map(len, choices)) > _MAX_OPTIONS:
+        if len(rivals) < _NARROW_RIVALS[0]:
             return None
         rng.shuffle(choices)
         walk = list(zip(self.level_names, leaf.path, strict=True))
@@ -125,6 +126,7 @@ class ClassificationTask:
             choices=tuple(choices),
             rationale="\n".join(distinct.values()),
             group=leaf.group,
+            listed=False,
         )
 
     def _nearest_titles(self, leaf: Leaf, rng: random.Random) -> list[str]:

@@ -59,6 +59,7 @@ class TaskSpec(BaseModel):
     revision: str | None = None
     dataset_split: str = "train"
     separator: str = "|"
+    list_choices: bool = True  # the prompt lists them; false: they are only scored
     columns: Columns
 
     @model_validator(mode="after")
@@ -164,6 +165,7 @@ def _example(spec: TaskSpec, source: str, row: Row) -> Example:
         rationale=row.text(columns.rationale),
         context=context,
         group=group,
+        listed=spec.list_choices,
     )
 
 
