@@ -80,6 +80,18 @@ def publish(
     return Release(name, int(version.version), cached, manifest, run_id)
 
 
+def published(tracking: Tracking, name: str, directory: Path) -> Release | None:
+    """The version that was published from these very files; None when there is none."""
+    digest = file_digest(directory / MANIFEST)
+    with tracking.client() as client:
+        found = [
+            v.version
+            for v in client.search_model_versions(f"name = '{checked_name(name)}'")
+            if v.tags.get(MANIFEST_TAG) == digest
+        ]
+    return load_release(tracking, name, min(map(int, found))) if found else None
+
+
 def load_release(tracking: Tracking, name: str, version: int) -> Release:
     """The version's files, from the cache when they are there intact, else downloaded; verified either way."""
     from mlflow.exceptions import MlflowException

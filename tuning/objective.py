@@ -36,8 +36,24 @@ class ScaleScore:
 
 
 @dataclass(frozen=True)
+class Check:
+    """One scale after writing from it: changes in traces right in every step, and every constraint."""
+
+    scale: ScaleScore
+    written: Mapping[str, float]
+    constraints: Mapping[str, float]
+
+    @property
+    def feasible(self) -> bool:
+        return all(value <= 0 for value in self.constraints.values())
+
+
+@dataclass(frozen=True)
 class TrialScore:
-    """What a trial reports: the chosen scale, every scale that was tried, and the generation check at the chosen one."""
+    """What a trial reports: the chosen scale, every scale that was tried, and the generation check at the chosen one.
+
+    `as_fitted` is the check at full scale, made for the recipe's own values: what shipping the fit as it is would lose.
+    """
 
     chosen: ScaleScore
     scales: tuple[ScaleScore, ...]
@@ -45,6 +61,7 @@ class TrialScore:
     retention: float
     constraints: Mapping[str, float]
     forward_kl: float
+    as_fitted: Check | None = None
 
     @property
     def feasible(self) -> bool:

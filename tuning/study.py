@@ -200,7 +200,8 @@ class Sweep:
             elif phase == "admission" and share == 0:
                 on_event(Event("note", -1, text="reads once what this backbone can do; minutes"))
 
-        job, started = Job(recipe, directory, self.home / "cache", self.threads), time.monotonic()
+        reference, started = values == defaults(self.recipe), time.monotonic()
+        job = Job(recipe, directory, self.home / "cache", self.threads, reference)
         try:
             outcome = run_isolated(job, report, self.recipe.study.stall_timeout_s)
         except ChildDied as died:

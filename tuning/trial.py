@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from tuning.allocator import keep_freed_memory
-from tuning.objective import ScaleScore, TrialScore, constraints, in_order
+from tuning.objective import Check, ScaleScore, TrialScore, constraints, in_order
 from tuning.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class Job:
     directory: Path
     cache: Path
     threads: int
+    reference: bool = False  # also write from the adapter as it was fitted, whatever scale is chosen
 
 
 @dataclass(frozen=True)
@@ -152,21 +153,33 @@ def _fit_and_measure(job: Job, ground: _Ground, report: Report) -> Outcome:
         engine.unload("candidate")
         report("measure", (index + 1) / (len(recipe.study.scales) + 1))
     to_write = generated_plan(recipe, without=ground.not_measurable)
-    for chosen in in_order(scores, margins)[:MAX_CHECKS]:
-        scaled = profile.scaled(chosen.scale)
-        engine.load("candidate", scaled)
+
+    def check(score: ScaleScore) -> Check:
+        engine.load("candidate", profile.scaled(score.scale))
         read = evaluate(engine, backbone, "candidate", to_write, cache, alive)
-        written = {family: row.change.mean for family, row in read.retention.items()}
-        found = constraints(chosen, written, {family: row.change.n for family, row in read.retention.items()}, margins)
-        if all(value <= 0 for value in found.values()):
-            break
         engine.unload("candidate")
-    else:
-        engine.load("candidate", scaled)
+        written = {family: row.change.mean for family, row in read.retention.items()}
+        num_written = {family: row.change.n for family, row in read.retention.items()}
+        return Check(score, written, constraints(score, written, num_written, margins))
+
+    checks = []
+    for tried in in_order(scores, margins)[:MAX_CHECKS]:
+        checks.append(check(tried))
+        if checks[-1].feasible:
+            break
+    chosen = checks[-1]
+    as_fitted = None
+    if job.reference:
+        full = max(scores, key=lambda score: score.scale)
+        as_fitted = next((done for done in checks if done.scale == full), None) or check(full)
+    scaled = profile.scaled(chosen.scale.scale)
+    engine.load("candidate", scaled)
     kl = forward_kl(engine, backbone, "candidate", examples[:8], max_new_tokens=32)
     report("measure", 1.0)
-    complete(job.directory / ADAPTER, recipe, backbone, scaled, chosen.scale, examples)
-    score = TrialScore(chosen, tuple(scores), written, chosen.retention(margins), found, kl)
+    complete(job.directory / ADAPTER, recipe, backbone, scaled, chosen.scale.scale, examples)
+    score = TrialScore(
+        chosen.scale, tuple(scores), chosen.written, chosen.scale.retention(margins), chosen.constraints, kl, as_fitted
+    )
     return Outcome(
         state="complete",
         score=score.as_dict(),

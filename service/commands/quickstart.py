@@ -8,7 +8,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rich.console import Console
@@ -19,17 +19,21 @@ from registry.gate_report import GateReport
 from registry.home import home_directory
 from registry.ledger import Ledger
 from registry.names import ReleaseName
-from registry.release import Release, load_release
+from registry.release import Release, load_release, published
 from registry.tracking import Tracking
-from service.commands.releases import gate_table, publish_directory, round_line
+from registry.verdicts import recorded_report
+from service.commands.releases import gate_release, gate_table, publish_directory
 from service.commands.tune import run_sweep
 from service.serve import Server, start_server
 from service.settings import Settings
 from service.sweep_view import clock
+from tuning.comparison import Comparison, compare
+from tuning.objective import POOLED
 from tuning.recipe import Recipe
 from tuning.study import Candidate, Sweep, stored_candidates
 
 NOTHING_PASSED = 3
+COMPARED_ITEMS = 300  # of the select split
 
 
 @dataclass
@@ -69,11 +73,15 @@ def quickstart(home: Path | None, recipe_file: Path, keep_serving: bool) -> int:
         _warm_backbone(recipe.backbone, console)
     with phases.phase("sweep", f"at most {clock(recipe.study.time_budget_s or 0)}; the first trial is the plain recipe"):
         candidates = run_sweep(sweep, resume=sweep.exists)
-    plain = next((candidate for candidate in candidates if candidate.trial == 0), None)
+    plain = next((candidate for candidate in candidates if candidate.score.get("as_fitted")), None)
     if plain is not None:
-        console.print(retention_table("The plain recipe (trial 0)", plain))
+        console.print(retention_table(plain))
     with phases.phase("gate", f"at most {clock(recipe.gate.time_budget_s)} for up to {recipe.gate.candidates} candidates"):
         gated = _champion(tracking, recipe) or _gate_in_order(tracking, recipe, candidates, place, console)
+    comparison = None
+    if gated is not None and plain is not None:
+        with phases.phase("comparison", f"gains of both on {COMPARED_ITEMS} items that nothing has read, about 1 min"):
+            comparison = _compared(sweep, plain, gated.release)
     with phases.phase("service", "about 20 s"):
         settings = Settings(backbone=recipe.backbone, home=place, port=_free_port())
         log_file = place / "service.log"
@@ -81,11 +89,11 @@ def quickstart(home: Path | None, recipe_file: Path, keep_serving: bool) -> int:
             names = [recipe.backbone, recipe.name] if gated else [recipe.backbone]
             console.print(completions_table(server, names, _example_prompt(recipe)))
             if keep_serving:
-                _summary(console, phases, sweep, plain, gated, server)
+                _summary(console, phases, sweep, plain, gated, comparison, server)
                 console.print("serving until Ctrl-C")
                 _wait()
                 return 0 if gated else NOTHING_PASSED
-    _summary(console, phases, sweep, plain, gated, None)
+    _summary(console, phases, sweep, plain, gated, comparison, None)
     return 0 if gated else NOTHING_PASSED
 
 
@@ -111,8 +119,7 @@ def _gate_in_order(tracking: Tracking, recipe: Recipe, candidates: list[Candidat
     """Publishes and gates feasible candidates, best first, until one passes or the time is used up."""
     from adapters.backbone import Backbone
     from engine.torch_engine import TorchEngine
-    from registry.verdicts import record_verdict
-    from tuning.gating import Subject, gate, gate_settings
+    from tuning.gating import gate_settings, recipe_policy
 
     chosen = [candidate for candidate in candidates if candidate.feasible and candidate.domain_gain > 0][: recipe.gate.candidates]
     if not chosen:
@@ -126,31 +133,62 @@ def _gate_in_order(tracking: Tracking, recipe: Recipe, candidates: list[Candidat
         if number and left < 30:
             console.print(f"the gate's time is used up; {len(chosen) - number} candidates were not gated")
             break
-        release = publish_directory(tracking, candidate.directory, recipe.name, candidate.run_id)
-        ledger = Ledger(tracking, recipe.name)
-        head = ledger.head()
-        settings = gate_settings(recipe, num_candidates=len(chosen), time_budget_s=left)
-        subject = Subject(str(release.full_name), release.directory, release.manifest)
-        report = gate(
-            subject, engine, backbone, settings, home / "cache", on_round=lambda so_far: console.print(round_line(so_far))
+        release = published(tracking, recipe.name, candidate.directory) or publish_directory(
+            tracking, candidate.directory, recipe.name, candidate.run_id
         )
-        record_verdict(tracking, release.full_name, report)
+        earlier = recorded_report(tracking, release.full_name)
+        if earlier is not None and earlier.verdict == "fail":
+            console.print(earlier.sentence, highlight=False)
+            continue
+        head = Ledger(tracking, recipe.name).head()
+        # One that could not be decided in the time left makes way for the next.
+        settings = gate_settings(recipe, len(chosen), time_budget_s=left, stop_when_futile=number + 1 < len(chosen))
+        report = gate_release(tracking, release, engine, backbone, settings, recipe_policy(recipe), home, console)
         console.print(gate_table(report))
         console.print(report.sentence, highlight=False)
         if report.passed:
-            ledger.promote(release.version, report, reason="quickstart", expected_head=head)
+            Ledger(tracking, recipe.name).promote(release.version, report, reason="quickstart", expected_head=head)
             return Gated(candidate, release, report)
     return None
 
 
-def retention_table(title: str, candidate: Candidate) -> Table:
-    score = candidate.score
-    table = Table(title=f"{title}: domain gain {candidate.domain_gain:+.3f}", title_justify="left")
+def _compared(sweep: Sweep, plain: Candidate, release: Release) -> Comparison:
+    """The plain recipe as it was fitted and the release, once: a later run reads the file."""
+    from adapters.backbone import Backbone
+    from engine.profile import Profile
+    from engine.torch_engine import TorchEngine
+
+    file = sweep.directory / f"comparison-{release.version}.json"
+    if file.is_file():
+        return Comparison.load(file)
+    recipe = sweep.recipe
+    backbone = Backbone.load(recipe.backbone)
+    engine = TorchEngine(backbone, max_rows=64, precision=recipe.evaluation.precision)
+    full = plain.score["as_fitted"]["scale"]["scale"] / plain.score["chosen"]["scale"]
+    as_fitted = Profile.load(plain.directory).scaled(full)
+    found = compare(recipe, engine, backbone, as_fitted, Profile.load(release.directory), COMPARED_ITEMS, sweep.home / "cache")
+    found.save(file)
+    return found
+
+
+def lost_by(plain: Candidate) -> list[str]:
+    return [family for family, value in plain.score["as_fitted"]["constraints"].items() if value > 0 and family != POOLED]
+
+
+def retention_table(plain: Candidate) -> Table:
+    """What shipping the plain recipe's fit as it is would lose."""
+    check = plain.score["as_fitted"]
+    scale = check["scale"]
+    method = ", ".join(f"{name.rsplit('.', 1)[-1]} {value}" for name, value in plain.params.items())
+    table = Table(
+        title=f"The plain recipe as fitted ({method}): domain gain {scale['domain_gain']:+.3f} on the search split",
+        title_justify="left",
+    )
     for heading in ("family", "by likelihood", "right in every step", "in margins", ""):
         table.add_column(heading)
-    written = score["generated_changes"]
-    for family, change in score["chosen"]["chain_changes"].items():
-        violation = score["constraints"][family]
+    written = check["written"]
+    for family, change in scale["chain_changes"].items():
+        violation = check["constraints"][family]
         shown = f"{written[family]:+.2f}" if family in written else "-"
         table.add_row(family, f"{change:+.4f}", shown, f"{violation + 1:.1f}", "LOST" if violation > 0 else "kept")
     return table
@@ -176,7 +214,13 @@ def complete(server: Server, model: str, prompt: str) -> str:
 
 
 def _summary(
-    console: Console, phases: Phases, sweep: Sweep, plain: Candidate | None, gated: Gated | None, server: Server | None
+    console: Console,
+    phases: Phases,
+    sweep: Sweep,
+    plain: Candidate | None,
+    gated: Gated | None,
+    comparison: Comparison | None,
+    server: Server | None,
 ) -> None:
     table = Table(title="Summary", title_justify="left", show_header=False)
     table.add_column("what", style="bold")
@@ -189,41 +233,48 @@ def _summary(
             domain = gated.report.domain
             table.add_row(
                 "gained",
-                f"{domain.name} {domain.base_mean:.3f} -> {domain.adapted_mean:.3f} "
-                f"({domain.change:+.3f}, at least {domain.lower:+.3f})",
+                f"{domain.name} {domain.change:+.3f} at the gate, at least {domain.lower:+.3f} ({domain.num_items} items)",
             )
             kept = ", ".join(f"{test.name} {test.change:+.3f}" for test in gated.report.families)
-            table.add_row("retained", kept)
-        if gated.candidate is not None and plain is not None and plain.domain_gain > 0:
-            share = gated.candidate.domain_gain / plain.domain_gain
+            table.add_row("retained", f"{kept} (right in every step, {gated.report.families[0].num_items} traces a family)")
+    if comparison is not None:
+        first, second = comparison.first, comparison.second
+        plainly = f"plain recipe {first.adapted:.3f} ({first.change:+.3f} [{first.low:+.3f}, {first.high:+.3f}])"
+        promoted = f"promoted {second.adapted:.3f} ({second.change:+.3f} [{second.low:+.3f}, {second.high:+.3f}])"
+        table.add_row("on fresh items", f"backbone {first.base:.3f}, {plainly}, {promoted}")
+        if comparison.share is not None:
             table.add_row(
-                "against the plain recipe",
-                f"{share:.0%} of its gain ({gated.candidate.domain_gain:+.3f} of {plain.domain_gain:+.3f}, search split)",
+                "share of the plain gain",
+                f"{comparison.share:.0%} [{comparison.share_low:.0%}, {comparison.share_high:.0%}] ({comparison.items} items)",
             )
     if plain is not None:
-        lost = [family for family, value in plain.score["constraints"].items() if value > 0]
-        table.add_row("the plain recipe lost", ", ".join(lost) or "nothing that the search could see")
+        table.add_row("the plain recipe lost", ", ".join(lost_by(plain)) or "nothing that the search could see")
     table.add_row("report", f"{sweep.directory / 'trials.json'} and pareto.png beside it")
     table.add_row("MLflow UI", f"mlflow ui --backend-store-uri {sweep.tracking.uri}")
     table.add_row("endpoint", f"{server.openai_url} (up now)" if server else f"graftline serve --home {sweep.home}")
     table.add_row("time", ", ".join(f"{name} {clock(seconds)}" for name, seconds in phases.seconds.items()))
     table.add_row("in all", clock(time.monotonic() - phases.started))
     console.print(table)
-    (sweep.home / "quickstart.json").write_text(json.dumps(_figures(phases, sweep, plain, gated), indent=2))
+    figures = _figures(phases, sweep, plain, gated, comparison)
+    (sweep.home / "quickstart.json").write_text(json.dumps(figures, indent=2))
 
 
-def _figures(phases: Phases, sweep: Sweep, plain: Candidate | None, gated: Gated | None) -> dict[str, object]:
+def _figures(
+    phases: Phases, sweep: Sweep, plain: Candidate | None, gated: Gated | None, comparison: Comparison | None
+) -> dict[str, object]:
     """The summary for scripts; None where there is nothing to tell."""
-    chosen = gated.candidate if gated else None
-    share = chosen.domain_gain / plain.domain_gain if chosen and plain and plain.domain_gain > 0 else None
+    report = gated.report if gated else None
     return {
         "seconds": phases.seconds,
         "trials": len(stored_candidates(sweep.home, sweep.recipe.name)),
-        "plain_gain": plain.domain_gain if plain else None,
-        "plain_lost": [name for name, value in plain.score["constraints"].items() if value > 0] if plain else None,
+        "plain_gain": plain.score["as_fitted"]["scale"]["domain_gain"] if plain else None,
+        "plain_lost": lost_by(plain) if plain else None,
         "promoted": str(gated.release.full_name) if gated else None,
-        "gate_gain": gated.report.domain.change if gated and gated.report else None,
-        "share_of_plain": share,
+        "promoted_params": gated.candidate.params if gated and gated.candidate else None,
+        "gate_gain": report.domain.change if report else None,
+        "gate_gain_at_least": report.domain.lower if report else None,
+        "gate_retention": {test.name: test.change for test in report.families} if report else None,
+        "comparison": asdict(comparison) if comparison else None,
     }
 
 

@@ -21,7 +21,10 @@ from registry.status import status as registry_status
 from registry.tracking import Tracking
 
 if TYPE_CHECKING:
+    from adapters.backbone import Backbone
+    from engine.engine import Engine
     from registry.gate_report import GateReport
+    from registry.gate_settings import GateSettings
 
 
 def publish(source: str, name: str | None, home: Path | None, tracking_uri: str | None, as_json: bool) -> None:
@@ -56,8 +59,7 @@ def promote(
     """0 when promoted, 1 when the gate did not pass. An undecided gate of the release is continued."""
     from adapters.backbone import Backbone
     from engine.torch_engine import TorchEngine
-    from registry.verdicts import record_start, record_verdict, recorded_evidence
-    from tuning.gating import Subject, gate, gate_settings, recipe_policy
+    from tuning.gating import Subject, gate_settings, recipe_policy
 
     if time_budget_s is not None and not time_budget_s > 0:
         raise PromotionRefused(
@@ -77,18 +79,7 @@ def promote(
     engine = TorchEngine(backbone, max_rows=64, precision=subject.recipe.evaluation.precision)
     settings = gate_settings(policy, time_budget_s=time_budget_s)
     console = Console(stderr=as_json, width=None if sys.stdout.isatty() else 140)
-    report = gate(
-        subject,
-        engine,
-        backbone,
-        settings,
-        place / "cache",
-        on_round=lambda so_far: console.print(round_line(so_far)),
-        policy=policy,
-        earlier=recorded_evidence(tracking, named),
-        on_start=lambda start: record_start(tracking, named, start),
-    )
-    record_verdict(tracking, release.full_name, report)
+    report = gate_release(tracking, release, engine, backbone, settings, policy, place, console)
     promoted = report.passed or override
     if promoted:
         ledger.promote(release.version, report, reason=reason, override=override, expected_head=head)
@@ -101,6 +92,36 @@ def promote(
             f"{release.full_name} is the champion of {release.name}" if promoted else f"{release.full_name} was not promoted"
         )
     return 0 if promoted else 1
+
+
+def gate_release(
+    tracking: Tracking,
+    release: Release,
+    engine: Engine,
+    backbone: Backbone,
+    settings: GateSettings,
+    policy: Policy,
+    home: Path,
+    console: Console,
+) -> GateReport:
+    """Runs or continues the gate of a release, a line a round, and records the verdict with its evidence."""
+    from registry.verdicts import record_start, record_verdict, recorded_evidence
+    from tuning.gating import Subject, gate
+
+    named = release.full_name
+    report = gate(
+        Subject(str(named), release.directory, release.manifest),
+        engine,
+        backbone,
+        settings,
+        home / "cache",
+        on_round=lambda so_far: console.print(round_line(so_far)),
+        policy=policy,
+        earlier=recorded_evidence(tracking, named),
+        on_start=lambda start: record_start(tracking, named, start),
+    )
+    record_verdict(tracking, named, report)
+    return report
 
 
 def gate_policy(tracking: Tracking, name: str, of_recipe: Policy, file: Path | None, reason: str) -> Policy:

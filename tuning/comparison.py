@@ -1,0 +1,71 @@
+"""Two adapters beside each other: their gains on the same items of the select split, which neither search nor gate reads."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from adapters.backbone import Backbone
+from engine.engine import Engine
+from engine.profile import Profile
+from evaluation.base_cache import BaseCache
+from evaluation.evaluate import Planned, Row, evaluate
+from evaluation.measures import MEASURES
+from evaluation.statistics import ratio
+from evaluation.tasks import task_named
+from tuning.plan import DOMAIN_MEASURE
+from tuning.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Domain accuracy of the backbone and of an adapted model, and the paired change with its 95 % interval."""
+
+    base: float
+    adapted: float
+    change: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`share` is the second's gain over the first's with a 95 % interval; None where the first gained nothing."""
+
+    items: int
+    first: Gain
+    second: Gain
+    share: float | None
+    share_low: float | None
+    share_high: float | None
+
+    def save(self, file: Path) -> None:
+        file.write_text(json.dumps(asdict(self), indent=2))
+
+    @classmethod
+    def load(cls, file: Path) -> Comparison:
+        found = json.loads(file.read_text())
+        return cls(**{**found, "first": Gain(**found["first"]), "second": Gain(**found["second"])})
+
+
+def compare(
+    recipe: Recipe, engine: Engine, backbone: Backbone, first: Profile, second: Profile, items: int, cache: Path
+) -> Comparison:
+    domain = task_named(recipe.domain)
+    plan = [Planned(MEASURES[DOMAIN_MEASURE], domain, domain.examples("select", items), "domain")]
+    stored = BaseCache(cache / "base", recipe.evaluation.precision)
+    rows = []
+    for profile in (first, second):
+        engine.load("compared", profile)
+        try:
+            rows.append(evaluate(engine, backbone, "compared", plan, stored).domain)
+        finally:
+            engine.unload("compared")
+    one, other = rows
+    share = ratio(one.change.per_item, other.change.per_item, one.base.clusters) if one.change.mean > 0 else (None, None, None)
+    return Comparison(len(plan[0].examples), _gain(one), _gain(other), *share)
+
+
+def _gain(row: Row) -> Gain:
+    return Gain(row.base.mean, row.adapted.mean, row.change.mean, row.change.low, row.change.high)
