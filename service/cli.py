@@ -78,6 +78,7 @@ def publish(
         str, typer.Argument(metavar="DIRECTORY|STUDY", help="A trial's adapter directory, or a study's name (its best trial).")
     ],
     name: Annotated[str | None, typer.Option(help="Registered model [default: the recipe's name].")] = None,
+    trial: Annotated[int | None, typer.Option(help="Of the study, also one that lost more than a margin.")] = None,
     home: Home = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
@@ -85,7 +86,7 @@ def publish(
     """Publish an adapter as a new version of a registered model. It is not served before it is promoted."""
     from service.commands.releases import publish as run
 
-    run(source, name, home, tracking_uri, as_json)
+    run(source, name, home, tracking_uri, as_json, trial)
 
 
 @app.command()

@@ -17,11 +17,11 @@ from adapters.backbone import Backbone
 from evaluation.admission import admissions
 from evaluation.tasks import FAMILIES
 from registry.tracking import Tracking
-from tuning.errors import StudyMismatch, SweepRefused, SweepStopped
+from tuning.errors import NothingToPublish, StudyMismatch, SweepRefused, SweepStopped
 from tuning.isolation import ChildDied, run_isolated
 from tuning.objective import POOLED, ScaleScore, constraints, in_order, tolerance
 from tuning.recipe import Recipe
-from tuning.study import Event, Sweep, stored_candidates
+from tuning.study import Event, Sweep, candidate_to_publish, stored_candidates
 from tuning.trial import Job
 
 
@@ -292,6 +292,32 @@ def test_a_flip_that_chance_explains_is_no_loss() -> None:
     assert tolerance(0.15, 10) > 0.3 and tolerance(0.15, 1000) < 0.17
     found = constraints(ScaleScore(1.0, 0.1, 0.5, {"a": 0.0}), {"a": -0.2}, {"a": 10}, {"a": 0.03})
     assert found["a"] < 0
+
+
+def study_of(home: Path, constraints: list[float]) -> None:
+    """A study whose trials have the given violation of one family."""
+    (home / "studies" / "small").mkdir(parents=True)
+    storage = f"sqlite:///{home / 'studies' / 'small' / 'optuna.db'}"
+    study = optuna.create_study(study_name="small", storage=storage, directions=["maximize", "maximize"])
+    for violation in constraints:
+        chosen = {"domain_gain": 0.2, "gain_stderr": 0.1}
+        score = {"chosen": chosen, "retention": -violation, "constraints": {"kin": violation}, "feasible": violation <= 0}
+        attributes = {"score": score, "directory": str(home / "trial")}
+        study.add_trial(optuna.create_trial(values=[0.2, -violation], user_attrs=attributes))
+
+
+def test_a_best_trial_that_lost_too_much_is_published_by_its_number_only(tmp_path: Path) -> None:
+    study_of(tmp_path, [2.0, 0.7])
+    with pytest.raises(NothingToPublish, match="trial 1, exceeds the margin of kin by 0.7 margins.*--trial 1: the gate decides"):
+        candidate_to_publish(tmp_path, "small")
+    assert candidate_to_publish(tmp_path, "small", 0).trial == 0
+    with pytest.raises(NothingToPublish, match="Trial 7.*Finished: 0, 1"):
+        candidate_to_publish(tmp_path, "small", 7)
+
+
+def test_a_best_trial_that_kept_everything_is_published(tmp_path: Path) -> None:
+    study_of(tmp_path, [2.0, -0.5])
+    assert candidate_to_publish(tmp_path, "small").trial == 1
 
 
 def test_the_results_of_a_trial_are_plain_json(swept: tuple[Sweep, list[Event]]) -> None:

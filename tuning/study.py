@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from registry.errors import RegistryUnreachable
 from registry.tracking import RunStatus, Tracking
-from tuning.errors import StudyMismatch, SweepRefused, SweepStopped
+from tuning.errors import NothingToPublish, StudyMismatch, SweepRefused, SweepStopped
 from tuning.isolation import ChildDied, prepare, run_isolated
 from tuning.recipe import Recipe
 from tuning.records import RUN_KEY, Records
@@ -276,6 +276,31 @@ def stored_candidates(home: Path, name: str) -> list[Candidate]:
         return []
     study = optuna.load_study(study_name=name, storage=f"sqlite:///{file}")
     return in_order([_candidate(trial) for trial in study.get_trials(states=(TrialState.COMPLETE,))])
+
+
+def candidate_to_publish(home: Path, name: str, trial: int | None = None) -> Candidate:
+    """The study's best trial, which must be feasible, or the named one, which need not be: the gate decides."""
+    found = stored_candidates(home, name)
+    if not found:
+        raise NothingToPublish(
+            f"publish takes a directory with a manifest.json, or a study with a finished trial, but {name!r} is neither. "
+            f"Studies are in {home / 'studies'}."
+        )
+    if trial is not None:
+        named = [candidate for candidate in found if candidate.trial == trial]
+        if not named:
+            numbers = ", ".join(str(number) for number in sorted(candidate.trial for candidate in found))
+            raise NothingToPublish(f"Trial {trial} of the study {name!r} did not finish. Finished: {numbers}.")
+        return named[0]
+    best = found[0]
+    if not best.feasible:
+        family, excess = max(best.score["constraints"].items(), key=lambda item: float(item[1]))
+        raise NothingToPublish(
+            f"publish takes a trial that kept every protected family, but no trial of {name!r} did: the best, trial {best.trial}, "
+            f"exceeds the margin of {family} by {excess:.1f} margins. Sweep on with --resume and more trials, or publish it as a "
+            f"candidate all the same with --trial {best.trial}: the gate decides."
+        )
+    return best
 
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:

@@ -27,10 +27,12 @@ if TYPE_CHECKING:
     from registry.gate_settings import GateSettings
 
 
-def publish(source: str, name: str | None, home: Path | None, tracking_uri: str | None, as_json: bool) -> None:
+def publish(
+    source: str, name: str | None, home: Path | None, tracking_uri: str | None, as_json: bool, trial: int | None = None
+) -> None:
     place = home_directory(home)
     tracking = Tracking.at(place, tracking_uri).create()
-    directory, run_id = _source(source, place)
+    directory, run_id = _source(source, place, trial)
     release = publish_directory(tracking, directory, name, run_id)
     if as_json:
         print(json.dumps({"release": str(release.full_name), "directory": str(release.directory), "run_id": release.run_id}))
@@ -230,20 +232,14 @@ def _check_backbone(release: Release, fingerprint: str) -> None:
     check_backbone(release, fingerprint)
 
 
-def _source(source: str, home: Path) -> tuple[Path, str | None]:
-    """A directory as it is, or the best candidate of a study with its MLflow run."""
+def _source(source: str, home: Path, trial: int | None) -> tuple[Path, str | None]:
+    """A directory as it is, or a trial of a study (the best one that is feasible, unless it is named) with its MLflow run."""
     directory = Path(source)
     if (directory / "manifest.json").is_file():
         return directory, None
     if (directory / "adapter" / "manifest.json").is_file():
         return directory / "adapter", None
-    from tuning.errors import BadRecipe
-    from tuning.study import stored_candidates
+    from tuning.study import candidate_to_publish
 
-    found = stored_candidates(home, source)
-    if not found:
-        raise BadRecipe(
-            f"publish takes a directory with a manifest.json, or a study with a finished trial, but {source!r} is neither. "
-            f"Studies are in {home / 'studies'}."
-        )
-    return found[0].directory, found[0].run_id
+    chosen = candidate_to_publish(home, source, trial)
+    return chosen.directory, chosen.run_id
