@@ -41,5 +41,9 @@ class MissingPackage(DataError):
     """The data needs an optional package that is not installed."""
 
 
+class DataChanged(DataError):
+    """A task reads something else than what an adapter was fitted on."""
+
+
 class Overlap(DataError):
     """Rows that are trained on say what held-out rows say."""

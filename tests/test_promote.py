@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -10,17 +11,22 @@ from small_releases import random_lora
 from test_ledger import NAME, prepared_store, report, tracking  # noqa: F401
 
 from adapters.backbone import Backbone
+from engine.profile import Profile
 from engine.torch_engine import TorchEngine
 from evaluation.admission import random_update
-from evaluation.tasks import TASKS
+from evaluation.errors import DataChanged
+from evaluation.tasks import TASKS, task_named
+from evaluation.tasks.definition import check_unchanged
 from registry.errors import PromotionRefused
 from registry.gate_settings import GateSettings
+from registry.manifest import file_digest
 from registry.names import ReleaseName
 from registry.policy import policies
 from registry.tracking import Tracking
 from registry.verdicts import record_verdict, recorded_evidence, recorded_report
+from service.commands.evaluate import evaluate
 from service.commands.releases import promote, publish_directory
-from tuning.gating import GATED, Subject, gate, recipe_policy
+from tuning.gating import GATED, Subject, check_tasks, gate, recipe_policy
 from tuning.manifest import complete
 from tuning.plan import report_plan
 from tuning.recipe import Recipe
@@ -38,14 +44,49 @@ def test_an_override_without_a_reason_is_refused_before_the_gate(tracking: Track
 
 
 def released(backbone: Backbone, directory: Path, size: float) -> Subject:
-    from engine.profile import Profile
-
     recipe = Recipe(name="small", backbone=backbone.name, domain="icd10-chapter", protected=("grammar",))
     recipe = recipe.with_values({"gate.domain_items": 12, "gate.round_items": 12, "gate.max_rounds": 1})
     adapter = random_lora(backbone, 1, size) if size else random_update(backbone, 0.0)
     examples = TASKS["icd10-chapter"].examples("train", 20)
     manifest = complete(directory, recipe, backbone, Profile((adapter,)), 1.0, examples)
     return Subject("small@1", directory, manifest)
+
+
+@pytest.mark.parametrize("change", ["data", "columns"])
+def test_a_task_that_changed_since_the_fit_is_refused_by_gate_and_evaluate(
+    backbone: Backbone, tmp_path: Path, change: str
+) -> None:
+    data, toml = tmp_path / "data.csv", tmp_path / "mine.toml"
+    data.write_text("q,a,other\n" + "".join(f"Is number {n} even?,{'no' if n % 2 else 'yes'},{n % 3}\n" for n in range(60)))
+    toml.write_text('name = "mine"\nfile = "data.csv"\n[columns]\nquestion = "q"\nanswer = "a"\n')
+    recipe = Recipe(name="small", backbone=backbone.name, domain=str(toml), protected=("grammar",))
+    profile, examples = Profile((random_lora(backbone, 1),)), task_named(str(toml)).examples("train", 20)
+    subject = Subject("small@1", tmp_path / "a", complete(tmp_path / "a", recipe, backbone, profile, 1.0, examples))
+    check_tasks(subject.manifest, subject.name)
+
+    before = file_digest(data)[:12]
+    if change == "data":
+        data.write_text(data.read_text().replace("number 7 ", "number 77 "))
+        said = f"data of 'mine' with SHA-256 {before}, but it is {file_digest(data)[:12]} now"
+    else:
+        toml.write_text(toml.read_text().replace('"a"', '"other"'))
+        said = "with columns .* but it is .*other.* now"
+    with pytest.raises(DataChanged, match=said):
+        gate(subject, TorchEngine(backbone), backbone, GateSettings(max_rounds=1, round_items=12), tmp_path)
+    with pytest.raises(DataChanged, match=said):
+        evaluate(str(subject.directory), None, None, 8, tmp_path / "home", None, as_json=True)
+
+
+def test_a_built_in_task_is_recorded_by_the_packages_that_hold_it(backbone: Backbone, tmp_path: Path) -> None:
+    defined = released(backbone, tmp_path / "a", 0.0).manifest.task["definitions"]
+    assert isinstance(defined, dict) and set(defined) == {"icd10-chapter", "grammar"}
+    recorded = defined["icd10-chapter"]
+    assert isinstance(recorded, dict) and recorded["packages"] == {
+        package: version(package) for package in ("graftline", "simple-icd-10-cm")
+    }
+    older = {**recorded, "packages": {"graftline": "0.0.1", "simple-icd-10-cm": "1.0"}}
+    with pytest.raises(DataChanged, match="with simple-icd-10-cm '1.0'"):
+        check_unchanged(older, TASKS["icd10-chapter"], "small@1")
 
 
 def test_the_gate_finds_no_change_under_an_adapter_of_zeros(backbone: Backbone, tmp_path: Path) -> None:

@@ -62,6 +62,11 @@ def test_a_task_file_is_found_beside_the_recipe(tmp_path: Path) -> None:
     assert Recipe.load(file).domain == str(tmp_path / "mine.toml")
 
 
+def test_protected_task_files_are_found_beside_the_recipe(tmp_path: Path) -> None:
+    recipe = Recipe.load(written(tmp_path, 'protected = ["boxes", "guards/mine.toml"]\n'))
+    assert recipe.protected == ("boxes", str(tmp_path / "guards" / "mine.toml"))
+
+
 def test_replacing_values_validates_them_again() -> None:
     recipe = Recipe(name="x", domain="icd10")
     assert recipe.with_values({"method.learning_rate": 1e-4}).method.learning_rate == 1e-4

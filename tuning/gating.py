@@ -22,6 +22,7 @@ from evaluation.overlap import check_overlap
 from evaluation.retention import gate_measure
 from evaluation.task import Example, Task
 from evaluation.tasks import task_named
+from evaluation.tasks.definition import check_unchanged
 from evaluation.tasks.generated import GeneratedTask
 from registry.evidence import Evidence, Start, begun
 from registry.gate import run_gate
@@ -56,6 +57,14 @@ class Subject:
                 f"A release is gated by the recipe in its manifest, but that of {self.name} is none: {in_one_sentence(error)} "
                 "Fit the adapter with `graftline tune`, which writes one."
             ) from error
+
+
+def check_tasks(manifest: Manifest, subject: str) -> None:
+    """DataChanged when a task that the manifest defines reads something else by now."""
+    definitions = manifest.task.get("definitions")
+    for name, recorded in definitions.items() if isinstance(definitions, dict) else ():
+        if isinstance(recorded, dict):
+            check_unchanged(recorded, task_named(name), subject)
 
 
 def gate_settings(
@@ -103,6 +112,7 @@ def gate(
     recipe = subject.recipe
     policy = policy or recipe_policy(recipe)
     domain = task_named(recipe.domain)
+    check_tasks(subject.manifest, subject.name)
     measured, left_out = _measurable(policy, engine, backbone, cache, recipe.evaluation.precision)
     conditions = _conditions(backbone, recipe, domain, measured, policy.domain_items, settings.round_items)
     before = begun(earlier, conditions, settings, seed)

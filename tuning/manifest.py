@@ -11,6 +11,8 @@ from adapters.backbone import Backbone
 from engine.profile import Profile
 from evaluation.overlap import Fingerprints
 from evaluation.task import Example
+from evaluation.tasks import task_named
+from evaluation.tasks.definition import definition
 from registry.manifest import BackboneIdentity, Manifest, ProfileDescription, TrainingHashes, write_manifest
 from tuning.plan import data_digest
 from tuning.recipe import Recipe
@@ -31,7 +33,11 @@ def complete(
             adapters=tuple(recipe.adapter.kind.split("+")), scale=scale, decoding=profile.policy.model_dump()
         ),
         recipe=recipe.model_dump(mode="json"),
-        task={"name": recipe.domain, "protected": list(recipe.protected)},
+        task={
+            "name": recipe.domain,
+            "protected": list(recipe.protected),
+            "definitions": {name: definition(task_named(name)) for name in (recipe.domain, *recipe.protected)},
+        },
         data_digests={"train": data_digest(examples)},
         lock_digest=installed_digest(),
         seeds={"method": recipe.method.seed, "lora": recipe.adapter.lora.seed, "softcot": recipe.adapter.softcot.seed},

@@ -140,9 +140,7 @@ class Recipe(Spec):
             values = tomllib.loads(file.read_text())
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise BadRecipe(f"A recipe is a TOML file, but {file} cannot be read: {error}.") from error
-        domain = values.get("domain")
-        if isinstance(domain, str) and domain.endswith(".toml"):
-            values["domain"] = str((file.parent / domain).resolve())
+        values |= {key: _beside(file, values[key]) for key in ("domain", "protected") if key in values}
         try:
             return cls(**values)
         except ValidationError as error:
@@ -164,6 +162,13 @@ class Recipe(Spec):
 
     def digest(self) -> str:
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+def _beside(file: Path, value: object) -> object:
+    """Names that end in .toml as paths from the recipe's folder; anything else, and what validation will refuse, as it is."""
+    if isinstance(value, list):
+        return [_beside(file, one) for one in value]
+    return str((file.parent / value).resolve()) if isinstance(value, str) and value.endswith(".toml") else value
 
 
 def _check_range(field: str, mark: Range | Choices | None, bounds: tuple[float, float] | tuple[str, ...]) -> None:

@@ -74,8 +74,13 @@ class TaskSpec(BaseModel):
 class UserTask:
     """Rows that were checked one by one, as examples in four splits."""
 
-    name: str
+    spec: TaskSpec
     rows: tuple[Example, ...]
+    data_sha256: str | None  # of the data file; None for a dataset, which has its revision
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
 
     @cached_property
     def by_split(self) -> dict[Split, tuple[Example, ...]]:
@@ -101,13 +106,14 @@ def load_task(path: str | Path) -> UserTask:
     path = Path(path)
     spec = read_spec(path)
     if spec.file is not None:
-        source = str(path.parent / spec.file)
-        rows = read_file(path.parent / spec.file)
+        file = path.parent / spec.file
+        source, rows = str(file), read_file(file)
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
     else:
         assert spec.dataset is not None  # the spec has exactly one source
-        source = spec.dataset
+        source, digest = spec.dataset, None
         rows = read_dataset(spec.dataset, spec.subset, spec.revision, spec.dataset_split)
-    task = UserTask(spec.name, _checked(_examples(spec, source, rows), source))
+    task = UserTask(spec, _checked(_examples(spec, source, rows), source), digest)
     check_overlap(task.by_split["train"], [row for split in SPLITS[1:] for row in task.by_split[split]])
     return task
 

