@@ -13,10 +13,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from benchmarks.results import provenance, table, write_section
 
 SEEDS = range(5)
+NUM_FAMILIES = 7
 
 
 def main() -> None:
@@ -39,14 +41,18 @@ def main() -> None:
         "seed",
         "end",
         "trials",
+        "plain recipe lost",
         "plain gain",
-        "plain lost",
-        "promoted",
-        "its gain at the gate",
+        "promoted gain",
         "share of the plain gain",
+        "gain at the gate",
+        "worst family at the gate",
+        "promoted",
         "minutes",
     ]
-    text = f"{provenance('python -m benchmarks.sweeps', '0-4')}\n\n{len(rows)} of {len(SEEDS)} seeds.\n\n{table(headings, rows)}"
+    promoted = sum(row[1] == "promoted" for row in rows)
+    ends = f"{len(rows)} of {len(SEEDS)} seeds were run; {promoted} promoted an adapter, {len(rows) - promoted} promoted nothing."
+    text = f"{provenance('python -m benchmarks.sweeps', '0-4')}\n\n{ends}\n\n{table(headings, rows)}"
     write_section("sweeps", "Quickstarts by sweep seed", text)
     print(table(headings, rows))
 
@@ -63,25 +69,30 @@ def run(recipe: Path, seed: int, home: Path) -> None:
         raise SystemExit(f"The quickstart of seed {seed} ended with {code}; its log is {home / 'log.txt'}.")
 
 
-def row(seed: int, found: dict[str, object]) -> list[str]:
-    def shown(key: str, form: str) -> str:
-        value = found.get(key)
-        return "-" if value is None else format(value, form)
-
-    lost = found.get("plain_lost")
-    seconds = found["seconds"]
-    assert isinstance(seconds, dict)
+def row(seed: int, found: dict[str, Any]) -> list[str]:
+    """Gains of both are on the same fresh items of the select split, with 95 % intervals."""
+    lost, compared, kept = found["plain_lost"], found["comparison"], found["gate_retention"]
+    params = {name.rsplit(".", 1)[-1]: value for name, value in (found["promoted_params"] or {}).items()}
+    worst = min(kept.items(), key=lambda entry: entry[1]) if kept else None
     return [
         str(seed),
         "promoted" if found["promoted"] else "nothing passed",
-        shown("trials", "d"),
-        shown("plain_gain", "+.3f"),
-        ", ".join(lost) if isinstance(lost, list) and lost else "nothing",
-        str(found["promoted"] or "-"),
-        shown("gate_gain", "+.3f"),
-        shown("share_of_plain", ".0%"),
-        f"{sum(seconds.values()) / 60:.1f}",
+        str(found["trials"]),
+        f"{len(lost)} of {NUM_FAMILIES}" if lost is not None else "-",
+        interval(compared["first"]) if compared else "-",
+        interval(compared["second"]) if compared else "-",
+        f"{compared['share']:.0%} [{compared['share_low']:.0%}, {compared['share_high']:.0%}]"
+        if compared and compared["share"] is not None
+        else "-",
+        f"{found['gate_gain']:+.3f} (at least {found['gate_gain_at_least']:+.3f})" if found["gate_gain"] is not None else "-",
+        f"{worst[0]} {worst[1]:+.3f}" if worst else "-",
+        ", ".join(f"{name} {value:.2g}" if isinstance(value, float) else str(value) for name, value in params.items()) or "-",
+        f"{sum(found['seconds'].values()) / 60:.1f}",
     ]
+
+
+def interval(gain: dict[str, float]) -> str:
+    return f"{gain['change']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"
 
 
 if __name__ == "__main__":
