@@ -172,7 +172,7 @@ def _conditions(
         str(backbone.dtype),
         recipe.evaluation.precision,
         [domain.name, DOMAIN_MEASURE, MEASURES[DOMAIN_MEASURE].version, domain_items],
-        [[example.question, example.answer] for example in first],
+        [[example.question, example.answer, example.choices, example.listed] for example in first],
         [[name, measure.name, measure.version, MAX_NATS, round_items] for name, measure in measures.items()],
     ]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
