@@ -19,6 +19,7 @@ from benchmarks.results import provenance, table, write_section
 
 SEEDS = range(5)
 NUM_FAMILIES = 7
+PHASES = ("backbone and registry", "sweep", "gate", "comparison", "service")
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, default=Path("recipes/quickstart.toml"))
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks/sweeps"))
     args = parser.parse_args()
-    rows, left = [], len(SEEDS) if args.full else 1
+    rows, summaries, left = [], [], len(SEEDS) if args.full else 1
     for seed in SEEDS:
         home = args.runs / str(seed)
         summary = home / "quickstart.json"
@@ -36,7 +37,8 @@ def main() -> None:
                 continue
             left -= 1
             run(args.recipe, seed, home)
-        rows.append(row(seed, json.loads(summary.read_text())))
+        summaries.append((seed, json.loads(summary.read_text())))
+        rows.append(row(*summaries[-1]))
     headings = [
         "seed",
         "end",
@@ -50,10 +52,11 @@ def main() -> None:
         "promoted",
         "minutes",
     ]
+    phases = table(["seed", *PHASES, "in all"], [phase_row(seed, summary) for seed, summary in summaries])
     promoted = sum(row[1] == "promoted" for row in rows)
     ends = f"{len(rows)} of {len(SEEDS)} seeds were run; {promoted} promoted an adapter, {len(rows) - promoted} promoted nothing."
     text = f"{provenance('python -m benchmarks.sweeps', '0-4')}\n\n{ends}\n\n{table(headings, rows)}"
-    write_section("sweeps", "Quickstarts by sweep seed", text)
+    write_section("sweeps", "Quickstarts by sweep seed", f"{text}\n\nWall time by phase:\n\n{phases}")
     print(table(headings, rows))
 
 
@@ -88,6 +91,15 @@ def row(seed: int, found: dict[str, Any]) -> list[str]:
         f"{worst[0]} {worst[1]:+.3f}" if worst else "-",
         ", ".join(f"{name} {value:.2g}" if isinstance(value, float) else str(value) for name, value in params.items()) or "-",
         f"{sum(found['seconds'].values()) / 60:.1f}",
+    ]
+
+
+def phase_row(seed: int, found: dict[str, Any]) -> list[str]:
+    seconds = found["seconds"]
+    return [
+        str(seed),
+        *(f"{seconds[name]:.0f} s" if name in seconds else "-" for name in PHASES),
+        f"{sum(seconds.values()):.0f} s",
     ]
 
 
