@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Annotated, Literal
 
 import torch
@@ -89,15 +90,18 @@ class SFT:
     def fit(
         self, backbone: Backbone, adapters: Sequence[Adapter], examples: Sequence[Example], on_step: OnStep | None = None
     ) -> Fit:
-        """Fits the adapters in place. The backbone is the same, bit for bit, before and after."""
+        """Fits the adapters in place. The backbone is the same, bit for bit, before and after.
+
+        Under `torchrun` or `accelerate launch` each process takes its share of every batch; the fit is that of one process.
+        """
         from accelerate import Accelerator
 
         spec, stack = self.spec, Stack(adapters)
         rows = rows_of(backbone, examples, spec.target, spec.prompt)
         accelerator = Accelerator(cpu=backbone.device.type == "cpu")
-        drawn = endless_batches(rows, spec.batch_size * accelerator.num_processes, spec.seed)
-        batches = [next(drawn)[accelerator.process_index :: accelerator.num_processes] for _ in range(spec.steps)]
-        _think_ahead(backbone, stack, [row for batch in batches for row in batch])
+        share = slice(accelerator.process_index, None, accelerator.num_processes)
+        batches = list(islice(endless_batches(rows, spec.batch_size, spec.seed), spec.steps))
+        _think_ahead(backbone, stack, [row for batch in batches for row in batch[share]])
         losses: list[float] = []
         kls: list[float] = []
         num_tokens, started = 0, time.monotonic()
@@ -112,16 +116,19 @@ class SFT:
                 for step, batch in enumerate(batches):
                     for group in optimizer.param_groups:
                         group["lr"] = spec.learning_rate * _schedule(step, spec.steps, spec.warmup)
-                    loss, kl = self._backward(backbone, stack, batch)
+                    num_labels = sum(len(row.completion_ids) for row in batch)
+                    loss, kl = self._backward(backbone, stack, batch[share], num_labels)
+                    if accelerator.num_processes > 1:
+                        loss, kl = accelerator.reduce(torch.tensor([loss, kl], dtype=torch.float64), "sum").tolist()
+                        for parameter in trained:
+                            own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                            parameter.grad = accelerator.reduce(own, "sum")
                     self._require_finite("loss", loss, step)
-                    for parameter in trained:
-                        if parameter.grad is not None and accelerator.num_processes > 1:
-                            parameter.grad = accelerator.reduce(parameter.grad, "mean")
                     self._require_finite("gradient's norm", float(torch.nn.utils.clip_grad_norm_(trained, 1.0)), step)
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
                     losses.append(loss)
-                    kls.extend(kl)
+                    kls.extend([kl] if spec.kl_weight else [])
                     num_tokens += sum(map(len, batch))
                     if on_step:
                         on_step(step + 1, spec.steps, loss)
@@ -138,8 +145,8 @@ class SFT:
                 f"learning_rate={self.spec.learning_rate:g}. Lower it."
             )
 
-    def _backward(self, backbone: Backbone, stack: Stack, rows: Sequence[Row]) -> tuple[float, list[float]]:
-        num_labels = sum(len(row.completion_ids) for row in rows)
+    def _backward(self, backbone: Backbone, stack: Stack, rows: Sequence[Row], num_labels: int) -> tuple[float, float]:
+        """What these rows add to the loss and to the KL of a batch with that many labels."""
         total, pulled = 0.0, 0.0
         for part in _micro_batches(rows, self.spec.micro_batch_tokens):
             batch = collate(backbone, stack, part)
@@ -158,7 +165,7 @@ class SFT:
                 loss = loss + self.spec.kl_weight * pull
             loss.backward()
             total += float(loss.detach())
-        return total - self.spec.kl_weight * pulled, [pulled] if self.spec.kl_weight else []
+        return total - self.spec.kl_weight * pulled, pulled
 
 
 def label_logits(backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -172,9 +179,9 @@ def label_logits(backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor]:
 
 def _micro_batches(rows: Sequence[Row], max_tokens: int) -> list[list[Row]]:
     """Rows come sorted by length: a part is as many as fit under the padded limit, one at least."""
-    parts: list[list[Row]] = [[]]
+    parts: list[list[Row]] = []
     for row in rows:
-        if parts[-1] and len(row) * (len(parts[-1]) + 1) > max_tokens:
+        if not parts or len(row) * (len(parts[-1]) + 1) > max_tokens:
             parts.append([])
         parts[-1].append(row)
     return parts
