@@ -30,9 +30,9 @@ _STEPS = 40  # halvings: a bound is exact to 1e-12
 class PairedItems:
     """Values of the same items under the backbone and under the adapted model, higher is better.
 
-    Items of one cluster (a passage, a category) count once, as their mean over all rounds. `fixed_clusters` says that the
-    clusters are a fixed set that every round draws from (a generator's wordings and lengths), not a sample of many: then
-    every item is its own unit, and the clusters only show where a loss sits.
+    Items of one cluster (a passage, a category) count once, as their mean; all of them are drawn in one round.
+    `fixed_clusters` says that the clusters are a fixed set that every round draws from (a generator's wordings and lengths),
+    not a sample of many: then every item is its own unit, and the clusters only show where a loss sits.
     """
 
     base: Floats

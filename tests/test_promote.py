@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from registry.tracking import Tracking
 from registry.verdicts import record_verdict, recorded_evidence, recorded_report
 from service.commands.evaluate import evaluate
 from service.commands.releases import promote, publish_directory
-from tuning.gating import GATED, Subject, check_tasks, gate, recipe_policy
+from tuning.gating import GATED, PER_GROUP, Subject, check_tasks, gate, recipe_policy, whole_groups
 from tuning.manifest import complete
 from tuning.plan import report_plan
 from tuning.recipe import Recipe
@@ -183,3 +184,12 @@ def test_the_first_release_of_a_name_sets_its_policy(backbone: Backbone, tmp_pat
 def test_a_time_budget_that_is_no_time_is_refused(seconds: float, tmp_path: Path) -> None:
     with pytest.raises(PromotionRefused, match="above 0"):
         promote(f"{NAME}@1", "", False, seconds, None, tmp_path, None, as_json=True)
+
+
+def test_rounds_hold_whole_groups_and_no_group_recurs() -> None:
+    drawn = TASKS["icd10"].examples("gate", 400)
+    rounds = whole_groups(drawn, 60)
+    groups = [{example.group for example in items} for items in rounds]
+    assert sum(len(found) for found in groups) == len(set().union(*groups)) == len({example.group for example in drawn})
+    assert all(60 <= len(items) < 60 + PER_GROUP for items in rounds[:-1])
+    assert max(Counter(example.group for items in rounds for example in items).values()) == PER_GROUP

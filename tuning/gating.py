@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from tuning.manifest import fingerprints_of
 from tuning.plan import DOMAIN_MEASURE
 from tuning.recipe import Recipe, in_one_sentence
 
+PER_GROUP = 3  # items of the domain's groups (a category, a passage) that one unit of evidence is the mean of
 MAX_NATS = 0.5  # the largest change of an item's mean log-probability that the gate counts, in nats per token
 GATED = "gated"  # the name under which the engine holds the adapter that is looked at
 
@@ -117,8 +118,9 @@ def gate(
     conditions = _conditions(backbone, recipe, domain, measured, policy.domain_items, settings.round_items)
     before = begun(earlier, conditions, settings, seed)
     settings, fresh_seed, size = before.start.applied_to(settings), before.start.seed, policy.domain_items
-    pool = domain.examples("gate", size * (before.rounds + settings.max_rounds), seed=fresh_seed)
-    check_overlap(fingerprints_of(TrainingHashes.read(subject.directory)), pool)
+    drawn = domain.examples("gate", size * (before.rounds + settings.max_rounds), seed=fresh_seed)
+    pool = whole_groups(drawn, size)
+    check_overlap(fingerprints_of(TrainingHashes.read(subject.directory)), drawn)
     asked: set[str] = set()
 
     def fresh(task: Task, number: int) -> list[Example]:
@@ -129,7 +131,8 @@ def gate(
         return examples
 
     def draw_round(number: int) -> Mapping[str, PairedItems]:
-        plan = [Planned(MEASURES[DOMAIN_MEASURE], domain, pool[number * size : (number + 1) * size], "domain")]
+        items = pool[number] if number < len(pool) else []
+        plan = [Planned(MEASURES[DOMAIN_MEASURE], domain, items, "domain")]
         plan.extend(Planned(gate_measure(task), task, fresh(task, number), "protected") for task in measured.values())
         read = evaluate(engine, backbone, GATED, [planned for planned in plan if planned.examples])
         return {row.planned.task.name: _paired(row) for row in read.rows}
@@ -161,6 +164,22 @@ def gate(
         engine.unload(GATED)
 
 
+def whole_groups(examples: Sequence[Example], size: int) -> list[list[Example]]:
+    """Rounds of about `size` items in which no group recurs, with at most PER_GROUP items of each.
+
+    A group's mean is one unit of evidence, and what was staked on it must not change when a later round is drawn.
+    """
+    groups: dict[str, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(example.group, []).append(example)
+    rounds: list[list[Example]] = [[]]
+    for members in groups.values():
+        if len(rounds[-1]) >= size:
+            rounds.append([])
+        rounds[-1].extend(members[:PER_GROUP])
+    return rounds
+
+
 def _conditions(
     backbone: Backbone, recipe: Recipe, domain: Task, measured: Mapping[str, Task], domain_items: int, round_items: int
 ) -> str:
@@ -171,7 +190,7 @@ def _conditions(
         backbone.fingerprint,
         str(backbone.dtype),
         recipe.evaluation.precision,
-        [domain.name, DOMAIN_MEASURE, MEASURES[DOMAIN_MEASURE].version, domain_items],
+        [domain.name, DOMAIN_MEASURE, MEASURES[DOMAIN_MEASURE].version, domain_items, PER_GROUP],
         [[example.question, example.answer, example.choices, example.listed] for example in first],
         [[name, measure.name, measure.version, MAX_NATS, round_items] for name, measure in measures.items()],
     ]

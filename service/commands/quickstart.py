@@ -19,6 +19,7 @@ from registry.gate_report import GateReport
 from registry.home import home_directory
 from registry.ledger import Ledger
 from registry.names import ReleaseName
+from registry.policy import policies
 from registry.release import Release, load_release, published
 from registry.tracking import Tracking
 from registry.verdicts import recorded_report
@@ -119,7 +120,7 @@ def _gate_in_order(tracking: Tracking, recipe: Recipe, candidates: list[Candidat
     """Publishes and gates feasible candidates, best first, until one passes or the time is used up."""
     from adapters.backbone import Backbone
     from engine.torch_engine import TorchEngine
-    from tuning.gating import gate_settings, recipe_policy
+    from tuning.gating import gate_settings
 
     chosen = [candidate for candidate in candidates if candidate.feasible and candidate.domain_gain > 0][: recipe.gate.candidates]
     if not chosen:
@@ -142,8 +143,9 @@ def _gate_in_order(tracking: Tracking, recipe: Recipe, candidates: list[Candidat
             continue
         head = Ledger(tracking, recipe.name).head()
         # One that could not be decided in the time left makes way for the next.
-        settings = gate_settings(recipe, len(chosen), time_budget_s=left, stop_when_futile=number + 1 < len(chosen))
-        report = gate_release(tracking, release, engine, backbone, settings, recipe_policy(recipe), home, console)
+        policy = policies(tracking, recipe.name)[-1].policy
+        settings = gate_settings(policy, len(chosen), time_budget_s=left, stop_when_futile=number + 1 < len(chosen))
+        report = gate_release(tracking, release, engine, backbone, settings, policy, home, console)
         console.print(gate_table(report))
         console.print(report.sentence, highlight=False)
         if report.passed:
