@@ -183,7 +183,7 @@ def _key(backbone: Backbone, task: Task, items: int, precision: str) -> str:
         repr(gate_measure(task)),
         [count, NOISE, LEAST_ABOVE_CHANCE, LEAST_PARSED],
         [
-            [e.id, e.question, e.answer, e.choices, e.rationale, e.context, e.group]
+            [e.id, e.question, e.answer, e.choices, e.listed, e.rationale, e.context, e.group]
             for e in task.examples("search", count, seed=5)
         ],
     ]
