@@ -296,7 +296,7 @@ def candidate_to_publish(home: Path, name: str, trial: int | None = None) -> Can
     if not best.feasible:
         family, excess = max(best.score["constraints"].items(), key=lambda item: float(item[1]))
         raise NothingToPublish(
-            f"publish takes a trial that kept every protected family, but no trial of {name!r} did: the best, trial {best.trial}, "
+            f"publish takes a trial that kept every protected family, but no trial of {name!r} did: the best, {best.trial}, "
             f"exceeds the margin of {family} by {excess:.1f} margins. Sweep on with --resume and more trials, or publish it as a "
             f"candidate all the same with --trial {best.trial}: the gate decides."
         )

@@ -41,7 +41,7 @@ class SFTSpec(Spec):
     kl_weight: Annotated[float, Range(0.0, 1.0)] = 0.0
     weight_decay: Annotated[float, Range(0.0, 0.1)] = 0.0
     warmup: float = 0.1  # share of the steps in which the learning rate rises; it then falls linearly to a tenth
-    micro_batch_tokens: int = 4096  # a batch is split so that no forward holds more
+    micro_batch_tokens: int = 2048  # a batch is split so that no forward holds more
     num_examples: int = 2000
     seed: int = 0
 
