@@ -31,6 +31,7 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# make itself ends with 2 whenever a command fails; `graftline quickstart` ends with 3 when nothing passed the gate.
 quickstart: install
 	$(BIN)/graftline quickstart
 

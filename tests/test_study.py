@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import mlflow
@@ -17,7 +19,7 @@ from adapters.backbone import Backbone
 from evaluation.admission import admissions
 from evaluation.tasks import FAMILIES
 from registry.tracking import Tracking
-from tuning.errors import NothingToPublish, StudyMismatch, SweepRefused, SweepStopped
+from tuning.errors import BadRecipe, NothingToPublish, StudyMismatch, SweepRefused, SweepStopped
 from tuning.isolation import ChildDied, run_isolated
 from tuning.objective import POOLED, ScaleScore, constraints, in_order, tolerance
 from tuning.recipe import Recipe
@@ -318,6 +320,16 @@ def test_a_best_trial_that_lost_too_much_is_published_by_its_number_only(tmp_pat
 def test_a_best_trial_that_kept_everything_is_published(tmp_path: Path) -> None:
     study_of(tmp_path, [2.0, -0.5])
     assert candidate_to_publish(tmp_path, "small").trial == 1
+
+
+def test_a_trial_uses_the_cores_there_are_unless_told_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = partial(Sweep, Recipe(name="x", domain="icd10"), tmp_path, Tracking.at(tmp_path))
+    assert sweep().threads == len(os.sched_getaffinity(0))
+    monkeypatch.setenv("GRAFTLINE_THREADS", "5")
+    assert sweep().threads == 5
+    monkeypatch.setenv("GRAFTLINE_THREADS", "0")
+    with pytest.raises(BadRecipe, match="GRAFTLINE_THREADS"):
+        sweep()
 
 
 def test_the_results_of_a_trial_are_plain_json(swept: tuple[Sweep, list[Event]]) -> None:

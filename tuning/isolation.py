@@ -8,6 +8,7 @@ import time
 import traceback
 from multiprocessing.connection import Connection
 
+from tuning.errors import BadRecipe
 from tuning.trial import Job, Outcome, Report, run
 
 _CONTEXT = multiprocessing.get_context(
@@ -19,6 +20,15 @@ _GRACE_S = 10.0  # for a child that has sent its last message
 
 class ChildDied(RuntimeError):
     """The child ended without an outcome: killed, out of memory, or an error that may pass. The trial is tried again."""
+
+
+def available_threads() -> int:
+    """$GRAFTLINE_THREADS, else the cores that this process may run on."""
+    given = os.environ.get("GRAFTLINE_THREADS")
+    if given and not (given.isdecimal() and int(given)):
+        raise BadRecipe(f"GRAFTLINE_THREADS is a whole number of at least 1, but is {given!r}. Correct or unset it.")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(given) if given else cores
 
 
 def prepare() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from registry.errors import RegistryUnreachable
 from registry.tracking import RunStatus, Tracking
 from tuning.errors import NothingToPublish, StudyMismatch, SweepRefused, SweepStopped
-from tuning.isolation import ChildDied, prepare, run_isolated
+from tuning.isolation import ChildDied, available_threads, prepare, run_isolated
 from tuning.recipe import Recipe
 from tuning.records import RUN_KEY, Records
 from tuning.space import defaults, suggest
@@ -69,7 +69,7 @@ class Sweep:
     recipe: Recipe
     home: Path
     tracking: Tracking
-    threads: int = 2
+    threads: int = field(default_factory=available_threads)
 
     @property
     def directory(self) -> Path:

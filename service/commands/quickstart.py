@@ -25,6 +25,7 @@ from registry.tracking import Tracking
 from registry.verdicts import recorded_report
 from service.commands.releases import gate_release, gate_table, publish_directory
 from service.commands.tune import run_sweep
+from service.lease import served_id
 from service.serve import Server, start_server
 from service.settings import Settings
 from service.sweep_view import clock
@@ -87,7 +88,7 @@ def quickstart(home: Path | None, recipe_file: Path, keep_serving: bool) -> int:
         settings = Settings(backbone=recipe.backbone, home=place, port=_free_port())
         log_file = place / "service.log"
         with start_server(settings, log_file=log_file) as server:
-            names = [recipe.backbone, recipe.name] if gated else [recipe.backbone]
+            names = [served_id(recipe.backbone), *((recipe.name,) if gated else ())]
             console.print(completions_table(server, names, _example_prompt(recipe)))
             if keep_serving:
                 _summary(console, phases, sweep, plain, gated, comparison, server)
