@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -22,6 +22,26 @@ class Readings:
     clusters: tuple[str, ...]  # items of one cluster are not independent
     unit: str
     parts: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        measure: Measure,
+        task: Task,
+        examples: Sequence[Example],
+        values: Iterable[float],
+        parts: Mapping[str, Iterable[float]] | None = None,
+    ) -> Readings:
+        """What a measure read of a task's items."""
+        return cls(
+            measure.name,
+            task.name,
+            tuple(example.id for example in examples),
+            tuple(values),
+            tuple(example.group for example in examples),
+            measure.unit,
+            {name: tuple(found) for name, found in (parts or {}).items()},
+        )
 
     @property
     def mean(self) -> float:

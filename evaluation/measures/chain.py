@@ -58,13 +58,11 @@ class ChainLikelihood:
                 wrong_means = [_mean(next(found)) for _ in pieces_lengths[:-1]]
                 margins.append(_mean([right - wrong for right, wrong in zip(by_piece, wrong_means, strict=False)]))
         parts = {"answer": tuple(answers)} | ({"step_margin": tuple(margins)} if margins else {})
-        return Readings(
-            self.name,
-            task.name,
-            tuple(example.id for example in examples),
-            tuple(values),
-            tuple(example.group for example in examples),
-            self.unit,
+        return Readings.of(
+            self,
+            task,
+            examples,
+            values,
             parts,
         )
 

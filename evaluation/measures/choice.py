@@ -46,18 +46,16 @@ class ChoiceAccuracy:
             gold.append(means[0])
             by_mean.append(float(means[0] > max(means[1:])))
             by_sum.append(float(sums[0] > max(sums[1:])))
-        return Readings(
-            self.name,
-            task.name,
-            tuple(example.id for example in examples),
-            tuple(values),
-            tuple(example.group for example in examples),
-            self.unit,
+        return Readings.of(
+            self,
+            task,
+            examples,
+            values,
             {
-                "margin": tuple(margins),
-                "gold_nats_per_token": tuple(gold),
-                "right_by_mean": tuple(by_mean),
-                "right_by_sum": tuple(by_sum),
+                "margin": margins,
+                "gold_nats_per_token": gold,
+                "right_by_mean": by_mean,
+                "right_by_sum": by_sum,
             },
         )
 

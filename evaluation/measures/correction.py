@@ -34,13 +34,11 @@ class Correction:
         golds = [example.answer for example in examples]
         fast = tuple(float(same_answer(answer, gold)) for answer, gold in zip(answers[:count], golds, strict=True))
         slow = tuple(float(same_answer(answer, gold)) for answer, gold in zip(answers[count:], golds, strict=True))
-        return Readings(
-            self.name,
-            task.name,
-            tuple(example.id for example in examples),
+        return Readings.of(
+            self,
+            task,
+            examples,
             tuple(after - before for before, after in zip(fast, slow, strict=True)),
-            tuple(example.group for example in examples),
-            self.unit,
             {
                 "fast": fast,
                 "slow": slow,

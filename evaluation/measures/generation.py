@@ -57,14 +57,12 @@ class Generation:
             parts["parsed"].append(float(answer is not None))
             parts["trace_tokens"].append(float(len(completion.token_ids)))
             parts["num_steps"].append(float(len(steps)))
-        return Readings(
-            self.name,
-            task.name,
-            tuple(example.id for example in examples),
-            tuple(values),
-            tuple(example.group for example in examples),
-            self.unit,
-            {name: tuple(found) for name, found in parts.items()},
+        return Readings.of(
+            self,
+            task,
+            examples,
+            values,
+            parts,
         )
 
 

@@ -61,13 +61,11 @@ class InformationGain:
         right = staircases(engine, backbone, reader, examples, traces)
         wrong = staircases(engine, backbone, reader, examples, [traces[index] for index in partners])
         rows = [_row(backbone, *row) for row in zip(examples, traces, right, wrong, strict=True)]
-        return Readings(
-            self.name,
-            task.name,
-            tuple(example.id for example in examples),
+        return Readings.of(
+            self,
+            task,
+            examples,
             tuple(row["total"] - max(0.0, row["control"]) for row in rows),
-            tuple(example.group for example in examples),
-            self.unit,
             {name: tuple(row[name] for row in rows) for name in rows[0]},
         )
 

@@ -22,13 +22,11 @@ class TextLikelihood:
 
     def read(self, engine: Engine, backbone: Backbone, profile: str | None, task: Task, examples: Sequence[Example]) -> Readings:
         found = engine.score([_after(backbone, example.question, example.answer) for example in examples], profile)
-        return Readings(
-            self.name,
-            task.name,
-            tuple(example.id for example in examples),
+        return Readings.of(
+            self,
+            task,
+            examples,
             tuple(sum(tokens) / len(tokens) for tokens in found),
-            tuple(example.group for example in examples),
-            self.unit,
             {"num_tokens": tuple(float(len(tokens)) for tokens in found)},
         )
 
@@ -59,13 +57,11 @@ class PairPreference:
         for example in examples:
             sums = [sum(next(found)) for _ in example.choices or ()]
             margins.append(sums[0] - max(sums[1:]))
-        return Readings(
-            self.name,
-            task.name,
-            tuple(example.id for example in examples),
+        return Readings.of(
+            self,
+            task,
+            examples,
             tuple(self.value(margin) for margin in margins),
-            tuple(example.group for example in examples),
-            self.unit,
             {"margin": tuple(margins)},
         )
 
