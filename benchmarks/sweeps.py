@@ -1,4 +1,4 @@
-"""Five quickstarts with five sweep seeds: how often each end occurred, with the numbers, whatever they are.
+"""Five quickstarts with five seeds of sweep and fit: how often each end occurred, with the numbers, whatever they are.
 
     python -m benchmarks.sweeps [--full]
 
@@ -64,7 +64,10 @@ def run(recipe: Path, seed: int, home: Path) -> None:
     """One quickstart with its own seed; exit code 3 (nothing passed) is an end like any other."""
     home.mkdir(parents=True, exist_ok=True)
     seeded = home / "recipe.toml"
-    seeded.write_text(recipe.read_text().replace("[study]\n", f"[study]\nseed = {seed}\n"))
+    text = recipe.read_text()
+    for part in ("study", "method"):
+        text = text.replace(f"[{part}]\n", f"[{part}]\nseed = {seed}\n")
+    seeded.write_text(text)
     command = [sys.executable, "-m", "service.cli", "quickstart", "--recipe", str(seeded), "--home", str(home)]
     with (home / "log.txt").open("w") as log:
         code = subprocess.run(command, stdout=log, stderr=log).returncode

@@ -74,12 +74,14 @@ def quickstart(home: Path | None, recipe_file: Path, keep_serving: bool) -> int:
         tracking.create()
         _warm_backbone(recipe.backbone, console)
     with phases.phase("sweep", f"at most {clock(recipe.study.time_budget_s or 0)}; the first trial is the plain recipe"):
-        candidates = run_sweep(sweep, resume=sweep.exists)
+        gated = _champion(tracking, recipe)
+        # With a champion there is nothing left to look for; without one, a second run sweeps on.
+        candidates = stored_candidates(place, recipe.name) if gated else run_sweep(sweep, resume=sweep.exists)
     plain = next((candidate for candidate in candidates if candidate.score.get("as_fitted")), None)
     if plain is not None:
         console.print(retention_table(plain))
     with phases.phase("gate", f"at most {clock(recipe.gate.time_budget_s)} for up to {recipe.gate.candidates} candidates"):
-        gated = _champion(tracking, recipe) or _gate_in_order(tracking, recipe, candidates, place, console)
+        gated = gated or _gate_in_order(tracking, recipe, candidates, place, console)
     comparison = None
     if gated is not None and plain is not None:
         with phases.phase("comparison", f"gains of both on {COMPARED_ITEMS} items that nothing has read, about 1 min"):
