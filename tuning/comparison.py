@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -50,8 +51,16 @@ class Comparison:
 
 
 def compare(
-    recipe: Recipe, engine: Engine, backbone: Backbone, first: Profile, second: Profile, items: int, cache: Path
+    recipe: Recipe,
+    engine: Engine,
+    backbone: Backbone,
+    first: Profile,
+    second: Profile,
+    items: int,
+    cache: Path,
+    on_read: Callable[[int], None] | None = None,
 ) -> Comparison:
+    """`on_read` is told after each of the two."""
     domain = task_named(recipe.domain)
     plan = [Planned(MEASURES[DOMAIN_MEASURE], domain, domain.examples("select", items), "domain")]
     stored = BaseCache(cache / "base", recipe.evaluation.precision)
@@ -62,6 +71,8 @@ def compare(
             rows.append(evaluate(engine, backbone, "compared", plan, stored).domain)
         finally:
             engine.unload("compared")
+        if on_read is not None:
+            on_read(len(rows))
     one, other = rows
     share = ratio(one.change.per_item, other.change.per_item, one.base.clusters) if one.change.mean > 0 else (None, None, None)
     return Comparison(len(plan[0].examples), _gain(one), _gain(other), *share)

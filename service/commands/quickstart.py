@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -18,7 +19,7 @@ from registry.errors import NoChampion
 from registry.gate_report import GateReport
 from registry.home import home_directory
 from registry.ledger import Ledger
-from registry.names import ReleaseName
+from registry.manifest import MANIFEST, file_digest
 from registry.policy import policies
 from registry.release import Release, load_release, published
 from registry.tracking import Tracking
@@ -33,6 +34,9 @@ from tuning.comparison import Comparison, compare
 from tuning.objective import POOLED
 from tuning.recipe import Recipe
 from tuning.study import Candidate, Sweep, stored_candidates
+
+if TYPE_CHECKING:
+    from evaluation.task import Example
 
 NOTHING_PASSED = 3
 COMPARED_ITEMS = 300  # of the select split
@@ -85,13 +89,13 @@ def quickstart(home: Path | None, recipe_file: Path, keep_serving: bool) -> int:
     comparison = None
     if gated is not None and plain is not None:
         with phases.phase("comparison", f"gains of both on {COMPARED_ITEMS} items that nothing has read, about 1 min"):
-            comparison = _compared(sweep, plain, gated.release)
+            comparison = _compared(sweep, plain, gated.release, console)
     with phases.phase("service", "about 20 s"):
         settings = Settings(backbone=recipe.backbone, home=place, port=_free_port())
         log_file = place / "service.log"
         with start_server(settings, log_file=log_file) as server:
             names = [served_id(recipe.backbone), *((recipe.name,) if gated else ())]
-            console.print(completions_table(server, names, _example_prompt(recipe)))
+            console.print(completions_table(server, names, _example(recipe)))
             if keep_serving:
                 _summary(console, phases, sweep, plain, gated, comparison, server)
                 console.print("serving until Ctrl-C")
@@ -157,13 +161,13 @@ def _gate_in_order(tracking: Tracking, recipe: Recipe, candidates: list[Candidat
     return None
 
 
-def _compared(sweep: Sweep, plain: Candidate, release: Release) -> Comparison:
+def _compared(sweep: Sweep, plain: Candidate, release: Release, console: Console) -> Comparison:
     """The plain recipe as it was fitted and the release, once: a later run reads the file."""
     from adapters.backbone import Backbone
     from engine.profile import Profile
     from engine.torch_engine import TorchEngine
 
-    file = sweep.directory / f"comparison-{release.version}.json"
+    file = sweep.directory / f"comparison-{file_digest(release.directory / MANIFEST)[:16]}.json"
     if file.is_file():
         return Comparison.load(file)
     recipe = sweep.recipe
@@ -171,7 +175,16 @@ def _compared(sweep: Sweep, plain: Candidate, release: Release) -> Comparison:
     engine = TorchEngine(backbone, max_rows=64, precision=recipe.evaluation.precision)
     full = plain.score["as_fitted"]["scale"]["scale"] / plain.score["chosen"]["scale"]
     as_fitted = Profile.load(plain.directory).scaled(full)
-    found = compare(recipe, engine, backbone, as_fitted, Profile.load(release.directory), COMPARED_ITEMS, sweep.home / "cache")
+    began = time.monotonic()
+
+    def told(done: int) -> None:
+        spent = time.monotonic() - began
+        console.print(
+            f"{done} of 2 adapters read, {clock(spent)}, about {clock(spent / done * (2 - done))} left", highlight=False
+        )
+
+    promoted = Profile.load(release.directory)
+    found = compare(recipe, engine, backbone, as_fitted, promoted, COMPARED_ITEMS, sweep.home / "cache", on_read=told)
     found.save(file)
     return found
 
@@ -199,13 +212,17 @@ def retention_table(plain: Candidate) -> Table:
     return table
 
 
-def completions_table(server: Server, names: list[str], prompt: str) -> Table:
+def completions_table(server: Server, names: list[str], example: Example) -> Table:
+    from evaluation.task import answer_line, direct_prompt
+
+    prompt = direct_prompt(example)
     table = Table(title=f"One prompt, {len(names)} answers from {server.openai_url}", title_justify="left", show_lines=True)
     table.add_column("model")
     table.add_column("answer")
     table.add_row("(prompt)", prompt)
     for name in names:
         table.add_row(name, complete(server, name, prompt))
+    table.add_row("(right)", answer_line(example.answer))
     return table
 
 
@@ -233,7 +250,8 @@ def _summary(
     if gated is None:
         table.add_row("promoted", f"nothing passed the gate: the backbone is served as it is (exit code {NOTHING_PASSED})")
     else:
-        table.add_row("promoted", str(ReleaseName(gated.release.name, gated.release.version)))
+        by_override = " by override: its gate did not pass" if gated.report is not None and not gated.report.passed else ""
+        table.add_row("promoted", f"{gated.release.full_name}{by_override}")
         if gated.report is not None:
             domain = gated.report.domain
             table.add_row(
@@ -241,7 +259,8 @@ def _summary(
                 f"{domain.name} {domain.change:+.3f} at the gate, at least {domain.lower:+.3f} ({domain.num_items} items)",
             )
             kept = ", ".join(f"{test.name} {test.change:+.3f}" for test in gated.report.families)
-            table.add_row("retained", f"{kept} (right in every step, {gated.report.families[0].num_items} traces a family)")
+            fewest = min(test.num_items for test in gated.report.families)
+            table.add_row("retained", f"{kept} (change at the gate, {fewest} fresh items a family or more)")
     if comparison is not None:
         first, second = comparison.first, comparison.second
         plainly = f"plain recipe {first.adapted:.3f} ({first.change:+.3f} [{first.low:+.3f}, {first.high:+.3f}])"
@@ -283,11 +302,10 @@ def _figures(
     }
 
 
-def _example_prompt(recipe: Recipe) -> str:
-    from evaluation.task import direct_prompt
+def _example(recipe: Recipe) -> Example:
     from evaluation.tasks import task_named
 
-    return direct_prompt(task_named(recipe.domain).examples("gate", 1, seed=11)[0])
+    return task_named(recipe.domain).examples("gate", 1, seed=11)[0]
 
 
 def _free_port() -> int:

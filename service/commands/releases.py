@@ -207,9 +207,9 @@ def _alpha(report: GateReport) -> str:
 
 def round_line(report: GateReport) -> str:
     decided = sum(test.verdict != "inconclusive" for test in report.tests)
-    return (
-        f"gate round {report.rounds}: {decided} of {len(report.tests)} tests decided, {report.verdict}, {report.elapsed_s:.0f} s"
-    )
+    left = max(0.0, report.settings.time_budget_s - report.elapsed_s) if report.verdict == "inconclusive" else 0.0
+    spent = f"{report.elapsed_s:.0f} s, at most {left:.0f} s left"
+    return f"gate round {report.rounds}: {decided} of {len(report.tests)} tests decided, {report.verdict}, {spent}"
 
 
 def _refuse_early(tracking: Tracking, named: ReleaseName, override: bool, reason: str) -> None:
