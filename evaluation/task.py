@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
@@ -91,25 +92,53 @@ def split_of(group: str) -> Split:
     return next(split for split, upper in _SHARES if fraction < upper or upper == 1.0)
 
 
-def parse_answer(completion: str) -> str | None:
-    """The text after the last `Answer:`; None when the completion never gives one."""
-    found = re.findall(r"Answer:[ \t]*([^\n]*)", completion)
-    return found[-1].strip().rstrip(".") if found else None
+@dataclass(frozen=True)
+class Trace:
+    """A completion as it is judged: by its first answer. What is written after that answer belongs to no reasoning."""
+
+    steps: tuple[str, ...]
+    answer: str | None  # None when the completion never gives one
+    after: tuple[str, ...]
+
+
+def trace_of(completion: str) -> Trace:
+    """Steps and what comes after are lines that hold text; the answer is the rest of the line of the first `Answer:`."""
+    before, mark, rest = completion.partition("Answer:")
+    answer, _, after = rest.partition("\n")
+    return Trace(_lines(before), answer.strip() if mark else None, _lines(after))
 
 
 def same_answer(given: str | None, gold: str) -> bool:
-    return given is not None and normalise(given) == normalise(gold)
+    """Whether both say the same, whatever their case, spacing and punctuation; what is punctuation alone must be equal."""
+    if given is None:
+        return False
+    said, meant = comparable(given), comparable(gold)
+    return said == meant if said or meant else _unstopped(given) == _unstopped(gold)
 
 
-def written_steps(completion: str) -> tuple[str, ...]:
-    """The lines before the answer line."""
-    lines: list[str] = []
-    for line in completion.splitlines():
-        if line.lstrip().startswith("Answer:"):
-            break
-        if line.strip():
-            lines.append(line.strip())
-    return tuple(lines)
+def comparable(text: str) -> str:
+    """Words and numbers of any script, with minus signs, decimal points and mathematical symbols, case folded.
+
+    A hyphen inside a word is a space, and so are other symbols and all other punctuation.
+    """
+    folded = unicodedata.normalize("NFC", text.casefold()).replace("\N{MINUS SIGN}", "-")
+    plain = re.sub(r"(?<=\w)-(?=\w)|(?<=[^\W\d])\.|\.(?!\d)", " ", folded)
+    signed = re.sub(r"-(?![\d.])", " - ", plain)  # a minus that is no number's sign stands alone
+    return " ".join("".join(_kept(char) for char in signed).split())
+
+
+def _unstopped(text: str) -> str:
+    """Without a closing full stop, unless there is nothing else."""
+    return text.strip().rstrip(".").rstrip() or text.strip()
+
+
+def _lines(text: str) -> tuple[str, ...]:
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _kept(char: str) -> str:
+    kind = unicodedata.category(char)
+    return char if char in "-." or kind[0] in "LMN" else f" {char} " if kind == "Sm" else " "
 
 
 def mean_steps(examples: Sequence[Example]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +11,12 @@ import pytest
 from toy_engine import Mind, ToyEngine
 
 from adapters.backbone import Backbone
+from engine.engine import Completion, GenerationRequest
 from engine.profile import Profile
 from evaluation.admission import random_update
 from evaluation.base_cache import BaseCache
 from evaluation.evaluate import Planned, evaluate, forward_kl
+from evaluation.measure import Measure
 from evaluation.measures import MEASURES
 from evaluation.measures.correction import triple
 from evaluation.statistics import flips
@@ -148,3 +150,23 @@ def test_the_forward_kl_is_zero_for_an_adapter_of_zeros_and_not_for_damage(
     engine.load("zeros", Profile((random_update(backbone, 0.0),)))
     engine.load("noise", Profile((random_update(backbone, 0.5),)))
     assert forward_kl(engine, backbone, "zeros", examples) == 0.0 < forward_kl(engine, backbone, "noise", examples)
+
+
+class Rambling(ToyEngine):
+    """Writes a wrong answer first, then more, and the right answer at the end."""
+
+    def complete(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        return [replace(done, text=f"Answer: 999\n{done.text}") for done in super().complete(requests)]
+
+
+@pytest.mark.parametrize(("measure", "part"), [(WRITTEN, "answer_right"), (CORRECTION, "fast"), (CORRECTION, "slow")])
+def test_an_answer_that_is_taken_back_stays_the_answer(
+    backbone: Backbone, examples: list[Example], measure: Measure, part: str
+) -> None:
+    found = measure.read(Rambling(backbone, examples), backbone, None, TASK, examples)
+    assert found.part_mean(part) == 0.0
+
+
+def test_steps_after_the_answer_gain_nothing(backbone: Backbone, examples: list[Example]) -> None:
+    found = MEASURES["information_gain_external"].read(Rambling(backbone, examples), backbone, None, TASK, examples)
+    assert set(found.parts["num_steps"]) == {0.0}

@@ -77,6 +77,17 @@ def test_case_spacing_and_closing_stops_do_not_matter(family: GeneratedTask) -> 
         assert family.check(example, written(loose, f"{example.answer.upper()}.")).all_right
 
 
+@every_family
+def test_the_first_answer_counts_and_whatever_follows_it_is_a_false_step(family: GeneratedTask) -> None:
+    for example in examples(family, 20):
+        mended = family.check(example, f"{written(example.steps, '999')}\n1 + 1 = 7\nAnswer: {example.answer}")
+        assert mended.complete and not mended.answer_right and not mended.all_right
+        assert mended.validity == len(example.steps) / (len(example.steps) + 2)
+        # Right at first, and then a word too much; empty lines are none.
+        assert not family.check(example, f"{example.chain}\n1 + 1 = 7").all_right
+        assert family.check(example, f"{example.chain}\n \n").all_right
+
+
 def test_signs_and_digits_do_matter() -> None:
     assert normalise_step("3 + 4 = 7") != normalise_step("3 - 4 = 7")
     assert normalise_step("Box A , B.") == normalise_step("box a, b")

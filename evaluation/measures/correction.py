@@ -13,7 +13,7 @@ from adapters.backbone import Backbone
 from engine.engine import Engine, GenerationRequest
 from evaluation.measure import Readings
 from evaluation.measures.generation import MAX_NEW_TOKENS
-from evaluation.task import Example, Task, direct_prompt, parse_answer, reasoning_prompt, same_answer
+from evaluation.task import Example, Task, direct_prompt, reasoning_prompt, same_answer, trace_of
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Correction:
     """Value: reasoned answer right minus direct answer right (1, 0 or -1). Parts: fast, slow, fast_parsed, slow_parsed."""
 
     name: str = "correction"
-    version: int = 1
+    version: int = 2
     unit: str = "reasoned minus direct accuracy"
 
     def read(self, engine: Engine, backbone: Backbone, profile: str | None, task: Task, examples: Sequence[Example]) -> Readings:
@@ -29,7 +29,7 @@ class Correction:
         written = engine.complete(
             [GenerationRequest(backbone.chat_ids(text), profile, max_new_tokens=limit, temperature=0.0) for text, limit in asked]
         )
-        answers = [parse_answer(completion.text) for completion in written]
+        answers = [trace_of(completion.text).answer for completion in written]
         count = len(examples)
         golds = [example.answer for example in examples]
         fast = tuple(float(same_answer(answer, gold)) for answer, gold in zip(answers[:count], golds, strict=True))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from adapters.backbone import Backbone
 from engine.engine import Completion, Engine, GenerationRequest
 from evaluation.measure import Readings
-from evaluation.task import Example, Task, parse_answer, reasoning_prompt, same_answer, written_steps
+from evaluation.task import Example, Task, reasoning_prompt, same_answer, trace_of
 from evaluation.tasks.generated import GeneratedTask
 
 MAX_NEW_TOKENS = 128
@@ -16,16 +16,17 @@ MAX_NEW_TOKENS = 128
 
 @dataclass(frozen=True)
 class Generation:
-    """1 when every gold step was written, no written step is false, and the answer is right.
+    """1 when every gold step was written, no written step is false, and the first answer is right.
 
     Without a verifier, the answer alone decides.
 
     Parts: `answer_right`, `step_validity` (share of the written steps that hold), `parsed` (an answer line was written),
-    `trace_tokens`, `num_steps`.
+    `trace_tokens`, `num_steps` (lines beside
+    the answer line).
     """
 
     name: str = "generation"
-    version: int = 1
+    version: int = 2
     unit: str = "share right in every step"
 
     def read(self, engine: Engine, backbone: Backbone, profile: str | None, task: Task, examples: Sequence[Example]) -> Readings:
@@ -43,9 +44,8 @@ class Generation:
             name: [] for name in ("answer_right", "step_validity", "parsed", "trace_tokens", "num_steps")
         }
         for example, completion in zip(examples, completions, strict=True):
-            answer = parse_answer(completion.text)
-            right = float(same_answer(answer, example.answer))
-            steps = written_steps(completion.text)
+            trace = trace_of(completion.text)
+            right = float(same_answer(trace.answer, example.answer))
             if isinstance(task, GeneratedTask):
                 check = task.check(example, completion.text)
                 values.append(float(check.all_right))
@@ -54,9 +54,9 @@ class Generation:
                 values.append(right)
                 parts["step_validity"].append(float("nan"))
             parts["answer_right"].append(right)
-            parts["parsed"].append(float(answer is not None))
+            parts["parsed"].append(float(trace.answer is not None))
             parts["trace_tokens"].append(float(len(completion.token_ids)))
-            parts["num_steps"].append(float(len(steps)))
+            parts["num_steps"].append(float(len(trace.steps) + len(trace.after)))
         return Readings.of(
             self,
             task,

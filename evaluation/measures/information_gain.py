@@ -18,7 +18,7 @@ from engine.engine import Continuation, Engine, GenerationRequest
 from evaluation.errors import DataError
 from evaluation.measure import Readings
 from evaluation.measures.generation import MAX_NEW_TOKENS
-from evaluation.task import Example, Task, normalise, question_text, reasoning_prompt, written_steps
+from evaluation.task import Example, Task, comparable, question_text, reasoning_prompt, trace_of
 
 INFORMATIVE = 0.05  # nats per answer token that a step must add to count as informative
 # Below this an answer is hopeless, and how hopeless says nothing: a broken reader's -17 and -14 would look like a gain.
@@ -38,7 +38,7 @@ class InformationGain:
 
     scorer: Literal["external", "self"] = "self"
     traces: Literal["own", "gold"] = "gold"
-    version: int = 3
+    version: int = 4
     unit: str = "nats per answer token"
 
     def __post_init__(self) -> None:
@@ -92,7 +92,7 @@ def staircases(
 def _written(engine: Engine, backbone: Backbone, profile: str | None, examples: Sequence[Example]) -> list[tuple[str, ...]]:
     prompts = [backbone.chat_ids(reasoning_prompt(example)) for example in examples]
     asked = [GenerationRequest(prompt, profile, max_new_tokens=MAX_NEW_TOKENS, temperature=0.0) for prompt in prompts]
-    return [written_steps(completion.text) for completion in engine.complete(asked)]
+    return [trace_of(completion.text).steps for completion in engine.complete(asked)]
 
 
 def _gold(task: Task, examples: Sequence[Example]) -> list[tuple[str, ...]]:
@@ -147,4 +147,4 @@ def swaps(traces: Sequence[Sequence[str]], answers: Sequence[str]) -> list[int]:
 
 
 def _states(texts: Sequence[str], answer: str) -> bool:
-    return any(f" {normalise(answer)} " in f" {normalise(text)} " for text in texts)
+    return any(f" {comparable(answer)} " in f" {comparable(text)} " for text in texts)

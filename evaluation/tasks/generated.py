@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from evaluation.task import Example, Split, normalise, parse_answer, same_answer, split_of, written_steps
+from evaluation.task import Example, Split, normalise, same_answer, split_of, trace_of
 
 TRAINED_LENGTHS = (2, 3, 4)
 HELD_OUT_LENGTHS = (5, 6)
@@ -26,7 +26,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class StepCheck:
-    """What a verifier found in one completion. `valid[i]` is about the i-th written step."""
+    """What a verifier found in one completion. `valid[i]` is about the i-th line written beside the answer line."""
 
     valid: tuple[bool, ...]
     complete: bool  # every gold step was written
@@ -75,23 +75,25 @@ class GeneratedTask:
         return GeneratedTask(self.name, self.make, self.num_wordings, self.lengths, held_out_wording=True)
 
     def check(self, example: Example, completion: str) -> StepCheck:
-        """Judges every written step: it must be the next gold step, or a statement that the question entails."""
+        """Judges every written step: it must be the next gold step, or a statement that the question entails.
+
+        The first answer line counts, and every line after it is a false step.
+        """
         problem = self.problem(example.id)
         expected = [normalise_step(step) for step in problem.steps]
         entailed = {normalise_step(fact) for fact in problem.facts}
-        valid, reached = [], 0
-        for step in map(normalise_step, written_steps(completion)):
+        trace, valid, reached = trace_of(completion), [], 0
+        for step in map(normalise_step, trace.steps):
             if reached < len(expected) and step == expected[reached]:
                 reached += 1
                 valid.append(True)
             else:
                 valid.append(step in entailed)
-        answer = parse_answer(completion)
         return StepCheck(
-            valid=tuple(valid),
+            valid=(*valid, *(False for _ in trace.after)),
             complete=reached == len(expected),
-            answered=answer is not None,
-            answer_right=same_answer(answer, problem.answer),
+            answered=trace.answer is not None,
+            answer_right=same_answer(trace.answer, problem.answer),
         )
 
     def _example(self, seed: int, index: int) -> Example:
