@@ -74,6 +74,16 @@ def test_an_unknown_domain_is_refused_before_anything_is_written(tmp_path: Path)
     assert not (tmp_path / "home").exists()
 
 
+def test_a_registry_that_is_away_leaves_no_study_behind(
+    broken: Path, backbone_directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (broken / "recipe.toml").write_text(f'name = "x"\ndomain = "icd10-chapter"\nbackbone = "{backbone_directory}"\n')
+    away = ("tune", "recipe.toml", "--home", "home", "--tracking-uri", "http://127.0.0.1:9")
+    assert ended(away, broken, monkeypatch) == 2
+    assert "registry must answer" in one_sentence(capsys)
+    assert not (broken / "home").exists()
+
+
 @pytest.fixture
 def broken(tmp_path: Path) -> Path:
     """A folder of things that are not what a command wants."""

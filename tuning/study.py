@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from registry.errors import RegistryUnreachable
+from registry.errors import RegistryUnreachable, StoreRefused
 from registry.tracking import RunStatus, Tracking
 from tuning.errors import NothingToPublish, StudyMismatch, SweepRefused, SweepStopped
 from tuning.isolation import ChildDied, available_threads, prepare, run_isolated
@@ -90,6 +91,8 @@ class Sweep:
         points = [first, *({**first, **point} for point in self.recipe.start)]
         for point in points:
             self.recipe.with_values(dict(point))  # refuses a value out of its range before anything is written
+        with suppress(StoreRefused):  # a store that is away is said before there is a study; one that only refuses is noted later
+            self.tracking.create()
         self.directory.mkdir(parents=True, exist_ok=True)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         storage = optuna.storages.RDBStorage(self.storage_url, engine_kwargs={"connect_args": {"timeout": 60}})
