@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from adapters.adapter import Prompt, Stack
 from adapters.backbone import Backbone
+from evaluation.errors import DataError
 from evaluation.task import Example, answer_line, direct_prompt, reasoning_prompt
 
 # Legend: B batch, T tokens, H hidden
@@ -43,6 +44,7 @@ def rows_of(backbone: Backbone, examples: Sequence[Example], target: str, prompt
     `prompt` matching asks for an answer by the direct instruction and for a rationale by the one to reason; reasoning asks for
     both by the one to reason, as who has one prompt in production does.
     """
+    check_rationales(examples, target)
     end = int(backbone.tokenizer.eos_token_id)
     rows = []
     for index, example in enumerate(examples):
@@ -51,6 +53,17 @@ def rows_of(backbone: Backbone, examples: Sequence[Example], target: str, prompt
         completion = answer_line(example.answer) if direct else example.chain
         rows.append(Row(backbone.chat_ids(asked), (*backbone.encode(completion), end)))
     return rows
+
+
+def check_rationales(examples: Sequence[Example], target: str) -> None:
+    """Raises DataError where a rationale is to be learnt and a row has none: its bare answer would pass for one."""
+    bare = [example for example in examples if not example.steps] if target != "answer" else []
+    if bare:
+        raise DataError(
+            f"method.target = {target!r} learns a rationale from every row, but {len(bare)} of {len(examples)} rows have none, "
+            f"{bare[0].id!r} first. Name the column that holds it as `rationale` in the task file's [columns], or learn the "
+            'answer alone (target = "answer").'
+        )
 
 
 def endless_batches(rows: Sequence[Row], batch_size: int, seed: int) -> Iterator[list[Row]]:

@@ -91,9 +91,11 @@ def _ground(job: Job, report: Report) -> _Ground:
     from evaluation.tasks import task_named
     from tuning.measurable import not_measurable
     from tuning.plan import training_examples
+    from tuning.usable import check_usable
 
     backbone, domain = Backbone.load(job.recipe.backbone), task_named(job.recipe.domain)
     examples = training_examples(job.recipe, domain)
+    check_usable(job.recipe, domain, examples)
     found = not_measurable(job.recipe, backbone, job.cache, partial(report, "admission"))
     return _Ground(backbone, domain, examples, found)
 

@@ -1,0 +1,106 @@
+"""Data that a sweep cannot stand on: refused by one sentence before anything is fitted."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from test_study import admit, small
+
+from adapters.backbone import Backbone
+from evaluation.errors import DataError
+from evaluation.task import Example
+from evaluation.tasks import task_named
+from registry.tracking import Tracking
+from tuning.batches import rows_of
+from tuning.errors import SweepRefused
+from tuning.plan import training_examples
+from tuning.recipe import Recipe
+from tuning.study import Sweep
+from tuning.usable import check_usable
+
+FRUITS = ("apple", "pear", "plum", "fig")
+COLUMNS = {"question": "q", "answer": "a", "choices": "c", "group": "patient"}
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """120 questions of 40 patients, each with choices and none with a rationale."""
+    with (tmp_path / "data.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["q", "a", "c", "patient"])
+        writer.writeheader()
+        for number in range(120):
+            fruit = FRUITS[number * 7 % 4]
+            writer.writerow({"q": f"Which fruit has number {number}?", "a": fruit, "c": "|".join(FRUITS), "patient": number % 40})
+    return tmp_path
+
+
+def task(folder: Path, name: str, *without: str) -> str:
+    """The path of a task over the table, all columns but those named."""
+    lines = [f'name = "{name}"', 'file = "data.csv"', "[columns]"]
+    lines += [f"{key} = {json.dumps(value)}" for key, value in COLUMNS.items() if key not in without]
+    (folder / f"{name}.toml").write_text("\n".join(lines))
+    return str(folder / f"{name}.toml")
+
+
+def checked(recipe: Recipe) -> None:
+    domain = task_named(recipe.domain)
+    check_usable(recipe, domain, training_examples(recipe, domain))
+
+
+def test_a_protected_task_over_the_rows_that_are_trained_on_is_refused(table: Path) -> None:
+    domain = task(table, "mine")
+    checked(Recipe(name="x", domain=domain, protected=("boxes", "grammar")))
+    guard = task(table, "guard", "group")
+    with pytest.raises(SweepRefused, match=r"measures 'guard' on rows .* \d+ of \d+ do .* Remove one of each pair"):
+        checked(Recipe(name="x", domain=domain, protected=("boxes", guard)))
+
+
+def test_a_protected_task_that_parts_the_same_rows_alike_is_taken(table: Path) -> None:
+    checked(Recipe(name="x", domain=task(table, "mine"), protected=(task(table, "guard"),)))
+
+
+def test_a_domain_without_choices_is_refused(table: Path) -> None:
+    with pytest.raises(SweepRefused, match="scores its domain by choices.*Give the task choices"):
+        checked(Recipe(name="x", domain=task(table, "mine", "choices")))
+
+
+@pytest.mark.parametrize("target", ["rationale", "mixed"])
+def test_a_rationale_that_no_row_has_is_refused(table: Path, target: str) -> None:
+    recipe = Recipe(name="x", domain=task(table, "mine"), search=("method.steps",), method={"target": target})
+    with pytest.raises(SweepRefused, match=f"'{target}' learns a rationale from every row, but .* `rationale` in the task file"):
+        checked(recipe)
+    checked(recipe.with_values({"method.target": "answer"}))
+
+
+def test_a_row_without_a_rationale_is_never_fitted_as_one(backbone: Backbone) -> None:
+    bare = [Example(id="1", question="What comes after 1?", answer="2", rationale=" \n", group="1")]
+    with pytest.raises(DataError, match="1 of 1 rows have none, '1' first"):
+        rows_of(backbone, bare, "rationale")
+    assert len(rows_of(backbone, bare, "answer")) == 1
+
+
+def test_a_searched_target_prunes_the_trials_that_have_no_rationale_to_learn(
+    table: Path, backbone_directory: Path, session_backbone: Backbone, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    for family in ("arithmetic", "ordering"):
+        admit(session_backbone, home, family)
+    recipe = small(backbone_directory, domain=task(table, "mine"), search=("method.target",), **{"method.target": "rationale"})
+    recipe = recipe.with_values({"start": ({"method.target": "answer"},)})
+    sweep = Sweep(recipe, home, Tracking.at(home), threads=1)
+    study = sweep.create()
+    sweep.run(study, lambda event: None)
+    assert [trial.state.name for trial in study.trials] == ["PRUNED", "COMPLETE"]
+    assert "learns a rationale from every row" in study.trials[0].user_attrs["failure"]
+
+
+def test_a_sweep_over_such_data_is_refused_before_its_first_fit(table: Path, backbone_directory: Path, tmp_path: Path) -> None:
+    recipe = small(backbone_directory, domain=task(table, "mine", "choices"))
+    sweep = Sweep(recipe, tmp_path / "home", Tracking.at(tmp_path / "home"), threads=1)
+    events = []
+    with pytest.raises(SweepRefused, match="scores its domain by choices"):
+        sweep.run(sweep.create(), events.append)
+    assert not [event for event in events if event.kind == "fit"]

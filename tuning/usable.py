@@ -1,0 +1,53 @@
+"""What a recipe's data must be before anything is fitted: apart from what is measured, with choices, with rationales."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from evaluation.errors import DataError
+from evaluation.measures.choice import options_of
+from evaluation.overlap import Fingerprints, check_overlap
+from evaluation.task import Example, Split, Task
+from evaluation.tasks import DOMAINS, TASKS, task_named
+from evaluation.tasks.generated import GeneratedTask
+from tuning.batches import check_rationales
+from tuning.errors import SweepRefused
+from tuning.recipe import Recipe
+
+_MEASURED: tuple[Split, ...] = ("search", "select")
+_LOOKED_AT = 2000  # items of a split, at most: more than a trial reads, and seconds at the worst
+
+
+def check_usable(recipe: Recipe, domain: Task, examples: Sequence[Example]) -> None:
+    """Raises SweepRefused for what every trial of the recipe would meet. A searched target is left to its own trials."""
+    if recipe.domain not in DOMAINS:  # tests see to the choices of these
+        _check_choices(recipe, domain)
+    if "method.target" not in recipe.search:
+        try:
+            check_rationales(examples, recipe.method.target)
+        except DataError as error:
+            raise SweepRefused(str(error)) from error
+    _check_apart(recipe, examples)
+
+
+def _check_choices(recipe: Recipe, domain: Task) -> None:
+    try:
+        for split in _MEASURED:
+            for example in domain.examples(split, recipe.evaluation.domain_items):
+                options_of(domain, example)
+    except DataError as error:
+        raise SweepRefused(f"A sweep scores its domain by choices, but {domain.name!r} cannot be scored so. {error}") from error
+
+
+def _check_apart(recipe: Recipe, examples: Sequence[Example]) -> None:
+    """No training row among what is measured. A built-in domain keeps its own splits apart, and drawn problems are in no data."""
+    named = (*([] if recipe.domain in TASKS else [recipe.domain]), *recipe.protected)
+    measured = [task for task in map(task_named, named) if not isinstance(task, GeneratedTask)]
+    fingerprints = Fingerprints.of(examples if measured else ())
+    for task in measured:
+        held_out = [example for split in _MEASURED for example in task.examples(split, _LOOKED_AT)]
+        if fingerprints.repeats(held_out):
+            try:
+                check_overlap(examples, held_out)
+            except DataError as error:
+                raise SweepRefused(f"A sweep measures {task.name!r} on rows that it does not train on. {error}") from error
