@@ -12,7 +12,7 @@ import numpy as np
 from adapters.backbone import Backbone
 from engine.engine import Continuation, Engine, GenerationRequest
 from evaluation.base_cache import BaseCache
-from evaluation.measure import Measure, Readings
+from evaluation.measure import Measure, Readings, Summarising
 from evaluation.measures.generation import Generation, write_all
 from evaluation.statistics import PairedChange, paired_change
 from evaluation.task import Example, Task, reasoning_prompt
@@ -37,6 +37,16 @@ class Row:
     adapted: Readings
     change: PairedChange
 
+    @property
+    def unit(self) -> str:
+        return self.adapted.unit
+
+    @property
+    def summary(self) -> Mapping[str, float | None]:
+        """What the measure says beside the change; empty for most."""
+        measure = self.planned.measure
+        return measure.summary(self.base, self.adapted) if isinstance(measure, Summarising) else {}
+
     def as_dict(self) -> dict[str, Any]:
         """Without the per-item values; undefined means are left out."""
 
@@ -46,7 +56,7 @@ class Row:
 
         return {
             "measure": self.planned.measure.name,
-            "unit": self.planned.measure.unit,
+            "unit": self.unit,
             "task": self.planned.task.name,
             "role": self.planned.role,
             "base": self.base.mean,
@@ -57,6 +67,7 @@ class Row:
             "n": self.change.n,
             "base_parts": means(self.base),
             "adapted_parts": means(self.adapted),
+            "summary": dict(self.summary),
         }
 
 

@@ -31,15 +31,16 @@ class Readings:
         examples: Sequence[Example],
         values: Iterable[float],
         parts: Mapping[str, Iterable[float]] | None = None,
+        unit: str | None = None,
     ) -> Readings:
-        """What a measure read of a task's items."""
+        """What a measure read of a task's items, in the measure's unit unless the task has another."""
         return cls(
             measure.name,
             task.name,
             tuple(example.id for example in examples),
             tuple(values),
             tuple(example.group for example in examples),
-            measure.unit,
+            unit or measure.unit,
             {name: tuple(found) for name, found in (parts or {}).items()},
         )
 
@@ -67,4 +68,13 @@ class Measure(Protocol):
 
     def read(self, engine: Engine, backbone: Backbone, profile: str | None, task: Task, examples: Sequence[Example]) -> Readings:
         """Reads every item under the profile (None: the backbone)."""
+        ...
+
+
+@runtime_checkable
+class Summarising(Measure, Protocol):
+    """A measure that says more of a pair than the change of its mean."""
+
+    def summary(self, base: Readings, adapted: Readings) -> Mapping[str, float | None]:
+        """By name; None where the items leave a number undefined."""
         ...

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from toy_engine import Mind, ToyEngine
 
 from adapters.backbone import Backbone
@@ -22,6 +24,7 @@ from evaluation.measures.correction import triple
 from evaluation.statistics import flips
 from evaluation.task import Example
 from evaluation.tasks import FAMILIES
+from service.commands.evaluate import table
 
 TASK = FAMILIES["arithmetic"]
 WRITTEN, CHAIN, CHOICE, CORRECTION = (
@@ -47,8 +50,11 @@ def engine(backbone: Backbone, examples: list[Example]) -> ToyEngine:
 def test_the_backbone_against_itself_is_exactly_zero(
     engine: ToyEngine, backbone: Backbone, examples: list[Example], name: str
 ) -> None:
-    change = evaluate(engine, backbone, None, [Planned(MEASURES[name], TASK, examples, "protected")]).rows[0].change
-    assert (change.mean, change.low, change.high) == (0.0, 0.0, 0.0)
+    # Under a name of its own: without one nothing is read twice, and nothing could differ.
+    engine.load("empty", Profile())
+    found = evaluate(engine, backbone, "empty", [Planned(MEASURES[name], TASK, examples, "protected")]).rows[0]
+    assert found.adapted is not found.base
+    assert (found.change.mean, found.change.low, found.change.high) == (0.0, 0.0, 0.0)
 
 
 def test_right_answers_without_their_chain_are_a_loss(engine: ToyEngine, backbone: Backbone, examples: list[Example]) -> None:
@@ -95,6 +101,44 @@ def test_the_correction_triple_tells_repair_from_overturning(backbone: Backbone,
     mixed = replace(found, parts={"fast": (1.0, 1.0, 0.0, 0.0, 0.0), "slow": (1.0, 0.0, 1.0, 1.0, 0.0)})
     assert (triple(mixed).fast_accuracy, triple(mixed).overturned) == (0.4, 0.5)
     assert triple(mixed).corrected == pytest.approx(2 / 3)
+
+
+def test_an_evaluation_tells_which_way_answers_flipped_and_what_reasoning_repairs(
+    engine: ToyEngine, backbone: Backbone, examples: list[Example]
+) -> None:
+    plan = [Planned(measure, TASK, examples, "report") for measure in (WRITTEN, CORRECTION, CHOICE)]
+    found = evaluate(engine, backbone, "lost", plan)
+    rows = json.loads(json.dumps(found.as_dict()))["rows"]
+    assert rows[0]["summary"] == {"negative_flips": 1.0, "positive_flips": 0.0, "flips_p_value": 2 * 0.5**12}
+    assert rows[1]["summary"] == {
+        "base_fast_accuracy": 1.0,
+        "base_corrected": None,
+        "base_overturned": 0.0,
+        "adapted_fast_accuracy": 0.0,
+        "adapted_corrected": 0.0,
+        "adapted_overturned": None,
+    }
+    assert rows[2]["summary"] == {}
+    shown = StringIO()
+    Console(file=shown, width=200).print(table(found.rows, "title"))
+    for line in ("negative flips 1.000", "base corrected -", "adapted corrected 0.000"):
+        assert line in shown.getvalue()
+
+
+def test_answers_without_a_verifier_are_not_called_right_in_every_step(
+    engine: ToyEngine, backbone: Backbone, examples: list[Example]
+) -> None:
+    class Open:
+        name = "open"
+
+        def examples(self, split: str, count: int, seed: int = 0) -> list[Example]:
+            return examples
+
+    plan = [Planned(WRITTEN, task, examples, "protected") for task in (TASK, Open())]
+    found = evaluate(engine, backbone, "answers", plan)
+    assert [row["unit"] for row in found.as_dict()["rows"]] == ["share right in every step", "share right"]
+    # The answers are right and their steps are gone: only the verifier sees it.
+    assert [row.adapted.mean for row in found.rows] == [0.0, 1.0]
 
 
 def test_an_unparsed_answer_is_not_only_wrong(engine: ToyEngine, backbone: Backbone, examples: list[Example]) -> None:

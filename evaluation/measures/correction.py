@@ -6,8 +6,8 @@ right answers that the reasoned one overturns. An adapter that lifts A_fast and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 from adapters.backbone import Backbone
 from engine.engine import Engine, GenerationRequest
@@ -46,6 +46,11 @@ class Correction:
                 "slow_parsed": tuple(float(answer is not None) for answer in answers[count:]),
             },
         )
+
+    def summary(self, base: Readings, adapted: Readings) -> Mapping[str, float | None]:
+        """The triple of both sides."""
+        sides = {"base": asdict(triple(base)), "adapted": asdict(triple(adapted))}
+        return {f"{side}_{name}": value for side, found in sides.items() for name, value in found.items()}
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from adapters.backbone import Backbone
 from engine.engine import Completion, Engine, GenerationRequest
 from evaluation.measure import Readings
+from evaluation.statistics import flips
 from evaluation.task import Example, Task, reasoning_prompt, same_answer, trace_of
 from evaluation.tasks.generated import GeneratedTask
 
@@ -18,7 +19,7 @@ MAX_NEW_TOKENS = 128
 class Generation:
     """1 when every gold step was written, no written step is false, and the first answer is right.
 
-    Without a verifier, the answer alone decides.
+    Without a verifier, the answer alone decides, and the unit of the readings says so.
 
     Parts: `answer_right`, `step_validity` (share of the written steps that hold), `parsed` (an answer line was written),
     `trace_tokens`, `num_steps` (lines beside
@@ -63,7 +64,13 @@ class Generation:
             examples,
             values,
             parts,
+            unit=self.unit if isinstance(task, GeneratedTask) else "share right",
         )
+
+    def summary(self, base: Readings, adapted: Readings) -> Mapping[str, float | None]:
+        """Shares of items that went from right to wrong and back, and the exact McNemar test of the two."""
+        found = flips(base.values, adapted.values)
+        return {"negative_flips": found.negative, "positive_flips": found.positive, "flips_p_value": found.p_value}
 
 
 def write_all(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -14,6 +16,9 @@ from registry.manifest import MANIFEST, Manifest, verify
 from registry.names import resolve
 from registry.release import load_release
 from registry.tracking import Tracking
+
+if TYPE_CHECKING:
+    from evaluation.evaluate import Row
 
 
 def evaluate(
@@ -69,24 +74,35 @@ def evaluate(
     if as_json:
         print(json.dumps({"subject": subject, "backbone": backbone.name, **found.as_dict(), "not_measurable": left_out}))
         return
-    table = Table(title=f"{subject} against {backbone.name}, {items} items a task of the select split", title_justify="left")
-    for heading in ("task", "measure", "backbone", "adapted", "change", "95 % interval", "unit", "n"):
-        table.add_column(heading)
-    for row in found.rows:
+    Console().print(table(found.rows, f"{subject} against {backbone.name}, {items} items a task of the select split"))
+    for name, reason in left_out.items():
+        print(f"{name}: not measurable on this backbone: {reason}")
+
+
+def table(rows: Sequence[Row], title: str) -> Table:
+    """One row a measure and task."""
+    made = Table(title=title, title_justify="left")
+    for heading in ("task", "measure", "backbone", "adapted", "change", "95 % interval", "unit", "n", "also"):
+        made.add_column(heading)
+    for row in rows:
         change = row.change
-        table.add_row(
+        made.add_row(
             row.planned.task.name,
             row.planned.measure.name,
             f"{row.base.mean:.3f}",
             f"{row.adapted.mean:.3f}",
             f"{change.mean:+.3f}",
             f"[{change.low:+.3f}, {change.high:+.3f}]",
-            row.planned.measure.unit,
+            row.unit,
             str(change.n),
+            _also(row.summary),
         )
-    Console().print(table)
-    for name, reason in left_out.items():
-        print(f"{name}: not measurable on this backbone: {reason}")
+    return made
+
+
+def _also(summary: Mapping[str, float | None]) -> str:
+    """One number a line, a dash where it is undefined."""
+    return "\n".join(f"{name.replace('_', ' ')} {'-' if value is None else f'{value:.3f}'}" for name, value in summary.items())
 
 
 def _subject(subject: str, home: Path, tracking_uri: str | None) -> tuple[Path, Manifest | None]:
