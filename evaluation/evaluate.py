@@ -64,6 +64,7 @@ class Row:
             "change": self.change.mean,
             "low": self.change.low,
             "high": self.change.high,
+            "stderr": None if math.isnan(self.change.stderr) else self.change.stderr,
             "n": self.change.n,
             "base_parts": means(self.base),
             "adapted_parts": means(self.adapted),

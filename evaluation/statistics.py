@@ -25,6 +25,7 @@ class PairedChange:
     mean: float
     low: float
     high: float
+    stderr: float  # of the mean: between clusters, or over the items where all are of one cluster
     n: int
     num_clusters: int
     confidence: float
@@ -69,7 +70,8 @@ def paired_change(
         )
         tail = (1 - confidence) / 2
         low, high = (float(edge) for edge in np.quantile(drawn, [tail, 1 - tail]))
-    return PairedChange(mean, low, high, len(difference), len(names), confidence, tuple(difference.tolist()))
+    stderr = _stderr(difference, index)
+    return PairedChange(mean, low, high, stderr, len(difference), len(names), confidence, tuple(difference.tolist()))
 
 
 def ratio(
@@ -87,6 +89,14 @@ def ratio(
     drawn = np.where(lower > 0, upper / np.where(lower > 0, lower, 1.0), np.copysign(np.inf, upper))
     low, high = (float(edge) for edge in np.quantile(drawn, [0.025, 0.975], method="nearest"))
     return float(above.sum() / below.sum()), low, high
+
+
+def _stderr(difference: np.ndarray, index: np.ndarray) -> float:
+    """Robust to items of one cluster that go together (CR1); NaN for a single item."""
+    if not index.any():
+        return score(difference.tolist()).stderr
+    sums = np.bincount(index, difference - difference.mean())
+    return float(np.sqrt(len(sums) / (len(sums) - 1) * (sums**2).sum()) / len(difference))
 
 
 def _by_cluster(difference: np.ndarray, index: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:

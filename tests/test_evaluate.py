@@ -214,3 +214,10 @@ def test_an_answer_that_is_taken_back_stays_the_answer(
 def test_steps_after_the_answer_gain_nothing(backbone: Backbone, examples: list[Example]) -> None:
     found = MEASURES["information_gain_external"].read(Rambling(backbone, examples), backbone, None, TASK, examples)
     assert set(found.parts["num_steps"]) == {0.0}
+
+
+def test_what_is_undefined_of_a_single_item_is_null_in_json(
+    engine: ToyEngine, backbone: Backbone, examples: list[Example]
+) -> None:
+    rows = evaluate(engine, backbone, "answers", [Planned(CHAIN, TASK, examples[:1], "domain")]).as_dict()["rows"]
+    assert rows[0]["stderr"] is None and rows[0]["change"] < 0

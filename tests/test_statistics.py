@@ -31,6 +31,22 @@ def test_dependent_items_widen_the_interval() -> None:
     assert together.high - together.low > 2 * (alone.high - alone.low)
 
 
+def test_the_standard_error_counts_clusters_not_items() -> None:
+    values = np.random.default_rng(1).normal(0, 1, 20).repeat(10)
+    together = paired_change(np.zeros(200), values, np.arange(20).repeat(10).astype(str).tolist())
+    alone = paired_change(np.zeros(200), values, np.arange(200).astype(str).tolist())
+    assert together.stderr == pytest.approx(score(values[::10].tolist()).stderr)
+    assert alone.stderr == pytest.approx(score(values.tolist()).stderr)
+    assert together.stderr > 3 * alone.stderr
+    assert together.high - together.low == pytest.approx(2 * 1.96 * together.stderr, rel=0.15)
+
+
+def test_one_cluster_has_the_standard_error_of_its_items() -> None:
+    found = paired_change([0.0] * 4, [0.0, 1.0, 1.0, 0.0], ["a"] * 4)
+    assert found.stderr == pytest.approx(score([0.0, 1.0, 1.0, 0.0]).stderr)
+    assert paired_change([1.0] * 4, [1.0] * 4, list("abcd")).stderr == 0.0
+
+
 def test_a_few_fixed_templates_are_kept_in_their_shares() -> None:
     # Two templates that differ for sure, and no spread inside them: nothing is uncertain.
     change = paired_change([0.0] * 8, [1.0] * 4 + [0.0] * 4, ["a"] * 4 + ["b"] * 4)

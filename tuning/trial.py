@@ -128,7 +128,6 @@ def _fit_and_measure(job: Job, ground: _Ground, report: Report) -> Outcome:
     from engine.torch_engine import TorchEngine
     from evaluation.base_cache import BaseCache
     from evaluation.evaluate import evaluate, forward_kl
-    from evaluation.statistics import score as score_of
     from tuning.manifest import complete
     from tuning.methods import METHODS
     from tuning.plan import data_digest, generated_plan, likelihood_plan, margins_of
@@ -150,7 +149,7 @@ def _fit_and_measure(job: Job, ground: _Ground, report: Report) -> Outcome:
         engine.load("candidate", profile.scaled(scale))
         read = evaluate(engine, backbone, "candidate", plan, cache, alive)
         changes = {family: row.change.mean for family, row in read.retention.items()}
-        gain = score_of(read.domain.change.per_item)
+        gain = read.domain.change
         scores.append(ScaleScore(scale, gain.mean, read.domain.adapted.mean, changes, gain.stderr))
         engine.unload("candidate")
         report("measure", (index + 1) / (len(recipe.study.scales) + 1))
