@@ -109,8 +109,20 @@ def read_manifest(directory: Path) -> Manifest:
         raise DamagedRelease(f"A release directory holds a {MANIFEST}, but {directory} has none. Fit the recipe again.")
     try:
         return Manifest.model_validate_json(file.read_text())
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise DamagedRelease(f"{file} must be a release manifest, but it is not: {error}. Restore it or fit again.") from error
+    except ValidationError as error:
+        raise DamagedRelease(f"{file} must be a release manifest, but {_first_fault(error)}. Restore it or fit again.") from error
+    except UnicodeDecodeError as error:
+        raise DamagedRelease(
+            f"{file} must be a release manifest, but it is no text: {error}. Restore it or fit again."
+        ) from error
+
+
+def _first_fault(error: ValidationError) -> str:
+    """In one clause: where, what, and how many more there are. The value is left out, since it may be the whole file."""
+    faults = error.errors(include_url=False)
+    place = ".".join(str(part) for part in faults[0]["loc"])
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    return (f"its {place!r} breaks a rule: " if place else "") + faults[0]["msg"].rstrip(".") + more
 
 
 def verify(directory: Path) -> Manifest:
