@@ -167,6 +167,32 @@ def test_a_directory_that_its_manifest_no_longer_describes_is_not_evaluated(
     assert "must match its SHA-256, but adapter_" in one_sentence(capsys)
 
 
+@pytest.mark.parametrize("command", ["tune", "publish"])
+def test_a_damaged_study_is_one_sentence(
+    broken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], backbone_directory: Path, command: str
+) -> None:
+    (broken / "x.toml").write_text(f'name = "x"\ndomain = "icd10-chapter"\nbackbone = "{backbone_directory}"\n')
+    study = broken / "home" / "studies" / "x" / "optuna.db"
+    study.parent.mkdir(parents=True)
+    study.write_text("garbage\n")
+    arguments = ("tune", "x.toml", "--resume") if command == "tune" else ("publish", "x")
+    assert ended((*arguments, "--home", "home"), broken, monkeypatch) == 2
+    assert f"{study} cannot be read as one (file is not a database)" in one_sentence(capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("{}", "its 'backbone' breaks a rule: Field required (and 7 more)"), ('{"a', "Invalid JSON")]
+)
+@pytest.mark.parametrize("command", ["publish", "evaluate"])
+def test_a_damaged_manifest_is_one_sentence(
+    broken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, text: str, said: str
+) -> None:
+    (broken / "empty" / "manifest.json").write_text(text)
+    assert ended((command, "empty", "--home", "home"), broken, monkeypatch) == 2
+    sentence = one_sentence(capsys)
+    assert said in sentence and sentence.count("\n") == 1
+
+
 def ended(arguments: tuple[str, ...], folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     """The exit code of the command, run in this process with the folder as its working directory."""
     monkeypatch.chdir(folder)

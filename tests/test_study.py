@@ -332,6 +332,31 @@ def test_a_trial_uses_the_cores_there_are_unless_told_otherwise(tmp_path: Path, 
         sweep()
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("method.learning_rate", 5.0, r"gives 'method.learning_rate' the value 5.0, which .* 0 < learning_rate < 1"),
+        ("method.learning_rate", 0.5, r"the value 0.5, but the sweep searches \[5e-05, 0.001\]"),
+        ("method.batch_size", 12, r"the value 12, but the sweep searches \[8, 16, 32\]"),
+        ("method.target", "poem", r"gives 'method.target' the value 'poem', which"),
+    ],
+)
+def test_a_start_that_cannot_be_tried_is_named_before_anything_is_written(
+    tmp_path: Path, field: str, value: object, said: str
+) -> None:
+    recipe = Recipe(name="x", domain="icd10", search=(field,), start=({field: value},))
+    with pytest.raises(BadRecipe, match=said) as refused:
+        Sweep(recipe, tmp_path / "home", Tracking.at(tmp_path / "home"), threads=1).create()
+    assert str(refused.value).startswith("start, point 1") and "{" not in str(refused.value)
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_study_file_without_its_study_holds_no_candidate(tmp_path: Path) -> None:
+    study_of(tmp_path, [])
+    optuna.delete_study(study_name="small", storage=f"sqlite:///{tmp_path / 'studies' / 'small' / 'optuna.db'}")
+    assert stored_candidates(tmp_path, "small") == []
+
+
 def test_the_results_of_a_trial_are_plain_json(swept: tuple[Sweep, list[Event]]) -> None:
     stored = json.loads((swept[0].directory / "trials" / "0" / "result.json").read_text())
     assert stored["state"] == "complete" and stored["score"]["forward_kl"] is not None

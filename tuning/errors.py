@@ -4,6 +4,7 @@ TuningError (ValueError)
 ├── BadRecipe        a recipe that cannot be read, or that names what does not exist
 ├── Diverged         the loss of a fit is not finite: a deterministic failure of those settings
 ├── StudyMismatch    a study of that name exists with another search space or other directions
+├── DamagedStudy     the file of a study cannot be read as one
 ├── NothingToPublish no such study or trial, or its best trial lost more than a margin
 ├── SweepRefused     no trial of the recipe can run: the backbone, the data or the protected families
 └── SweepStopped     trial after trial died: the cause lies outside the recipe
@@ -23,6 +24,10 @@ class Diverged(TuningError):
 
 
 class StudyMismatch(TuningError):
+    pass
+
+
+class DamagedStudy(TuningError):
     pass
 
 

@@ -201,6 +201,8 @@ def in_one_sentence(error: ValidationError) -> str:
     elif first["type"] == "missing":
         text = f"{place!r} is missing. Add it"
     else:
-        text = f"{place!r}: {first['msg'].removeprefix('Value error, ').rstrip('.')} (given: {first['input']!r})"
+        # A rule over several values names its own; the whole table beside it would hide them.
+        given = "" if isinstance(first["input"], dict) else f" (given: {first['input']!r})"
+        text = f"{place!r}: {first['msg'].removeprefix('Value error, ').rstrip('.')}{given}"
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     return f"{text}{more}."

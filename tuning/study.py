@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,14 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from adapters.spec import Choices, Range
 from registry.errors import RegistryUnreachable, StoreRefused
 from registry.tracking import RunStatus, Tracking
-from tuning.errors import NothingToPublish, StudyMismatch, SweepRefused, SweepStopped
+from tuning.errors import BadRecipe, DamagedStudy, NothingToPublish, StudyMismatch, SweepRefused, SweepStopped
 from tuning.isolation import ChildDied, available_threads, prepare, run_isolated
 from tuning.recipe import Recipe
 from tuning.records import RUN_KEY, Records
-from tuning.space import defaults, suggest
+from tuning.space import Value, defaults, narrowed, suggest
 from tuning.trial import ADAPTER, Job, Outcome
 
 MAX_RETRIES, MAX_DEAD = 1, 3  # of one trial; of trials in a row, before the sweep stops
@@ -87,14 +88,33 @@ class Sweep:
 
     def create(self, resume: bool = False) -> optuna.Study:
         """Makes the study, or joins the one of the same recipe; finished trials count."""
-        first = defaults(self.recipe)
-        points = [first, *({**first, **point} for point in self.recipe.start)]
-        for point in points:
-            self.recipe.with_values(dict(point))  # refuses a value out of its range before anything is written
+        points = self._points()
         with suppress(StoreRefused):  # a store that is away is said before there is a study; one that only refuses is noted later
             self.tracking.create()
         self.directory.mkdir(parents=True, exist_ok=True)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        with _readable(self.directory / "optuna.db"):
+            return self._joined(points, resume)
+
+    def _points(self) -> list[dict[str, Value]]:
+        """What is tried first: the recipe's own values and its start points. A value out of its range is refused here."""
+        first = defaults(self.recipe)
+        self.recipe.with_values(dict(first))
+        for number, point in enumerate(self.recipe.start):
+            for name, value in point.items():
+                where = f"start, point {number + 1}, gives {name!r} the value {value!r}"
+                try:
+                    self.recipe.with_values({name: value})
+                except BadRecipe as error:
+                    raise BadRecipe(f"{where}, which a recipe cannot have: {error}") from error
+                if (searched := _outside(narrowed(self.recipe, name), value)) is not None:
+                    raise BadRecipe(f"{where}, but the sweep searches {searched}. Correct the value, or widen [ranges].")
+        points = [first, *({**first, **point} for point in self.recipe.start)]
+        for point in points:
+            self.recipe.with_values(dict(point))
+        return points
+
+    def _joined(self, points: list[dict[str, Value]], resume: bool) -> optuna.Study:
         storage = optuna.storages.RDBStorage(self.storage_url, engine_kwargs={"connect_args": {"timeout": 60}})
         exists = self.recipe.name in optuna.study.get_all_study_names(storage)
         if exists and not resume:
@@ -277,8 +297,28 @@ def stored_candidates(home: Path, name: str) -> list[Candidate]:
     file = home / "studies" / name / "optuna.db"
     if not file.is_file():
         return []
-    study = optuna.load_study(study_name=name, storage=f"sqlite:///{file}")
-    return in_order([_candidate(trial) for trial in study.get_trials(states=(TrialState.COMPLETE,))])
+    storage = f"sqlite:///{file}"
+    with _readable(file):
+        if name not in optuna.study.get_all_study_names(storage):  # a sweep that was refused leaves the file alone
+            return []
+        study = optuna.load_study(study_name=name, storage=storage)
+        return in_order([_candidate(trial) for trial in study.get_trials(states=(TrialState.COMPLETE,))])
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """What Optuna cannot read of the file is DamagedStudy."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise DamagedStudy(
+            f"A study is an SQLite database that Optuna wrote, but {file} cannot be read as one ({reason}). "
+            f"Restore it from a copy, or move {file.parent} away and sweep again."
+        ) from error
 
 
 def candidate_to_publish(home: Path, name: str, trial: int | None = None) -> Candidate:
@@ -304,6 +344,14 @@ def candidate_to_publish(home: Path, name: str, trial: int | None = None) -> Can
             f"candidate all the same with --trial {best.trial}: the gate decides."
         )
     return best
+
+
+def _outside(mark: Range | Choices, value: Value) -> str | None:
+    """What is searched, where the value is not in it: Optuna would quietly draw another."""
+    if isinstance(mark, Choices):
+        return None if value in mark.options else f"{list(mark.options)}"
+    inside = isinstance(value, int | float) and mark.low <= value <= mark.high
+    return None if inside else f"[{mark.low:g}, {mark.high:g}]"
 
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:
