@@ -22,6 +22,7 @@ backbone_app = typer.Typer(no_args_is_help=True, help="The frozen models that co
 app.add_typer(backbone_app, name="backbone")
 
 _OWN_PACKAGES = ("adapters", "engine", "evaluation", "registry", "tuning", "service")
+QUICKSTART = Path(__file__).parent.parent / "recipes" / "quickstart.toml"  # beside the packages, in a checkout and in a wheel
 
 Home = Annotated[
     Path | None,
@@ -165,13 +166,13 @@ def build(
 @app.command()
 def quickstart(
     home: Home = None,
-    recipe: Annotated[Path, typer.Option(help="The recipe to sweep.")] = Path("recipes/quickstart.toml"),
+    recipe: Annotated[Path | None, typer.Option(help="The recipe to sweep [default: the one that comes with Graftline].")] = None,
     keep_serving: Annotated[bool, typer.Option("--keep-serving", help="Leave the endpoint up until Ctrl-C.")] = False,
 ) -> None:
     """The whole life of an adaptation on the built-in backbone, in at most 15 minutes on two cores."""
     from service.commands.quickstart import quickstart as run
 
-    raise typer.Exit(run(home, recipe, keep_serving))
+    raise typer.Exit(run(home, recipe or QUICKSTART, keep_serving))
 
 
 @backbone_app.command("install")

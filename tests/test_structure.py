@@ -52,7 +52,9 @@ def test_every_recipe_loads(file: Path) -> None:
 
 def test_every_package_is_in_the_wheel() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert sorted(project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]) == sorted(ORDER)
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert sorted(wheel["packages"]) == sorted(ORDER)
+    assert wheel["force-include"] == {"recipes": "recipes"}, "the quickstart's recipe lies beside the packages"
 
 
 def test_make_targets_in_the_readme_exist() -> None:
