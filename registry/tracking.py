@@ -53,6 +53,17 @@ class Tracking:
         served = urlsplit(uri).scheme in ("http", "https")
         return cls(uri, None if served else str(home / "artifacts"), home / "releases")
 
+    @property
+    def is_missing(self) -> bool:
+        """Whether the store is an SQLite file that is not there yet: whoever only reads need not make it."""
+        if not self.uri.startswith("sqlite:"):
+            return False
+        try:
+            _sqlite_file(self.uri).stat()
+        except FileNotFoundError:
+            return True
+        return False
+
     def create(self) -> Tracking:
         """Makes the store where there is none, and proves that it answers. Call it before starting other processes."""
         with self.client() as client:

@@ -13,6 +13,7 @@ from small_releases import random_lora, write_release
 
 from adapters.backbone import Backbone
 from service.cli import main
+from tuning.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,6 +27,27 @@ def test_status_of_an_empty_home_says_where_to_begin(tmp_path: Path) -> None:
     done = graftline("status", home=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "graftline tune RECIPE.toml" in done.stdout.replace("\n", " ")
+
+
+@pytest.mark.parametrize("arguments", [("status",), ("publish", "nowhere")], ids=" ".join)
+def test_a_mistyped_home_stays_empty(
+    broken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    ended((*arguments, "--home", "mistyped"), broken, monkeypatch)
+    said = capsys.readouterr()
+    assert "there is no registry in" in said.out or "is neither" in said.err
+    assert not (broken / "mistyped").exists()
+
+
+def test_the_recipe_of_the_quickstart_is_found_from_any_folder(
+    broken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import service.commands.quickstart as command
+
+    seen: list[Recipe] = []
+    monkeypatch.setattr(command, "quickstart", lambda home, recipe, serving: seen.append(Recipe.load(recipe)) or 0)
+    assert ended(("quickstart",), broken, monkeypatch) == 0
+    assert seen[0].domain == "icd10"
 
 
 def test_status_as_json_is_one_object(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from registry.names import ReleaseName, checked_name, current_actor, resolve
 from registry.policy import Policy, policies, refuse_laxer, set_policy
 from registry.release import Release, load_release
 from registry.release import publish as publish_release
+from registry.status import Status
 from registry.status import status as registry_status
 from registry.tracking import Tracking
 
@@ -31,8 +32,8 @@ def publish(
     source: str, name: str | None, home: Path | None, tracking_uri: str | None, as_json: bool, trial: int | None = None
 ) -> None:
     place = home_directory(home)
+    directory, run_id = _source(source, place, trial)  # before a store is made for it
     tracking = Tracking.at(place, tracking_uri).create()
-    directory, run_id = _source(source, place, trial)
     release = publish_directory(tracking, directory, name, run_id)
     if as_json:
         print(json.dumps({"release": str(release.full_name), "directory": str(release.directory), "run_id": release.run_id}))
@@ -156,12 +157,16 @@ def rollback(name: str, reason: str, to: int | None, home: Path | None, tracking
 
 
 def status(home: Path | None, tracking_uri: str | None, as_json: bool) -> None:
-    found = registry_status(Tracking.at(home_directory(home), tracking_uri).create())
+    tracking = Tracking.at(home_directory(home), tracking_uri)
+    missing = tracking.is_missing
+    found = Status(uri=tracking.uri, names=()) if missing else registry_status(tracking.create())
     if as_json:
         print(found.model_dump_json(indent=2))
         return
     console = Console()
-    if not found.names:
+    if missing:
+        console.print(f"there is no registry in {found.uri} yet: check --home, or start with: graftline tune RECIPE.toml")
+    elif not found.names:
         console.print(f"nothing is registered yet in {found.uri}; start with: graftline tune RECIPE.toml")
     for name in found.names:
         champion = f"champion {name.name}@{name.champion}" if name.champion else "no champion yet"
