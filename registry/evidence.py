@@ -2,8 +2,11 @@
 
 The gate's test may be looked at as often as one likes, but only as one test: a gate begun afresh is a second chance at
 alpha. So an undecided gate is continued. What cannot be continued (other items, another measure, another precision) begins
-afresh with a smaller share of alpha, and all shares of one release together are at most alpha. Margins are no part of the
-conditions: the bounds hold for every threshold at once.
+afresh with a smaller share of alpha. Margins are no part of the conditions: the bounds hold for every threshold at once.
+
+Alpha belongs to the name, from one promotion to the next: the chance that any release is promoted that should not be. It has
+shares 0, 1, 2, ... of falling size that add up to alpha. A gate among `num_candidates` takes that part of the first share that
+still has room for it, so that candidates declared together divide one share and each later version gets a smaller one.
 """
 
 from __future__ import annotations
@@ -12,12 +15,38 @@ import hashlib
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from itertools import count
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from registry.gate_settings import GateSettings
 from registry.gate_statistics import PairedItems
+
+
+class Share(NamedTuple):
+    """What a gate took of its name's alpha: 1 / num_candidates of share `number`. The seed tells gates apart."""
+
+    seed: int
+    promotions: int  # of the name, when the gate was begun
+    number: int
+    num_candidates: int
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What the gates of a name have taken so far, and how often a gate of it promoted."""
+
+    promotions: int = 0
+    shares: frozenset[Share] = frozenset()
+
+    def next_share(self, num_candidates: int, least: int = 0) -> int:
+        """The first share since the last promotion, from `least` on, in which one of so many candidates still has room."""
+        now = [share for share in self.shares if share.promotions == self.promotions]
+        taken = (sum(Fraction(1, share.num_candidates) for share in now if share.number == number) for number in count(least))
+        return next(number for number, part in enumerate(taken, least) if part + Fraction(1, num_candidates) <= 1)
 
 
 class Start(BaseModel):
@@ -29,7 +58,13 @@ class Start(BaseModel):
     seed: int
     alpha: float
     num_candidates: int
-    restarts: int = 0
+    restarts: int = 0  # the number of the share
+    promotions: int = 0
+    earlier: tuple[Share, ...] = ()  # of gates of the same files that could not be continued
+
+    @property
+    def shares(self) -> tuple[Share, ...]:
+        return (*self.earlier, Share(self.seed, self.promotions, self.restarts, self.num_candidates))
 
     def applied_to(self, settings: GateSettings) -> GateSettings:
         """The settings with the share of alpha that this gate may spend: never more than it was begun with."""
@@ -70,19 +105,29 @@ class Evidence:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
-def begun(earlier: Evidence | None, conditions: str, settings: GateSettings, seed: int | None = None) -> Evidence:
-    """The earlier evidence where the conditions are the same, else a fresh start that counts those before it."""
+def begun(
+    earlier: Evidence | None, conditions: str, settings: GateSettings, seed: int | None = None, spent: Spent | None = None
+) -> Evidence:
+    """The earlier evidence where the conditions are the same, else a fresh start with the name's next share of alpha."""
+    spent = spent or Spent()
     if earlier is not None and earlier.start.conditions == conditions:
-        return earlier
-    fresh = Start(
-        conditions=conditions,
-        seed=secrets.randbits(31) if seed is None else seed,
-        alpha=settings.alpha,
-        num_candidates=settings.num_candidates,
-    )
-    if earlier is not None:
-        spent = earlier.start.applied_to(settings)
-        fresh = fresh.model_copy(
-            update={"alpha": spent.alpha, "num_candidates": spent.num_candidates, "restarts": earlier.start.restarts + 1}
+        start = earlier.start
+        if start.shares[-1] in spent.shares:
+            return earlier
+        # The same files under another name: its evidence goes on, with no more alpha than this name has left.
+        share = max(start.restarts, spent.next_share(max(start.num_candidates, settings.num_candidates)))
+        return replace(earlier, start=start.model_copy(update={"restarts": share, "promotions": spent.promotions}))
+    before = earlier.start.applied_to(settings) if earlier is not None else settings
+    own = earlier.start.shares if earlier is not None else ()
+    least = earlier.start.restarts + 1 if earlier is not None else 0
+    return Evidence(
+        Start(
+            conditions=conditions,
+            seed=secrets.randbits(31) if seed is None else seed,
+            alpha=before.alpha,
+            num_candidates=before.num_candidates,
+            restarts=Spent(spent.promotions, spent.shares.union(own)).next_share(before.num_candidates, least),
+            promotions=spent.promotions,
+            earlier=own,
         )
-    return Evidence(fresh)
+    )

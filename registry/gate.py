@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import JsonValue
 
 from registry.evidence import Evidence
-from registry.gate_report import POOLED, FamilyVerdict, GateReport, Role, Stopped, Verdict
+from registry.gate_report import POOLED, POOLED_SHARES, FamilyVerdict, GateReport, Role, Stopped, Verdict
 from registry.gate_settings import GateSettings
 from registry.gate_statistics import PairedItems, log_wealth, lower_bound, units_needed, upper_bound
 
@@ -89,9 +89,10 @@ def run_gate(
 
 
 def judge(settings: GateSettings, drawn: Mapping[str, PairedItems], domain: str) -> tuple[FamilyVerdict, ...]:
-    """Every test on the items drawn so far: the domain, each protected family, and the pool where there is a margin for it."""
+    """Every test on the items drawn so far: the domain, each protected family, and all shares pooled where there is a margin."""
     protected = {name: items for name, items in drawn.items() if name != domain}
-    pooled = settings.pooled_margin is not None and bool(protected)
+    shares = {name: items for name, items in protected.items() if not settings.is_nats(name)}
+    pooled = settings.pooled_margin is not None and bool(shares)
     harm_alpha = settings.candidate_alpha / (len(protected) + 1 + pooled)
 
     def test(name: str, role: Role, strata: Mapping[str, PairedItems], threshold: float, span: float) -> FamilyVerdict:
@@ -129,9 +130,9 @@ def judge(settings: GateSettings, drawn: Mapping[str, PairedItems], domain: str)
     tests = [test(domain, "domain", {domain: drawn[domain]}, settings.min_domain_gain, settings.span_of(domain))]
     for name, items in protected.items():
         tests.append(test(name, "protected", {name: items}, -settings.margin_of(name), settings.span_of(name)))
-    if settings.pooled_margin is not None and protected:
-        span = max(settings.span_of(name) for name in protected)
-        tests.append(test(POOLED, "pooled", protected, -settings.pooled_margin, span))
+    if settings.pooled_margin is not None and shares:
+        name = POOLED if len(shares) == len(protected) else POOLED_SHARES
+        tests.append(test(name, "pooled", shares, -settings.pooled_margin, 1.0))
     return tuple(tests)
 
 

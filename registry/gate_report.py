@@ -15,6 +15,7 @@ Verdict = Literal["pass", "fail", "inconclusive"]
 Role = Literal["domain", "protected", "pooled"]
 Stopped = Literal["decided", "out of time", "out of rounds", "out of items", "futile"]
 POOLED = "all protected families"
+POOLED_SHARES = "all protected families in shares"  # where others are in nats, which no mean can join
 COLUMNS = ("test", "verdict", "backbone", "adapted", "change", "one-sided bounds", "must be above", "items", "more needed")
 
 

@@ -97,6 +97,16 @@ class Ledger:
             raise no_champion(self.name)
         return version
 
+    def promotions(self) -> int:
+        """How often a gate that passed made a champion; a rollback or an override is none."""
+        return sum(recorded.entry is not None and recorded.entry.kind == "promote" for recorded in self.entries())
+
+    def override_in_force(self) -> LedgerEntry | None:
+        """The entry that overrode the gate for the current champion; None when its gate passed, or there is no champion."""
+        entries = [recorded.entry for recorded in self.entries() if recorded.entry is not None]
+        made = [entry for entry in entries if entry.adapter_version == entries[-1].adapter_version and entry.kind != "rollback"]
+        return made[-1] if made and made[-1].is_override else None
+
     def append(self, entry: LedgerEntry, expected_head: Head, report: GateReport | None = None) -> Recorded:
         """Compare-and-set: adds the entry on top of the expected head, or raises ChampionMoved and changes nothing."""
         if entry.parent != expected_head.number:

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
     from registry.gate_report import GateReport
+    from registry.manifest import Manifest
 
 POLICY_TAG = "graftline.gate.policy"
+IN_NATS = frozenset({"text"})  # families that the gate reads in nats: what evaluation.retention says, without its imports
 
 
 class _Value(BaseModel):
@@ -33,11 +35,16 @@ class _Value(BaseModel):
 
 
 class Policy(_Value):
-    """Margins, alpha and protected families bind; how items are drawn and for how long is a default."""
+    """Domain, margins, alpha and protected families bind; how items are drawn and for how long is a default.
 
+    `domain` is the task's own name, not its file; None in a policy from before it was kept, which binds to none.
+    """
+
+    domain: str | None = None
     protected: tuple[str, ...] = Field(min_length=1)
     margin: float = Field(gt=0, lt=1)
-    margins: dict[str, float] = Field(default_factory=dict)  # by family, where it differs from `margin`
+    nats_margin: float = Field(default=0.05, gt=0, lt=1)  # of families in nats per token
+    margins: dict[str, float] = Field(default_factory=dict)  # by family, where it differs from these two
     pooled_margin: float | None = Field(default=None, gt=0, lt=1)
     min_domain_gain: float = Field(default=0.0, ge=0, lt=1)
     alpha: float = Field(gt=0, lt=0.5)
@@ -55,12 +62,13 @@ class Policy(_Value):
         return value
 
     @classmethod
-    def of_recipe(cls, recipe: Mapping[str, JsonValue]) -> Policy | None:
-        """From a manifest's recipe; None when it says nothing of a gate."""
-        gate, protected = recipe.get("gate"), recipe.get("protected")
+    def of_manifest(cls, manifest: Manifest) -> Policy | None:
+        """From its recipe; None when that says nothing of a gate."""
+        gate, protected = manifest.recipe.get("gate"), manifest.recipe.get("protected")
         if not isinstance(gate, dict) or not isinstance(protected, list | tuple):
             return None
-        return cls.model_validate({"protected": protected, **{key: gate[key] for key in gate if key in cls.model_fields}})
+        asked = {key: gate[key] for key in gate if key in cls.model_fields}
+        return cls.model_validate({"domain": _domain_name(manifest.task), "protected": protected, **asked})
 
     def with_file(self, file: Path) -> Policy:
         """With the values of a TOML file of this class's keys; what it leaves out stays."""
@@ -76,13 +84,15 @@ class Policy(_Value):
             ) from error
 
     def margin_of(self, family: str) -> float:
-        return self.margins.get(family, self.margin)
+        return self.margins.get(family, self.nats_margin if family in IN_NATS else self.margin)
 
     def digest(self) -> str:
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
     def laxer_than(self, other: Policy) -> str | None:
         """Where this asks for less, as "field (its value, the other's value)"; None when it is at least as strict throughout."""
+        if other.domain is not None and self.domain != other.domain:
+            return f"domain ({self.domain}; the name's is {other.domain})"
         missing = [family for family in other.protected if family not in self.protected]
         if missing:
             return f"protected (without {', '.join(missing)}; the name protects {', '.join(other.protected)})"
@@ -131,19 +141,38 @@ def refuse_laxer(policy: Policy, bound: Policy, name: str) -> None:
         )
 
 
+def refuse_other_domain(domain: str, bound: Policy, subject: str) -> None:
+    """PolicyRefused when a release was fitted to another domain than the one whose gain its name's gate asks for."""
+    if bound.domain is not None and domain != bound.domain:
+        raise PolicyRefused(
+            f"All releases of a name are gated on one domain, but {subject} was fitted to {domain!r} and the name's policy says "
+            f"{bound.domain!r}. Publish it under another name: `graftline publish ... --name NAME`."
+        )
+
+
 def policy_of_report(report: GateReport, bound: Policy) -> Policy:
     """The policy that a report was made under; how items were drawn is taken from `bound`."""
     asked = report.settings
     return bound.model_copy(
         update={
+            "domain": report.domain.name,
             "protected": (*(test.name for test in report.families), *report.not_measurable),
             "margin": asked.margin,
+            "nats_margin": asked.nats_margin,
             "margins": asked.margins,
             "pooled_margin": asked.pooled_margin,
             "min_domain_gain": asked.min_domain_gain,
             "alpha": asked.alpha,
         }
     )
+
+
+def _domain_name(task: Mapping[str, JsonValue]) -> str | None:
+    """The task's own name, where the manifest may name its file."""
+    named, definitions = task.get("name"), task.get("definitions")
+    defined = definitions.get(str(named)) if isinstance(definitions, dict) else None
+    found = defined.get("name", named) if isinstance(defined, dict) else named
+    return found if isinstance(found, str) else None
 
 
 def _stored(client: MlflowClient, tracking: Tracking, name: str) -> tuple[PolicyChange, ...]:

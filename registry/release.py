@@ -68,7 +68,7 @@ def publish(
             client.log_model_artifacts(model.model_id, str(directory))
             client.finalize_logged_model(model.model_id, "READY")
             made_model = _ensure_registered(client, name)
-            if made_model and (policy := Policy.of_recipe(manifest.recipe)) is not None:
+            if made_model and (policy := Policy.of_manifest(manifest)) is not None:
                 set_policy(tracking, name, policy, actor=current_actor(), reason="the recipe of the first release")
             version = client.create_model_version(
                 name, source=f"models:/{model.model_id}", run_id=run_id, tags={**(tags or {}), **fixed}, model_id=model.model_id

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from registry.evidence import Evidence, Start
+from registry.evidence import Evidence, Share, Start
 from registry.gate_report import GateReport
 from registry.names import ReleaseName, unknown_release
 from registry.release import MANIFEST_TAG
@@ -37,7 +37,7 @@ def record_start(tracking: Tracking, release: ReleaseName, start: Start) -> None
 def recorded_evidence(tracking: Tracking, release: ReleaseName) -> Evidence | None:
     """What the latest gate of the same files drew; without its items where they cannot be read: the start draws them again.
 
-    None when no gate of these files was begun, under this version of the name or another one.
+    None when no gate of these files was begun, under this version or another one, of whatever name.
     """
     from mlflow.exceptions import MlflowException
 
@@ -57,6 +57,20 @@ def recorded_evidence(tracking: Tracking, release: ReleaseName) -> Evidence | No
     return Evidence(start)
 
 
+def taken_shares(tracking: Tracking, name: str) -> frozenset[Share]:
+    """What the gates of all versions of the name took of its alpha, undecided and cut off ones included."""
+    found: list[str] = []
+    token: str | None = None
+    with tracking.client() as client:
+        while True:
+            page = client.search_model_versions(f"name='{name}'", max_results=200, page_token=token)
+            found.extend(version.tags[START_TAG] for version in page if START_TAG in version.tags)
+            token = page.token or None
+            if token is None:
+                break
+    return frozenset(share for start in found for share in Start.model_validate_json(start).shares)
+
+
 def recorded_report(tracking: Tracking, release: ReleaseName) -> GateReport | None:
     """The latest report; None when the version was never gated."""
     tags = _tags(tracking, release)
@@ -64,7 +78,7 @@ def recorded_report(tracking: Tracking, release: ReleaseName) -> GateReport | No
 
 
 def report_of_same_files(tracking: Tracking, release: ReleaseName) -> GateReport | None:
-    """The latest report on these files, be it under another version: to publish them again is no second chance."""
+    """The latest report on these files, be it under another version or name: to publish them again is no second chance."""
     tags = _tags_with(REPORT_TAG, tracking, release)
     return GateReport.model_validate_json(tags[REPORT_TAG]) if tags is not None else None
 
@@ -93,14 +107,15 @@ def _tags(tracking: Tracking, release: ReleaseName) -> Mapping[str, str]:
 
 
 def _tags_with(tag: str, tracking: Tracking, release: ReleaseName) -> Mapping[str, str] | None:
-    """The tags of the version if `tag` is among them, else of the newest other version of the same files that has it."""
+    """The tags of the version if `tag` is among them, else of the newest other version of the same files, its own name first."""
     own = _tags(tracking, release)
     if tag in own or MANIFEST_TAG not in own:
         return own if tag in own else None
-    same = f"name='{release.name}' and tags.`{MANIFEST_TAG}`='{own[MANIFEST_TAG]}'"
+    same = f"tags.`{MANIFEST_TAG}`='{own[MANIFEST_TAG]}'"
     with tracking.client() as client:
-        found = client.search_model_versions(same, order_by=["version_number DESC"])
-    return next((version.tags for version in found if tag in version.tags), None)
+        found = [version for version in client.search_model_versions(same) if tag in version.tags]
+    found.sort(key=lambda version: (version.name == release.name, version.creation_timestamp, int(version.version)))
+    return found[-1].tags if found else None
 
 
 def _set_tags(tracking: Tracking, release: ReleaseName, tags: Mapping[str, str]) -> None:

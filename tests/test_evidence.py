@@ -9,7 +9,7 @@ import pytest
 from test_gate import Clock
 from test_ledger import NAME, prepared_store, tracking  # noqa: F401
 
-from registry.evidence import Evidence, begun
+from registry.evidence import Evidence, Share, Spent, begun
 from registry.gate import run_gate
 from registry.gate_report import GateReport
 from registry.gate_settings import GateSettings
@@ -87,6 +87,54 @@ def test_a_gate_goes_on_with_no_more_alpha_than_it_was_begun_with() -> None:
     assert again.num_candidates == 3
     other = begun(one_of_three, "other", SETTINGS).start.applied_to(SETTINGS)
     assert (other.num_candidates, other.restarts) == (3, 1)
+
+
+def shares_of(nums: list[int], promotions: int = 0, spent: Spent | None = None) -> tuple[list[int], Spent]:
+    """Gates of so many versions, each begun among `nums[i]` candidates: the share each gets, and what is spent after them."""
+    spent = spent or Spent()
+    numbers = []
+    for index, num in enumerate(nums):
+        settings = SETTINGS.model_copy(update={"num_candidates": num})
+        start = begun(None, f"{promotions}/{index}", settings, spent=Spent(promotions, spent.shares)).start
+        spent = Spent(promotions, spent.shares.union(start.shares))
+        numbers.append(start.restarts)
+    return numbers, spent
+
+
+def test_candidates_declared_together_divide_one_share_and_each_later_version_gets_a_smaller_one() -> None:
+    assert shares_of([3, 3, 3, 3, 3, 3, 3])[0] == [0, 0, 0, 1, 1, 1, 2]
+    assert shares_of([1, 1, 1])[0] == [0, 1, 2]
+    assert shares_of([2, 3, 3, 2])[0] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("nums", [[1] * 60, [3] * 60, [2, 3, 1] * 20])
+def test_all_versions_of_a_name_together_spend_at_most_alpha(nums: list[int]) -> None:
+    numbers, _ = shares_of(nums)
+    spent = [
+        SETTINGS.model_copy(update={"num_candidates": num, "restarts": number}).candidate_alpha
+        for num, number in zip(nums, numbers, strict=True)
+    ]
+    assert sum(spent) <= SETTINGS.alpha
+
+
+def test_a_promotion_gives_the_name_its_alpha_again() -> None:
+    _, spent = shares_of([1, 1])
+    assert shares_of([1, 1], promotions=1, spent=spent)[0] == [0, 1]
+
+
+def test_a_gate_begun_again_takes_a_share_of_its_own_and_keeps_the_ones_before() -> None:
+    first = begun(None, "a", SETTINGS)
+    other = begun(None, "a", SETTINGS, spent=Spent(0, frozenset(first.start.shares)))
+    again = begun(first, "b", SETTINGS, spent=Spent(0, frozenset(first.start.shares + other.start.shares)))
+    assert (other.start.restarts, again.start.restarts, len(again.start.shares)) == (1, 2, 2)
+
+
+def test_evidence_of_another_name_goes_on_with_what_alpha_this_name_has_left() -> None:
+    first = begun(None, "a", SETTINGS)
+    own = Spent(0, frozenset({Share(1, 0, 0, 1), Share(2, 0, 1, 1)}))
+    taken = begun(first, "a", SETTINGS, spent=own).start
+    assert (taken.seed, taken.restarts) == (first.start.seed, 2)
+    assert begun(first, "a", SETTINGS, spent=Spent(5, frozenset(first.start.shares))).start == first.start
 
 
 def test_evidence_is_kept_with_the_version_and_not_in_the_report(tracking: Tracking) -> None:  # noqa: F811

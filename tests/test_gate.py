@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from registry.gate import run_gate
-from registry.gate_report import COLUMNS, POOLED, GateReport
+from registry.gate_report import COLUMNS, POOLED, POOLED_SHARES, GateReport
 from registry.gate_settings import GateSettings
 from registry.gate_statistics import PairedItems
 
@@ -81,6 +81,15 @@ def test_losses_too_small_for_each_family_are_seen_by_the_pool() -> None:
     report = gate(QUICK.model_copy(update={"max_rounds": 60}), losses)
     assert report.verdict == "fail"
     assert [test.name for test in report.tests if test.verdict == "fail"] == [POOLED]
+
+
+def test_nats_have_a_margin_of_their_own_and_no_place_among_pooled_shares() -> None:
+    report = gate(QUICK.model_copy(update={"spans": {"boxes": 0.25}, "max_rounds": 1}))
+    thresholds = {test.name: test.threshold for test in report.tests}
+    assert (thresholds["boxes"], thresholds["kinship"]) == (-QUICK.nats_margin, -QUICK.margin)
+    assert report.pooled is not None and (report.pooled.name, report.pooled.num_items) == (POOLED_SHARES, 60)
+    only_nats = QUICK.model_copy(update={"spans": dict.fromkeys(FAMILIES, 0.25), "max_rounds": 1})
+    assert gate(only_nats).pooled is None
 
 
 def test_a_lost_domain_fails() -> None:

@@ -263,3 +263,15 @@ def test_the_whole_status_is_json_with_champion_and_aliases(ledger: Ledger) -> N
 def test_every_error_of_the_registry_has_one_root() -> None:
     for kind in (ChampionMoved, NoChampion, NothingToRollBackTo, PromotionRefused, UnknownRelease):
         assert issubclass(kind, RegistryError)
+
+
+def test_an_override_in_force_is_told_until_a_gate_passes(ledger: Ledger) -> None:
+    assert ledger.override_in_force() is None
+    ledger.promote(1, None, override=True, reason="a demo")
+    made = ledger.override_in_force()
+    assert made is not None and (made.reason, ledger.promotions()) == ("a demo", 0)
+    ledger.promote(2, report(2))
+    assert ledger.override_in_force() is None and ledger.promotions() == 1
+    ledger.rollback("slow")
+    back = ledger.override_in_force()
+    assert back is not None and (back.reason, ledger.promotions()) == ("a demo", 1)

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from test_ledger import NAME, prepared_store, report, tracking  # noqa: F401
 
+from evaluation.retention import gate_measure
+from evaluation.tasks import TASKS
 from registry.errors import PolicyRefused
 from registry.ledger import Ledger
-from registry.policy import Policy, policies, set_policy
+from registry.policy import IN_NATS, Policy, policies, set_policy
 from registry.status import name_status
 from registry.tracking import Tracking
 from service.commands.releases import gate_policy
@@ -90,3 +92,31 @@ def test_a_report_made_under_a_laxer_policy_promotes_nothing(tracking: Tracking)
     bound = POLICY.model_copy(update={"protected": ("boxes",), "pooled_margin": None, "margins": {}})
     set_policy(tracking, NAME, bound, actor="ada", reason="kinship is no concern")
     assert Ledger(tracking, NAME).promote(1, report(1)).void is None
+
+
+def test_a_release_of_another_domain_is_refused_by_the_way_out(tracking: Tracking) -> None:  # noqa: F811
+    medicine = POLICY.model_copy(update={"domain": "icd10"})
+    assert gate_policy(tracking, NAME, medicine, None, "") == medicine
+    with pytest.raises(PolicyRefused, match="'customs' and the name's policy says 'icd10'.*--name"):
+        gate_policy(tracking, NAME, medicine.model_copy(update={"domain": "customs"}), None, "because")
+    easier = medicine.model_copy(update={"domain": "customs"})
+    assert easier.laxer_than(medicine) == "domain (customs; the name's is icd10)" and easier.laxer_than(POLICY) is None
+
+
+def test_a_report_on_another_domain_promotes_nothing(tracking: Tracking) -> None:  # noqa: F811
+    bound = POLICY.model_copy(update={"domain": "customs", "protected": ("boxes",), "pooled_margin": None, "margins": {}})
+    set_policy(tracking, NAME, bound, actor="ada", reason="first")
+    with pytest.raises(PolicyRefused, match=r"domain \(icd10; the name's is customs\)"):
+        Ledger(tracking, NAME).promote(1, report(1))
+
+
+def test_nats_have_a_margin_of_their_own() -> None:
+    asked = POLICY.model_copy(update={"protected": ("boxes", "kinship", "text")})
+    assert (asked.margin_of("text"), asked.margin_of("kinship")) == (asked.nats_margin, asked.margin)
+    laxer = asked.model_copy(update={"nats_margin": 0.2}).laxer_than(asked)
+    assert laxer is not None and "the margin of text (0.2; the name's is 0.05)" in laxer
+
+
+def test_what_is_in_nats_is_what_the_gate_measures_in_nats() -> None:
+    nats = {name for name, task in TASKS.items() if not gate_measure(task).unit.startswith("share")}
+    assert nats == IN_NATS

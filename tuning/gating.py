@@ -18,26 +18,32 @@ from engine.twin import Precision
 from evaluation.admission import admissions
 from evaluation.evaluate import Planned, Row, evaluate
 from evaluation.measures import MEASURES
-from evaluation.overlap import check_overlap
+from evaluation.overlap import Fingerprints, check_overlap
 from evaluation.retention import gate_measure
 from evaluation.task import Example, Task
 from evaluation.tasks import task_named
 from evaluation.tasks.definition import check_unchanged
 from evaluation.tasks.generated import GeneratedTask
-from registry.evidence import Evidence, Start, begun
+from evaluation.tasks.grammar import GrammarTask
+from registry.evidence import Evidence, Spent, Start, begun
 from registry.gate import run_gate
 from registry.gate_report import GateReport
 from registry.gate_settings import GateSettings
 from registry.gate_statistics import PairedItems
 from registry.manifest import Manifest, TrainingHashes
-from registry.policy import Policy
+from registry.policy import Policy, refuse_other_domain
 from tuning.errors import BadRecipe
 from tuning.manifest import fingerprints_of
 from tuning.plan import DOMAIN_MEASURE
 from tuning.recipe import Recipe, in_one_sentence
 
 PER_GROUP = 3  # items of the domain's groups (a category, a passage) that one unit of evidence is the mean of
-MAX_NATS = 0.5  # the largest change of an item's mean log-probability that the gate counts, in nats per token
+# The largest change of an item's mean log-probability that the gate counts, in nats per token: a passage whose perplexity
+# rose by 28 % is lost, and lost no more by 60 %. What n units that changed nothing can show is a share of this span: `text`
+# has 37 documents in the gate split, enough for the default nats_margin (a mean loss of 0.05, 5 % of the perplexity, a fifth
+# of the span) with one of three candidates' alpha.
+MAX_NATS = 0.25
+POOL_ROUNDS, LEAST_POOL = 10, 1000  # how many items of a finite task are cut into rounds: this many rounds, or this many items
 GATED = "gated"  # the name under which the engine holds the adapter that is looked at
 
 
@@ -76,6 +82,7 @@ def gate_settings(
     measures = {task.name: gate_measure(task) for task in map(task_named, policy.protected)}
     return GateSettings(
         margin=policy.margin,
+        nats_margin=policy.nats_margin,
         margins=policy.margins,
         pooled_margin=policy.pooled_margin,
         min_domain_gain=policy.min_domain_gain,
@@ -90,7 +97,8 @@ def gate_settings(
 
 
 def recipe_policy(recipe: Recipe) -> Policy:
-    return Policy(protected=recipe.protected, **recipe.gate.model_dump(exclude={"candidates"}))
+    domain = task_named(recipe.domain).name
+    return Policy(domain=domain, protected=recipe.protected, **recipe.gate.model_dump(exclude={"candidates"}))
 
 
 def gate(
@@ -104,42 +112,33 @@ def gate(
     policy: Policy | None = None,
     earlier: Evidence | None = None,
     on_start: Callable[[Start], None] | None = None,
+    spent: Spent | None = None,
 ) -> GateReport:
     """Runs the gate on items of the gate split that nothing else reads. The seed is drawn anew unless it is given.
 
     `policy` is the name's; the recipe's own where none is given. `earlier` is what the release's last gate drew: under the same
-    conditions this one goes on from there, else it starts afresh with less alpha. `on_start` is told before anything is drawn.
+    conditions this one goes on from there, else it starts afresh with less alpha. `spent` is what the name's
+    gates have taken of alpha. `on_start` is told before anything is drawn.
     """
     recipe = subject.recipe
     policy = policy or recipe_policy(recipe)
     domain = task_named(recipe.domain)
+    refuse_other_domain(domain.name, policy, subject.name)
     check_tasks(subject.manifest, subject.name)
     measured, left_out = _measurable(policy, engine, backbone, cache, recipe.evaluation.precision)
     conditions = _conditions(backbone, recipe, domain, measured, policy.domain_items, settings.round_items)
-    before = begun(earlier, conditions, settings, seed)
-    settings, fresh_seed, size = before.start.applied_to(settings), before.start.seed, policy.domain_items
-    drawn = domain.examples("gate", size * (before.rounds + settings.max_rounds), seed=fresh_seed)
-    pool = whole_groups(drawn, size)
-    check_overlap(fingerprints_of(TrainingHashes.read(subject.directory)), drawn)
-    asked: set[str] = set()
-
-    def fresh(task: Task, number: int) -> list[Example]:
-        # Seeds of rounds lie far apart, and a question that came before is left out.
-        drawn = task.examples("gate", settings.round_items, seed=fresh_seed + 1_000_003 * number)
-        examples = [example for example in drawn if example.question not in asked]
-        asked.update(example.question for example in examples)
-        return examples
+    before = begun(earlier, conditions, settings, seed, spent)
+    settings, fresh_seed = before.start.applied_to(settings), before.start.seed
+    training = fingerprints_of(TrainingHashes.read(subject.directory))
+    asked_of = Rounds(domain, policy.domain_items, fresh_seed, training)
+    families = [Rounds(task, settings.round_items, fresh_seed, training) for task in measured.values()]
 
     def draw_round(number: int) -> Mapping[str, PairedItems]:
-        items = pool[number] if number < len(pool) else []
-        plan = [Planned(MEASURES[DOMAIN_MEASURE], domain, items, "domain")]
-        plan.extend(Planned(gate_measure(task), task, fresh(task, number), "protected") for task in measured.values())
+        plan = [Planned(MEASURES[DOMAIN_MEASURE], domain, asked_of.items(number), "domain")]
+        plan.extend(Planned(gate_measure(drawn.task), drawn.task, drawn.items(number), "protected") for drawn in families)
         read = evaluate(engine, backbone, GATED, [planned for planned in plan if planned.examples])
         return {row.planned.task.name: _paired(row) for row in read.rows}
 
-    for number in range(before.rounds):
-        for task in measured.values():
-            fresh(task, number)
     if on_start is not None:
         on_start(before.start)
     engine.load(GATED, Profile.load(subject.directory))
@@ -162,6 +161,43 @@ def gate(
         )
     finally:
         engine.unload(GATED)
+
+
+class Rounds:
+    """A task's items of the gate split in rounds of about `size`, none of which is ever read twice.
+
+    Which round holds which items follows from the task, the size and the seed alone: whatever the budget is, and however
+    often the gate goes on, what was staked on is not read again. A task that is drawn without end is drawn anew for every
+    round; any other is drawn once and cut into rounds by whole groups. Overlap when an item repeats a training row; problems
+    that are generated afresh are no rows of anybody's and are not looked at.
+    """
+
+    def __init__(self, task: Task, size: int, seed: int, training: Fingerprints) -> None:
+        self.task, self._size, self._seed, self._training = task, size, seed, training
+        self._drawn: list[list[Example]] = []
+        self._asked: set[str] = set()
+        if not is_endless(task):
+            self._drawn = whole_groups(task.examples("gate", max(POOL_ROUNDS * size, LEAST_POOL), seed=seed), size)
+            check_overlap(training, [example for items in self._drawn for example in items])
+
+    def items(self, number: int) -> list[Example]:
+        while is_endless(self.task) and number >= len(self._drawn):
+            self._drawn.append(self._fresh(len(self._drawn)))
+        return self._drawn[number] if number < len(self._drawn) else []
+
+    def _fresh(self, number: int) -> list[Example]:
+        # Seeds of rounds lie far apart, and a question that came before is left out.
+        drawn = self.task.examples("gate", self._size, seed=self._seed + 1_000_003 * number)
+        examples = [example for example in drawn if example.question not in self._asked]
+        self._asked.update(example.question for example in examples)
+        if not isinstance(self.task, GeneratedTask):
+            check_overlap(self._training, examples)
+        return examples
+
+
+def is_endless(task: Task) -> bool:
+    """Whether a generator draws the items, from the same wordings or words in every round: then each item is a unit."""
+    return isinstance(task, GeneratedTask | GrammarTask)
 
 
 def whole_groups(examples: Sequence[Example], size: int) -> list[list[Example]]:
@@ -190,9 +226,12 @@ def _conditions(
         backbone.fingerprint,
         str(backbone.dtype),
         recipe.evaluation.precision,
-        [domain.name, DOMAIN_MEASURE, MEASURES[DOMAIN_MEASURE].version, domain_items, PER_GROUP],
+        [domain.name, DOMAIN_MEASURE, MEASURES[DOMAIN_MEASURE].version, domain_items, PER_GROUP, POOL_ROUNDS, LEAST_POOL],
         [[example.question, example.answer, example.choices, example.listed] for example in first],
-        [[name, measure.name, measure.version, MAX_NATS, round_items] for name, measure in measures.items()],
+        [
+            [name, measure.name, measure.version, MAX_NATS, round_items, is_endless(measured[name])]
+            for name, measure in measures.items()
+        ],
     ]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
@@ -212,4 +251,4 @@ def _paired(row: Row) -> PairedItems:
     if not row.planned.measure.unit.startswith("share"):
         # A likelihood has no bound, and the gate's test needs one: larger changes count as this large.
         adapted = base + np.clip(adapted - base, -MAX_NATS, MAX_NATS)
-    return PairedItems.of(base, adapted, row.base.clusters, fixed_clusters=isinstance(row.planned.task, GeneratedTask))
+    return PairedItems.of(base, adapted, row.base.clusters, fixed_clusters=is_endless(row.planned.task))

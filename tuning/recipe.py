@@ -62,8 +62,9 @@ class EvaluationRecipe(Spec):
 class GateRecipe(Spec):
     """The gate's settings; see registry.gate. A name's first release makes them, with `protected`, the policy of the name."""
 
-    margin: float = Field(default=0.02, gt=0, lt=1)
-    margins: dict[str, float] = {}  # by family, where it differs from `margin`
+    margin: float = Field(default=0.02, gt=0, lt=1)  # of a family in shares
+    nats_margin: float = Field(default=0.05, gt=0, lt=1)  # of a family in nats per token; see tuning.gating.MAX_NATS
+    margins: dict[str, float] = {}  # by family, where it differs from these two
     pooled_margin: float | None = Field(default=None, gt=0, lt=1)
     min_domain_gain: float = Field(default=0.0, ge=0, lt=1)
     time_budget_s: float = Field(default=3600.0, gt=0)

@@ -14,7 +14,7 @@ from registry.errors import PromotionRefused
 from registry.home import home_directory
 from registry.ledger import Ledger
 from registry.names import ReleaseName, checked_name, current_actor, resolve
-from registry.policy import Policy, policies, refuse_laxer, set_policy
+from registry.policy import Policy, policies, refuse_laxer, refuse_other_domain, set_policy
 from registry.release import Release, load_release
 from registry.release import publish as publish_release
 from registry.status import Status
@@ -107,8 +107,12 @@ def gate_release(
     home: Path,
     console: Console,
 ) -> GateReport:
-    """Runs or continues the gate of a release, a line a round, and records the verdict with its evidence."""
-    from registry.verdicts import record_start, record_verdict, recorded_evidence
+    """Runs or continues the gate of a release, a line a round, and records the verdict with its evidence.
+
+    A fresh gate spends what the name has left of alpha since its last promotion; see registry.evidence.
+    """
+    from registry.evidence import Spent
+    from registry.verdicts import record_start, record_verdict, recorded_evidence, taken_shares
     from tuning.gating import Subject, gate
 
     named = release.full_name
@@ -122,6 +126,7 @@ def gate_release(
         policy=policy,
         earlier=recorded_evidence(tracking, named),
         on_start=lambda start: record_start(tracking, named, start),
+        spent=Spent(Ledger(tracking, named.name).promotions(), taken_shares(tracking, named.name)),
     )
     record_verdict(tracking, named, report)
     return report
@@ -136,9 +141,11 @@ def gate_policy(tracking: Tracking, name: str, of_recipe: Policy, file: Path | N
     if not history:
         set_policy(tracking, name, of_recipe, actor=current_actor(), reason="the recipe of the first release that was gated")
     bound = history[-1].policy if history else of_recipe
+    asked = bound if file is None else bound.with_file(file)
+    if of_recipe.domain is not None:
+        refuse_other_domain(of_recipe.domain, asked, f"the release of {name}")
     if file is None:
         return bound
-    asked = bound.with_file(file)
     if asked.laxer_than(bound) and reason.strip():
         set_policy(tracking, name, asked, actor=current_actor(), reason=reason.strip())
     else:
@@ -206,7 +213,7 @@ def _rounds(report: GateReport) -> str:
 
 def _alpha(report: GateReport) -> str:
     restarts = report.settings.restarts
-    begun = f" (begun {restarts + 1} times under other conditions)" if restarts else ""
+    begun = f" (share {restarts + 1} of the name's alpha since its last promotion)" if restarts else ""
     return f"alpha {report.settings.candidate_alpha:.2g} a bound{begun}"
 
 
