@@ -15,8 +15,17 @@ from registry.gate_report import GateReport
 from registry.gate_settings import GateSettings
 from registry.gate_statistics import PairedItems
 from registry.names import ReleaseName
+from registry.release import MANIFEST_TAG
 from registry.tracking import Tracking
-from registry.verdicts import EVIDENCE_TAG, record_start, record_verdict, recorded_evidence, recorded_report
+from registry.verdicts import (
+    EVIDENCE_TAG,
+    record_start,
+    record_verdict,
+    recorded_evidence,
+    recorded_report,
+    report_of_same_files,
+    taken_shares,
+)
 
 SETTINGS = GateSettings(margin=0.15, max_rounds=1)
 RELEASE = ReleaseName(NAME, 1)
@@ -162,3 +171,19 @@ def test_evidence_that_cannot_be_read_is_drawn_again(tracking: Tracking) -> None
         client.set_model_version_tag(NAME, "1", EVIDENCE_TAG, '{"run_id": "gone", "sha256": ""}')
     kept = recorded_evidence(tracking, RELEASE)
     assert kept is not None and report.evidence is not None and (kept.start, kept.rounds) == (report.evidence.start, 0)
+
+
+def test_the_same_files_under_another_name_take_their_evidence_and_their_verdict_along(tracking: Tracking) -> None:  # noqa: F811
+    drawn = promoted(np.random.default_rng(13), 0.05, None)
+    record_verdict(tracking, RELEASE, drawn)
+    with tracking.client() as client:
+        client.set_model_version_tag(NAME, "1", MANIFEST_TAG, "same")
+        client.create_registered_model("other")
+        for digest in ("same", "different"):
+            client.create_model_version("other", source="files", tags={MANIFEST_TAG: digest})
+    kept = recorded_evidence(tracking, ReleaseName("other", 1))
+    assert kept is not None and drawn.evidence is not None and kept.digest() == drawn.evidence.digest()
+    verdict = report_of_same_files(tracking, ReleaseName("other", 1))
+    assert verdict is not None and verdict.subject == str(RELEASE)
+    assert recorded_evidence(tracking, ReleaseName("other", 2)) is None
+    assert (len(taken_shares(tracking, NAME)), len(taken_shares(tracking, "other"))) == (1, 0)

@@ -18,7 +18,7 @@ from evaluation.admission import random_update
 from evaluation.errors import DataChanged
 from evaluation.tasks import TASKS, task_named
 from evaluation.tasks.definition import check_unchanged
-from registry.errors import PromotionRefused
+from registry.errors import PolicyRefused, PromotionRefused
 from registry.gate_settings import GateSettings
 from registry.manifest import file_digest
 from registry.names import ReleaseName
@@ -170,6 +170,24 @@ def test_the_same_files_published_again_get_no_second_chance(backbone: Backbone,
     record_verdict(store, ReleaseName("small", 1), first.model_copy(update={"verdict": "fail"}))
     with pytest.raises(PromotionRefused, match="stay failed"):
         promote("small@2", "", False, None, None, tmp_path, None, as_json=True)
+
+
+def test_a_second_version_is_gated_with_a_smaller_share_of_the_names_alpha(backbone: Backbone, tmp_path: Path) -> None:
+    store = Tracking.at(tmp_path).create()
+    for version, size in ((1, 0.0), (2, 1e-6)):
+        released(backbone, tmp_path / str(version), size)
+        publish_directory(store, tmp_path / str(version), "small")
+    for version in (1, 2, 1, 2):
+        promote(f"small@{version}", "", False, None, None, tmp_path, None, as_json=True)
+    kept = [recorded_report(store, ReleaseName("small", version)) for version in (1, 2)]
+    assert [(found.rounds, found.settings.restarts) for found in kept if found is not None] == [(2, 0), (2, 1)]
+
+
+def test_the_gate_of_a_name_asks_for_its_own_domain(backbone: Backbone, tmp_path: Path) -> None:
+    subject = released(backbone, tmp_path / "a", 0.0)
+    policy = recipe_policy(subject.recipe).model_copy(update={"domain": "customs"})
+    with pytest.raises(PolicyRefused, match="small@1 was fitted to 'icd10-chapter' and the name's policy says 'customs'"):
+        gate(subject, TorchEngine(backbone), backbone, GateSettings(), tmp_path, policy=policy)
 
 
 def test_the_first_release_of_a_name_sets_its_policy(backbone: Backbone, tmp_path: Path) -> None:
