@@ -174,12 +174,12 @@ def test_the_same_files_published_again_get_no_second_chance(backbone: Backbone,
 
 def test_a_second_version_is_gated_with_a_smaller_share_of_the_names_alpha(backbone: Backbone, tmp_path: Path) -> None:
     store = Tracking.at(tmp_path).create()
-    for version, size in ((1, 0.0), (2, 1e-6)):
-        released(backbone, tmp_path / str(version), size)
-        publish_directory(store, tmp_path / str(version), "small")
-    for version in (1, 2, 1, 2):
-        promote(f"small@{version}", "", False, None, None, tmp_path, None, as_json=True)
-    kept = [recorded_report(store, ReleaseName("small", version)) for version in (1, 2)]
+    for number, size in ((1, 0.0), (2, 1e-6)):
+        released(backbone, tmp_path / str(number), size)
+        publish_directory(store, tmp_path / str(number), "small")
+    for number in (1, 2, 1, 2):
+        promote(f"small@{number}", "", False, None, None, tmp_path, None, as_json=True)
+    kept = [recorded_report(store, ReleaseName("small", number)) for number in (1, 2)]
     assert [(found.rounds, found.settings.restarts) for found in kept if found is not None] == [(2, 0), (2, 1)]
 
 
