@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 
 import numpy as np
@@ -15,8 +15,8 @@ from registry.gate_report import POOLED, POOLED_SHARES, FamilyVerdict, GateRepor
 from registry.gate_settings import GateSettings
 from registry.gate_statistics import PairedItems, log_wealth, lower_bound, units_needed, upper_bound
 
-Draw = Callable[[int], Mapping[str, PairedItems]]
-"""The round's index (0, 1, ...) to fresh items by name; a name that has no more items may be missing."""
+Draw = Callable[[int, frozenset[str]], Mapping[str, PairedItems]]
+"""The round's index (0, 1, ...) and the names that need no more to fresh items by name; a name without items may be missing."""
 
 
 def run_gate(
@@ -34,13 +34,14 @@ def run_gate(
     """Non-inferiority of every protected family, superiority of the domain, all to be shown: pass, fail or inconclusive.
 
     All names of a round but `domain` are protected families. Every test must pass, so none needs a smaller alpha for the
-    others; a claim of harm does, and gets it. The first round is always drawn, a later one only if the longest so far
-    still fits into the time budget. With `stop_when_futile`, two rounds or more end the gate as inconclusive when some test
-    cannot be expected to pass in what is left: to stop early promotes nothing, so it costs no alpha. `on_round` is told how
-    things stand. With `before`, the gate goes on from that evidence: its rounds are numbered on, its items count, and the
-    limits are for what comes now; the report then carries the evidence that the next gate can go on from.
+    others; a claim of harm does, and gets it. The first round is always drawn, a later one only if one like the last still
+    fits into the time budget, and only for tests that are still open. With `stop_when_futile`, two rounds or more end the
+    gate as inconclusive when some test cannot be expected to pass in what is left: to stop early promotes nothing, so it
+    costs no alpha. `on_round` is told how things stand. With `before`, the gate goes on from that evidence: its rounds are
+    numbered on, its items count, and the limits are for what comes now; the report then carries the evidence that the next
+    gate can go on from.
     """
-    started, longest_s = clock(), 0.0
+    started, last_s = clock(), 0.0
     rounds = rounds_before = before.rounds if before else 0
     drawn: dict[str, PairedItems] = dict(before.items) if before else {}
 
@@ -60,32 +61,43 @@ def run_gate(
             evidence=Evidence(before.start, rounds, dict(drawn)) if before else None,
         )
 
+    settled = settled_names(judge(settings, drawn, domain)) if drawn else frozenset()
     while True:
         began = clock()
-        fresh = {name: items for name, items in draw_round(rounds).items() if len(items)}
+        fresh = {name: items for name, items in draw_round(rounds, settled).items() if len(items)}
         rounds += 1
         if domain not in drawn and domain not in fresh:
             raise ValueError(f"The gate's first round must hold items of the domain {domain!r}, but has {sorted(fresh)}.")
         if not fresh:
             return report("out of items")
         drawn.update({name: drawn[name].joined(items) if name in drawn else items for name, items in fresh.items()})
-        longest_s = max(longest_s, clock() - began)
+        last_s = clock() - began
         so_far = report("decided")
+        settled = settled_names(so_far.tests)
         if on_round is not None:
             on_round(so_far)
         if so_far.verdict != "inconclusive":
             return so_far
         if rounds - rounds_before >= settings.max_rounds:
             return so_far.model_copy(update={"stopped": "out of rounds"})
-        if clock() - started + longest_s > settings.time_budget_s:
+        if clock() - started + last_s > settings.time_budget_s:
             return so_far.model_copy(update={"stopped": "out of time"})
         if settings.stop_when_futile and rounds >= 2:
             rounds_left = settings.max_rounds - (rounds - rounds_before)
-            if longest_s > 0:
-                rounds_left = min(rounds_left, int((settings.time_budget_s - (clock() - started)) / longest_s))
+            if last_s > 0:
+                rounds_left = min(rounds_left, int((settings.time_budget_s - (clock() - started)) / last_s))
             items_left = {test.name: test.num_items * rounds_left // rounds for test in so_far.tests}
             if not so_far.families or any(test.is_hopeless(items_left[test.name]) for test in so_far.tests):
                 return so_far.model_copy(update={"stopped": "futile", "items_left": items_left})
+
+
+def settled_names(tests: Sequence[FamilyVerdict]) -> frozenset[str]:
+    """Names whose tests have passed, so that a round need not draw them; families are drawn on while their pool is open.
+
+    What the betting test has once refuted stays refuted (Ville), whether or not it is looked at again.
+    """
+    pool_open = any(test.role == "pooled" and test.verdict != "pass" for test in tests)
+    return frozenset(test.name for test in tests if test.verdict == "pass" and not (test.role == "protected" and pool_open))
 
 
 def judge(settings: GateSettings, drawn: Mapping[str, PairedItems], domain: str) -> tuple[FamilyVerdict, ...]:

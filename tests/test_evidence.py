@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from test_gate import Clock
 from test_ledger import NAME, prepared_store, tracking  # noqa: F401
 
 from registry.evidence import Evidence, Share, Spent, begun
-from registry.gate import run_gate
+from registry.gate import Draw, run_gate
 from registry.gate_report import GateReport
 from registry.gate_settings import GateSettings
 from registry.gate_statistics import PairedItems
@@ -31,8 +31,8 @@ SETTINGS = GateSettings(margin=0.15, max_rounds=1)
 RELEASE = ReleaseName(NAME, 1)
 
 
-def drawing(rng: np.random.Generator, lost: float, count: int = 15) -> Callable[[int], Mapping[str, PairedItems]]:
-    def draw(round_index: int) -> dict[str, PairedItems]:
+def drawing(rng: np.random.Generator, lost: float, count: int = 15) -> Draw:
+    def draw(round_index: int, settled: frozenset[str]) -> dict[str, PairedItems]:
         names = [f"{round_index}/{item}" for item in range(count)]
         kept = (rng.random(count) >= lost).astype(float)
         gained = PairedItems.of(np.zeros(count), np.ones(count), names)

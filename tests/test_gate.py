@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from registry.gate import run_gate
+from registry.gate import Draw, run_gate
 from registry.gate_report import COLUMNS, POOLED, POOLED_SHARES, GateReport
 from registry.gate_settings import GateSettings
 from registry.gate_statistics import PairedItems
@@ -27,10 +27,10 @@ class Clock:
 
 def drawing(
     losses: Mapping[str, float], gain: float = 0.4, count: int = 20, clock: Clock | None = None, seconds: float = 0.0
-) -> Callable[[int], Mapping[str, PairedItems]]:
+) -> Draw:
     """Rounds in which each family loses that share of its items, which the backbone all had right."""
 
-    def draw(round_index: int) -> dict[str, PairedItems]:
+    def draw(round_index: int, settled: frozenset[str]) -> dict[str, PairedItems]:
         if clock is not None:
             clock.now += seconds
         rng = np.random.default_rng([round_index, 11])
@@ -93,7 +93,7 @@ def test_nats_have_a_margin_of_their_own_and_no_place_among_pooled_shares() -> N
 
 
 def test_a_lost_domain_fails() -> None:
-    def draw(round_index: int) -> dict[str, PairedItems]:
+    def draw(round_index: int, settled: frozenset[str]) -> dict[str, PairedItems]:
         names = [f"{round_index}/{item}" for item in range(40)]
         kept = PairedItems.of(np.ones(40), np.ones(40), names)
         return {"icd10": PairedItems.of(np.ones(40), np.zeros(40), names), "boxes": kept}
@@ -154,20 +154,22 @@ def test_a_gate_that_gets_there_is_not_given_up() -> None:
 
 def test_items_that_run_out_end_the_gate() -> None:
     first = drawing(dict.fromkeys(FAMILIES, 0.0), count=5)
-    report = run_gate(QUICK, lambda index: first(0) if index == 0 else {}, Clock(), domain="icd10", subject="medicine@1")
+    report = run_gate(
+        QUICK, lambda index, settled: first(0, settled) if index == 0 else {}, Clock(), domain="icd10", subject="medicine@1"
+    )
     assert report.stopped == "out of items" and report.verdict == "inconclusive"
 
 
 def test_a_first_round_without_the_domain_is_refused() -> None:
     with pytest.raises(ValueError, match="icd10"):
-        run_gate(QUICK, lambda index: {}, Clock(), domain="icd10", subject="medicine@1")
+        run_gate(QUICK, lambda index, settled: {}, Clock(), domain="icd10", subject="medicine@1")
 
 
 def test_the_gate_passes_a_loss_at_the_margin_at_most_alpha_of_the_time() -> None:
     settings = GateSettings(margin=0.15, max_rounds=8)
     rng = np.random.default_rng(5)
 
-    def draw(round_index: int) -> dict[str, PairedItems]:
+    def draw(round_index: int, settled: frozenset[str]) -> dict[str, PairedItems]:
         names = [f"{round_index}/{item}" for item in range(15)]
         kept = (rng.random(15) >= 0.15).astype(float)
         return {"icd10": PairedItems.of(np.zeros(15), np.ones(15), names), "boxes": PairedItems.of(np.ones(15), kept, names)}
@@ -177,7 +179,7 @@ def test_the_gate_passes_a_loss_at_the_margin_at_most_alpha_of_the_time() -> Non
 
 
 def test_backbone_adapted_and_change_are_means_over_the_same_units() -> None:
-    def draw(round_index: int) -> dict[str, PairedItems]:
+    def draw(round_index: int, settled: frozenset[str]) -> dict[str, PairedItems]:
         # One cluster of three items that were all lost, one of a single item that was kept.
         uneven = PairedItems.of([1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0], ["a", "a", "a", "b"])
         return {"icd10": PairedItems.of([0.0], [1.0], [f"{round_index}"]), "boxes": uneven, "kinship": uneven}
@@ -203,3 +205,21 @@ def test_settings_refuse_a_margin_that_is_no_loss_and_a_fourth_candidate() -> No
         GateSettings(margins={"boxes": 0.0})
     with pytest.raises(ValidationError):
         GateSettings(num_candidates=4)
+
+
+def test_a_test_that_has_passed_is_drawn_no_more_and_families_are_while_their_pool_is_open() -> None:
+    asked: list[frozenset[str]] = []
+    each = drawing({"boxes": 0.0, "deduction": 0.0})
+
+    def draw(round_index: int, settled: frozenset[str]) -> Mapping[str, PairedItems]:
+        asked.append(settled)
+        return {name: items for name, items in each(round_index, frozenset()).items() if name not in settled}
+
+    report = run_gate(
+        GateSettings(margin=0.1, pooled_margin=0.02, max_rounds=40), draw, Clock(), domain="icd10", subject="medicine@1"
+    )
+    assert report.passed and report.rounds > 2
+    assert asked[0] == frozenset()
+    assert "icd10" in asked[-1] and not asked[-1] & {"boxes", "deduction"}
+    domain = next(test for test in report.tests if test.name == "icd10")
+    assert domain.num_items < report.families[0].num_items

@@ -51,7 +51,7 @@ def ledger(tracking: Tracking) -> Ledger:
 def report(version: int, lost: float = 0.0) -> GateReport:
     count = 400
 
-    def draw(round_index: int) -> dict[str, PairedItems]:
+    def draw(round_index: int, settled: frozenset[str]) -> dict[str, PairedItems]:
         names = [str(item) for item in range(count)]
         kept = (np.arange(count) >= lost * count).astype(float)
         gained = PairedItems.of(np.zeros(count), np.ones(count), names)

@@ -133,9 +133,13 @@ def gate(
     asked_of = Rounds(domain, policy.domain_items, fresh_seed, training)
     families = [Rounds(task, settings.round_items, fresh_seed, training) for task in measured.values()]
 
-    def draw_round(number: int) -> Mapping[str, PairedItems]:
-        plan = [Planned(MEASURES[DOMAIN_MEASURE], domain, asked_of.items(number), "domain")]
-        plan.extend(Planned(gate_measure(drawn.task), drawn.task, drawn.items(number), "protected") for drawn in families)
+    def draw_round(number: int, settled: frozenset[str]) -> Mapping[str, PairedItems]:
+        plan = []
+        if domain.name not in settled:
+            plan.append(Planned(MEASURES[DOMAIN_MEASURE], domain, asked_of.items(number), "domain"))
+        for drawn in families:
+            if drawn.task.name not in settled:
+                plan.append(Planned(gate_measure(drawn.task), drawn.task, drawn.items(number), "protected"))
         read = evaluate(engine, backbone, GATED, [planned for planned in plan if planned.examples])
         return {row.planned.task.name: _paired(row) for row in read.rows}
 
