@@ -250,8 +250,9 @@ def _summary(
     if gated is None:
         table.add_row("promoted", f"nothing passed the gate: the backbone is served as it is (exit code {NOTHING_PASSED})")
     else:
-        by_override = " by override: its gate did not pass" if gated.report is not None and not gated.report.passed else ""
-        table.add_row("promoted", f"{gated.release.full_name}{by_override}")
+        by_override = Ledger(sweep.tracking, gated.release.name).override_in_force()
+        how = f" by an override of {by_override.actor}: {by_override.reason}" if by_override else ""
+        table.add_row("promoted", f"{gated.release.full_name}{how}")
         if gated.report is not None:
             domain = gated.report.domain
             table.add_row(
