@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 NOTHING_PASSED = 3
 COMPARED_ITEMS = 300  # of the select split
+MIN_GATE_S = 60.0  # what one round takes; with less left, no further candidate is begun
 
 
 @dataclass
@@ -138,7 +139,7 @@ def _gate_in_order(tracking: Tracking, recipe: Recipe, candidates: list[Candidat
     deadline = time.monotonic() + recipe.gate.time_budget_s
     for number, candidate in enumerate(chosen):
         left = deadline - time.monotonic()
-        if number and left < 30:
+        if number and left < MIN_GATE_S:
             console.print(f"the gate's time is used up; {len(chosen) - number} candidates were not gated")
             break
         release = published(tracking, recipe.name, candidate.directory) or publish_directory(
