@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--rows", type=Path, default=Path("runs/benchmarks/training.jsonl"))
+    parser.add_argument("--note", default="", help="What else is to be known of the run, such as other work on the machine.")
     args = parser.parse_args()
     args.rows.parent.mkdir(parents=True, exist_ok=True)
     done = [json.loads(line) for line in args.rows.read_text().splitlines()] if args.rows.exists() else []
@@ -99,7 +100,7 @@ def main() -> None:
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
     note = f"Ratio to TRL's faster setting: {medians['ours'] / best:.2f} (goal 1.5). "
-    note += f"Peak memory of this process: {peak:.1f} GiB. {torch.get_num_threads()} threads."
+    note += f"Peak memory of this process: {peak:.1f} GiB. {torch.get_num_threads()} threads. {args.note}".rstrip()
     write_section("training", "Training speed against TRL", f"{provenance('python -m benchmarks.training')}\n\n{body}\n\n{note}")
     print(note)
 

@@ -16,7 +16,7 @@ from tuning.isolation import prepare, run_isolated
 from tuning.recipe import Recipe
 from tuning.trial import Job
 
-SHAPES = ((12, "lora"), (32, "lora"), (32, "softcot"), (32, "lora+softcot"))
+SHAPES = ((32, "lora"), (12, "lora"), (32, "softcot"), (32, "lora+softcot"))
 
 
 def main() -> None:
@@ -24,10 +24,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--recipe", type=Path, default=Path("recipes/quickstart.toml"))
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks/trial_memory"))
+    parser.add_argument("--first", type=int, default=len(SHAPES), help="Only the first so many shapes.")
     args = parser.parse_args()
     prepare()
     rows = []
-    for batch, kind in SHAPES:
+    for batch, kind in SHAPES[: args.first]:
         recipe = Recipe.load(args.recipe).with_values(
             {"adapter.kind": kind, "method.target": "rationale", "method.batch_size": batch, "method.steps": args.steps}
         )
