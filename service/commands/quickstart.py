@@ -150,9 +150,8 @@ def _gate_in_order(tracking: Tracking, recipe: Recipe, candidates: list[Candidat
             console.print(earlier.sentence, highlight=False)
             continue
         head = Ledger(tracking, recipe.name).head()
-        # One that could not be decided in the time left makes way for the next.
         policy = policies(tracking, recipe.name)[-1].policy
-        settings = gate_settings(policy, len(chosen), time_budget_s=left, stop_when_futile=number + 1 < len(chosen))
+        settings = gate_settings(policy, len(chosen), time_budget_s=left)
         report = gate_release(tracking, release, engine, backbone, settings, policy, home, console)
         console.print(gate_table(report))
         console.print(report.sentence, highlight=False)
