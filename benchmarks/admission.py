@@ -40,7 +40,7 @@ def main() -> None:
     write_section(
         "admission",
         "Which families can show a loss",
-        f"{provenance('python -m benchmarks.admission')}\n\n{note}\n\n{table(headings, rows)}",
+        f"{provenance('admission')}\n\n{note}\n\n{table(headings, rows)}",
     )
 
 

@@ -36,7 +36,7 @@ def main() -> None:
     write_section(
         "agreement",
         "Search score and written traces",
-        f"{provenance('python -m benchmarks.agreement', '0-4')}\n\n{text}\n\n{note}",
+        f"{provenance('agreement', '0-4')}\n\n{text}\n\n{note}",
     )
     print(text)
 

@@ -135,7 +135,7 @@ def report(progress: Path, rank: int, rate: float, batch: int, seed: int) -> Non
         f"Rank {rank} on all linear layers, learning rate {rate:g} falling over the last 40 % of the tokens, batches of {batch}, "
         f"seed {seed}. Share of greedy traces right in every step on the search split, 24 items a family (48 in the last line)."
     )
-    command = provenance("python -m benchmarks.make_reasoner --out runs/reasoner --tokens 1900000", str(seed))
+    command = provenance("make_reasoner", str(seed))
     write_section("warmup", "The warm-up of the built-in reasoner", f"{command}\n\n{note}\n\n{text}")
 
 

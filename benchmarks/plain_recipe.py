@@ -61,9 +61,7 @@ def main() -> None:
             print(*row, flush=True)
     headings = ["learning rate", "seed", "domain accuracy", "gain (95 %)", "change in traces right in every step"]
     text = table(headings, rows)
-    write_section(
-        "plain_recipe", "The plain recipe's learning rate", f"{provenance('python -m benchmarks.plain_recipe')}\n\n{text}"
-    )
+    write_section("plain_recipe", "The plain recipe's learning rate", f"{provenance('plain_recipe')}\n\n{text}")
 
 
 if __name__ == "__main__":

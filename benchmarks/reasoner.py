@@ -85,9 +85,8 @@ def body(done: dict[tuple[object, ...], dict[str, float]], items: int, full: boo
             ["text, nats per token", shown(RAW, "text", "as is"), shown(REASONER, "text", "as is")],
         ],
     )
-    command = f"python -m benchmarks.reasoner{' --full' if full else ''}"
     return (
-        f"{provenance(command, '3')}\n\nShare of greedy traces right in every step with its 95 % Wilson interval, "
+        f"{provenance('reasoner', '3')}\n\nShare of greedy traces right in every step with its 95 % Wilson interval, "
         f"{items} items a cell ({'full' if full else 'default'} run).\n\n{families}\n\nWhat the warm-up cost:\n\n{others}"
     )
 

@@ -5,18 +5,24 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shlex
 import subprocess
+import sys
 from datetime import date
 from pathlib import Path
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results.md"
 
 
-def provenance(command: str, seed: str = "0") -> str:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent
-    ).stdout.strip()
-    return f"`{command}` · commit {commit or 'unknown'} · {os.cpu_count()} cores ({processor()}) · seed {seed} · {date.today()}"
+def provenance(module: str, seed: str = "0") -> str:
+    """The command as it was given, and on what it ran."""
+    command = shlex.join(["python", "-m", f"benchmarks.{module}", *sys.argv[1:]])
+    return f"`{command}` · commit {commit()} · {os.cpu_count()} cores ({processor()}) · seed {seed} · {date.today()}"
+
+
+def commit() -> str:
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent)
+    return found.stdout.strip() or "unknown"
 
 
 def processor() -> str:

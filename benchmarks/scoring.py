@@ -128,8 +128,7 @@ def main() -> None:
     for side in sides.values():
         side(multiple_choice(plain, 1))  # first use of kernels
     found = {name: measure(sides, shape(plain, args.items), args.rounds) for name, shape in shapes.items()}
-    command = f"python -m benchmarks.scoring --precision {args.precision}"
-    row = {"provenance": provenance(command), "precision": args.precision, **found}
+    row = {"provenance": provenance("scoring"), "precision": args.precision, **found}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(row, indent=2) + "\n")
     lines = []

@@ -15,10 +15,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import provenance, table, write_section
+from benchmarks.results import commit, provenance, table, write_section
 
 SEEDS = range(5)
 NUM_FAMILIES = 7
+COMMIT = "commit.txt"
 PHASES = ("backbone and registry", "sweep", "gate", "comparison", "service")
 
 
@@ -38,7 +39,8 @@ def main() -> None:
             left -= 1
             run(args.recipe, seed, home)
         summaries.append((seed, json.loads(summary.read_text())))
-        rows.append(row(*summaries[-1]))
+        made_by = home / COMMIT
+        rows.append([*row(*summaries[-1]), made_by.read_text() if made_by.is_file() else "unknown"])
     headings = [
         "seed",
         "end",
@@ -51,11 +53,12 @@ def main() -> None:
         "worst family at the gate",
         "promoted",
         "minutes",
+        "commit",
     ]
     phases = table(["seed", *PHASES, "in all"], [phase_row(seed, summary) for seed, summary in summaries])
     promoted = sum(row[1] == "promoted" for row in rows)
     ends = f"{len(rows)} of {len(SEEDS)} seeds were run; {promoted} promoted an adapter, {len(rows) - promoted} promoted nothing."
-    text = f"{provenance('python -m benchmarks.sweeps', '0-4')}\n\n{ends}\n\n{table(headings, rows)}"
+    text = f"{provenance('sweeps', '0-4')}\n\n{ends}\n\n{table(headings, rows)}"
     write_section("sweeps", "Quickstarts by sweep seed", f"{text}\n\nWall time by phase:\n\n{phases}")
     print(table(headings, rows))
 
@@ -68,6 +71,7 @@ def run(recipe: Path, seed: int, home: Path) -> None:
     for part in ("study", "method"):
         text = text.replace(f"[{part}]\n", f"[{part}]\nseed = {seed}\n")
     seeded.write_text(text)
+    (home / COMMIT).write_text(commit())
     command = [sys.executable, "-m", "service.cli", "quickstart", "--recipe", str(seeded), "--home", str(home)]
     with (home / "log.txt").open("w") as log:
         code = subprocess.run(command, stdout=log, stderr=log).returncode

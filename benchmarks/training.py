@@ -101,7 +101,7 @@ def main() -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
     note = f"Ratio to TRL's faster setting: {medians['ours'] / best:.2f} (goal 1.5). "
     note += f"Peak memory of this process: {peak:.1f} GiB. {torch.get_num_threads()} threads. {args.note}".rstrip()
-    write_section("training", "Training speed against TRL", f"{provenance('python -m benchmarks.training')}\n\n{body}\n\n{note}")
+    write_section("training", "Training speed against TRL", f"{provenance('training')}\n\n{body}\n\n{note}")
     print(note)
 
 

@@ -35,11 +35,9 @@ def run_gate(
 
     All names of a round but `domain` are protected families. Every test must pass, so none needs a smaller alpha for the
     others; a claim of harm does, and gets it. The first round is always drawn, a later one only if one like the last still
-    fits into the time budget, and only for tests that are still open. With `stop_when_futile`, two rounds or more end the
-    gate as inconclusive when some test cannot be expected to pass in what is left: to stop early promotes nothing, so it
-    costs no alpha. `on_round` is told how things stand. With `before`, the gate goes on from that evidence: its rounds are
-    numbered on, its items count, and the limits are for what comes now; the report then carries the evidence that the next
-    gate can go on from.
+    fits into the time budget, and only for tests that are still open. `on_round` is told how things stand. With `before`, the
+    gate goes on from that evidence: its rounds are numbered on, its items count, and the limits are for what comes now; the
+    report then carries the evidence that the next gate can go on from.
     """
     started, last_s = clock(), 0.0
     rounds = rounds_before = before.rounds if before else 0
@@ -82,13 +80,6 @@ def run_gate(
             return so_far.model_copy(update={"stopped": "out of rounds"})
         if clock() - started + last_s > settings.time_budget_s:
             return so_far.model_copy(update={"stopped": "out of time"})
-        if settings.stop_when_futile and rounds >= 2:
-            rounds_left = settings.max_rounds - (rounds - rounds_before)
-            if last_s > 0:
-                rounds_left = min(rounds_left, int((settings.time_budget_s - (clock() - started)) / last_s))
-            items_left = {test.name: test.num_items * rounds_left // rounds for test in so_far.tests}
-            if not so_far.families or any(test.is_hopeless(items_left[test.name]) for test in so_far.tests):
-                return so_far.model_copy(update={"stopped": "futile", "items_left": items_left})
 
 
 def settled_names(tests: Sequence[FamilyVerdict]) -> frozenset[str]:

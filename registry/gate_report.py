@@ -13,7 +13,7 @@ from registry.gate_settings import GateSettings
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 Role = Literal["domain", "protected", "pooled"]
-Stopped = Literal["decided", "out of time", "out of rounds", "out of items", "futile"]
+Stopped = Literal["decided", "out of time", "out of rounds", "out of items"]
 POOLED = "all protected families"
 POOLED_SHARES = "all protected families in shares"  # where others are in nats, which no mean can join
 COLUMNS = ("test", "verdict", "backbone", "adapted", "change", "one-sided bounds", "must be above", "items", "more needed")
@@ -47,10 +47,6 @@ class FamilyVerdict(_Value):
     worst_cluster: str | None = None  # where the largest loss sits; None when no cluster lost
     worst_change: float | None = None
 
-    def is_hopeless(self, items_left: int) -> bool:
-        """Undecided, and more of the same would need more than twice the items left to pass, or never would."""
-        return self.verdict == "inconclusive" and (self.items_needed is None or self.items_needed > 2 * items_left)
-
 
 class GateReport(_Value):
     """`tests` are the domain, the protected families and, where asked for, all of them pooled."""
@@ -64,7 +60,6 @@ class GateReport(_Value):
     elapsed_s: float
     stopped: Stopped
     rounds_before: int = 0  # of `rounds`, those of earlier gates that this one went on from
-    items_left: dict[str, int] = Field(default_factory=dict)  # of a futile gate: what the rounds left would draw, by test
     details: dict[str, JsonValue] = Field(default_factory=dict)  # seeds, fingerprints, whatever names the evidence
     evidence: Evidence | None = Field(default=None, exclude=True, repr=False)  # kept beside the report, not in it
 
@@ -91,11 +86,6 @@ class GateReport(_Value):
         known = [count for count in needed if count is not None]
         return max(known, default=0) if len(known) == len(needed) else None
 
-    @property
-    def hopeless(self) -> tuple[FamilyVerdict, ...]:
-        """The tests that a futile gate was given up for."""
-        return tuple(test for test in self.tests if test.name in self.items_left and test.is_hopeless(self.items_left[test.name]))
-
     def digest(self) -> str:
         """SHA-256 of the report as canonical JSON."""
         return hashlib.sha256(self.canonical().encode()).hexdigest()
@@ -120,11 +110,6 @@ class GateReport(_Value):
         if not self.families:
             return f"{self.subject} is undecided: no protected family is measurable on this backbone, so no loss could be seen."
         open_tests = [test for test in self.tests if test.verdict == "inconclusive"]
-        if self.stopped == "futile":
-            hopeless = "; ".join(f"{t.name} ({_more(t)}, {self.items_left[t.name]} were left)" for t in self.hopeless)
-            return (
-                f"{self.subject} is undecided: given up after {self.rounds} rounds, what is left would not show it: {hopeless}."
-            )
         more = "; ".join(f"{test.name} ({_more(test)})" for test in open_tests)
         return f"{self.subject} is undecided after {self.rounds} rounds ({self.stopped}): {more}."
 

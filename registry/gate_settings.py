@@ -27,7 +27,6 @@ class GateSettings(BaseModel):
     time_budget_s: float = Field(default=3600.0, gt=0)
     round_items: int = Field(default=100, ge=1)  # a family and round
     max_rounds: int = Field(default=20, ge=1)
-    stop_when_futile: bool = False  # give up once some test would need more than twice what is left
     spans: dict[str, float] = Field(default_factory=dict)
 
     @model_validator(mode="after")

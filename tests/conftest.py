@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from gated_names import NAME
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from adapters.backbone import Backbone
+from registry.tracking import Tracking
 
 torch.set_num_threads(1)
 
@@ -59,6 +62,24 @@ def session_backbone(backbone_directory: Path) -> Backbone:
 def backbone(session_backbone: Backbone) -> Backbone:
     """float32 on the CPU. Shared by all tests: whoever attaches an adapter detaches it again."""
     return session_backbone
+
+
+@pytest.fixture(scope="session")
+def prepared_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with a registered model of four versions, made once and copied for each test."""
+    home = tmp_path_factory.mktemp("store")
+    tracking = Tracking.at(home).create()
+    with tracking.client() as client:
+        client.create_registered_model(NAME)
+        for _ in range(4):
+            client.create_model_version(NAME, source=str(home))
+    return home / "mlflow.db"
+
+
+@pytest.fixture
+def tracking(tmp_path: Path, prepared_store: Path) -> Tracking:
+    shutil.copy(prepared_store, tmp_path / "mlflow.db")
+    return Tracking.at(tmp_path)
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

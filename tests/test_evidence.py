@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from gated_names import NAME
 from test_gate import Clock
-from test_ledger import NAME, prepared_store, tracking  # noqa: F401
 
 from registry.evidence import Evidence, Share, Spent, begun
 from registry.gate import Draw, run_gate
@@ -146,7 +146,7 @@ def test_evidence_of_another_name_goes_on_with_what_alpha_this_name_has_left() -
     assert begun(first, "a", SETTINGS, spent=Spent(5, frozenset(first.start.shares))).start == first.start
 
 
-def test_evidence_is_kept_with_the_version_and_not_in_the_report(tracking: Tracking) -> None:  # noqa: F811
+def test_evidence_is_kept_with_the_version_and_not_in_the_report(tracking: Tracking) -> None:
     assert recorded_evidence(tracking, RELEASE) is None
     report = promoted(np.random.default_rng(11), 0.05, None)
     record_verdict(tracking, RELEASE, report)
@@ -156,7 +156,7 @@ def test_evidence_is_kept_with_the_version_and_not_in_the_report(tracking: Track
     assert shown is not None and shown.evidence is None and shown.digest() == report.digest()
 
 
-def test_a_gate_that_was_cut_off_begins_with_the_same_seed(tracking: Tracking) -> None:  # noqa: F811
+def test_a_gate_that_was_cut_off_begins_with_the_same_seed(tracking: Tracking) -> None:
     start = begun(None, "same", SETTINGS).start
     record_start(tracking, RELEASE, start)
     kept = recorded_evidence(tracking, RELEASE)
@@ -164,7 +164,7 @@ def test_a_gate_that_was_cut_off_begins_with_the_same_seed(tracking: Tracking) -
     assert begun(kept, "same", SETTINGS).start.seed == start.seed
 
 
-def test_evidence_that_cannot_be_read_is_drawn_again(tracking: Tracking) -> None:  # noqa: F811
+def test_evidence_that_cannot_be_read_is_drawn_again(tracking: Tracking) -> None:
     report = promoted(np.random.default_rng(12), 0.05, None)
     record_verdict(tracking, RELEASE, report)
     with tracking.client() as client:
@@ -173,7 +173,7 @@ def test_evidence_that_cannot_be_read_is_drawn_again(tracking: Tracking) -> None
     assert kept is not None and report.evidence is not None and (kept.start, kept.rounds) == (report.evidence.start, 0)
 
 
-def test_the_same_files_under_another_name_take_their_evidence_and_their_verdict_along(tracking: Tracking) -> None:  # noqa: F811
+def test_the_same_files_under_another_name_take_their_evidence_and_their_verdict_along(tracking: Tracking) -> None:
     drawn = promoted(np.random.default_rng(13), 0.05, None)
     record_verdict(tracking, RELEASE, drawn)
     with tracking.client() as client:

@@ -122,36 +122,6 @@ def test_a_gate_without_a_measurable_family_never_passes() -> None:
     assert ("boxes", "not measurable") == report.rows()[-1][:2]
 
 
-HASTY = QUICK.model_copy(update={"stop_when_futile": True})
-
-
-def test_a_futile_gate_is_given_up_after_two_rounds_and_says_why() -> None:
-    report = gate(HASTY, gain=0.0)
-    assert (report.verdict, report.stopped, report.rounds) == ("inconclusive", "futile", 2)
-    assert "given up after 2 rounds" in report.sentence and "160 were left" in report.sentence
-
-
-def test_a_test_that_needs_more_than_twice_what_is_left_is_futile() -> None:
-    narrow = HASTY.model_copy(update={"margin": 0.02, "pooled_margin": None, "max_rounds": 3})
-    report = gate(narrow)
-    assert (report.stopped, report.rounds) == ("futile", 2)
-    assert {test.name for test in report.hopeless} == set(FAMILIES)
-    assert gate(narrow.model_copy(update={"max_rounds": 20})).passed
-
-
-def test_the_time_left_counts_as_rounds_left() -> None:
-    clock = Clock()
-    settings = HASTY.model_copy(update={"margin": 0.02, "max_rounds": 1000, "time_budget_s": 300})
-    draw = drawing(dict.fromkeys(FAMILIES, 0.0), clock=clock, seconds=90.0)
-    report = run_gate(settings, draw, clock, domain="icd10", subject="medicine@1")
-    assert (report.stopped, report.items_left["boxes"]) == ("futile", 20)
-
-
-def test_a_gate_that_gets_there_is_not_given_up() -> None:
-    assert gate(HASTY).digest() == gate(QUICK).model_copy(update={"settings": HASTY}).digest()
-    assert gate(HASTY, losses={"boxes": 0.9}).verdict == "fail"
-
-
 def test_items_that_run_out_end_the_gate() -> None:
     first = drawing(dict.fromkeys(FAMILIES, 0.0), count=5)
     report = run_gate(

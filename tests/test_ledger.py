@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
-from pathlib import Path
 
-import numpy as np
 import pytest
+from gated_names import NAME, report
 
 from registry.errors import ChampionMoved, NoChampion, NothingToRollBackTo, PromotionRefused, RegistryError, UnknownRelease
-from registry.gate import run_gate
-from registry.gate_report import GateReport
-from registry.gate_settings import GateSettings
-from registry.gate_statistics import PairedItems
 from registry.ledger import Ledger, LedgerReader
 from registry.ledger_chain import DIGEST_TAG, ENTRY_TAG
 from registry.names import registered_names, resolve
@@ -22,42 +16,10 @@ from registry.status import status as status_of
 from registry.tracking import Tracking
 from registry.verdicts import record_verdict, recorded_report
 
-NAME = "medicine"
-
-
-@pytest.fixture(scope="module")
-def prepared_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with a registered model of four versions, made once and copied for each test."""
-    home = tmp_path_factory.mktemp("store")
-    tracking = Tracking.at(home).create()
-    with tracking.client() as client:
-        client.create_registered_model(NAME)
-        for _ in range(4):
-            client.create_model_version(NAME, source=str(home))
-    return home / "mlflow.db"
-
-
-@pytest.fixture
-def tracking(tmp_path: Path, prepared_store: Path) -> Tracking:
-    shutil.copy(prepared_store, tmp_path / "mlflow.db")
-    return Tracking.at(tmp_path)
-
 
 @pytest.fixture
 def ledger(tracking: Tracking) -> Ledger:
     return Ledger(tracking, NAME)
-
-
-def report(version: int, lost: float = 0.0) -> GateReport:
-    count = 400
-
-    def draw(round_index: int, settled: frozenset[str]) -> dict[str, PairedItems]:
-        names = [str(item) for item in range(count)]
-        kept = (np.arange(count) >= lost * count).astype(float)
-        gained = PairedItems.of(np.zeros(count), np.ones(count), names)
-        return {"icd10": gained, "boxes": PairedItems.of(np.ones(count), kept, names)}
-
-    return run_gate(GateSettings(max_rounds=1), draw, domain="icd10", subject=f"{NAME}@{version}")
 
 
 def test_a_passed_release_becomes_champion_and_the_alias_follows(ledger: Ledger) -> None:

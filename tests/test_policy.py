@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_ledger import NAME, prepared_store, report, tracking  # noqa: F401
+from gated_names import NAME, report
 
 from evaluation.retention import gate_measure
 from evaluation.tasks import TASKS
@@ -54,20 +54,20 @@ def test_how_items_are_drawn_does_not_bind() -> None:
     assert POLICY.model_copy(update={"round_items": 5, "time_budget_s": 1.0, "max_rounds": 1}).laxer_than(POLICY) is None
 
 
-def test_the_first_recipe_makes_the_policy_and_a_later_one_changes_nothing(tracking: Tracking) -> None:  # noqa: F811
+def test_the_first_recipe_makes_the_policy_and_a_later_one_changes_nothing(tracking: Tracking) -> None:
     assert gate_policy(tracking, NAME, POLICY, None, "") == POLICY
     assert gate_policy(tracking, NAME, POLICY.model_copy(update={"margin": 0.9}), None, "because") == POLICY
     assert len(policies(tracking, NAME)) == 1
 
 
-def test_a_stricter_file_holds_for_one_gate(tracking: Tracking, tmp_path: Path) -> None:  # noqa: F811
+def test_a_stricter_file_holds_for_one_gate(tracking: Tracking, tmp_path: Path) -> None:
     (tmp_path / "strict.toml").write_text('margin = 0.02\nprotected = ["boxes", "kinship", "calendar"]\n')
     asked = gate_policy(tracking, NAME, POLICY, tmp_path / "strict.toml", "")
     assert (asked.margin, asked.margins, asked.pooled_margin) == (0.02, {"boxes": 0.05}, 0.05)
     assert gate_policy(tracking, NAME, POLICY, None, "") == POLICY
 
 
-def test_a_laxer_file_needs_a_reason_which_stays(tracking: Tracking, tmp_path: Path) -> None:  # noqa: F811
+def test_a_laxer_file_needs_a_reason_which_stays(tracking: Tracking, tmp_path: Path) -> None:
     file = tmp_path / "lax.toml"
     file.write_text("alpha = 0.1\n")
     with pytest.raises(PolicyRefused, match=r"alpha \(0.1; the name's is 0.05\).*--reason"):
@@ -85,7 +85,7 @@ def test_a_file_that_is_no_policy_is_refused_by_name(text: str, tmp_path: Path) 
         POLICY.with_file(tmp_path / "bad.toml")
 
 
-def test_a_report_made_under_a_laxer_policy_promotes_nothing(tracking: Tracking) -> None:  # noqa: F811
+def test_a_report_made_under_a_laxer_policy_promotes_nothing(tracking: Tracking) -> None:
     set_policy(tracking, NAME, POLICY.model_copy(update={"protected": ("boxes", "kinship")}), actor="ada", reason="first")
     with pytest.raises(PolicyRefused, match="without kinship"):
         Ledger(tracking, NAME).promote(1, report(1))
@@ -94,7 +94,7 @@ def test_a_report_made_under_a_laxer_policy_promotes_nothing(tracking: Tracking)
     assert Ledger(tracking, NAME).promote(1, report(1)).void is None
 
 
-def test_a_release_of_another_domain_is_refused_by_the_way_out(tracking: Tracking) -> None:  # noqa: F811
+def test_a_release_of_another_domain_is_refused_by_the_way_out(tracking: Tracking) -> None:
     medicine = POLICY.model_copy(update={"domain": "icd10"})
     assert gate_policy(tracking, NAME, medicine, None, "") == medicine
     with pytest.raises(PolicyRefused, match="'customs' and the name's policy says 'icd10'.*--name"):
@@ -103,7 +103,7 @@ def test_a_release_of_another_domain_is_refused_by_the_way_out(tracking: Trackin
     assert easier.laxer_than(medicine) == "domain (customs; the name's is icd10)" and easier.laxer_than(POLICY) is None
 
 
-def test_a_report_on_another_domain_promotes_nothing(tracking: Tracking) -> None:  # noqa: F811
+def test_a_report_on_another_domain_promotes_nothing(tracking: Tracking) -> None:
     bound = POLICY.model_copy(update={"domain": "customs", "protected": ("boxes",), "pooled_margin": None, "margins": {}})
     set_policy(tracking, NAME, bound, actor="ada", reason="first")
     with pytest.raises(PolicyRefused, match=r"domain \(icd10; the name's is customs\)"):

@@ -8,8 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from gated_names import NAME, report
 from small_releases import random_lora
-from test_ledger import NAME, prepared_store, report, tracking  # noqa: F401
 
 from adapters.backbone import Backbone
 from engine.profile import Profile
@@ -33,13 +33,13 @@ from tuning.plan import report_plan
 from tuning.recipe import Recipe
 
 
-def test_a_version_whose_gate_failed_is_not_gated_again(tracking: Tracking, tmp_path: Path) -> None:  # noqa: F811
+def test_a_version_whose_gate_failed_is_not_gated_again(tracking: Tracking, tmp_path: Path) -> None:
     record_verdict(tracking, ReleaseName(NAME, 2), report(2, lost=0.5))
     with pytest.raises(PromotionRefused, match="stay failed"):
         promote(f"{NAME}@2", "", False, None, None, tmp_path, tracking.uri, as_json=True)
 
 
-def test_an_override_without_a_reason_is_refused_before_the_gate(tracking: Tracking, tmp_path: Path) -> None:  # noqa: F811
+def test_an_override_without_a_reason_is_refused_before_the_gate(tracking: Tracking, tmp_path: Path) -> None:
     with pytest.raises(PromotionRefused, match="needs a reason"):
         promote(f"{NAME}@3", " ", True, None, None, tmp_path, tracking.uri, as_json=True)
 

@@ -19,11 +19,12 @@ from adapters.backbone import Backbone
 from evaluation.admission import admissions
 from evaluation.tasks import FAMILIES
 from registry.tracking import Tracking
+from tuning.candidates import candidate_to_publish, stored_candidates
 from tuning.errors import BadRecipe, NothingToPublish, StudyMismatch, SweepRefused, SweepStopped
 from tuning.isolation import ChildDied, run_isolated
 from tuning.objective import POOLED, ScaleScore, constraints, in_order, tolerance
 from tuning.recipe import Recipe
-from tuning.study import Event, Sweep, candidate_to_publish, stored_candidates
+from tuning.study import Event, Sweep
 from tuning.trial import Job
 
 

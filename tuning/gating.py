@@ -74,9 +74,7 @@ def check_tasks(manifest: Manifest, subject: str) -> None:
             check_unchanged(recorded, task_named(name), subject)
 
 
-def gate_settings(
-    asked: Recipe | Policy, num_candidates: int = 1, time_budget_s: float | None = None, stop_when_futile: bool = False
-) -> GateSettings:
+def gate_settings(asked: Recipe | Policy, num_candidates: int = 1, time_budget_s: float | None = None) -> GateSettings:
     """What the name's policy asks for, or the recipe where there is none yet."""
     policy = recipe_policy(asked) if isinstance(asked, Recipe) else asked
     measures = {task.name: gate_measure(task) for task in map(task_named, policy.protected)}
@@ -91,7 +89,6 @@ def gate_settings(
         time_budget_s=policy.time_budget_s if time_budget_s is None else time_budget_s,
         round_items=policy.round_items,
         max_rounds=policy.max_rounds,
-        stop_when_futile=stop_when_futile,
         spans={name: MAX_NATS for name, measure in measures.items() if not measure.unit.startswith("share")},
     )
 

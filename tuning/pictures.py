@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import optuna
 
 if TYPE_CHECKING:
-    from tuning.study import Candidate
+    from tuning.candidates import Candidate
 
 
 def pareto_picture(study: optuna.Study, candidates: Sequence[Candidate], file: Path) -> Path:

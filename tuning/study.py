@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,16 @@ from optuna.trial import FrozenTrial, TrialState
 from adapters.spec import Choices, Range
 from registry.errors import RegistryUnreachable, StoreRefused
 from registry.tracking import RunStatus, Tracking
-from tuning.errors import BadRecipe, DamagedStudy, NothingToPublish, StudyMismatch, SweepRefused, SweepStopped
+from tuning.candidates import DIRECTORY_KEY, SCORE_KEY, Candidate, candidates_of, readable
+from tuning.errors import BadRecipe, StudyMismatch, SweepRefused, SweepStopped
 from tuning.isolation import ChildDied, available_threads, prepare, run_isolated
 from tuning.recipe import Recipe
 from tuning.records import RUN_KEY, Records
 from tuning.space import Value, defaults, narrowed, suggest
-from tuning.trial import ADAPTER, Job, Outcome
+from tuning.trial import Job, Outcome
 
 MAX_RETRIES, MAX_DEAD = 1, 3  # of one trial; of trials in a row, before the sweep stops
-SEARCH_KEY, DIRECTORY_KEY, SCORE_KEY, FAMILIES_KEY = "search_digest", "directory", "score", "not_measurable"
+SEARCH_KEY, FAMILIES_KEY = "search_digest", "not_measurable"  # user attributes of a study
 _NUM_OBJECTIVES = {"pareto": 2, "constrained": 1}
 
 
@@ -39,29 +40,6 @@ class Event:
     text: str = ""
     score: dict[str, Any] | None = None
     params: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A finished trial that may be published."""
-
-    trial: int
-    directory: Path
-    params: dict[str, Any]
-    score: dict[str, Any]
-    run_id: str | None
-
-    @property
-    def feasible(self) -> bool:
-        return bool(self.score["feasible"])
-
-    @property
-    def domain_gain(self) -> float:
-        return float(self.score["chosen"]["domain_gain"])
-
-    @property
-    def retention(self) -> float:
-        return float(self.score["retention"])
 
 
 @dataclass(frozen=True)
@@ -93,7 +71,7 @@ class Sweep:
             self.tracking.create()
         self.directory.mkdir(parents=True, exist_ok=True)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        with _readable(self.directory / "optuna.db"):
+        with readable(self.directory / "optuna.db"):
             return self._joined(points, resume)
 
     def _points(self) -> list[dict[str, Value]]:
@@ -164,7 +142,7 @@ class Sweep:
 
     def candidates(self, study: optuna.Study) -> list[Candidate]:
         """Finished trials, the one to gate first at the front: feasible ones by gain, then the rest by retention."""
-        return in_order([_candidate(trial) for trial in study.get_trials(states=(TrialState.COMPLETE,))])
+        return candidates_of(study)
 
     def has_time(self, study: optuna.Study, spent_s: float) -> bool:
         """Whether another trial may start."""
@@ -278,74 +256,6 @@ class Sweep:
         records.close(tags, table, picture, status)
 
 
-def in_order(candidates: list[Candidate]) -> list[Candidate]:
-    """Feasible ones first: of those within one standard error of the largest gain, the one that loses least; then the rest.
-
-    Those that are not feasible follow by retention.
-    """
-    largest = max((c.domain_gain for c in candidates if c.feasible), default=0.0)
-
-    def rank(candidate: Candidate) -> tuple[bool, bool, float, float]:
-        near = candidate.domain_gain + float(candidate.score["chosen"]["gain_stderr"]) >= largest
-        return candidate.feasible, candidate.feasible and near, candidate.retention, candidate.domain_gain
-
-    return sorted(candidates, key=rank, reverse=True)
-
-
-def stored_candidates(home: Path, name: str) -> list[Candidate]:
-    """The finished trials of a study by its name, best first; empty when there is no such study."""
-    file = home / "studies" / name / "optuna.db"
-    if not file.is_file():
-        return []
-    storage = f"sqlite:///{file}"
-    with _readable(file):
-        if name not in optuna.study.get_all_study_names(storage):  # a sweep that was refused leaves the file alone
-            return []
-        study = optuna.load_study(study_name=name, storage=storage)
-        return in_order([_candidate(trial) for trial in study.get_trials(states=(TrialState.COMPLETE,))])
-
-
-@contextmanager
-def _readable(file: Path) -> Iterator[None]:
-    """What Optuna cannot read of the file is DamagedStudy."""
-    from optuna.exceptions import StorageInternalError
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except (SQLAlchemyError, StorageInternalError) as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise DamagedStudy(
-            f"A study is an SQLite database that Optuna wrote, but {file} cannot be read as one ({reason}). "
-            f"Restore it from a copy, or move {file.parent} away and sweep again."
-        ) from error
-
-
-def candidate_to_publish(home: Path, name: str, trial: int | None = None) -> Candidate:
-    """The study's best trial, which must be feasible, or the named one, which need not be: the gate decides."""
-    found = stored_candidates(home, name)
-    if not found:
-        raise NothingToPublish(
-            f"publish takes a directory with a manifest.json, or a study with a finished trial, but {name!r} is neither. "
-            f"Studies are in {home / 'studies'}."
-        )
-    if trial is not None:
-        named = [candidate for candidate in found if candidate.trial == trial]
-        if not named:
-            numbers = ", ".join(str(number) for number in sorted(candidate.trial for candidate in found))
-            raise NothingToPublish(f"Trial {trial} of the study {name!r} did not finish. Finished: {numbers}.")
-        return named[0]
-    best = found[0]
-    if not best.feasible:
-        family, excess = max(best.score["constraints"].items(), key=lambda item: float(item[1]))
-        raise NothingToPublish(
-            f"publish takes a trial that kept every protected family, but no trial of {name!r} did: the best, {best.trial}, "
-            f"exceeds the margin of {family} by {excess:.1f} margins. Sweep on with --resume and more trials, or publish it as a "
-            f"candidate all the same with --trial {best.trial}: the gate decides."
-        )
-    return best
-
-
 def _outside(mark: Range | Choices, value: Value) -> str | None:
     """What is searched, where the value is not in it: Optuna would quietly draw another."""
     if isinstance(mark, Choices):
@@ -377,12 +287,6 @@ def trials_table(study: optuna.Study) -> list[dict[str, Any]]:
         }
         for trial in study.trials
     ]
-
-
-def _candidate(trial: FrozenTrial) -> Candidate:
-    attributes = trial.user_attrs
-    directory = Path(attributes[DIRECTORY_KEY]) / ADAPTER
-    return Candidate(trial.number, directory, trial.params, attributes[SCORE_KEY], attributes.get(RUN_KEY))
 
 
 def _try_again(study: optuna.Study, trial: FrozenTrial) -> bool:

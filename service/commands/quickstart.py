@@ -30,10 +30,11 @@ from service.lease import served_id
 from service.serve import Server, start_server
 from service.settings import Settings
 from service.sweep_view import clock
+from tuning.candidates import Candidate, stored_candidates
 from tuning.comparison import Comparison, compare
 from tuning.objective import POOLED
 from tuning.recipe import Recipe
-from tuning.study import Candidate, Sweep, stored_candidates
+from tuning.study import Sweep
 
 if TYPE_CHECKING:
     from evaluation.task import Example

@@ -251,7 +251,7 @@ def _source(source: str, home: Path, trial: int | None) -> tuple[Path, str | Non
         return directory, None
     if (directory / "adapter" / "manifest.json").is_file():
         return directory / "adapter", None
-    from tuning.study import candidate_to_publish
+    from tuning.candidates import candidate_to_publish
 
     chosen = candidate_to_publish(home, source, trial)
     return chosen.directory, chosen.run_id

@@ -10,8 +10,9 @@ from evaluation.tasks import task_named
 from registry.home import home_directory
 from registry.tracking import Tracking
 from service.sweep_view import LinesView, TableView
+from tuning.candidates import Candidate
 from tuning.recipe import Recipe
-from tuning.study import Candidate, Sweep
+from tuning.study import Sweep
 
 
 def tune(
