@@ -5,11 +5,22 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_study import admit
 
 from adapters.backbone import Backbone
+from registry.gate import run_gate
+from registry.gate_report import GateReport
+from registry.gate_settings import GateSettings
+from registry.gate_statistics import PairedItems
+from registry.ledger import Ledger
+from registry.policy import Policy
+from registry.release import Release
+from registry.tracking import Tracking
+from registry.verdicts import record_verdict
 from service.commands.quickstart import NOTHING_PASSED, quickstart
+from tuning.candidates import Candidate
 
 RECIPE = """
 name = "tiny"
@@ -58,3 +69,57 @@ def test_when_nothing_passes_the_backbone_is_served_and_a_second_run_goes_on(
     again = json.loads((home / "quickstart.json").read_text())
     assert (home / "studies" / "tiny" / "trials.json").read_text() == table
     assert again["seconds"]["sweep"] < first["seconds"]["sweep"]
+
+
+COUNT = 1000  # of items in the round of a gate that passes
+
+
+def passing(
+    tracking: Tracking,
+    release: Release,
+    engine: object,
+    backbone: object,
+    settings: GateSettings,
+    policy: Policy,
+    *others: object,
+) -> GateReport:
+    """The gate's statistics on items that every family kept and the domain gained."""
+
+    def draw(number: int, settled: frozenset[str]) -> dict[str, PairedItems]:
+        names = [f"{number}-{item}" for item in range(COUNT)]
+        zeros, ones = np.zeros(COUNT), np.ones(COUNT)
+        kept = {family: PairedItems.of(ones, ones, names) for family in policy.protected}
+        return {policy.domain: PairedItems.of(zeros, ones, names), **kept}
+
+    named = release.full_name
+    report = run_gate(settings, draw, domain=policy.domain, subject=str(named), details={"policy": policy.digest()})
+    record_verdict(tracking, named, report)
+    return report
+
+
+@pytest.mark.slow
+def test_what_passes_is_promoted_compared_and_served_and_a_second_run_keeps_it(
+    backbone_directory: Path,
+    session_backbone: Backbone,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # What a random backbone gains and keeps is chance: the candidate and the items of the gate are given, all else is run.
+    monkeypatch.setattr(Candidate, "feasible", property(lambda self: True))
+    monkeypatch.setattr(Candidate, "domain_gain", property(lambda self: 0.1))
+    monkeypatch.setattr("service.commands.quickstart.gate_release", passing)
+    home, recipe = tmp_path / "home", tmp_path / "tiny.toml"
+    recipe.write_text(RECIPE.format(backbone=backbone_directory))
+    for family in ("arithmetic", "ordering"):
+        admit(session_backbone, home, family)
+    assert quickstart(home, recipe, keep_serving=False) == 0
+    said, figures = capsys.readouterr().out, json.loads((home / "quickstart.json").read_text())
+    assert "2 answers from http://127.0.0.1:" in said and "Summary" in said
+    assert figures["promoted"] == "tiny@1" and figures["comparison"]["items"] > 0
+    assert Ledger(Tracking.at(home), "tiny").champion_version() == 1
+
+    assert quickstart(home, recipe, keep_serving=False) == 0
+    again = json.loads((home / "quickstart.json").read_text())
+    assert (again["promoted"], again["comparison"], again["trials"]) == ("tiny@1", figures["comparison"], 2)
+    assert again["gate_gain"] == figures["gate_gain"] == 1.0
