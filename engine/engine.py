@@ -76,8 +76,16 @@ class EngineStats:
     running: int = 0
     waiting: int = 0
     generated_tokens: Mapping[str, int] = field(default_factory=dict)  # by profile name, "" is the backbone
+    prompt_tokens: int = (
+        0  # tokens of prompts, soft thoughts among them, that went through a forward for `complete` or `generate`
+    )
     scored_tokens: int = 0  # tokens that went through a forward for `score`
     scored_tokens_unshared: int = 0  # tokens that a plain loop of forwards would have needed
+
+    @property
+    def forward_tokens(self) -> int:
+        """All that went through a forward so far."""
+        return self.prompt_tokens + sum(self.generated_tokens.values()) + self.scored_tokens
 
 
 class Engine(Protocol):

@@ -27,6 +27,7 @@ class Scheduler:
         self.waiting: deque[Row] = deque()
         self.running: list[Row] = []
         self.generated: Counter[str] = Counter()
+        self.prefilled = 0  # tokens
         self._cache = RowCache(twin.num_layers, twin.dtype)
 
     @property
@@ -88,6 +89,7 @@ class Scheduler:
     def _prefill(self, joining: Sequence[Row]) -> None:
         lengths = [len(row.prompt.ids) for row in joining]
         width, device = max(lengths), self._twin.device
+        self.prefilled += sum(lengths)
         self._cache.reserve(len(self.running) + len(joining), max(row.max_length for row in joining))
         with self._twin.running(), self._bank.rows([row.name for row in joining]):
             embeds_BTH = pad_sequence([row.prompt.embed(self._twin.embeddings) for row in joining], batch_first=True)

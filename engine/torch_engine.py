@@ -63,7 +63,7 @@ class TorchEngine:
         self._scheduler = Scheduler(self._twin, self._bank, *self._limits)
         self._loop: StepLoop | None = None
         self._generated: Counter[str] = Counter()
-        self._scored = self._scored_unshared = 0
+        self._prefilled = self._scored = self._scored_unshared = 0
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -131,6 +131,7 @@ class TorchEngine:
                 while scheduler.is_busy:
                     scheduler.step()
                 self._generated.update(scheduler.generated)
+                self._prefilled += scheduler.prefilled
         return [row.completion() for row in rows]
 
     def score(self, continuations: Sequence[Continuation], profile: str | None = None) -> list[tuple[float, ...]]:
@@ -151,6 +152,7 @@ class TorchEngine:
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting),
             generated_tokens=dict(self._generated + self._scheduler.generated),
+            prompt_tokens=self._prefilled + self._scheduler.prefilled,
             scored_tokens=self._scored,
             scored_tokens_unshared=self._scored_unshared,
         )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from evaluation.statistics import PairedChange, paired_change
 from evaluation.task import Example, Task, reasoning_prompt
 
 Role = Literal["domain", "protected", "report"]
+T = TypeVar("T")
+LEAST_PAIRED = 8  # items, where some are not measurable
+UNKNOWN = PairedChange(math.nan, math.nan, math.nan, math.nan, 0, 0, 0.95, ())
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,13 @@ class Planned:
 
 @dataclass(frozen=True)
 class Row:
+    """`change` is over the items that are measurable on both sides; `not_measurable` says why it is of no item at all."""
+
     planned: Planned
     base: Readings
     adapted: Readings
     change: PairedChange
+    not_measurable: str = ""
 
     @property
     def unit(self) -> str:
@@ -59,13 +65,15 @@ class Row:
             "unit": self.unit,
             "task": self.planned.task.name,
             "role": self.planned.role,
-            "base": self.base.mean,
-            "adapted": self.adapted.mean,
-            "change": self.change.mean,
-            "low": self.change.low,
-            "high": self.change.high,
-            "stderr": None if math.isnan(self.change.stderr) else self.change.stderr,
+            "not_measurable": self.not_measurable or None,
+            "base": _defined(self.base.mean),
+            "adapted": _defined(self.adapted.mean),
+            "change": _defined(self.change.mean),
+            "low": _defined(self.change.low),
+            "high": _defined(self.change.high),
+            "stderr": _defined(self.change.stderr),
             "n": self.change.n,
+            "tokens": self.base.tokens + self.adapted.tokens,
             "base_parts": means(self.base),
             "adapted_parts": means(self.adapted),
             "summary": dict(self.summary),
@@ -126,13 +134,29 @@ def _read(
         found[index] = readings
     for index, p in enumerate(plan):
         if known[index] is None and found[index] is None:
-            found[index] = p.measure.read(engine, backbone, profile, p.task, p.examples)
+            before = engine.stats().forward_tokens
+            readings = p.measure.read(engine, backbone, profile, p.task, p.examples)
+            found[index] = replace(readings, tokens=engine.stats().forward_tokens - before)
     return found
 
 
 def _row(planned: Planned, base: Readings | None, adapted: Readings | None) -> Row:
     assert base is not None and adapted is not None
-    return Row(planned, base, adapted, paired_change(base.values, adapted.values, base.clusters))
+    both = [i for i, pair in enumerate(zip(base.values, adapted.values, strict=True)) if not any(map(math.isnan, pair))]
+    reason = base.reason or adapted.reason
+    if not reason and len(both) < len(base.values) and len(both) < LEAST_PAIRED:
+        reason = f"{len(both)} of {len(base.values)} items are measurable on both sides, not {LEAST_PAIRED}"
+    if reason:
+        return Row(planned, base, adapted, UNKNOWN, reason)
+
+    def chosen(values: Sequence[T]) -> list[T]:
+        return [values[i] for i in both]
+
+    return Row(planned, base, adapted, paired_change(chosen(base.values), chosen(adapted.values), chosen(base.clusters)))
+
+
+def _defined(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def forward_kl(engine: Engine, backbone: Backbone, profile: str, examples: Sequence[Example], max_new_tokens: int = 48) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -13,7 +14,11 @@ from evaluation.task import Example, Task
 
 @dataclass(frozen=True)
 class Readings:
-    """One value an item, in the order of the items. `parts` hold what the value was made of, item by item."""
+    """One value an item, in the order of the items. `parts` hold what the value was made of, item by item.
+
+    NaN says that this item cannot show what is measured under this profile (an answer that is wrong with its whole trace does not
+    show whether it depends on it); `reason` says why none of them can, where that is so. Neither is ever read as kept or as lost.
+    """
 
     measure: str
     task: str
@@ -22,6 +27,8 @@ class Readings:
     clusters: tuple[str, ...]  # items of one cluster are not independent
     unit: str
     parts: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    reason: str = ""  # why nothing is measurable here; empty when something is
+    tokens: int = 0  # that went through a forward for it
 
     @classmethod
     def of(
@@ -32,6 +39,7 @@ class Readings:
         values: Iterable[float],
         parts: Mapping[str, Iterable[float]] | None = None,
         unit: str | None = None,
+        reason: str = "",
     ) -> Readings:
         """What a measure read of a task's items, in the measure's unit unless the task has another."""
         return cls(
@@ -42,15 +50,16 @@ class Readings:
             tuple(example.group for example in examples),
             unit or measure.unit,
             {name: tuple(found) for name, found in (parts or {}).items()},
+            reason,
         )
 
     @property
     def mean(self) -> float:
-        return sum(self.values) / len(self.values) if self.values else float("nan")
+        """Over the items that are measurable; NaN when none is."""
+        return _mean(self.values)
 
     def part_mean(self, name: str) -> float:
-        values = self.parts[name]
-        return sum(values) / len(values) if values else float("nan")
+        return _mean(self.parts[name])
 
 
 @runtime_checkable
@@ -78,3 +87,8 @@ class Summarising(Measure, Protocol):
     def summary(self, base: Readings, adapted: Readings) -> Mapping[str, float | None]:
         """By name; None where the items leave a number undefined."""
         ...
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else float("nan")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adapters.backbone import Backbone
 from engine.engine import Completion, Engine, GenerationRequest
@@ -79,4 +79,9 @@ def write_all(
     """The readings of several tasks, written in shared batches: a few long batches take less time than many short ones."""
     requests = [measure.requests(backbone, profile, examples) for measure, _, examples in tasks]
     completions = iter(engine.complete([request for one_task in requests for request in one_task]))
-    return [measure.judged(task, examples, [next(completions) for _ in examples]) for measure, task, examples in tasks]
+    found = []
+    for measure, task, examples in tasks:
+        own = [next(completions) for _ in examples]
+        tokens = sum(completion.prompt_tokens + len(completion.token_ids) for completion in own)
+        found.append(replace(measure.judged(task, examples, own), tokens=tokens))
+    return found

@@ -86,6 +86,9 @@ def table(rows: Sequence[Row], title: str) -> Table:
         made.add_column(heading)
     for row in rows:
         change = row.change
+        if row.not_measurable:
+            made.add_row(row.planned.task.name, row.planned.measure.name, *["-"] * 6, f"not measurable: {row.not_measurable}")
+            continue
         made.add_row(
             row.planned.task.name,
             row.planned.measure.name,
