@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from toy_engine import Mind, ToyEngine
 
 from adapters.backbone import Backbone
-from evaluation.measures.information_gain import InformationGain, leaking_step, swaps
+from evaluation.measures.information_gain import InformationGain, TwoCauses, leaking_step, swaps
 from evaluation.statistics import paired_change
 from evaluation.task import Example
 from evaluation.tasks import FAMILIES
@@ -116,3 +118,33 @@ def test_a_swapped_trace_is_anothers_of_like_length_without_this_answer() -> Non
 def test_one_example_has_nothing_to_swap_with(backbone: Backbone, examples: list[Example]) -> None:
     with pytest.raises(ValueError, match="two or more"):
         SELF.read(ToyEngine(backbone, examples), backbone, None, TASK, examples[:1])
+
+
+def test_a_step_has_a_gain_of_its_own_and_none_where_the_trace_has_ended(backbone: Backbone, examples: list[Example]) -> None:
+    parts = SELF.read(ToyEngine(backbone, examples), backbone, None, TASK, examples).parts
+    for index, example in enumerate(examples):
+        gains = [parts[f"step_{number}"][index] for number in range(1, 5)]
+        known = [gain for gain in gains if not math.isnan(gain)]
+        assert len(known) == len(example.steps) and sum(known) == pytest.approx(parts["total"][index])
+
+
+def test_the_verifier_accepts_every_step_of_a_mind_that_solves_and_none_of_one_that_does_not(
+    backbone: Backbone, examples: list[Example]
+) -> None:
+    engine = ToyEngine(backbone, examples)
+    engine.think("lost", Mind(solves=False))
+    right, wrong = (EXTERNAL.read(engine, backbone, name, TASK, examples).parts["knowledge_index"] for name in (None, "lost"))
+    assert set(right) == {1.0}
+    assert not any(share > 0 for share in wrong)
+
+
+def test_an_answer_that_is_known_without_steps_is_told_from_steps_that_lost_their_worth(
+    backbone: Backbone, examples: list[Example]
+) -> None:
+    engine = ToyEngine(backbone, examples)
+    engine.think("memorised", Mind(reads_steps=False))  # as sure before the first step as half of them would make it
+    engine.think("hollow", Mind(certainty=0.3))
+    base, memorised, hollow = (SELF.read(engine, backbone, name, TASK, examples) for name in (None, "memorised", "hollow"))
+    known, lost, same = (TwoCauses.of(base, other) for other in (memorised, hollow, base))
+    assert known.memorised and lost.hollowed and not lost.memorised
+    assert not same.memorised and not same.hollowed and SELF.summary(base, base)["length_ratio"] == 1.0

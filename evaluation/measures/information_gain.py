@@ -5,12 +5,17 @@ total, the number of steps and the trace's length are always beside the per-step
 item's trace of like length gives where that is a gain: any text in the right form may make an answer likelier. That a wrong trace
 makes the right answer less likely is no reason to add to it. The gain before the step that states the answer stands in the parts:
 it is not the value, because a good reader of half a chain answers with the intermediate result.
+
+A gain that fell has two causes that must not be confused: the answer was known before any step (l_0 rose: it was memorised), or
+the steps lost their worth (l_t fell). `TwoCauses` tells them apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from adapters.backbone import Backbone
@@ -18,7 +23,9 @@ from engine.engine import Continuation, Engine, GenerationRequest
 from evaluation.errors import DataError
 from evaluation.measure import Readings
 from evaluation.measures.generation import MAX_NEW_TOKENS
+from evaluation.statistics import PairedChange, paired_change
 from evaluation.task import Example, Task, comparable, question_text, reasoning_prompt, trace_of
+from evaluation.tasks.generated import GeneratedTask
 
 INFORMATIVE = 0.05  # nats per answer token that a step must add to count as informative
 # Below this an answer is hopeless, and how hopeless says nothing: a broken reader's -17 and -14 would look like a gain.
@@ -32,13 +39,15 @@ class InformationGain:
     Two questions: does the profile write traces that tell another reader something (external, own), and does it still use a trace
     that it is given (self, gold)? A profile that writes no step gains nothing.
 
-    Parts, in nats per answer token: l_0, l_t, total, per_step, preleak (before the answer is stated), control (the total under a
-    swapped trace of like length); and informative (share of the steps), num_steps, trace_tokens. Every l_i is at least -5.
+    Parts, in nats per answer token: l_0, l_t, total, per_step, per_token, preleak (before the answer is stated), control (the
+    total under a swapped trace of like length), step_1, step_2, ... (each step's own gain); and informative (share of the steps),
+    knowledge_index (share of the steps that the task's verifier accepts), num_steps, trace_tokens. Every l_i is at least -5. What
+    an item does not have (a third step, a verifier) is NaN.
     """
 
     scorer: Literal["external", "self"] = "self"
     traces: Literal["own", "gold"] = "gold"
-    version: int = 4
+    version: int = 5
     unit: str = "nats per answer token"
 
     def __post_init__(self) -> None:
@@ -60,7 +69,11 @@ class InformationGain:
         reader = profile if self.scorer == "self" else None
         right = staircases(engine, backbone, reader, examples, traces)
         wrong = staircases(engine, backbone, reader, examples, [traces[index] for index in partners])
-        rows = [_row(backbone, *row) for row in zip(examples, traces, right, wrong, strict=True)]
+        rows = [_row(backbone, task, *row) for row in zip(examples, traces, right, wrong, strict=True)]
+        most = max(len(steps) for steps in traces)
+        for row, staircase in zip(rows, right, strict=True):
+            gains = _gains(staircase)
+            row |= {f"step_{number + 1}": gains[number] if number < len(gains) else math.nan for number in range(most)}
         return Readings.of(
             self,
             task,
@@ -68,6 +81,37 @@ class InformationGain:
             tuple(row["total"] - max(0.0, row["control"]) for row in rows),
             {name: tuple(row[name] for row in rows) for name in rows[0]},
         )
+
+    def summary(self, base: Readings, adapted: Readings) -> Mapping[str, float | None]:
+        """Why the gain changed, with 95 % intervals, and the trace's length, without which no gain per step means anything."""
+        causes = TwoCauses.of(base, adapted)
+        found: dict[str, float | None] = {}
+        for name, change in (("l_0", causes.before), ("l_t", causes.after)):
+            found |= {f"change_{name}": change.mean, f"change_{name}_low": change.low, f"change_{name}_high": change.high}
+        lengths = base.part_mean("trace_tokens"), adapted.part_mean("trace_tokens")
+        return found | {"length_ratio": lengths[1] / lengths[0] if lengths[0] else None}
+
+
+@dataclass(frozen=True)
+class TwoCauses:
+    """What became of the gold answer's log-probability before any step (l_0) and after all of them (l_t), in nats per token."""
+
+    before: PairedChange
+    after: PairedChange
+
+    @classmethod
+    def of(cls, base: Readings, adapted: Readings) -> TwoCauses:
+        return cls(*(paired_change(base.parts[name], adapted.parts[name], base.clusters) for name in ("l_0", "l_t")))
+
+    @property
+    def memorised(self) -> bool:
+        """The answer is likelier without any step."""
+        return self.before.low > 0
+
+    @property
+    def hollowed(self) -> bool:
+        """The answer is less likely after all steps."""
+        return self.after.high < 0
 
 
 def staircases(
@@ -104,20 +148,30 @@ def _gold(task: Task, examples: Sequence[Example]) -> list[tuple[str, ...]]:
     return [example.steps for example in examples]
 
 
-def _row(backbone: Backbone, example: Example, steps: Sequence[str], right: list[float], wrong: list[float]) -> dict[str, float]:
-    count, leak = len(steps), leaking_step(steps, example)
-    gains = [after - before for before, after in zip(right, right[1:], strict=False)]
+def _row(
+    backbone: Backbone, task: Task, example: Example, steps: Sequence[str], right: list[float], wrong: list[float]
+) -> dict[str, float]:
+    count, leak, gains = len(steps), leaking_step(steps, example), _gains(right)
+    num_tokens = sum(len(backbone.encode(f"{step}\n")) for step in steps)
     return {
         "l_0": right[0],
         "l_t": right[-1],
         "total": right[-1] - right[0],
         "per_step": (right[-1] - right[0]) / max(1, count),
+        "per_token": (right[-1] - right[0]) / max(1, num_tokens),
         "preleak": right[leak] - right[0],
         "control": wrong[-1] - wrong[0] if count else 0.0,
         "informative": sum(gain > INFORMATIVE for gain in gains) / max(1, count),
+        "knowledge_index": task.check(example, "\n".join(steps)).validity
+        if isinstance(task, GeneratedTask) and count
+        else math.nan,
         "num_steps": float(count),
-        "trace_tokens": float(sum(len(backbone.encode(f"{step}\n")) for step in steps)),
+        "trace_tokens": float(num_tokens),
     }
+
+
+def _gains(staircase: Sequence[float]) -> list[float]:
+    return [after - before for before, after in pairwise(staircase)]
 
 
 def leaking_step(steps: Sequence[str], example: Example) -> int:
