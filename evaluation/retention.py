@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from evaluation.measure import Measure
 from evaluation.measures import MEASURES
 from evaluation.task import Task
+from evaluation.tasks.generated import GeneratedTask
 
 # What loss is tolerable when a recipe says nothing, by the unit of the measure.
 DEFAULT_MARGINS = {
@@ -15,7 +16,8 @@ DEFAULT_MARGINS = {
     "share right": 0.05,
     "nats": 0.5,  # of a minimal pair's margin, which is several
 }
-# Minimal pairs are a choice and a passage has a likelihood; every other task is written step by step.
+# Minimal pairs are a choice and a passage has a likelihood; a task with options is answered by the likeliest; every other task is
+# written step by step.
 _READ_ONLY = {"grammar": ("pair_margin", "pair_preference"), "text": ("text_likelihood", "text_likelihood")}  # search, gate
 
 
@@ -26,11 +28,17 @@ def search_measure(task: Task) -> Measure:
 
 def gate_measure(task: Task) -> Measure:
     """What the gate guards a protected task by: what is written, where the task is written."""
-    return MEASURES[_READ_ONLY.get(task.name, ("", "generation"))[1]]
+    written = "generation" if is_written(task) else "choice_accuracy"
+    return MEASURES[_READ_ONLY.get(task.name, ("", written))[1]]
 
 
 def is_written(task: Task) -> bool:
-    return task.name not in _READ_ONLY
+    return task.name not in _READ_ONLY and not _has_options(task)
+
+
+def _has_options(task: Task) -> bool:
+    """Whether the first example has, as a domain's examples all have or all have not."""
+    return not isinstance(task, GeneratedTask) and any(example.choices for example in task.examples("search", 1))
 
 
 def capped_retention(changes: Mapping[str, float], margins: Mapping[str, float]) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,6 +52,7 @@ class Policy(_Value):
     domain_items: int = Field(ge=1)
     max_rounds: int = Field(ge=1)
     time_budget_s: float = Field(gt=0)
+    earlier_domains: bool = True  # what other names serve on the same backbone is protected too
 
     @field_validator("margins")
     @classmethod
@@ -86,6 +87,10 @@ class Policy(_Value):
     def margin_of(self, family: str) -> float:
         return self.margins.get(family, self.nats_margin if family in IN_NATS else self.margin)
 
+    def protecting(self, more: Iterable[str]) -> Policy:
+        """With these families too: stricter."""
+        return self.model_copy(update={"protected": tuple(dict.fromkeys((*self.protected, *more)))})
+
     def digest(self) -> str:
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
@@ -96,6 +101,8 @@ class Policy(_Value):
         missing = [family for family in other.protected if family not in self.protected]
         if missing:
             return f"protected (without {', '.join(missing)}; the name protects {', '.join(other.protected)})"
+        if other.earlier_domains and not self.earlier_domains:
+            return "earlier_domains (false; the name's is true)"
         pairs: list[tuple[str, float | None, float | None]] = [
             (f"the margin of {family}", self.margin_of(family), other.margin_of(family)) for family in other.protected
         ]

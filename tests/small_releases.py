@@ -36,21 +36,26 @@ def random_thoughts(backbone: Backbone, seed: int) -> SoftCoT:
 
 
 def write_release(
-    directory: Path, backbone: Backbone, *adapters: Adapter, fingerprint: str | None = None, policy: DecodingPolicy | None = None
+    directory: Path,
+    backbone: Backbone,
+    *adapters: Adapter,
+    fingerprint: str | None = None,
+    policy: DecodingPolicy | None = None,
+    domain: str | None = None,
 ) -> Manifest:
     """The files of a release; `fingerprint` claims another backbone."""
     Profile(adapters, policy or DecodingPolicy()).save(directory)
-    return complete(directory, backbone, fingerprint)
+    return complete(directory, backbone, fingerprint, domain)
 
 
-def complete(directory: Path, backbone: Backbone, fingerprint: str | None = None) -> Manifest:
+def complete(directory: Path, backbone: Backbone, fingerprint: str | None = None, domain: str | None = None) -> Manifest:
     """Writes manifest and card over the adapter files that are there."""
     nothing = TrainingHashes(frozenset(), frozenset())
     return write_manifest(
         directory,
         backbone=BackboneIdentity(name=backbone.name, fingerprint=fingerprint or backbone.fingerprint, dtype="float32"),
         profile=ProfileDescription(adapters=("lora",)),
-        recipe={"name": "small"},
+        recipe={"name": "small", **({"domain": domain} if domain else {})},
         task={"name": "small"},
         data_digests={},
         lock_digest="0" * 64,

@@ -73,6 +73,7 @@ class GateRecipe(Spec):
     domain_items: int = Field(default=400, ge=8)
     candidates: int = Field(default=3, ge=1, le=3)
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
+    earlier_domains: bool = True  # what other names serve on the same backbone is protected too
 
 
 class Recipe(Spec):

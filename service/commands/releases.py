@@ -111,11 +111,17 @@ def gate_release(
 
     A fresh gate spends what the name has left of alpha since its last promotion; see registry.evidence.
     """
+    from registry.earlier import earlier_domains
     from registry.evidence import Spent
     from registry.verdicts import record_start, record_verdict, recorded_evidence, taken_shares
     from tuning.gating import Subject, gate
 
     named = release.full_name
+    if policy.earlier_domains:
+        found = earlier_domains(tracking, release.name, backbone.fingerprint, str(release.manifest.recipe.get("domain")))
+        for domain, champion in found.items():
+            console.print(f"{domain} is served by {champion} on this backbone, and protected too", highlight=False)
+        policy = policy.protecting(found)
     report = gate(
         Subject(str(named), release.directory, release.manifest),
         engine,

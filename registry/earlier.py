@@ -1,0 +1,37 @@
+"""Earlier domains: what other names already serve on the same backbone, and a new release must not make it worse at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from registry.errors import NoChampion
+from registry.ledger import Ledger
+from registry.manifest import Manifest
+from registry.names import ReleaseName, registered_names
+from registry.release import load_release
+from registry.tracking import Tracking
+
+
+def earlier_domains(tracking: Tracking, name: str, fingerprint: str, domain: str) -> Mapping[str, ReleaseName]:
+    """By the domain as its recipe names it (a built-in task or a TOML): a champion that serves it, names in their order.
+
+    Champions of other backbones, of the name itself and of the same domain are none.
+    """
+    found: dict[str, ReleaseName] = {}
+    for other in registered_names(tracking):
+        if other == name:
+            continue
+        try:
+            champion = load_release(tracking, other, Ledger(tracking, other).champion_version())
+        except NoChampion:
+            continue
+        served = _domain(champion.manifest)
+        if champion.manifest.backbone.fingerprint == fingerprint and served not in (None, domain):
+            assert served is not None
+            found.setdefault(served, champion.full_name)
+    return found
+
+
+def _domain(manifest: Manifest) -> str | None:
+    found = manifest.recipe.get("domain")
+    return found if isinstance(found, str) else None
