@@ -29,7 +29,11 @@ class NotFinite(EngineError):
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One completion. None means: as the profile's policy says. Temperature 0 is greedy."""
+    """One completion. None means: as the profile's policy says. Temperature 0 is greedy.
+
+    `begun_ids` is how the reply begins: it is read after the prompt as the profile transforms that (soft thoughts do not depend
+    on it), and is not returned.
+    """
 
     prompt_ids: tuple[int, ...]
     profile: str | None = None  # None: the backbone
@@ -38,6 +42,7 @@ class GenerationRequest:
     top_p: float | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()  # texts; matched across token borders and not returned
+    begun_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,10 @@ class Engine(Protocol):
         ...
 
     def unload(self, name: str) -> None: ...
+
+    def profile(self, name: str) -> Profile:
+        """What is loaded under the name; UnknownProfile when nothing is."""
+        ...
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
         """Streams one completion; closing the iterator frees its row."""

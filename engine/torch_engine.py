@@ -80,13 +80,19 @@ class TorchEngine:
         self._run(lambda: self._load(name, profile))
 
     def refresh(self, name: str) -> None:
-        self._run(lambda: self._load(name, self._profile(name)))
+        self._run(lambda: self._load(name, self.profile(name)))
+
+    def profile(self, name: str) -> Profile:
+        if name not in self._profiles:
+            known = ", ".join(sorted(self._profiles)) or "none"
+            raise UnknownProfile(f"No profile is loaded under {name!r}. Loaded: {known}. Load it first.")
+        return self._profiles[name]
 
     def unload(self, name: str) -> None:
         """Refused while the name has rows in flight: wait for them, or close their iterators."""
 
         def work() -> None:
-            self._profile(name)
+            self.profile(name)
             self._refuse_busy(name)
             self._bank.unload(name)
             del self._profiles[name]
@@ -198,23 +204,17 @@ class TorchEngine:
                 "Wait for them, or load under another name."
             )
 
-    def _profile(self, name: str) -> Profile:
-        if name not in self._profiles:
-            known = ", ".join(sorted(self._profiles)) or "none"
-            raise UnknownProfile(f"No profile is loaded under {name!r}. Loaded: {known}. Load it first.")
-        return self._profiles[name]
-
     def _row(self, request: GenerationRequest, seed: int) -> Row:
-        policy = Profile().policy if request.profile is None else self._profile(request.profile).policy
+        policy = Profile().policy if request.profile is None else self.profile(request.profile).policy
         if request.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, but got {request.max_new_tokens}.")
         temperature = policy.temperature if request.temperature is None else request.temperature
         top_p = policy.top_p if request.top_p is None else request.top_p
-        prompt = self._prompt(request.prompt_ids, request.profile, request.max_new_tokens)
+        prompt = self._prompt(request.prompt_ids, request.profile, len(request.begun_ids) + request.max_new_tokens)
         return Row(
             name=request.profile or BASE,
-            prompt=prompt,
-            prompt_tokens=len(request.prompt_ids),
+            prompt=replace(prompt, ids=(*prompt.ids, *request.begun_ids)),
+            prompt_tokens=len(request.prompt_ids) + len(request.begun_ids),
             max_new_tokens=request.max_new_tokens,
             stop_ids=self.backbone.stop_ids,
             sampler=Sampler.seeded(temperature, top_p, seed),
@@ -244,7 +244,7 @@ class TorchEngine:
             return Prompt(ids)
         # Not inference mode: a fit may use the assistant's states that are cached here.
         with torch.no_grad():
-            prompt = self._profile(profile).transform(self.backbone, ids)
+            prompt = self.profile(profile).transform(self.backbone, ids)
         if prompt.soft_KH is not None and not torch.isfinite(prompt.soft_KH).all():
             raise NotFinite(f"Soft thoughts must be finite, but profile {profile!r} gave NaN or infinity. Fit it again.")
         self._refuse_too_long(len(prompt.ids), num_more)

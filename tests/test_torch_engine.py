@@ -97,6 +97,24 @@ def test_a_profile_writes_what_the_attached_adapter_writes(engine: TorchEngine, 
     assert list(engine.complete([GenerationRequest(ids, "one", 12)])[0].token_ids) == expected
 
 
+@pytest.mark.parametrize("profile", [None, "one", "soft", "both"])
+def test_a_reply_goes_on_from_how_it_began(engine: TorchEngine, backbone: Backbone, profile: str | None) -> None:
+    # Soft thoughts stand in the prompt, so they must not depend on what was already written.
+    ids = backbone.chat_ids(QUESTIONS[2])
+    whole = engine.complete([GenerationRequest(ids, profile, 12)])[0].token_ids
+    assert len(whole) > 4
+    rest = engine.complete([GenerationRequest(ids, profile, 12 - 4, begun_ids=whole[:4])])[0]
+    assert rest.token_ids == whole[4:]
+
+
+def test_a_loaded_profile_can_be_had_back(engine: TorchEngine) -> None:
+    profile = Profile()
+    engine.load("mine", profile)
+    assert engine.profile("mine") is profile
+    with pytest.raises(UnknownProfile, match="'absent'"):
+        engine.profile("absent")
+
+
 def test_a_seed_decides_whatever_the_neighbours_are(engine: TorchEngine, backbone: Backbone) -> None:
     ids = backbone.chat_ids(QUESTIONS[1])
     asked = GenerationRequest(ids, "one", 12, temperature=1.0, seed=7)

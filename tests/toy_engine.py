@@ -34,12 +34,17 @@ class ToyEngine:
         self.backbone, self.mind = backbone, mind or Mind()
         self._examples = list(examples)
         self._minds: dict[str, Mind] = {}
+        self._profiles: dict[str, Profile] = {}
         self.num_scored = 0
 
     def load(self, name: str, profile: Profile) -> None:
         updates = Stack(profile.adapters).contribution().low_rank.values()
         harmed = any(bool((update.b_OR @ update.a_RI).any()) for update in updates)
         self._minds[name] = Mind(self.mind.certainty / 2, False, reads_steps=False) if harmed else self.mind
+        self._profiles[name] = profile
+
+    def profile(self, name: str) -> Profile:
+        return self._profiles[name]
 
     def think(self, name: str, mind: Mind) -> None:
         """Makes a name think otherwise than the backbone."""
@@ -63,7 +68,7 @@ class ToyEngine:
         for request in requests:
             expect, ids = self._expecting(request.prompt_ids, request.profile), []
             while len(ids) < request.max_new_tokens and (not ids or ids[-1] not in self.backbone.stop_ids):
-                ids.append(expect(tuple(ids))[0])
+                ids.append(expect((*request.begun_ids, *ids))[0])
             ended = ids[-1] in self.backbone.stop_ids
             found.append(
                 Completion(
@@ -71,7 +76,7 @@ class ToyEngine:
                     tuple(ids),
                     (0.0,) * len(ids),
                     "stop" if ended else "length",
-                    len(request.prompt_ids),
+                    len(request.prompt_ids) + len(request.begun_ids),
                 )
             )
         return found
