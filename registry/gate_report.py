@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
@@ -48,8 +49,19 @@ class FamilyVerdict(_Value):
     worst_change: float | None = None
 
 
+class SeedVerdict(_Value):
+    """The gate of the same recipe fitted under other seeds."""
+
+    number: int  # by which every seed was raised
+    verdict: Verdict
+    sentence: str
+
+
 class GateReport(_Value):
-    """`tests` are the domain, the protected families and, where asked for, all of them pooled."""
+    """`tests` are the domain, the protected families and, where asked for, all of them pooled.
+
+    `seeds` are the other fits of the recipe that were asked for; the verdict is on all of them together.
+    """
 
     subject: str  # NAME@VERSION, or the directory that was gated
     verdict: Verdict
@@ -60,8 +72,15 @@ class GateReport(_Value):
     elapsed_s: float
     stopped: Stopped
     rounds_before: int = 0  # of `rounds`, those of earlier gates that this one went on from
+    seeds: tuple[SeedVerdict, ...] = ()
     details: dict[str, JsonValue] = Field(default_factory=dict)  # seeds, fingerprints, whatever names the evidence
     evidence: Evidence | None = Field(default=None, exclude=True, repr=False)  # kept beside the report, not in it
+
+    def with_seeds(self, seeds: Sequence[SeedVerdict]) -> GateReport:
+        """The report on the recipe: a pass only where this release and every other fit passed."""
+        verdicts = {self.verdict, *(seed.verdict for seed in seeds)}
+        verdict: Verdict = "fail" if "fail" in verdicts else "pass" if verdicts == {"pass"} else "inconclusive"
+        return self.model_copy(update={"verdict": verdict, "seeds": tuple(seeds)})
 
     @property
     def passed(self) -> bool:
@@ -100,10 +119,13 @@ class GateReport(_Value):
             kept = len(self.families)
             named = f"all {kept} protected families" if kept > 1 else "the protected family"
             bound = f"at least {self.domain.lower:+.3f} at alpha {self.settings.candidate_alpha:.2g}"
+            seeds = f" So did the recipe under {len(self.seeds)} other training seeds." if self.seeds else ""
             return (
                 f"{self.subject} passed: {self.domain.name} gained {self.domain.change:+.3f} ({bound}), "
-                f"and {named} kept their reasoning within the margins."
+                f"and {named} kept their reasoning within the margins.{seeds}"
             )
+        if (other := next((seed for seed in self.seeds if seed.verdict == self.verdict), None)) is not None:
+            return f"{self.subject} passed, but not under every training seed: {other.sentence}"
         if self.verdict == "fail":
             named = "; ".join(_shortfall(test) for test in self.tests if test.verdict == "fail")
             return f"{self.subject} failed: {named}."

@@ -53,6 +53,7 @@ class Policy(_Value):
     max_rounds: int = Field(ge=1)
     time_budget_s: float = Field(gt=0)
     earlier_domains: bool = True  # what other names serve on the same backbone is protected too
+    training_seeds: int = Field(default=1, ge=1)  # fits of the recipe that must pass, the release itself among them
 
     @field_validator("margins")
     @classmethod
@@ -107,8 +108,9 @@ class Policy(_Value):
             (f"the margin of {family}", self.margin_of(family), other.margin_of(family)) for family in other.protected
         ]
         pairs += [("pooled_margin", self.pooled_margin, other.pooled_margin), ("alpha", self.alpha, other.alpha)]
-        # A least gain is stricter the higher it is.
+        # A least gain is stricter the higher it is, and so is a number of fits.
         pairs.append(("min_domain_gain", -self.min_domain_gain, -other.min_domain_gain))
+        pairs.append(("training_seeds", -self.training_seeds, -other.training_seeds))
         for field, own, bound in pairs:
             if bound is not None and (own is None or own > bound):
                 return f"{field} ({'none' if own is None else f'{abs(own):g}'}; the name's is {abs(bound):g})"
@@ -170,6 +172,7 @@ def policy_of_report(report: GateReport, bound: Policy) -> Policy:
             "pooled_margin": asked.pooled_margin,
             "min_domain_gain": asked.min_domain_gain,
             "alpha": asked.alpha,
+            "training_seeds": 1 + sum(seed.verdict == "pass" for seed in report.seeds),
         }
     )
 

@@ -74,6 +74,7 @@ class GateRecipe(Spec):
     candidates: int = Field(default=3, ge=1, le=3)
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     earlier_domains: bool = True  # what other names serve on the same backbone is protected too
+    training_seeds: int = Field(default=1, ge=1)  # fits of the recipe that must pass, the release itself among them
 
 
 class Recipe(Spec):

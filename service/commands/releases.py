@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.status import Status as RichStatus
 from rich.table import Table
 
 from registry.errors import PromotionRefused
@@ -24,8 +26,9 @@ from registry.tracking import Tracking
 if TYPE_CHECKING:
     from adapters.backbone import Backbone
     from engine.engine import Engine
-    from registry.gate_report import GateReport
+    from registry.gate_report import GateReport, SeedVerdict
     from registry.gate_settings import GateSettings
+    from tuning.gating import Subject
 
 
 def publish(
@@ -128,14 +131,48 @@ def gate_release(
         backbone,
         settings,
         home / "cache",
-        on_round=lambda so_far: console.print(round_line(so_far)),
+        on_round=partial(_print_round, console),
         policy=policy,
         earlier=recorded_evidence(tracking, named),
         on_start=lambda start: record_start(tracking, named, start),
         spent=Spent(Ledger(tracking, named.name).promotions(), taken_shares(tracking, named.name)),
     )
+    if report.passed and policy.training_seeds > 1:
+        subject = Subject(str(named), release.directory, release.manifest)
+        report = report.with_seeds(_gate_siblings(subject, engine, backbone, settings, policy, home, console))
     record_verdict(tracking, named, report)
     return report
+
+
+def _gate_siblings(
+    subject: Subject, engine: Engine, backbone: Backbone, settings: GateSettings, policy: Policy, home: Path, console: Console
+) -> list[SeedVerdict]:
+    """Fits and gates the recipe under other seeds until all passed or one did not.
+
+    Every one must pass, so that each may use the whole alpha: the chance that all of them pass is no larger than that of one.
+    """
+    from registry.gate_report import SeedVerdict
+    from tuning.gating import gate
+    from tuning.siblings import sibling
+
+    found: list[SeedVerdict] = []
+    while len(found) < policy.training_seeds - 1 and all(seed.verdict == "pass" for seed in found):
+        number = len(found) + 1
+        with console.status(f"fitting training seed +{number}") as shown:
+            fitted = sibling(subject, backbone, number, home, partial(_show_share, shown, f"fitting training seed +{number}"))
+        cache, told = home / "cache", partial(_print_round, console)
+        report = gate(fitted, engine, backbone, settings, cache, on_round=told, policy=policy)
+        console.print(report.sentence, highlight=False)
+        found.append(SeedVerdict(number=number, verdict=report.verdict, sentence=report.sentence))
+    return found
+
+
+def _show_share(shown: RichStatus, text: str, share: float) -> None:
+    shown.update(f"{text}: {share:.0%}")
+
+
+def _print_round(console: Console, report: GateReport) -> None:
+    console.print(round_line(report))
 
 
 def gate_policy(tracking: Tracking, name: str, of_recipe: Policy, file: Path | None, reason: str) -> Policy:

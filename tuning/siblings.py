@@ -1,0 +1,47 @@
+"""Siblings: the same recipe fitted under other seeds, so that a gate judges the recipe and not one lucky fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from adapters.backbone import Backbone
+from adapters.files import new_adapter
+from engine.profile import Profile
+from evaluation.tasks import task_named
+from registry.manifest import MANIFEST, file_digest, verify
+from tuning.gating import Subject
+from tuning.manifest import complete
+from tuning.methods import METHODS
+from tuning.plan import training_examples
+from tuning.recipe import Recipe
+
+
+def sibling(subject: Subject, backbone: Backbone, number: int, home: Path, on_step: Callable[[float], None]) -> Subject:
+    """The release's recipe at its own scale, with every seed raised by `number` (1, 2, ...): fitted once, then kept in `home`.
+
+    Other seeds draw other training rows and start from other weights. `on_step` is told the share of the fit that is done.
+    """
+    directory = home / "siblings" / file_digest(subject.directory / MANIFEST)[:16] / str(number)
+    name = f"{subject.name}, training seed +{number}"
+    if (directory / MANIFEST).is_file():
+        return Subject(name, directory, verify(directory))
+    recipe = reseeded(subject.recipe, number)
+    examples = training_examples(recipe, task_named(recipe.domain))
+    adapters = tuple(new_adapter(getattr(recipe.adapter, kind)) for kind in recipe.adapter.kind.split("+"))
+    METHODS[recipe.method.name](recipe.method).fit(backbone, adapters, examples, lambda step, steps, loss: on_step(step / steps))
+    scale = subject.manifest.profile.scale
+    part = directory.with_name(f"{directory.name}.part")
+    part.mkdir(parents=True, exist_ok=True)
+    complete(part, recipe, backbone, Profile(adapters).scaled(scale), scale, examples)
+    part.rename(directory)
+    return Subject(name, directory, verify(directory))
+
+
+def reseeded(recipe: Recipe, number: int) -> Recipe:
+    seeds = {
+        "method.seed": recipe.method.seed,
+        "adapter.lora.seed": recipe.adapter.lora.seed,
+        "adapter.softcot.seed": recipe.adapter.softcot.seed,
+    }
+    return recipe.with_values({name: seed + number for name, seed in seeds.items()})
