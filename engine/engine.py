@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from engine.profile import Profile
 
 FinishReason = Literal["stop", "length", "cancelled"]
+MAX_TOP_LOGPROBS = 20
 
 
 class EngineError(RuntimeError):
@@ -43,6 +44,14 @@ class GenerationRequest:
     seed: int | None = None
     stop: tuple[str, ...] = ()  # texts; matched across token borders and not returned
     begun_ids: tuple[int, ...] = ()
+    top_logprobs: int = 0  # how many of the likeliest tokens the completion lists at every place, at most 20
+
+
+class TokenLogprob(NamedTuple):
+    """Natural log, of the model before temperature."""
+
+    token_id: int
+    logprob: float
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,7 @@ class Completion:
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
     prompt_tokens: int
+    top_logprobs: tuple[tuple[TokenLogprob, ...], ...] = ()  # one entry a token, likeliest first; empty unless asked for
 
 
 @dataclass(frozen=True)

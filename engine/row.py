@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from adapters.adapter import Prompt
-from engine.engine import Completion, Delta, FinishReason
+from engine.engine import Completion, Delta, FinishReason, TokenLogprob
 from engine.sampling import Sampler
 from engine.text import TextStream
 
@@ -22,9 +22,11 @@ class Row:
     stop_ids: frozenset[int]
     sampler: Sampler
     stream: TextStream
+    num_top: int = 0  # of the likeliest tokens that are kept at every place
     listener: Callable[[Delta | Exception], None] | None = None
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    tops: list[tuple[TokenLogprob, ...]] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     error: Exception | None = None
@@ -72,7 +74,12 @@ class Row:
             raise self.error
         assert self.finish_reason is not None
         return Completion(
-            "".join(self.texts), tuple(self.token_ids), tuple(self.logprobs), self.finish_reason, self.prompt_tokens
+            "".join(self.texts),
+            tuple(self.token_ids),
+            tuple(self.logprobs),
+            self.finish_reason,
+            self.prompt_tokens,
+            tuple(self.tops),
         )
 
     def _tell(self, said: Delta | Exception) -> None:

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from engine.bank import AdapterBank
 from engine.cache import RowCache
-from engine.engine import NotFinite
+from engine.engine import NotFinite, TokenLogprob
 from engine.row import Row
 from engine.twin import Twin
 
@@ -119,6 +119,7 @@ class Scheduler:
         norms_B = logits_BV.logsumexp(dim=-1)
         tokens = [row.sampler.choose(logits_BV[i]) if finite_B[i] else 0 for i, row in enumerate(rows)]
         chosen_B = logits_BV[torch.arange(len(rows)), torch.tensor(tokens)] - norms_B
+        _keep_tops(rows, logits_BV, norms_B)
         for row, token, logprob, finite in zip(rows, tokens, chosen_B.tolist(), finite_B, strict=True):
             if finite:
                 self.generated[row.name] += 1
@@ -138,6 +139,18 @@ class Scheduler:
             if last is not row:
                 self._cache.move(len(self.running), place, last.length)
                 self.running[place] = last
+
+
+def _keep_tops(rows: Sequence[Row], logits_BV: Tensor, norms_B: Tensor) -> None:
+    """The likeliest tokens of the rows that ask for them."""
+    asking = [place for place, row in enumerate(rows) if row.num_top]
+    if not asking:
+        return
+    best = logits_BV[asking].float().topk(max(rows[place].num_top for place in asking))
+    logprobs = (best.values - norms_B[asking, None]).tolist()
+    for place, ids, found in zip(asking, best.indices.tolist(), logprobs, strict=True):
+        row = rows[place]
+        row.tops.append(tuple(TokenLogprob(*pair) for pair in zip(ids, found, strict=True))[: row.num_top])
 
 
 def _not_finite(row: Row) -> NotFinite:

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 _INCOMPLETE = "\ufffd"
+_CONTEXT = 8  # tokens of a beginning; a character takes four at most
 
 
 class TextStream:
     """`add` tokens, `advance` to get the text that is certain by now."""
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()) -> None:
+    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = (), begun: Sequence[int] = ()) -> None:
+        """The text of the `begun` tokens, which stand before, is not given again."""
         self._decode = decode
         self._stop = tuple(text for text in stop if text)
-        self._ids: list[int] = []
+        self._ids: list[int] = list(begun[-_CONTEXT:])
         self._context = 0  # tokens from here on are decoded again, since a token's text depends on the one before
-        self._read = 0  # tokens before this one are in the text
+        self._read = len(self._ids)  # tokens before this one are in the text
         self._held = ""
         self.stopped = False
 
@@ -44,7 +46,7 @@ class TextStream:
     def _fresh(self, final: bool) -> str:
         if self._read == len(self._ids):
             return ""
-        known = self._decode(self._ids[self._context : self._read])
+        known = self._decode(self._ids[self._context : self._read]).rstrip(_INCOMPLETE)
         whole = self._decode(self._ids[self._context :])
         if whole.endswith(_INCOMPLETE):
             if not final:

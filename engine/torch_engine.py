@@ -19,6 +19,7 @@ from adapters.backbone import Backbone
 from adapters.errors import DamagedAdapter
 from engine.bank import BASE, AdapterBank
 from engine.engine import (
+    MAX_TOP_LOGPROBS,
     Completion,
     Continuation,
     Delta,
@@ -208,6 +209,8 @@ class TorchEngine:
         policy = Profile().policy if request.profile is None else self.profile(request.profile).policy
         if request.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, but got {request.max_new_tokens}.")
+        if not 0 <= request.top_logprobs <= MAX_TOP_LOGPROBS:
+            raise ValueError(f"top_logprobs must be at least 0 and at most {MAX_TOP_LOGPROBS}, but got {request.top_logprobs}.")
         temperature = policy.temperature if request.temperature is None else request.temperature
         top_p = policy.top_p if request.top_p is None else request.top_p
         prompt = self._prompt(request.prompt_ids, request.profile, len(request.begun_ids) + request.max_new_tokens)
@@ -218,7 +221,8 @@ class TorchEngine:
             max_new_tokens=request.max_new_tokens,
             stop_ids=self.backbone.stop_ids,
             sampler=Sampler.seeded(temperature, top_p, seed),
-            stream=TextStream(self.backbone.decode, request.stop),
+            stream=TextStream(self.backbone.decode, request.stop, request.begun_ids),
+            num_top=request.top_logprobs,
         )
 
     def _prompts(self, continuations: Sequence[Continuation], profile: str | None) -> list[Prompt]:

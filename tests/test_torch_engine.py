@@ -23,6 +23,7 @@ from engine.engine import (
     UnknownProfile,
 )
 from engine.profile import DecodingPolicy, Profile
+from engine.text import TextStream
 from engine.torch_engine import TorchEngine
 
 QUESTIONS = (
@@ -107,6 +108,30 @@ def test_a_reply_goes_on_from_how_it_began(engine: TorchEngine, backbone: Backbo
     assert rest.token_ids == whole[4:]
 
 
+def test_a_character_that_began_before_is_not_lost(engine: TorchEngine, backbone: Backbone) -> None:
+    ids, begun = backbone.chat_ids(QUESTIONS[0]), tuple(backbone.encode("é"))
+    assert len(begun) == 2 and backbone.decode(begun[:1]) == "\ufffd"
+    found = TextStream(backbone.decode, (), begun[:1])
+    found.add(begun[1])
+    assert found.advance(final=True) == "é"
+    done = engine.complete([GenerationRequest(ids, None, 6, begun_ids=begun)])[0]
+    assert backbone.decode((*begun, *done.token_ids)).rstrip("\ufffd") == "é" + done.text
+
+
+def test_the_likeliest_tokens_are_listed_where_they_are_asked_for(engine: TorchEngine, backbone: Backbone) -> None:
+    ids = backbone.chat_ids(QUESTIONS[2])
+    plain, listed, wide = engine.complete(
+        [GenerationRequest(ids, "both", 6), *(GenerationRequest(ids, "both", 6, top_logprobs=count) for count in (2, 5))]
+    )
+    assert plain.top_logprobs == () and plain.token_ids == listed.token_ids
+    assert [[len(place) for place in done.top_logprobs] for done in (listed, wide)] == [[2] * 6, [5] * 6]
+    for place, token, logprob in zip(listed.top_logprobs, listed.token_ids, listed.logprobs, strict=True):
+        assert place[0].token_id == token and place[0].logprob == pytest.approx(logprob) and place[0].logprob >= place[1].logprob
+    second = wide.top_logprobs[0][1]
+    scored = engine.score([Continuation(ids, (second.token_id,))], "both")[0][0]
+    assert second.logprob == pytest.approx(scored, abs=1e-4)
+
+
 def test_a_loaded_profile_can_be_had_back(engine: TorchEngine) -> None:
     profile = Profile()
     engine.load("mine", profile)
@@ -179,7 +204,9 @@ def test_a_prompt_that_leaves_no_room_is_refused(engine: TorchEngine, backbone: 
         engine.complete([GenerationRequest(ids, "soft", 5)])
 
 
-@pytest.mark.parametrize("changes", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"prompt_ids": ()}])
+@pytest.mark.parametrize(
+    "changes", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"prompt_ids": ()}, {"top_logprobs": 21}]
+)
 def test_impossible_requests_are_refused(engine: TorchEngine, backbone: Backbone, changes: dict[str, object]) -> None:
     values = {"prompt_ids": backbone.chat_ids("Hi"), **changes}
     with pytest.raises(ValueError, match="must|at least"):
