@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import count
+from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -103,6 +105,21 @@ class Evidence:
 
     def digest(self) -> str:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def keep(self, file: Path) -> None:
+        """After every round, so that a gate that is killed loses no more than the round it was in."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(f".{os.getpid()}.part")
+        part.write_text(self.to_json())
+        part.replace(file)
+
+    def or_kept(self, file: Path) -> Evidence:
+        """What a gate of the same start had kept in the file, where that is more."""
+        try:
+            kept = Evidence.from_json(file.read_text())
+        except (OSError, ValueError, KeyError, TypeError):
+            return self
+        return kept if kept.start == self.start and kept.rounds > self.rounds else self
 
 
 def begun(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -187,3 +188,20 @@ def test_the_same_files_under_another_name_take_their_evidence_and_their_verdict
     assert verdict is not None and verdict.subject == str(RELEASE)
     assert recorded_evidence(tracking, ReleaseName("other", 2)) is None
     assert (len(taken_shares(tracking, NAME)), len(taken_shares(tracking, "other"))) == (1, 0)
+
+
+def test_a_gate_that_is_killed_goes_on_from_its_last_whole_round(tmp_path: Path) -> None:
+    rounds = [promoted(np.random.default_rng(seed), 0.05, None).evidence for seed in (1, 2)]
+    kept, other = rounds
+    assert kept is not None and other is not None
+    kept.keep(tmp_path / "gate.json")
+    cut_off = Evidence(kept.start)
+    assert cut_off.or_kept(tmp_path / "gate.json").digest() == kept.digest()
+    assert Evidence(other.start.model_copy(update={"seed": -1})).or_kept(tmp_path / "gate.json").rounds == 0
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"start": {}}', "no json"])
+def test_a_damaged_file_of_rounds_is_left_aside(tmp_path: Path, text: str) -> None:
+    (tmp_path / "gate.json").write_text(text)
+    start = begun(None, "same", SETTINGS)
+    assert start.or_kept(tmp_path / "gate.json") is start

@@ -15,6 +15,7 @@ from rich.table import Table
 from registry.errors import PromotionRefused
 from registry.home import home_directory
 from registry.ledger import Ledger
+from registry.manifest import MANIFEST, file_digest
 from registry.names import ReleaseName, checked_name, current_actor, resolve
 from registry.policy import Policy, policies, refuse_laxer, refuse_other_domain, set_policy
 from registry.release import Release, load_release
@@ -125,15 +126,16 @@ def gate_release(
         for domain, champion in found.items():
             console.print(f"{domain} is served by {champion} on this backbone, and protected too", highlight=False)
         policy = policy.protecting(found)
+    earlier, kept = recorded_evidence(tracking, named), home / "gates" / f"{file_digest(release.directory / MANIFEST)}.json"
     report = gate(
         Subject(str(named), release.directory, release.manifest),
         engine,
         backbone,
         settings,
         home / "cache",
-        on_round=partial(_print_round, console),
+        on_round=partial(_told_and_kept, console, kept),
         policy=policy,
-        earlier=recorded_evidence(tracking, named),
+        earlier=earlier.or_kept(kept) if earlier is not None else None,
         on_start=lambda start: record_start(tracking, named, start),
         spent=Spent(Ledger(tracking, named.name).promotions(), taken_shares(tracking, named.name)),
     )
@@ -169,6 +171,12 @@ def _gate_siblings(
 
 def _show_share(shown: RichStatus, text: str, share: float) -> None:
     shown.update(f"{text}: {share:.0%}")
+
+
+def _told_and_kept(console: Console, file: Path, report: GateReport) -> None:
+    _print_round(console, report)
+    if report.evidence is not None:
+        report.evidence.keep(file)
 
 
 def _print_round(console: Console, report: GateReport) -> None:
