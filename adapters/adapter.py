@@ -48,6 +48,12 @@ class Contribution:
     """What an engine needs to run an adapter for one row beside rows of other adapters."""
 
     low_rank: Mapping[str, LowRank] = field(default_factory=dict)  # by module path below the causal LM
+    residual: Mapping[int, Tensor] = field(default_factory=dict)  # [H] by layer, added to what the layer puts out
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing acts in any layer."""
+        return not (self.low_rank or self.residual)
 
 
 @runtime_checkable
@@ -73,6 +79,10 @@ class Adapter(Protocol):
 
     def scaled(self, factor: float) -> Adapter:
         """The same adapter with its effect multiplied; the original is not changed."""
+        ...
+
+    def scaled_by_layer(self, factors: Sequence[float]) -> Adapter:
+        """The same adapter with its effect in layer i multiplied by `factors[i]`; what acts in no layer stays as it is."""
         ...
 
     def save(self, directory: Path) -> None:
@@ -105,10 +115,14 @@ class Stack:
 
     def contribution(self) -> Contribution:
         merged: dict[str, LowRank] = {}
+        residual: dict[int, Tensor] = {}
         for adapter in self.adapters:
-            for path, update in adapter.contribution().low_rank.items():
+            part = adapter.contribution()
+            for path, update in part.low_rank.items():
                 merged[path] = update if path not in merged else _joined(merged[path], update)
-        return Contribution(merged)
+            for layer, vector_H in part.residual.items():
+                residual[layer] = vector_H if layer not in residual else residual[layer] + vector_H
+        return Contribution(merged, residual)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         for adapter in self.adapters:

@@ -1,4 +1,4 @@
-"""The adapters of one profile in one directory: LoRA at its root in PEFT's layout, soft thoughts beside it."""
+"""The adapters of one profile in one directory: LoRA at its root in PEFT's layout, other kinds in folders beside it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,24 @@ from adapters.adapter import Adapter
 from adapters.errors import DamagedAdapter, RefusedAdapter
 from adapters.lora import CONFIG, LoRA, LoRASpec
 from adapters.softcot import SoftCoT, SoftCoTSpec
+from adapters.steering import Steering, SteeringSpec
 
-ADAPTERS: dict[str, type[LoRA] | type[SoftCoT]] = {"lora": LoRA, "softcot": SoftCoT}
-SPECS: dict[str, type[LoRASpec] | type[SoftCoTSpec]] = {"lora": LoRASpec, "softcot": SoftCoTSpec}
+ADAPTERS: dict[str, type[LoRA] | type[SoftCoT] | type[Steering]] = {"lora": LoRA, "softcot": SoftCoT, "steering": Steering}
+SPECS: dict[str, type[LoRASpec] | type[SoftCoTSpec] | type[SteeringSpec]] = {
+    "lora": LoRASpec,
+    "softcot": SoftCoTSpec,
+    "steering": SteeringSpec,
+}
 
 
-def new_adapter(spec: LoRASpec | SoftCoTSpec) -> Adapter:
-    return LoRA(spec) if isinstance(spec, LoRASpec) else SoftCoT(spec)
+def new_adapter(spec: LoRASpec | SoftCoTSpec | SteeringSpec) -> Adapter:
+    match spec:
+        case LoRASpec():
+            return LoRA(spec)
+        case SoftCoTSpec():
+            return SoftCoT(spec)
+        case SteeringSpec():
+            return Steering(spec)
 
 
 def save_adapters(adapters: Sequence[Adapter], directory: Path) -> None:
@@ -32,7 +43,7 @@ def save_adapters(adapters: Sequence[Adapter], directory: Path) -> None:
 
 
 def load_adapters(directory: Path) -> tuple[Adapter, ...]:
-    """The adapters in the order in which they are applied: LoRA, then soft thoughts."""
+    """The adapters in the order in which they are applied: LoRA, soft thoughts, steering."""
     if not directory.is_dir():
         raise DamagedAdapter(f"An adapter is a directory, but {directory} is none. Check the path.")
     found: list[Adapter] = []

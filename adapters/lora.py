@@ -6,7 +6,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -22,6 +22,7 @@ from adapters.adapter import Adapter, Contribution, LowRank, Prompt
 from adapters.backbone import Backbone
 from adapters.errors import DamagedAdapter, RefusedAdapter
 from adapters.lora_linear import with_fast_layers
+from adapters.residual import ResidualShift
 from adapters.spec import Choices, Range, Spec
 from adapters.weights import read_tensors
 
@@ -30,6 +31,7 @@ _PREFIX = "base_model.model."
 _INITS = ("default", "gaussian", "orthogonal")
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
+_LAYER = re.compile(r"\.(\d+)\.")
 _KEY = re.compile(re.escape(_PREFIX) + r".+\.lora_[AB]\.weight")
 _CONVERT = "Convert it to a plain LoRA (merge it and extract the difference), or fit it again without that."
 # What a config may say of a plain LoRA: read here, told by the tensors, or of no effect once it is fitted.
@@ -130,6 +132,13 @@ class LoRA:
 
     def scaled(self, factor: float) -> LoRA:
         return LoRA(self.spec, self.scale * factor, self.tensors())
+
+    def scaled_by_layer(self, factors: Sequence[float]) -> LoRA:
+        def scaled(key: str, tensor: Tensor) -> Tensor:
+            layer = _LAYER.search(key)
+            return tensor * factors[int(layer[1])] if layer and "lora_B" in key else tensor
+
+        return LoRA(self.spec, self.scale, {key: scaled(key, tensor) for key, tensor in self.tensors().items()})
 
     def tensors(self) -> dict[str, Tensor]:
         """The weights under PEFT's names, detached."""
@@ -257,15 +266,21 @@ def _detach(model: nn.Module, modules_before: dict[str, nn.Module]) -> None:
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Inside, attached LoRA layers compute the backbone alone."""
+    """Inside, attached LoRA layers and steering vectors are passed over: the backbone computes alone."""
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer) and not module.disable_adapters]
+    hooks = [hook for module in model.modules() for hook in module._forward_hooks.values()]
+    shifts = [hook for hook in hooks if isinstance(hook, ResidualShift) and not hook.is_off]
     for layer in layers:
         layer.enable_adapters(False)
+    for shift in shifts:
+        shift.is_off = True
     try:
         yield
     finally:
         for layer in layers:
             layer.enable_adapters(True)
+        for shift in shifts:
+            shift.is_off = False
 
 
 if TYPE_CHECKING:

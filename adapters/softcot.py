@@ -9,7 +9,7 @@ backbone's own behaviour. `static=True` drops the second term: the control arm t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -142,6 +142,9 @@ class SoftCoT:
         scaled._backbone_fingerprint = self._backbone_fingerprint
         scaled._states = self._states  # frozen assistant: the same prompt has the same states
         return scaled
+
+    def scaled_by_layer(self, factors: Sequence[float]) -> SoftCoT:
+        return self
 
     def tensors(self) -> dict[str, Tensor]:
         if self._projection is not None:

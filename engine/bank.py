@@ -1,7 +1,8 @@
-"""The adapter bank: low-rank updates of many profiles over one model, each applied to its own rows of a batch.
+"""The adapter bank: what many profiles add inside one model, each applied to its own rows of a batch.
 
 Updates are kept by name, each in its own rank, and a batch is worked off profile by profile: two plain products for each
 profile that is present. Gathering stacked weights by row instead would copy every row's A and B in every layer and step.
+Residual vectors (steering) are kept alike, by layer.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from adapters.adapter import Contribution, LowRank
 from adapters.errors import DamagedAdapter, RefusedAdapter
 
-# Legend: B rows of the batch, T tokens, R rank, I in, O out
+# Legend: B rows of the batch, T tokens, R rank, I in, O out, H hidden
 
 BASE = ""  # the name of rows without any update
 
@@ -32,27 +33,39 @@ class _Rows:
 
 
 class AdapterBank:
-    """Hooks sit on the linear layers that a loaded profile targets, and do nothing for rows of the base."""
+    """Hooks sit on the modules that a loaded profile targets, and do nothing for rows of the base."""
 
-    def __init__(self, linears: Mapping[str, nn.Linear], dtype: torch.dtype) -> None:
+    def __init__(
+        self, linears: Mapping[str, nn.Linear], dtype: torch.dtype, layers: Sequence[nn.Module] = (), hidden_size: int = 0
+    ) -> None:
+        """`layers` are the decoder layers, bottom first; without them no residual vector is taken."""
         self._linears = dict(linears)
         self._dtype = dtype
+        self._layers, self._hidden_size = tuple(layers), hidden_size
         self._updates: dict[str, dict[str, LowRank]] = {}  # by module path, then by name
-        self._hooks: dict[str, RemovableHandle] = {}
+        self._shifts: dict[int, dict[str, Tensor]] = {}  # [H], by layer, then by name
+        self._hooks: dict[str | int, RemovableHandle] = {}
         self._present: tuple[_Rows, ...] = ()
 
     def load(self, name: str, contribution: Contribution) -> None:
-        """All of it or nothing: every update is checked before the first is stored. Replaces what the name had."""
+        """All of it or nothing: every part is checked before the first is stored. Replaces what the name had."""
         ready = {path: self._checked(name, path, update) for path, update in contribution.low_rank.items()}
+        shifts = {layer: self._checked_shift(name, layer, vector_H) for layer, vector_H in contribution.residual.items()}
         self.unload(name)
         for path, update in ready.items():
             self._updates.setdefault(path, {})[name] = update
             if path not in self._hooks:
                 self._hooks[path] = self._linears[path].register_forward_hook(self._hook(self._updates[path]))
+        for layer, vector_H in shifts.items():
+            self._shifts.setdefault(layer, {})[name] = vector_H
+            if layer not in self._hooks:
+                self._hooks[layer] = self._layers[layer].register_forward_hook(self._shift_hook(self._shifts[layer]))
 
     def unload(self, name: str) -> None:
         for updates in self._updates.values():
             updates.pop(name, None)
+        for shifts in self._shifts.values():
+            shifts.pop(name, None)
 
     def close(self) -> None:
         """Removes every hook: the model computes as if the bank had never been."""
@@ -60,6 +73,7 @@ class AdapterBank:
             hook.remove()
         self._hooks.clear()
         self._updates.clear()
+        self._shifts.clear()
 
     @contextmanager
     def rows(self, names: Sequence[str]) -> Iterator[None]:
@@ -90,6 +104,35 @@ class AdapterBank:
                     output.index_add_(0, present.rows, linear(inner, update.b_OR))
 
         return add
+
+    def _shift_hook(self, shifts: Mapping[str, Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...], object], None]:
+        def add(module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
+            # A bare tensor in some versions of transformers, a tuple that begins with it in others.
+            states_BTH = output[0] if isinstance(output, tuple) else output
+            assert isinstance(states_BTH, Tensor)
+            for present in self._present:
+                vector_H = shifts.get(present.name)
+                if vector_H is None:
+                    continue
+                if present.rows is None:
+                    states_BTH += vector_H.to(states_BTH)
+                else:
+                    states_BTH[present.rows] += vector_H.to(states_BTH)
+
+        return add
+
+    def _checked_shift(self, name: str, layer: int, vector_H: Tensor) -> Tensor:
+        if not 0 <= layer < len(self._layers) or vector_H.shape != (self._hidden_size,):
+            raise RefusedAdapter(
+                f"A residual vector stands after one of {len(self._layers)} layers of {self._hidden_size} numbers, but {name!r} "
+                f"has shape {tuple(vector_H.shape)} after layer {layer}. Load the backbone that it was made on."
+            )
+        if not torch.isfinite(vector_H).all():
+            raise DamagedAdapter(
+                f"Vectors must be finite, but that of {name!r} after layer {layer} holds NaN or infinity. Make it again."
+            )
+        # In full precision: the residual stream is wider than what the linear layers compute in.
+        return vector_H.detach().to(next(self._layers[layer].parameters()).device, torch.float32, copy=True)
 
     def _checked(self, name: str, path: str, update: LowRank) -> LowRank:
         target = self._linears.get(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +35,10 @@ class Profile:
 
     def scaled(self, factor: float) -> Profile:
         return Profile(tuple(adapter.scaled(factor) for adapter in self.adapters), self.policy)
+
+    def scaled_by_layer(self, factors: Sequence[float]) -> Profile:
+        """The adapters' effect in layer i multiplied by `factors[i]`: 0 in every layer leaves the soft thoughts alone."""
+        return Profile(tuple(adapter.scaled_by_layer(factors) for adapter in self.adapters), self.policy)
 
     def save(self, directory: Path) -> None:
         save_adapters(self.adapters, directory)

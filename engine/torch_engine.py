@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
+from torch import Tensor
 
 from adapters.adapter import Prompt, Stack
 from adapters.backbone import Backbone
@@ -23,7 +24,6 @@ from engine.engine import (
     Completion,
     Continuation,
     Delta,
-    Engine,
     EngineError,
     EngineStats,
     GenerationRequest,
@@ -31,6 +31,7 @@ from engine.engine import (
     PromptTooLong,
     UnknownProfile,
 )
+from engine.inspect import Inspected, Inspector, inspect_batch
 from engine.loop import StepLoop
 from engine.profile import Profile
 from engine.row import Row
@@ -38,6 +39,7 @@ from engine.sampling import Sampler
 from engine.scheduler import Scheduler
 from engine.score import lay_out, score_batch
 from engine.text import TextStream
+from engine.trie import batches
 from engine.twin import Precision, Twin
 
 T = TypeVar("T")
@@ -57,7 +59,7 @@ class TorchEngine:
         """`max_batch_tokens` bounds one forward, `max_cache_tokens` the rows times the longest of them."""
         self.backbone = backbone
         self._twin = Twin(backbone, precision)
-        self._bank = AdapterBank(self._twin.linears(), self._twin.dtype)
+        self._bank = AdapterBank(self._twin.linears(), self._twin.dtype, self._twin.layers, backbone.hidden_size)
         self._profiles: dict[str, Profile] = {}
         self._limits = (max_rows, max_batch_tokens, max_cache_tokens)
         self._lock = threading.RLock()
@@ -68,7 +70,7 @@ class TorchEngine:
 
     @property
     def capabilities(self) -> frozenset[str]:
-        return frozenset({"lora", "softcot", "score", "generate"})
+        return frozenset({"lora", "softcot", "steering", "score", "generate", "inspect"})
 
     @property
     def loaded(self) -> tuple[str, ...]:
@@ -153,6 +155,19 @@ class TorchEngine:
         self._scored += work.num_nodes
         self._scored_unshared += work.num_unshared
         return [found[index] for index in range(len(continuations))]
+
+    def hidden_states(
+        self, continuations: Sequence[Continuation], profiles: Sequence[str | None], layers: Sequence[int]
+    ) -> list[Tensor]:
+        rows = self._run(lambda: self._inspected(continuations, profiles, layers))
+        found: dict[int, Tensor] = {}
+        for batch in batches([row.length for row in rows], self._limits[1]):
+            states = self._run(partial(inspect_batch, [rows[index] for index in batch], layers, self._twin, self._bank))
+            found.update(zip(batch, states, strict=True))
+        num_tokens = sum(row.length for row in rows)
+        self._scored += num_tokens
+        self._scored_unshared += num_tokens
+        return [found[index] for index in range(len(rows))]
 
     def stats(self) -> EngineStats:
         return EngineStats(
@@ -240,6 +255,17 @@ class TorchEngine:
             self._refuse_too_long(len(prompts[key].ids), len(continuation.ids))
         return [prompts[continuation.prompt_ids] for continuation in continuations]
 
+    def _inspected(
+        self, continuations: Sequence[Continuation], profiles: Sequence[str | None], layers: Sequence[int]
+    ) -> list[Inspected]:
+        count = self._twin.num_layers
+        if not layers or not all(0 <= layer < count for layer in layers):
+            raise ValueError(f"Layers are counted from 0 to {count - 1} on this backbone, but got {list(layers)}. Ask for those.")
+        return [
+            Inspected(asked, self._prompt(asked.prompt_ids, profile, len(asked.ids)), profile or BASE)
+            for asked, profile in zip(continuations, profiles, strict=True)
+        ]
+
     def _prompt(self, ids: tuple[int, ...], profile: str | None, num_more: int) -> Prompt:
         if not ids:
             raise ValueError("A prompt has at least one token. Begin it with the chat template or the beginning-of-text token.")
@@ -277,4 +303,4 @@ def _cancel_row(submitted: Future[Row]) -> None:
 
 
 if TYPE_CHECKING:
-    _: Engine = TorchEngine(Backbone.load(""))
+    _: Inspector = TorchEngine(Backbone.load(""))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from adapters.backbone import Backbone, fast_bfloat16
+from adapters.residual import ResidualShift
 from engine.engine import EngineError
 
 # Legend: B rows, T tokens, S keys, H hidden, N chosen places, V vocabulary
@@ -39,7 +40,7 @@ class Twin:
             for module in self.linears().values():
                 _cast(module, self.low)
         parts = replace(backbone, model=self.model)
-        self._decoder, self.embeddings = parts.decoder, parts.embeddings
+        self._decoder, self.embeddings, self.layers = parts.decoder, parts.embeddings, tuple(parts.layers)
         self._head: nn.Module = self.model.get_output_embeddings()
         self._refuse_other_heads(backbone)
 
@@ -101,8 +102,10 @@ def _refuse_other_attention(backbone: Backbone) -> None:
 
 
 def _unwrap(model: nn.Module) -> None:
-    """Undoes, in the twin, a LoRA that was attached to the backbone at that moment."""
+    """Undoes, in the twin, a LoRA or a steering vector that was attached to the backbone at that moment."""
     for path, module in list(model.named_modules()):
+        for key in [key for key, hook in module._forward_hooks.items() if isinstance(hook, ResidualShift)]:
+            del module._forward_hooks[key]
         wrapped = getattr(module, "base_layer", None)
         if isinstance(wrapped, nn.Linear):
             parent, _, name = path.rpartition(".")

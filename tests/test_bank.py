@@ -110,3 +110,30 @@ def test_unloaded_and_closed_are_bit_identical_to_never_loaded(layers: dict[str,
     bank.close()
     assert torch.equal(run(layers["up"], bank, x_BTI, ["two", "two"]), plain)
     assert not layers["up"]._forward_hooks
+
+
+def test_a_residual_vector_is_added_to_the_rows_of_its_name() -> None:
+    layer, x_BTI = nn.Linear(6, 6), torch.randn(3, 2, 6)
+    plain = layer(x_BTI).detach()
+    bank = AdapterBank({"layer": layer}, torch.float32, [layer], hidden_size=6)
+    bank.load("up", Contribution(residual={0: torch.ones(6)}))
+    found = run(layer, bank, x_BTI, ["", "up", ""])
+    torch.testing.assert_close(found - plain, torch.tensor([0.0, 1.0, 0.0])[:, None, None].expand_as(plain))
+
+
+@pytest.mark.parametrize(
+    ("layer", "vector_H", "error", "said"),
+    [
+        (1, torch.ones(6), RefusedAdapter, "one of 1 layers of 6 numbers, but 'up' has shape .6,. after layer 1"),
+        (0, torch.ones(5), RefusedAdapter, "has shape .5,. after layer 0"),
+        (0, torch.full((6,), float("nan")), DamagedAdapter, "NaN or infinity. Make it again"),
+    ],
+)
+def test_a_residual_vector_that_does_not_fit_is_refused_and_nothing_is_loaded(
+    layer: int, vector_H: Tensor, error: type[Exception], said: str
+) -> None:
+    module = nn.Linear(6, 6)
+    bank = AdapterBank({}, torch.float32, [module], hidden_size=6)
+    with pytest.raises(error, match=said):
+        bank.load("up", Contribution(residual={layer: vector_H}))
+    assert not module._forward_hooks
