@@ -4,6 +4,7 @@ from pathlib import Path
 
 from evaluation.errors import UnknownTask
 from evaluation.task import Task
+from evaluation.tasks.alchemy import ALCHEMY
 from evaluation.tasks.arithmetic import ARITHMETIC
 from evaluation.tasks.boxes import BOXES
 from evaluation.tasks.calendar import CALENDAR
@@ -25,7 +26,7 @@ DOMAINS: dict[str, Task] = {
     task.name: task for task in (ICD10, ICD10_CHAPTER, ICD10_CATEGORY, CUSTOMS, CUSTOMS_SECTION, CUSTOMS_HEADING)
 }
 
-TASKS: dict[str, Task] = {**DOMAINS, **FAMILIES, GRAMMAR.name: GRAMMAR, TEXT.name: TEXT}
+TASKS: dict[str, Task] = {**DOMAINS, **FAMILIES, ALCHEMY.name: ALCHEMY, GRAMMAR.name: GRAMMAR, TEXT.name: TEXT}
 
 
 def task_named(name: str) -> Task:

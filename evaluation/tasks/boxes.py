@@ -31,7 +31,7 @@ def make(rng: random.Random, num_steps: int, wording: int) -> Problem:
     things = rng.sample(_THINGS, len(boxes))
     order = dict(zip(boxes, things, strict=True))
     lines = [_HOLDS[wording].format(box=box, thing=thing) for box, thing in order.items()]
-    steps, corrupted = [], []
+    holds, steps, corrupted = tuple(lines), [], []
     for _ in range(num_steps):
         one, two = rng.sample(boxes, 2)
         order[one], order[two] = order[two], order[one]
@@ -44,7 +44,7 @@ def make(rng: random.Random, num_steps: int, wording: int) -> Problem:
     asked = rng.choice(boxes)
     question = " ".join((*lines, _ASKS[wording].format(box=asked)))
     answer = order[asked]
-    return Problem(question, tuple(steps), tuple(corrupted), answer, different(rng, things, answer))
+    return Problem(question, tuple(steps), tuple(corrupted), answer, different(rng, things, answer), movable=holds)
 
 
 def _pairs(boxes: str) -> list[tuple[str, str]]:

@@ -50,7 +50,7 @@ def make(rng: random.Random, num_steps: int, wording: int) -> Problem:
         corrupted.append(f"{event}: {DAYS[day]} {sign} {number} days = {DAYS[wrong]}")
         day = reached
     question = " ".join((*lines, _ASKS[wording].format(event=events[-1])))
-    return Problem(question, tuple(steps), tuple(corrupted), DAYS[day], different(rng, DAYS, DAYS[day]))
+    return Problem(question, tuple(steps), tuple(corrupted), DAYS[day], different(rng, DAYS, DAYS[day]), movable=tuple(lines))
 
 
 CALENDAR = GeneratedTask("calendar", make)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from evaluation.task import Example, Split, normalise, same_answer, split_of, trace_of
 
@@ -22,6 +22,11 @@ class Problem:
     answer: str
     rivals: tuple[str, ...]  # wrong answers of the same type, for two-choice and cloze scoring
     facts: tuple[str, ...] = ()  # other statements that the question entails: valid steps, though not needed
+    movable: tuple[str, ...] = ()  # statements whose order in the question says nothing, and is always this one in training
+
+
+# From the problem's own randomness, the number of its steps and its wording.
+Make = Callable[[random.Random, int, int], Problem]
 
 
 @dataclass(frozen=True)
@@ -44,18 +49,34 @@ class StepCheck:
 
 @dataclass(frozen=True)
 class GeneratedTask:
-    """A family: `make(rng, num_steps, wording)` draws one problem. The last wording is held out from training."""
+    """A family: `make(rng, num_steps, wording)` draws one problem. The last wording is held out from training.
+
+    `variants` draw, by name, problems that differ from the family's in what it never shows.
+    """
 
     name: str
-    make: Callable[[random.Random, int, int], Problem]
+    make: Make
     num_wordings: int = 4
     lengths: tuple[int, ...] = TRAINED_LENGTHS
     held_out_wording: bool = False
+    variants: tuple[tuple[str, Make], ...] = ()
 
     def problem(self, example_id: str) -> Problem:
         """The problem behind an example's id: `family/seed/index/steps/wording`."""
         _, _, _, num_steps, wording = example_id.split("/")
         return self.make(random.Random(example_id), int(num_steps), int(wording))
+
+    def example(self, example_id: str) -> Example:
+        """The example of an id; of another family's id, the like of that example in this family."""
+        problem = self.problem(example_id)
+        *_, num_steps, wording = example_id.split("/")
+        return Example(
+            id=example_id,
+            question=problem.question,
+            answer=problem.answer,
+            rationale="\n".join(problem.steps),
+            group=f"{self.name}/{num_steps}/{wording}",
+        )
 
     def examples(self, split: Split, count: int, seed: int = 0) -> list[Example]:
         found: dict[str, Example] = {}
@@ -69,10 +90,10 @@ class GeneratedTask:
         return list(found.values())
 
     def at_length(self, *lengths: int) -> GeneratedTask:
-        return GeneratedTask(f"{self.name}", self.make, self.num_wordings, lengths, self.held_out_wording)
+        return replace(self, lengths=lengths)
 
     def in_held_out_wording(self) -> GeneratedTask:
-        return GeneratedTask(self.name, self.make, self.num_wordings, self.lengths, held_out_wording=True)
+        return replace(self, held_out_wording=True)
 
     def check(self, example: Example, completion: str) -> StepCheck:
         """Judges every written step: it must be the next gold step, or a statement that the question entails.
@@ -100,15 +121,7 @@ class GeneratedTask:
         rng = random.Random(f"{self.name}/{seed}/{index}")
         num_steps = rng.choice(self.lengths)
         wording = self.num_wordings - 1 if self.held_out_wording else rng.randrange(self.num_wordings - 1)
-        example_id = f"{self.name}/{seed}/{index}/{num_steps}/{wording}"
-        problem = self.problem(example_id)
-        return Example(
-            id=example_id,
-            question=problem.question,
-            answer=problem.answer,
-            rationale="\n".join(problem.steps),
-            group=f"{self.name}/{num_steps}/{wording}",
-        )
+        return self.example(f"{self.name}/{seed}/{index}/{num_steps}/{wording}")
 
 
 def normalise_step(step: str) -> str:

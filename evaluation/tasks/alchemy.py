@@ -1,0 +1,140 @@
+"""Alchemy: an element of atoms goes through a chain of operations; every step writes the element so far.
+
+After DataAlchemy (Zhao et al. 2025, arXiv 2508.01191), without its algebra: there ROT 13 undoes itself and commutes with the
+other operation, so that another order has the same answer. Here no rotation is its own inverse, `reverse` does not commute with
+`shift` nor `mirror` with a rotation, and no chain comes back to an element that it left.
+
+What the task itself never shows, and its variants always: HELD_OUT_ATOMS at any place of a chain (new_atoms), neighbours in the
+element that are neighbours in the alphabet (new_combination), a pair of HELD_OUT_PAIRS in a row (new_composition), and elements
+of fewer than 3 or more than 5 atoms.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from functools import partial
+from string import ascii_uppercase as ATOMS
+
+from evaluation.tasks.generated import GeneratedTask, Problem, different
+
+SIZES, LENGTHS = (3, 4, 5), (1, 2, 3)
+HELD_OUT_ATOMS = frozenset("JQ")
+HELD_OUT_PAIRS = frozenset({("shift", "reverse"), ("rot 5", "mirror")})
+
+_WORDINGS = (
+    ("Element: {element}.", "Apply {chain}.", "What comes out?", ", then "),
+    ("Start from {element}.", "In turn do {chain}.", "What is left?", "; "),
+    ("Take {element}.", "Use {chain}.", "Name the result.", " and "),
+    ("Given is {element}.", "Carry out {chain}.", "What does this give?", " before "),
+)
+
+
+def _rotated(element: str, number: int) -> str:
+    return "".join(ATOMS[(ATOMS.index(atom) + number) % len(ATOMS)] for atom in element)
+
+
+OPERATIONS: dict[str, Callable[[str], str]] = {
+    "rot 3": partial(_rotated, number=3),
+    "rot 5": partial(_rotated, number=5),
+    "rot 7": partial(_rotated, number=7),
+    "mirror": lambda element: "".join(ATOMS[-1 - ATOMS.index(atom)] for atom in element),  # A is Z, B is Y
+    "shift": lambda element: element[-1] + element[:-1],  # to the right, as the paper says (its code goes left)
+    "reverse": lambda element: element[::-1],
+}
+
+
+def path(element: str, chain: Sequence[str]) -> list[str]:
+    """The element before the chain and after each of its operations."""
+    found = [element]
+    for name in chain:
+        found.append(OPERATIONS[name](found[-1]))
+    return found
+
+
+def make(
+    rng: random.Random,
+    num_steps: int,
+    wording: int,
+    sizes: Sequence[int] = SIZES,
+    new_atoms: bool = False,
+    new_combination: bool = False,
+    new_composition: bool = False,
+) -> Problem:
+    """A new composition has two steps at least. The same `rng` draws the same size, whatever else is new."""
+    size, num_steps = rng.choice(sizes), max(num_steps, 2) if new_composition else num_steps
+    while True:
+        chain = [rng.choice(list(OPERATIONS)) for _ in range(num_steps)]
+        element = _element(rng, size, chain, new_atoms)
+        states = path(element, chain)
+        held_out = [place for place, pair in enumerate(zip(chain, chain[1:], strict=False)) if pair in HELD_OUT_PAIRS]
+        if (
+            len(set(states)) == len(states)
+            and has_close_neighbours(element) == new_combination
+            and bool(held_out) == new_composition
+            and all(path(element, _exchanged(chain, place))[-1] != states[-1] for place in held_out)
+        ):
+            break
+    opening, work, ask, joiner = _WORDINGS[wording]
+    statements = (opening.format(element=_spaced(element)), work.format(chain=joiner.join(chain)))
+    steps = tuple(f"{name}: {_spaced(state)}" for name, state in zip(chain, states[1:], strict=True))
+    wrong = [_one_atom_changed(rng, state) for state in states[1:]]
+    corrupted = tuple(f"{name}: {_spaced(state)}" for name, state in zip(chain, wrong, strict=True))
+    orders = [path(element, _exchanged(chain, place))[-1] for place in range(num_steps - 1)]
+    rivals = different(rng, [*states[:-1], *orders, wrong[-1]], states[-1])
+    return Problem(
+        " ".join((*statements, ask)),
+        steps,
+        corrupted,
+        _spaced(states[-1]),
+        tuple(_spaced(rival) for rival in rivals),
+        movable=statements,
+    )
+
+
+def has_close_neighbours(element: str) -> bool:
+    """Whether two neighbours are neighbours in the alphabet, A beside Z, the last atom beside the first.
+
+    Every operation keeps the answer, so that what holds for an element holds for all that a chain makes of it.
+    """
+    places = [ATOMS.index(atom) for atom in element]
+    return any((one - two) % len(ATOMS) in (1, len(ATOMS) - 1) for one, two in zip(places, [*places[1:], places[0]], strict=True))
+
+
+def _element(rng: random.Random, size: int, chain: Sequence[str], new_atoms: bool) -> str:
+    """Of atoms that no operation of the chain makes a held-out one of; with `new_atoms` one or more of them are held out."""
+    known = [atom for atom in ATOMS if HELD_OUT_ATOMS.isdisjoint(path(atom, chain))]
+    atoms = [rng.choice(known) for _ in range(size)]
+    if new_atoms:
+        for place in rng.sample(range(size), rng.randint(1, 2)):
+            atoms[place] = rng.choice(sorted(HELD_OUT_ATOMS))
+    return "".join(atoms)
+
+
+def _exchanged(chain: Sequence[str], place: int) -> list[str]:
+    return [*chain[:place], chain[place + 1], chain[place], *chain[place + 2 :]]
+
+
+def _one_atom_changed(rng: random.Random, element: str) -> str:
+    place = rng.randrange(len(element))
+    atom = rng.choice([atom for atom in ATOMS if atom != element[place] and atom not in HELD_OUT_ATOMS])
+    return f"{element[:place]}{atom}{element[place + 1 :]}"
+
+
+def _spaced(element: str) -> str:
+    return " ".join(element)
+
+
+ALCHEMY = GeneratedTask(
+    "alchemy",
+    make,
+    lengths=LENGTHS,
+    variants=(
+        ("new_composition", partial(make, new_composition=True)),
+        ("new_combination", partial(make, new_combination=True)),
+        ("new_atoms", partial(make, new_atoms=True)),
+        ("atoms_minus_1", partial(make, sizes=(min(SIZES) - 1,))),
+        ("atoms_plus_1", partial(make, sizes=(max(SIZES) + 1,))),
+        ("atoms_plus_2", partial(make, sizes=(max(SIZES) + 2,))),
+    ),
+)
