@@ -39,7 +39,9 @@ def engine(session_backbone: Backbone) -> TorchEngine:
 def test_an_adapter_of_zeros_changes_nothing_at_all(engine: TorchEngine, backbone: Backbone, name: str) -> None:
     task = task_of(name)
     found = evaluate(engine, backbone, "noop", [Planned(MEASURES[name], task, task.examples("search", 4), "protected")])
-    assert set(found.rows[0].change.per_item) == {0.0}
+    row = found.rows[0]
+    # A random backbone is right on nothing; what is a share of that says so, and alike on both sides.
+    assert set(row.change.per_item) == {0.0} or (row.not_measurable and row.base.reason and row.base.parts == row.adapted.parts)
 
 
 @pytest.mark.parametrize("name", MEASURES)

@@ -7,6 +7,7 @@ from evaluation.measures.correction import Correction
 from evaluation.measures.generation import Generation
 from evaluation.measures.information_gain import InformationGain
 from evaluation.measures.raw_text import PairMargin, PairPreference, TextLikelihood
+from evaluation.measures.shift import ShiftRobustness
 
 MEASURES: dict[str, Measure] = {
     measure.name: measure
@@ -17,6 +18,7 @@ MEASURES: dict[str, Measure] = {
         InformationGain("external", "own"),
         InformationGain("self", "gold"),
         Correction(),
+        ShiftRobustness(),
         TextLikelihood(),
         PairPreference(),
         PairMargin(),

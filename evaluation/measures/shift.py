@@ -1,0 +1,98 @@
+"""Shift robustness: what is kept of the accuracy in distribution out of it (DataAlchemy, Zhao et al., arXiv 2508.01191).
+
+RD_s = accuracy on the twins under shift s / accuracy on the originals; the change is RD_s(adapted) - RD_s(base): an adapter that
+is worse everywhere alike loses accuracy, and no robustness. Right is what is right in every step, greedily written; twins are
+judged by their own problem, on the completion's own tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import nan
+
+from adapters.backbone import Backbone
+from engine.engine import Completion, Engine, GenerationRequest
+from evaluation.measure import Readings
+from evaluation.measures.generation import MAX_NEW_TOKENS
+from evaluation.shifts import shifts_of
+from evaluation.statistics import paired_change
+from evaluation.task import Example, Task, reasoning_prompt
+from evaluation.tasks.generated import GeneratedTask
+
+# Of the originals, above chance (no chain is right by chance): a ratio to less says nothing.
+LEAST_IN_DISTRIBUTION = 0.25
+
+
+@dataclass(frozen=True)
+class ShiftRobustness:
+    """Mean of RD_s over the shifts that the task can undergo, or over those that are named.
+
+    A ratio of means has no values by item: an item's value is its part in the linearised ratio (delta method),
+    RD + (twin - RD * original) / accuracy. Their mean is the ratio itself and a paired interval of them is the ratio's, over all
+    items that were read and not over some of them. Parts, 1 or 0: `original`, and each shift's twin by the shift's name.
+    """
+
+    shifts: tuple[str, ...] = ()
+    version: int = 1
+    unit: str = "share of the accuracy in distribution"
+
+    @property
+    def name(self) -> str:
+        return "_".join(("shift_robustness", *self.shifts))
+
+    def read(self, engine: Engine, backbone: Backbone, profile: str | None, task: Task, examples: Sequence[Example]) -> Readings:
+        offered = shifts_of(task) if isinstance(task, GeneratedTask) else {}
+        chosen = {name: offered[name] for name in self.shifts or offered if name in offered}
+        nothing = (nan,) * len(examples)
+        if not isinstance(task, GeneratedTask) or not chosen:
+            known = f"it has {', '.join(offered)}" if offered else "only a generated task has a twin of every problem"
+            reason = f"{task.name} cannot be shifted by {', '.join(self.shifts) or 'anything'}: {known}"
+            return Readings.of(self, task, examples, nothing, reason=reason)
+        asked = [(task, example) for example in examples]
+        asked += [(twins, twins.example(example.id)) for twins in chosen.values() for example in examples]
+        written = engine.complete([_request(backbone, profile, example) for _, example in asked])
+        right = [_right(*question, completion) for question, completion in zip(asked, written, strict=True)]
+        rows = [right[start : start + len(examples)] for start in range(0, len(right), len(examples))]
+        parts = dict(zip(("original", *chosen), rows, strict=True))
+        accuracy = sum(rows[0]) / len(rows[0])
+        if accuracy < LEAST_IN_DISTRIBUTION:
+            reason = (
+                f"{profile or 'the backbone'} is right on {accuracy:.0%} of the problems of {task.name} as they are, and a share "
+                f"of that can be told from {LEAST_IN_DISTRIBUTION:.0%} on; what is lost there already is seen by `generation`"
+            )
+            return Readings.of(self, task, examples, nothing, parts, reason=reason)
+        kept = [share_kept(parts["original"], parts[name]) for name in chosen]
+        return Readings.of(self, task, examples, (sum(item) / len(kept) for item in zip(*kept, strict=True)), parts)
+
+    def summary(self, base: Readings, adapted: Readings) -> Mapping[str, float | None]:
+        """By shift: RD of both sides, and the 95 % interval of the change (of each shift alone, and they are many)."""
+        if base.reason or adapted.reason:
+            return {}
+        found: dict[str, float | None] = {}
+        for name in base.parts:
+            if name == "original":
+                continue
+            sides = [share_kept(side.parts["original"], side.parts[name]) for side in (base, adapted)]
+            change = paired_change(sides[0], sides[1], base.clusters)
+            found |= {f"{name}_base": sum(sides[0]) / len(sides[0]), f"{name}_adapted": sum(sides[1]) / len(sides[1])}
+            found |= {f"{name}_low": change.low, f"{name}_high": change.high}
+        return found
+
+
+def share_kept(originals: Sequence[float], twins: Sequence[float]) -> tuple[float, ...]:
+    """Values by item, whose mean is (mean of the twins) / (mean of the originals). The originals' mean is not 0."""
+    accuracy = sum(originals) / len(originals)
+    ratio = sum(twins) / sum(originals)
+    return tuple(ratio + (twin - ratio * original) / accuracy for original, twin in zip(originals, twins, strict=True))
+
+
+def _request(backbone: Backbone, profile: str | None, example: Example) -> GenerationRequest:
+    prompt, gold = backbone.chat_ids(reasoning_prompt(example)), backbone.encode(example.chain)
+    # A longer chain is not to fail for want of room.
+    room = min(max(MAX_NEW_TOKENS, 2 * len(gold)), backbone.context_length - len(prompt))
+    return GenerationRequest(prompt, profile, max_new_tokens=room, temperature=0.0)
+
+
+def _right(task: GeneratedTask, example: Example, completion: Completion) -> float:
+    return float(task.check(example, completion.text).all_right)
