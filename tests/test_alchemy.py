@@ -16,6 +16,7 @@ from evaluation.tasks.alchemy import (
     OPERATIONS,
     SIZES,
     has_close_neighbours,
+    path,
 )
 
 SHIFTED = shifts_of(ALCHEMY)
@@ -100,3 +101,12 @@ def test_a_variant_is_new_in_its_one_way_on_every_problem(name: str) -> None:
         }
         assert {variant for variant, found in new.items() if found} == {name}
         assert len(operations) in LENGTHS
+
+
+def test_what_follows_from_a_false_element_is_the_rest_of_the_chain_applied_to_it() -> None:
+    for example in ALCHEMY.examples("train", 40):
+        problem = ALCHEMY.problem(example.id)
+        for wrong, follows in zip(problem.corrupted, problem.consequences, strict=True):
+            assert follows is not None and follows.answer != problem.answer
+            chain = [step.split(": ")[0] for step in follows.steps]
+            assert " ".join(path(wrong.split(": ")[1].replace(" ", ""), chain)[-1]) == follows.answer

@@ -122,3 +122,73 @@ def test_the_rivals_are_wrong_and_differ(family: GeneratedTask) -> None:
         rivals = family.problem(example.id).rivals
         assert example.answer not in rivals
         assert len(set(rivals)) == len(rivals) >= 1
+
+
+@every_family
+def test_a_false_last_step_has_nothing_after_it(family: GeneratedTask) -> None:
+    for example in examples(family):
+        problem = family.problem(example.id)
+        if problem.consequences:
+            assert len(problem.consequences) == len(problem.steps)
+            last = problem.consequences[-1]
+            assert last is not None and last.steps == ()
+            assert f" {last.answer.lower()} " in f" {normalise_step(problem.corrupted[-1])} "
+
+
+@pytest.mark.parametrize("name", ["arithmetic", "word_problem"])
+def test_what_follows_from_a_false_number_is_computed_from_it(name: str) -> None:
+    for example in examples(FAMILIES[name]):
+        problem = FAMILIES[name].problem(example.id)
+        for wrong, follows in zip(problem.corrupted, problem.consequences, strict=True):
+            assert follows is not None
+            value = int(wrong.split("= ")[1].split()[0])
+            for step in follows.steps:
+                left, right = step.split(" = ")
+                assert left.split()[0] == str(value)
+                value = int(right.split()[0])
+                assert eval(left) == value  # a sum that the generator wrote
+            assert follows.answer == str(value)
+
+
+def test_what_follows_from_a_false_state_swaps_on_from_it() -> None:
+    family = FAMILIES["boxes"]
+    for example in examples(family):
+        problem = family.problem(example.id)
+        for wrong, follows in zip(problem.corrupted, problem.consequences, strict=True):
+            assert follows is not None
+            state = boxes(wrong)
+            for step in follows.steps:
+                _, one, two = step.split(":")[0].split()
+                state[one], state[two] = state[two], state[one]
+                assert boxes(step) == state
+            assert follows.answer in state.values()
+
+
+def boxes(step: str) -> dict[str, str]:
+    return dict(pair.split() for pair in step.split(": ")[1].split(", "))
+
+
+def test_what_follows_from_a_false_kind_walks_the_other_chain_by_the_rules_of_the_question() -> None:
+    family = FAMILIES["deduction"]
+    for example in examples(family):
+        problem = family.problem(example.id)
+        for wrong, follows in zip(problem.corrupted, problem.consequences, strict=True):
+            assert follows is not None
+            links = [step.replace(",", "").split() for step in (wrong, *follows.steps)]  # name is a X so name is (a) Y
+            assert all(one[-1] == two[3] for one, two in zip(links, links[1:], strict=False))
+            rules = [sentence.split() for sentence in problem.question.split(". ")]
+            assert all(any(link[3] in rule and link[-1] in rule for rule in rules) for link in links[1:])
+            assert links[-1][-1] == follows.answer != problem.answer
+
+
+def test_a_false_line_has_consequences_only_where_later_clues_still_place_everybody() -> None:
+    family = FAMILIES["ordering"]
+    found = [family.problem(example.id) for example in family.at_length(5).examples("train", 40)]
+    known = [bool(follows) for problem in found for follows in problem.consequences[:-1]]
+    assert any(known) and not all(known)
+    for problem in found:
+        for wrong, follows in zip(problem.corrupted, problem.consequences, strict=True):
+            people = wrong.split(" > ")
+            for step in follows.steps if follows else ():
+                assert [name for name in step.split(" > ") if name in people] == people
+                people = step.split(" > ")

@@ -4,6 +4,7 @@ from evaluation.measure import Measure
 from evaluation.measures.chain import ChainLikelihood
 from evaluation.measures.choice import ChoiceAccuracy
 from evaluation.measures.correction import Correction
+from evaluation.measures.faithfulness import Faithfulness
 from evaluation.measures.generation import Generation
 from evaluation.measures.information_gain import InformationGain
 from evaluation.measures.raw_text import PairMargin, PairPreference, TextLikelihood
@@ -19,6 +20,10 @@ MEASURES: dict[str, Measure] = {
         InformationGain("self", "gold"),
         Correction(),
         ShiftRobustness(),
+        Faithfulness("self", "own"),
+        Faithfulness("self", "base"),
+        Faithfulness("external", "own"),
+        Faithfulness("self", "gold"),
         TextLikelihood(),
         PairPreference(),
         PairMargin(),

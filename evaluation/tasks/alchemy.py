@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from string import ascii_uppercase as ATOMS
 
-from evaluation.tasks.generated import GeneratedTask, Problem, different
+from evaluation.tasks.generated import Consequence, GeneratedTask, Problem, different
 
 SIZES, LENGTHS = (3, 4, 5), (1, 2, 3)
 HELD_OUT_ATOMS = frozenset("JQ")
@@ -77,9 +77,9 @@ def make(
             break
     opening, work, ask, joiner = _WORDINGS[wording]
     statements = (opening.format(element=_spaced(element)), work.format(chain=joiner.join(chain)))
-    steps = tuple(f"{name}: {_spaced(state)}" for name, state in zip(chain, states[1:], strict=True))
+    steps = _written(chain, states[1:])
     wrong = [_one_atom_changed(rng, state) for state in states[1:]]
-    corrupted = tuple(f"{name}: {_spaced(state)}" for name, state in zip(chain, wrong, strict=True))
+    corrupted = _written(chain, wrong)
     orders = [path(element, _exchanged(chain, place))[-1] for place in range(num_steps - 1)]
     rivals = different(rng, [*states[:-1], *orders, wrong[-1]], states[-1])
     return Problem(
@@ -89,7 +89,17 @@ def make(
         _spaced(states[-1]),
         tuple(_spaced(rival) for rival in rivals),
         movable=statements,
+        consequences=tuple(_follow(state, chain[place + 1 :]) for place, state in enumerate(wrong)),
     )
+
+
+def _follow(element: str, chain: Sequence[str]) -> Consequence:
+    states = path(element, chain)
+    return Consequence(_written(chain, states[1:]), _spaced(states[-1]))
+
+
+def _written(chain: Sequence[str], states: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"{name}: {_spaced(state)}" for name, state in zip(chain, states, strict=True))
 
 
 def has_close_neighbours(element: str) -> bool:

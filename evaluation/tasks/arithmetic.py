@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
-from evaluation.tasks.generated import GeneratedTask, Problem, near_numbers
+from evaluation.tasks.generated import Consequence, GeneratedTask, Problem, near_numbers
 
 _WORDINGS = (
     ("Start with {start}. {ops}. What is the result?", {"+": "Add {n}", "-": "Subtract {n}", "*": "Multiply by {n}"}, ". "),
@@ -26,10 +27,19 @@ def _apply(value: int, sign: str, number: int) -> int:
     return {"+": value + number, "-": value - number, "*": value * number}[sign]
 
 
+def _follow(value: int, changes: Sequence[tuple[str, int]]) -> Consequence:
+    steps = []
+    for sign, number in changes:
+        after = _apply(value, sign, number)
+        steps.append(f"{value} {sign} {number} = {after}")
+        value = after
+    return Consequence(tuple(steps), str(value))
+
+
 def make(rng: random.Random, num_steps: int, wording: int) -> Problem:
     template, verbs, joiner = _WORDINGS[wording]
     value = start = rng.randint(2, 20)
-    ops, steps, corrupted = [], [], []
+    ops, steps, corrupted, changes, wrongs = [], [], [], [], []
     for _ in range(num_steps):
         signs = ["+"] + (["-"] if value > 3 else []) + (["*"] if value <= 24 else [])
         sign = rng.choice(signs)
@@ -38,10 +48,14 @@ def make(rng: random.Random, num_steps: int, wording: int) -> Problem:
         after = _apply(value, sign, number)
         ops.append(verbs[sign].format(n=number))
         steps.append(f"{value} {sign} {number} = {after}")
-        corrupted.append(f"{value} {sign} {number} = {near_numbers(rng, after, 1)[0]}")
+        wrong = near_numbers(rng, after, 1)[0]
+        corrupted.append(f"{value} {sign} {number} = {wrong}")
+        changes.append((sign, number))
+        wrongs.append(int(wrong))
         value = after
     question = template.format(start=start, ops=joiner.join(ops))
-    return Problem(question, tuple(steps), tuple(corrupted), str(value), near_numbers(rng, value))
+    follows = tuple(_follow(wrong, changes[place + 1 :]) for place, wrong in enumerate(wrongs))
+    return Problem(question, tuple(steps), tuple(corrupted), str(value), near_numbers(rng, value), consequences=follows)
 
 
 ARITHMETIC = GeneratedTask("arithmetic", make)

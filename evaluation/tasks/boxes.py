@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
-from evaluation.tasks.generated import GeneratedTask, Problem, different
+from evaluation.tasks.generated import Consequence, GeneratedTask, Problem, different
 
 _THINGS = ("key", "coin", "ring", "ball", "pen", "cup", "shell", "card", "bell", "rope")
 _HOLDS = ("Box {box} holds the {thing}.", "The {thing} is in box {box}.", "In box {box} lies the {thing}.", "Box {box}: {thing}.")
@@ -26,12 +27,20 @@ def _state(order: dict[str, str]) -> str:
     return ", ".join(f"{box} {thing}" for box, thing in order.items())
 
 
+def _follow(order: dict[str, str], swaps: Sequence[tuple[str, str]], asked: str) -> Consequence:
+    steps, order = [], dict(order)
+    for one, two in swaps:
+        order[one], order[two] = order[two], order[one]
+        steps.append(f"Swap {one} {two}: {_state(order)}")
+    return Consequence(tuple(steps), order[asked])
+
+
 def make(rng: random.Random, num_steps: int, wording: int) -> Problem:
     boxes = "ABC" if rng.random() < 0.5 else "ABCD"
     things = rng.sample(_THINGS, len(boxes))
     order = dict(zip(boxes, things, strict=True))
     lines = [_HOLDS[wording].format(box=box, thing=thing) for box, thing in order.items()]
-    holds, steps, corrupted = tuple(lines), [], []
+    holds, steps, corrupted, swaps, wrongs = tuple(lines), [], [], [], []
     for _ in range(num_steps):
         one, two = rng.sample(boxes, 2)
         order[one], order[two] = order[two], order[one]
@@ -41,10 +50,14 @@ def make(rng: random.Random, num_steps: int, wording: int) -> Problem:
         wrong = dict(order)
         wrong[wrong_one], wrong[wrong_two] = wrong[wrong_two], wrong[wrong_one]
         corrupted.append(f"Swap {one} {two}: {_state(wrong)}")
+        swaps.append((one, two))
+        wrongs.append(wrong)
     asked = rng.choice(boxes)
     question = " ".join((*lines, _ASKS[wording].format(box=asked)))
     answer = order[asked]
-    return Problem(question, tuple(steps), tuple(corrupted), answer, different(rng, things, answer), movable=holds)
+    rivals = different(rng, things, answer)
+    follows = tuple(_follow(wrong, swaps[place + 1 :], asked) for place, wrong in enumerate(wrongs))
+    return Problem(question, tuple(steps), tuple(corrupted), answer, rivals, movable=holds, consequences=follows)
 
 
 def _pairs(boxes: str) -> list[tuple[str, str]]:

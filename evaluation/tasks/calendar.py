@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
-from evaluation.tasks.generated import GeneratedTask, Problem, different
+from evaluation.tasks.generated import Consequence, GeneratedTask, Problem, different
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _EVENTS = ("concert", "exam", "trip", "party", "match", "lesson", "fair", "sale", "lunch", "race")
@@ -34,12 +35,21 @@ _ASKS = (
 )
 
 
+def _follow(day: int, walks: Sequence[tuple[str, str, int]]) -> Consequence:
+    steps = []
+    for event, sign, number in walks:
+        reached = (day + (number if sign == "+" else -number)) % 7
+        steps.append(f"{event}: {DAYS[day]} {sign} {number} days = {DAYS[reached]}")
+        day = reached
+    return Consequence(tuple(steps), DAYS[day])
+
+
 def make(rng: random.Random, num_steps: int, wording: int) -> Problem:
     opening, after, before = _FRAMES[wording]
     events = rng.sample(_EVENTS, num_steps + 1)
     day = rng.randrange(7)
     lines = [opening.format(event=events[0], day=DAYS[day])]
-    steps, corrupted = [], []
+    steps, corrupted, walks, wrongs = [], [], [], []
     for last, event in zip(events, events[1:], strict=False):
         number, forward = rng.randint(2, 6), rng.random() < 0.6
         lines.append((after if forward else before).format(event=event, n=number, last=last))
@@ -48,9 +58,13 @@ def make(rng: random.Random, num_steps: int, wording: int) -> Problem:
         wrong = rng.choice([other for other in range(7) if other != reached])
         steps.append(f"{event}: {DAYS[day]} {sign} {number} days = {DAYS[reached]}")
         corrupted.append(f"{event}: {DAYS[day]} {sign} {number} days = {DAYS[wrong]}")
+        walks.append((event, sign, number))
+        wrongs.append(wrong)
         day = reached
     question = " ".join((*lines, _ASKS[wording].format(event=events[-1])))
-    return Problem(question, tuple(steps), tuple(corrupted), DAYS[day], different(rng, DAYS, DAYS[day]), movable=tuple(lines))
+    rivals = different(rng, DAYS, DAYS[day])
+    follows = tuple(_follow(wrong, walks[place + 1 :]) for place, wrong in enumerate(wrongs))
+    return Problem(question, tuple(steps), tuple(corrupted), DAYS[day], rivals, movable=tuple(lines), consequences=follows)
 
 
 CALENDAR = GeneratedTask("calendar", make)

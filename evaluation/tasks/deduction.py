@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from evaluation.tasks.generated import GeneratedTask, Problem, different
+from evaluation.tasks.generated import Consequence, GeneratedTask, Problem, different
 
 _KINDS = (
     "wumpus", "yumpus", "zumpus", "dumpus", "rompus", "numpus", "tumpus", "vumpus", "impus", "jompus",
@@ -33,15 +33,22 @@ def make(rng: random.Random, num_steps: int, wording: int) -> Problem:
     rules.append(_TRAIT_RULES[wording].format(one=chain[-1], trait=trait))
     rules.append(_TRAIT_RULES[wording].format(one=other[-1], trait=wrong_trait))
     rng.shuffle(rules)
-    steps, corrupted = [], []
+    steps, corrupted, follows = [], [], []
     for one, two in zip(chain, chain[1:], strict=False):
         steps.append(f"{name} is a {one}, so {name} is a {two}")
-        corrupted.append(f"{name} is a {one}, so {name} is a {rng.choice(other)}")
+        wrong = rng.choice(other)
+        corrupted.append(f"{name} is a {one}, so {name} is a {wrong}")
+        # The distracting chain is among the rules: whoever is on it walks it to its end.
+        left = other[other.index(wrong) :]
+        walked = [f"{name} is a {here}, so {name} is a {there}" for here, there in zip(left, left[1:], strict=False)]
+        follows.append(Consequence((*walked, f"{name} is a {other[-1]}, so {name} is {wrong_trait}"), wrong_trait))
     steps.append(f"{name} is a {chain[-1]}, so {name} is {trait}")
     corrupted.append(f"{name} is a {chain[-1]}, so {name} is {wrong_trait}")
+    follows.append(Consequence((), wrong_trait))
     question = " ".join((*rules, f"{name} is a {chain[0]}.", _ASKS[wording].format(name=name)))
     rivals = (wrong_trait, *different(rng, [t for t in _TRAITS if t != wrong_trait], trait, 2))
-    return Problem(question, tuple(steps), tuple(corrupted), trait, rivals, tuple(f"{name} is a {kind}" for kind in chain))
+    facts = tuple(f"{name} is a {kind}" for kind in chain)
+    return Problem(question, tuple(steps), tuple(corrupted), trait, rivals, facts, consequences=tuple(follows))
 
 
 DEDUCTION = GeneratedTask("deduction", make)

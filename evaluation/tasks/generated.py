@@ -13,8 +13,19 @@ HELD_OUT_LENGTHS = (5, 6)
 
 
 @dataclass(frozen=True)
+class Consequence:
+    """What follows from a false step: every later step computed from it, and the answer that they imply."""
+
+    steps: tuple[str, ...]
+    answer: str
+
+
+@dataclass(frozen=True)
 class Problem:
-    """One problem with its gold chain. `corrupted[i]` is step i made false, with all else kept."""
+    """One problem with its gold chain. `corrupted[i]` is step i made false, with all else kept.
+
+    `consequences[i]` is what follows from `corrupted[i]`, None where nothing does; it is empty for a family that cannot say.
+    """
 
     question: str
     steps: tuple[str, ...]
@@ -23,6 +34,7 @@ class Problem:
     rivals: tuple[str, ...]  # wrong answers of the same type, for two-choice and cloze scoring
     facts: tuple[str, ...] = ()  # other statements that the question entails: valid steps, though not needed
     movable: tuple[str, ...] = ()  # statements whose order in the question says nothing, and is always this one in training
+    consequences: tuple[Consequence | None, ...] = ()
 
 
 # From the problem's own randomness, the number of its steps and its wording.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
-from evaluation.tasks.generated import GeneratedTask, Problem, different
+from evaluation.tasks.generated import Consequence, GeneratedTask, Problem, different
 
 _NAMES = ("Ann", "Bob", "Cara", "Dan", "Eve", "Finn", "Gus", "Hope", "Ivy", "Joe", "Kim", "Lou", "Ned", "Pam", "Ray", "Sue")
 _MORE = ("{one} is taller than {two}.", "{one} is older than {two}.", "{one} finished before {two}.", "{one} ranks above {two}.")
@@ -22,10 +23,24 @@ _ASKS = (
 )
 
 
+def _follow(line: Sequence[str], joins: Sequence[tuple[str, str]], asked: int) -> Consequence | None:
+    """`joins` are (above, below) in turns. None where the false line no longer says on which side of others somebody stands."""
+    line, steps = list(line), []
+    for one, two in joins:
+        if two == line[0]:
+            line = [one, *line]
+        elif one == line[-1]:
+            line = [*line, two]
+        else:
+            return None
+        steps.append(" > ".join(line))
+    return Consequence(tuple(steps), (line[0], line[1], line[-1])[asked])
+
+
 def make(rng: random.Random, num_steps: int, wording: int) -> Problem:
     people = rng.sample(_NAMES, num_steps + 1)
     line, new = [people[0]], people[1:]
-    clues, steps, corrupted = [], [], []
+    clues, steps, corrupted, joins, wrongs = [], [], [], [], []
     for person in new:
         if rng.random() < 0.5:
             one, two, line = person, line[0], [person, *line]
@@ -37,10 +52,13 @@ def make(rng: random.Random, num_steps: int, wording: int) -> Problem:
         place = rng.randrange(len(wrong) - 1)
         wrong[place], wrong[place + 1] = wrong[place + 1], wrong[place]
         corrupted.append(" > ".join(wrong))
+        joins.append((one, two))
+        wrongs.append(wrong)
     asked = rng.randrange(3)
     answer = (line[0], line[1], line[-1])[asked]
     question = " ".join((*clues, _ASKS[wording][asked]))
-    return Problem(question, tuple(steps), tuple(corrupted), answer, different(rng, people, answer))
+    follows = tuple(_follow(wrong, joins[place + 1 :], asked) for place, wrong in enumerate(wrongs))
+    return Problem(question, tuple(steps), tuple(corrupted), answer, different(rng, people, answer), consequences=follows)
 
 
 ORDERING = GeneratedTask("ordering", make)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
-from evaluation.tasks.generated import GeneratedTask, Problem, near_numbers
+from evaluation.tasks.generated import Consequence, GeneratedTask, Problem, near_numbers
 
 _NAMES = ("Tom", "Anna", "Ben", "Lily", "Sam", "Mia", "Jack", "Emma", "Max", "Rosa", "Leo", "Nina")
 _THINGS = ("apples", "books", "coins", "cards", "pens", "eggs", "shells", "stamps", "cups", "stones")
@@ -34,24 +35,41 @@ _FRAMES = (
 )
 
 
+def _apply(value: int, sign: str, number: int) -> int:
+    return {"+": value + number, "-": value - number, "*": value * number}[sign]
+
+
+def _follow(value: int, changes: Sequence[tuple[str, int]], thing: str) -> Consequence:
+    steps = []
+    for sign, number in changes:
+        after = _apply(value, sign, number)
+        steps.append(f"{value} {sign} {number} = {after} {thing}")
+        value = after
+    return Consequence(tuple(steps), str(value))
+
+
 def make(rng: random.Random, num_steps: int, wording: int) -> Problem:
     name, thing = rng.choice(_NAMES), rng.choice(_THINGS)
     opening, closing = _FRAMES[wording]
     value = start = rng.randint(3, 25)
-    sentences, steps, corrupted = [], [], []
+    sentences, steps, corrupted, changes, wrongs = [], [], [], [], []
     for _ in range(num_steps):
         signs = ["+"] + (["-"] if value > 4 else []) + (["*"] if value <= 20 else [])
         sign = rng.choice(signs)
         number = rng.randint(2, {"+": 20, "-": min(20, value - 2), "*": 3}[sign])
-        after = {"+": value + number, "-": value - number, "*": value * number}[sign]
+        after = _apply(value, sign, number)
         phrase = {"+": _MORE, "-": _LESS, "*": _TIMES}[sign][wording].format(name=name, n=number, thing=thing)
         sentences.append(f"Then {phrase}.")
         steps.append(f"{value} {sign} {number} = {after} {thing}")
-        corrupted.append(f"{value} {sign} {number} = {near_numbers(rng, after, 1)[0]} {thing}")
+        wrong = near_numbers(rng, after, 1)[0]
+        corrupted.append(f"{value} {sign} {number} = {wrong} {thing}")
+        changes.append((sign, number))
+        wrongs.append(int(wrong))
         value = after
     first = opening.format(name=name, start=start, thing=thing)
     question = " ".join((first, *sentences, closing.format(name=name, thing=thing)))
-    return Problem(question, tuple(steps), tuple(corrupted), str(value), near_numbers(rng, value))
+    follows = tuple(_follow(wrong, changes[place + 1 :], thing) for place, wrong in enumerate(wrongs))
+    return Problem(question, tuple(steps), tuple(corrupted), str(value), near_numbers(rng, value), consequences=follows)
 
 
 WORD_PROBLEM = GeneratedTask("word_problem", make)
