@@ -1,0 +1,164 @@
+"""A budget of trace tokens: at most so many are written, then the answer is forced; an end that comes too early can be ignored.
+
+The cap is the null that every claim of shorter reasoning is compared with. To ignore an end is the budget forcing of s1
+(Muennighoff et al. 2025, arXiv 2501.19393): where the model would end its trace, its likeliest other token stands instead.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from adapters.backbone import Backbone
+from engine.engine import MAX_TOP_LOGPROBS, Completion, Engine, GenerationRequest, TokenLogprob
+
+ANSWER_CUE = "Answer:"
+MAX_ANSWER_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class WrittenTrace:
+    """What stands before the answer cue. `has_ended`: the model ended it, by the cue or by the end of its text."""
+
+    ids: tuple[int, ...]
+    text: str
+    has_ended: bool = False
+    instead: int | None = None  # the likeliest token other than the one that began the end; None where none is known
+
+    def cut(self, backbone: Backbone, max_tokens: int) -> WrittenTrace:
+        """Its first tokens: what a smaller budget would have left of it."""
+        if len(self.ids) <= max_tokens:
+            return self
+        ids = self.ids[:max_tokens]
+        return WrittenTrace(ids, backbone.decode(ids))
+
+
+@dataclass(frozen=True)
+class Budgeted:
+    """A trace within its budget and the answer after it."""
+
+    trace: WrittenTrace
+    answer: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.trace.text}{_cue_after(self.trace.text)} {self.answer}"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """At most `max_trace_tokens`, of which the first `num_ignored_ends` ends of the trace are not let stand.
+
+    The answer line has a budget of its own, so that a long trace cannot use it up. A request's own `max_new_tokens` and `stop`
+    are not used.
+    """
+
+    max_trace_tokens: int
+    num_ignored_ends: int = 0
+    max_answer_tokens: int = MAX_ANSWER_TOKENS
+
+    def __post_init__(self) -> None:
+        if min(self.max_trace_tokens, self.num_ignored_ends) < 0 or self.max_answer_tokens < 1:
+            raise ValueError(
+                f"A budget is no negative number and leaves room for an answer, but got {self.max_trace_tokens} trace tokens, "
+                f"{self.num_ignored_ends} ignored ends and {self.max_answer_tokens} answer tokens. Give 0 for no trace at all."
+            )
+
+    def complete(self, engine: Engine, backbone: Backbone, requests: Sequence[GenerationRequest]) -> list[Budgeted]:
+        traces = write_traces(engine, backbone, requests, self.max_trace_tokens)
+        for _ in range(self.num_ignored_ends):
+            traces = extended(engine, backbone, requests, traces, self.max_trace_tokens)
+        answers = force_answers(engine, backbone, requests, traces, self.max_answer_tokens)
+        return [Budgeted(trace, answer.text.strip()) for trace, answer in zip(traces, answers, strict=True)]
+
+
+def write_traces(
+    engine: Engine, backbone: Backbone, requests: Sequence[GenerationRequest], max_tokens: int
+) -> list[WrittenTrace]:
+    """The beginning of every reply up to its answer cue, cut after `max_tokens`; a request's `begun_ids` belong to its trace."""
+    # Room for the cue, so that a trace of just `max_tokens` is seen to have ended.
+    room = max_tokens + len(backbone.encode(f"\n{ANSWER_CUE}"))
+    asked = [
+        replace(
+            request,
+            max_new_tokens=max(1, room - len(request.begun_ids)),
+            stop=(ANSWER_CUE,),
+            top_logprobs=min(MAX_TOP_LOGPROBS, len(backbone.stop_ids) + 2),
+        )
+        for request in requests
+    ]
+    return [
+        _trace(backbone, request.begun_ids, completion, max_tokens)
+        for request, completion in zip(asked, engine.complete(asked), strict=True)
+    ]
+
+
+def extended(
+    engine: Engine,
+    backbone: Backbone,
+    requests: Sequence[GenerationRequest],
+    traces: Sequence[WrittenTrace],
+    max_tokens: int,
+) -> list[WrittenTrace]:
+    """Every trace that ended before `max_tokens`, with that end ignored and the trace gone on; the others as they are."""
+    short = [
+        (place, (*trace.ids, trace.instead))
+        for place, trace in enumerate(traces)
+        if trace.has_ended and trace.instead is not None and len(trace.ids) < max_tokens
+    ]
+    resumed = write_traces(engine, backbone, [replace(requests[place], begun_ids=ids) for place, ids in short], max_tokens)
+    found = list(traces)
+    for (place, _), trace in zip(short, resumed, strict=True):
+        found[place] = trace
+    return found
+
+
+def force_answers(
+    engine: Engine,
+    backbone: Backbone,
+    requests: Sequence[GenerationRequest],
+    traces: Sequence[WrittenTrace],
+    max_answer_tokens: int = MAX_ANSWER_TOKENS,
+    top_logprobs: int = 0,
+) -> list[Completion]:
+    """The rest of the answer line after each trace and the answer cue."""
+    asked = [
+        replace(
+            request,
+            begun_ids=(*trace.ids, *backbone.encode(_cue_after(trace.text))),
+            max_new_tokens=max_answer_tokens,
+            stop=("\n",),
+            top_logprobs=top_logprobs,
+        )
+        for request, trace in zip(requests, traces, strict=True)
+    ]
+    return engine.complete(asked)
+
+
+def ids_within(backbone: Backbone, ids: Sequence[int], text: str) -> tuple[int, ...]:
+    """The longest beginning of the ids that writes no more than the text, which their own text begins with; no end token."""
+    count = bisect_right(range(len(ids) + 1), len(text), key=lambda upto: len(backbone.decode(ids[:upto]))) - 1
+    while count and ids[count - 1] in backbone.stop_ids:
+        count -= 1
+    return tuple(ids[:count])
+
+
+def _trace(backbone: Backbone, begun: tuple[int, ...], completion: Completion, max_tokens: int) -> WrittenTrace:
+    whole = (*begun, *completion.token_ids)
+    text = backbone.decode(whole)
+    before, cue, _ = text.partition(ANSWER_CUE)
+    ids = ids_within(backbone, whole, before)
+    if len(ids) > max_tokens or not (cue or whole[-1] in backbone.stop_ids):
+        return WrittenTrace(ids, before).cut(backbone, max_tokens)
+    place = len(ids) - len(begun)
+    listed = completion.top_logprobs[place] if 0 <= place < len(completion.top_logprobs) else ()
+    return WrittenTrace(ids, before, True, _other(listed, {whole[len(ids)], *backbone.stop_ids}))
+
+
+def _other(listed: Sequence[TokenLogprob], ends: set[int]) -> int | None:
+    return next((one.token_id for one in listed if one.token_id not in ends), None)
+
+
+def _cue_after(text: str) -> str:
+    return ANSWER_CUE if not text or text.endswith("\n") else f"\n{ANSWER_CUE}"
