@@ -15,6 +15,7 @@ from evaluation.tasks.grammar import GRAMMAR
 from evaluation.tasks.icd10 import ICD10, ICD10_CATEGORY, ICD10_CHAPTER
 from evaluation.tasks.kinship import KINSHIP
 from evaluation.tasks.ordering import ORDERING
+from evaluation.tasks.search import ARRANGEMENTS, MAZE, TALLY
 from evaluation.tasks.text import TEXT
 from evaluation.tasks.word_problem import WORD_PROBLEM
 
@@ -22,11 +23,20 @@ FAMILIES: dict[str, GeneratedTask] = {
     task.name: task for task in (ARITHMETIC, WORD_PROBLEM, BOXES, DEDUCTION, ORDERING, CALENDAR, KINSHIP)
 }
 
+SEARCHES: dict[str, GeneratedTask] = {task.name: task for task in (MAZE, ARRANGEMENTS, TALLY)}
+
 DOMAINS: dict[str, Task] = {
     task.name: task for task in (ICD10, ICD10_CHAPTER, ICD10_CATEGORY, CUSTOMS, CUSTOMS_SECTION, CUSTOMS_HEADING)
 }
 
-TASKS: dict[str, Task] = {**DOMAINS, **FAMILIES, ALCHEMY.name: ALCHEMY, GRAMMAR.name: GRAMMAR, TEXT.name: TEXT}
+TASKS: dict[str, Task] = {
+    **DOMAINS,
+    **FAMILIES,
+    **SEARCHES,
+    ALCHEMY.name: ALCHEMY,
+    GRAMMAR.name: GRAMMAR,
+    TEXT.name: TEXT,
+}
 
 
 def task_named(name: str) -> Task:

@@ -90,6 +90,7 @@ def make(
         tuple(_spaced(rival) for rival in rivals),
         movable=statements,
         consequences=tuple(_follow(state, chain[place + 1 :]) for place, state in enumerate(wrong)),
+        concludes=r":\s*(\w+(?: \w+)*)\W*$",
     )
 
 

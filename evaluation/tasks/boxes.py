@@ -57,7 +57,8 @@ def make(rng: random.Random, num_steps: int, wording: int) -> Problem:
     answer = order[asked]
     rivals = different(rng, things, answer)
     follows = tuple(_follow(wrong, swaps[place + 1 :], asked) for place, wrong in enumerate(wrongs))
-    return Problem(question, tuple(steps), tuple(corrupted), answer, rivals, movable=holds, consequences=follows)
+    says = rf":.*\b{asked} (\w+)"
+    return Problem(question, tuple(steps), tuple(corrupted), answer, rivals, movable=holds, consequences=follows, concludes=says)
 
 
 def _pairs(boxes: str) -> list[tuple[str, str]]:

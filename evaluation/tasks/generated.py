@@ -10,6 +10,7 @@ from evaluation.task import Example, Split, normalise, same_answer, split_of, tr
 
 TRAINED_LENGTHS = (2, 3, 4)
 HELD_OUT_LENGTHS = (5, 6)
+LAST_WORD = r"(-?\w+)\W*$"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Problem:
     facts: tuple[str, ...] = ()  # other statements that the question entails: valid steps, though not needed
     movable: tuple[str, ...] = ()  # statements whose order in the question says nothing, and is always this one in training
     consequences: tuple[Consequence | None, ...] = ()
+    concludes: str = LAST_WORD  # a regular expression: its group, in a step that derives a value for what is asked, is that value
 
 
 # From the problem's own randomness, the number of its steps and its wording.
@@ -106,6 +108,10 @@ class GeneratedTask:
 
     def in_held_out_wording(self) -> GeneratedTask:
         return replace(self, held_out_wording=True)
+
+    def length(self, example_id: str) -> int:
+        """The number of steps that the problem was drawn with; for a search task its depth."""
+        return int(example_id.split("/")[3])
 
     def check(self, example: Example, completion: str) -> StepCheck:
         """Judges every written step: it must be the next gold step, or a statement that the question entails.

@@ -57,8 +57,10 @@ def make(rng: random.Random, num_steps: int, wording: int) -> Problem:
     asked = rng.randrange(3)
     answer = (line[0], line[1], line[-1])[asked]
     question = " ".join((*clues, _ASKS[wording][asked]))
+    rivals = different(rng, people, answer)
     follows = tuple(_follow(wrong, joins[place + 1 :], asked) for place, wrong in enumerate(wrongs))
-    return Problem(question, tuple(steps), tuple(corrupted), answer, different(rng, people, answer), consequences=follows)
+    says = (r"^\s*(\w+) >", r"^\s*\w+ > (\w+)", r"> (\w+)\W*$")[asked]
+    return Problem(question, tuple(steps), tuple(corrupted), answer, rivals, consequences=follows, concludes=says)
 
 
 ORDERING = GeneratedTask("ordering", make)

@@ -68,8 +68,10 @@ def make(rng: random.Random, num_steps: int, wording: int) -> Problem:
         value = after
     first = opening.format(name=name, start=start, thing=thing)
     question = " ".join((first, *sentences, closing.format(name=name, thing=thing)))
+    rivals = near_numbers(rng, value)
     follows = tuple(_follow(wrong, changes[place + 1 :], thing) for place, wrong in enumerate(wrongs))
-    return Problem(question, tuple(steps), tuple(corrupted), str(value), near_numbers(rng, value), consequences=follows)
+    says = r"=\s*(-?\d+)"
+    return Problem(question, tuple(steps), tuple(corrupted), str(value), rivals, consequences=follows, concludes=says)
 
 
 WORD_PROBLEM = GeneratedTask("word_problem", make)
