@@ -18,7 +18,7 @@ from evaluation.measures.correction import triple
 from evaluation.task import Example, Task
 from evaluation.tasks import TASKS
 
-TASK_OF = {"text_likelihood": "text", "pair_preference": "grammar", "pair_margin": "grammar"}
+TASK_OF = {"text_likelihood": "text", "pair_preference": "grammar", "pair_margin": "grammar", "systematic_search": "maze"}
 # Information gain is flat where nothing is known, as here; test_information_gain.py damages a reader that knows.
 CONTINUOUS = {"chain_likelihood", "text_likelihood"}
 

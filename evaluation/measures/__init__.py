@@ -8,7 +8,9 @@ from evaluation.measures.faithfulness import Faithfulness
 from evaluation.measures.generation import Generation
 from evaluation.measures.information_gain import InformationGain
 from evaluation.measures.raw_text import PairMargin, PairPreference, TextLikelihood
+from evaluation.measures.search import SystematicSearch
 from evaluation.measures.shift import ShiftRobustness
+from evaluation.measures.wandering import Conclusion, NewSteps
 
 MEASURES: dict[str, Measure] = {
     measure.name: measure
@@ -27,5 +29,8 @@ MEASURES: dict[str, Measure] = {
         TextLikelihood(),
         PairPreference(),
         PairMargin(),
+        SystematicSearch(),
+        NewSteps(),
+        Conclusion(),
     )
 }
