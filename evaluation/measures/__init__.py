@@ -1,15 +1,18 @@
 """The measures, by name."""
 
 from evaluation.measure import Measure
+from evaluation.measures.budget import BudgetAccuracy
 from evaluation.measures.chain import ChainLikelihood
 from evaluation.measures.choice import ChoiceAccuracy
 from evaluation.measures.correction import Correction
 from evaluation.measures.faithfulness import Faithfulness
 from evaluation.measures.generation import Generation
 from evaluation.measures.information_gain import InformationGain
+from evaluation.measures.length import TraceLength
 from evaluation.measures.raw_text import PairMargin, PairPreference, TextLikelihood
 from evaluation.measures.search import SystematicSearch
 from evaluation.measures.shift import ShiftRobustness
+from evaluation.measures.underthinking import Underthinking
 from evaluation.measures.wandering import Conclusion, NewSteps
 
 MEASURES: dict[str, Measure] = {
@@ -29,6 +32,9 @@ MEASURES: dict[str, Measure] = {
         TextLikelihood(),
         PairPreference(),
         PairMargin(),
+        TraceLength(),
+        BudgetAccuracy(),
+        Underthinking(),
         SystematicSearch(),
         NewSteps(),
         Conclusion(),
