@@ -8,6 +8,7 @@ from evaluation.measures.correction import Correction
 from evaluation.measures.faithfulness import Faithfulness
 from evaluation.measures.generation import Generation
 from evaluation.measures.information_gain import InformationGain
+from evaluation.measures.latent import LatentReasoning
 from evaluation.measures.length import TraceLength
 from evaluation.measures.raw_text import PairMargin, PairPreference, TextLikelihood
 from evaluation.measures.search import SystematicSearch
@@ -38,5 +39,6 @@ MEASURES: dict[str, Measure] = {
         SystematicSearch(),
         NewSteps(),
         Conclusion(),
+        LatentReasoning(),
     )
 }
