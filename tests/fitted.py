@@ -10,6 +10,7 @@ from adapters.adapter import Adapter
 from adapters.backbone import Backbone
 from adapters.lora import LoRA, LoRASpec
 from adapters.softcot import SoftCoT, SoftCoTSpec
+from adapters.steering import Steering, SteeringSpec
 
 A = TypeVar("A", bound=Adapter)
 
@@ -28,3 +29,8 @@ def fitted_lora(backbone: Backbone, seed: int, rank: int = 4) -> LoRA:
 
 def fitted_softcot(backbone: Backbone, seed: int) -> SoftCoT:
     return fitted(SoftCoT(SoftCoTSpec(num_thoughts=3, assistant_layers=1, gate=0.5, seed=seed)), backbone, seed)
+
+
+def random_steering(backbone: Backbone, layer: int = 0, size: float = 1.0, seed: int = 0) -> Steering:
+    vector_H = size * torch.randn(backbone.hidden_size, generator=torch.Generator().manual_seed(seed))
+    return Steering.of(SteeringSpec(layer=layer), backbone, vector_H)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fitted import fitted_lora, fitted_softcot
-from test_steering import steering
+from fitted import fitted_lora, fitted_softcot, random_steering
 from torch import Tensor, nn
 from toy_engine import ToyEngine
 
@@ -21,7 +20,7 @@ PROFILES = ("lora", "softcot", "steering", "all")
 
 
 def profiles(backbone: Backbone) -> dict[str, Profile]:
-    one, two, three = fitted_lora(backbone, 1), fitted_softcot(backbone, 2), steering(backbone, 0)
+    one, two, three = fitted_lora(backbone, 1), fitted_softcot(backbone, 2), random_steering(backbone, 0)
     return dict(zip(PROFILES, (Profile((one,)), Profile((two,)), Profile((three,)), Profile((one, two, three))), strict=True))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fitted import fitted_lora
+from fitted import fitted_lora, random_steering
 from small_releases import write_release
 from torch import Tensor, nn
 
@@ -23,11 +23,6 @@ from engine.torch_engine import TorchEngine
 from registry.manifest import verify
 
 QUESTION = "Start with 12. Add 5, then take away 3."
-
-
-def steering(backbone: Backbone, layer: int = 0, size: float = 1.0, seed: int = 0) -> Steering:
-    vector_H = size * torch.randn(backbone.hidden_size, generator=torch.Generator().manual_seed(seed))
-    return Steering.of(SteeringSpec(layer=layer), backbone, vector_H)
 
 
 def contrasts(backbone: Backbone) -> list[Contrast]:
@@ -55,7 +50,7 @@ def inputs_of_layers(backbone: Backbone, ids: tuple[int, ...], *adapters: Adapte
 
 def test_layer_i_is_steered_at_its_output(backbone: Backbone) -> None:
     # Index i of transformers' hidden states is what layer i reads: a vector taken there would be one layer off.
-    ids, shift = backbone.chat_ids(QUESTION), steering(backbone, layer=0)
+    ids, shift = backbone.chat_ids(QUESTION), random_steering(backbone, layer=0)
     plain, steered = inputs_of_layers(backbone, ids), inputs_of_layers(backbone, ids, shift)
     assert torch.equal(steered[0], plain[0])
     torch.testing.assert_close(steered[1] - plain[1], shift.tensors()["vector"].expand_as(plain[1]))
@@ -116,9 +111,9 @@ def test_a_share_of_the_depth_names_a_layer() -> None:
 
 def test_rows_of_one_batch_are_steered_each_by_its_own_vector(backbone: Backbone) -> None:
     engine = TorchEngine(backbone)
-    engine.load("one", Profile((steering(backbone, 0),)))
-    engine.load("two", Profile((fitted_lora(backbone, 1), steering(backbone, 1, seed=2))))
-    engine.load("both", Profile((steering(backbone, 0), steering(backbone, 1, seed=2))))
+    engine.load("one", Profile((random_steering(backbone, 0),)))
+    engine.load("two", Profile((fitted_lora(backbone, 1), random_steering(backbone, 1, seed=2))))
+    engine.load("both", Profile((random_steering(backbone, 0), random_steering(backbone, 1, seed=2))))
     asked = [
         GenerationRequest(backbone.chat_ids(text), profile, max_new_tokens=6)
         for text in (QUESTION, "Cholera")
@@ -134,7 +129,7 @@ def test_rows_of_one_batch_are_steered_each_by_its_own_vector(backbone: Backbone
 def test_the_backbones_rows_beside_steered_ones_are_untouched(backbone: Backbone) -> None:
     engine = TorchEngine(backbone)
     plain = engine.complete([GenerationRequest(backbone.chat_ids(QUESTION), None, max_new_tokens=6)] * 2)
-    engine.load("one", Profile((steering(backbone, 0, size=5.0),)))
+    engine.load("one", Profile((random_steering(backbone, 0, size=5.0),)))
     request = [GenerationRequest(backbone.chat_ids(QUESTION), name, max_new_tokens=6) for name in (None, "one")]
     assert engine.complete(request)[0] == plain[0]
 
@@ -143,7 +138,7 @@ def test_soft_thoughts_are_thought_without_the_steering(backbone: Backbone) -> N
     thoughts = SoftCoT(SoftCoTSpec(num_thoughts=2, assistant_layers=2))
     plain = thoughts.states(backbone, backbone.chat_ids(QUESTION)).clone()
     thoughts._states.clear()
-    with steering(backbone, 0).attach(backbone):
+    with random_steering(backbone, 0).attach(backbone):
         assert torch.equal(thoughts.states(backbone, backbone.chat_ids(QUESTION)), plain)
 
 
@@ -151,7 +146,7 @@ def test_adapters_off_passes_steering_over(backbone: Backbone) -> None:
     ids_BT = torch.tensor([backbone.chat_ids(QUESTION)])
     with torch.no_grad():
         plain = backbone.model(ids_BT, use_cache=False).logits
-        with steering(backbone, 0).attach(backbone):
+        with random_steering(backbone, 0).attach(backbone):
             with adapters_off(backbone.model):
                 assert torch.equal(backbone.model(ids_BT, use_cache=False).logits, plain)
             assert not torch.equal(backbone.model(ids_BT, use_cache=False).logits, plain)
@@ -160,7 +155,7 @@ def test_adapters_off_passes_steering_over(backbone: Backbone) -> None:
 def test_an_engine_made_while_a_vector_is_attached_holds_the_bare_backbone(backbone: Backbone) -> None:
     asked = [GenerationRequest(backbone.chat_ids(QUESTION), None, max_new_tokens=6)]
     plain = TorchEngine(backbone).complete(asked)
-    with steering(backbone, 0, size=5.0).attach(backbone):
+    with random_steering(backbone, 0, size=5.0).attach(backbone):
         assert TorchEngine(backbone).complete(asked) == plain
 
 
@@ -182,7 +177,7 @@ def test_a_difference_of_means_needs_continuations(backbone: Backbone) -> None:
 
 
 def test_a_release_may_hold_a_lora_and_a_steering_vector(backbone: Backbone, tmp_path: Path) -> None:
-    lora, shift = fitted_lora(backbone, 1), steering(backbone, 1)
+    lora, shift = fitted_lora(backbone, 1), random_steering(backbone, 1)
     write_release(tmp_path / "release", backbone, lora, shift)
     assert "steering/adapter_model.safetensors" in verify(tmp_path / "release").files
     loaded = Profile.load(tmp_path / "release")
