@@ -120,6 +120,11 @@ def evaluate(
     return Evaluation(tuple(_row(*parts) for parts in zip(plan, base, adapted, strict=True)))
 
 
+def read_plan(engine: Engine, backbone: Backbone, profile: str | None, plan: Sequence[Planned]) -> list[Readings]:
+    """Every planned measure under one profile, for comparisons of more than two."""
+    return [readings for readings in _read(engine, backbone, profile, plan, [None] * len(plan)) if readings is not None]
+
+
 def _read(
     engine: Engine, backbone: Backbone, profile: str | None, plan: Sequence[Planned], known: Sequence[Readings | None]
 ) -> list[Readings | None]:
@@ -142,6 +147,11 @@ def _read(
 
 def _row(planned: Planned, base: Readings | None, adapted: Readings | None) -> Row:
     assert base is not None and adapted is not None
+    return compared(planned, base, adapted)
+
+
+def compared(planned: Planned, base: Readings, adapted: Readings) -> Row:
+    """Two readings of the same items, paired."""
     both = [i for i, pair in enumerate(zip(base.values, adapted.values, strict=True)) if not any(map(math.isnan, pair))]
     reason = base.reason or adapted.reason
     if not reason and len(both) < len(base.values) and len(both) < LEAST_PAIRED:

@@ -74,6 +74,46 @@ def evaluate(
 
 
 @app.command()
+def knockout(
+    subject: Annotated[
+        str, typer.Argument(metavar="RELEASE|DIRECTORY", help="NAME, NAME@VERSION, NAME@ALIAS, or a directory of adapter files.")
+    ],
+    groups: Annotated[int, typer.Option(help="Groups of layers, at most one a layer.", min=1)] = 10,
+    items: Annotated[int, typer.Option(help="Items a task.", min=8)] = 40,
+    picture: Annotated[
+        Path | None, typer.Option(help="A PNG of how alike each layer reads two prompts (CKA), with its control.")
+    ] = None,
+    domain: Annotated[str | None, typer.Option(help="A task's name or TOML file [default: what it was fitted on].")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Backbone [default: the one it was fitted on].")] = None,
+    home: Home = None,
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Turn an adapter off in one group of layers after the other: what each gains in the domain and costs in reasoning."""
+    from service.commands.knockout import knockout as run
+
+    run(subject, groups, items, picture, domain, backbone, home, tracking_uri, as_json)
+
+
+@app.command()
+def elicited(
+    subject: Annotated[
+        str, typer.Argument(metavar="RELEASE|DIRECTORY", help="NAME, NAME@VERSION, NAME@ALIAS, or a directory of adapter files.")
+    ],
+    items: Annotated[int, typer.Option(help="Items to make the vectors on, and as many others to judge them on.", min=8)] = 60,
+    domain: Annotated[str | None, typer.Option(help="A task's name or TOML file [default: what it was fitted on].")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Backbone [default: the one it was fitted on].")] = None,
+    home: Home = None,
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Tell whether an adapter turned on what the backbone could do: how much of its gain five steering vectors give."""
+    from service.commands.elicited import elicited as run
+
+    run(subject, items, domain, backbone, home, tracking_uri, as_json)
+
+
+@app.command()
 def publish(
     source: Annotated[
         str, typer.Argument(metavar="DIRECTORY|STUDY", help="A trial's adapter directory, or a study's name (its best trial).")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -42,20 +43,28 @@ def write_release(
     fingerprint: str | None = None,
     policy: DecodingPolicy | None = None,
     domain: str | None = None,
+    protected: Sequence[str] = (),
 ) -> Manifest:
     """The files of a release; `fingerprint` claims another backbone."""
     Profile(adapters, policy or DecodingPolicy()).save(directory)
-    return complete(directory, backbone, fingerprint, domain)
+    return complete(directory, backbone, fingerprint, domain, protected)
 
 
-def complete(directory: Path, backbone: Backbone, fingerprint: str | None = None, domain: str | None = None) -> Manifest:
+def complete(
+    directory: Path,
+    backbone: Backbone,
+    fingerprint: str | None = None,
+    domain: str | None = None,
+    protected: Sequence[str] = (),
+) -> Manifest:
     """Writes manifest and card over the adapter files that are there."""
     nothing = TrainingHashes(frozenset(), frozenset())
+    guarding = {"protected": list(protected)} if protected else {}
     return write_manifest(
         directory,
         backbone=BackboneIdentity(name=backbone.name, fingerprint=fingerprint or backbone.fingerprint, dtype="float32"),
         profile=ProfileDescription(adapters=("lora",)),
-        recipe={"name": "small", **({"domain": domain} if domain else {})},
+        recipe={"name": "small", **({"domain": domain} if domain else {}), **guarding},
         task={"name": "small"},
         data_digests={},
         lock_digest="0" * 64,

@@ -72,7 +72,19 @@ def test_commands_in_the_readme_exist() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["tune"], ["evaluate"], ["publish"], ["promote"], ["rollback"], ["status"], ["serve"], ["backbone", "install"]],
+    [
+        [],
+        ["tune"],
+        ["evaluate"],
+        ["knockout"],
+        ["elicited"],
+        ["publish"],
+        ["promote"],
+        ["rollback"],
+        ["status"],
+        ["serve"],
+        ["backbone", "install"],
+    ],
 )
 def test_help_imports_nothing_heavy(command: list[str]) -> None:
     code = (

@@ -64,6 +64,13 @@ def data_digest(examples: Sequence[Example]) -> str:
     return digest.hexdigest()
 
 
+def knockout_plan(domain: Task, families: Sequence[Task], items: int, split: Split = "select") -> list[Planned]:
+    """For `graftline knockout`: by likelihood, since it is read again for every group of layers."""
+    planned = [Planned(MEASURES[DOMAIN_MEASURE], domain, domain.examples(split, items), "domain")]
+    planned.extend(Planned(search_measure(task), task, task.examples(split, items), "protected") for task in families)
+    return planned
+
+
 def report_plan(domain: Task, families: Sequence[Task], items: int, split: Split = "select") -> list[Planned]:
     """Every measure that applies, for `graftline evaluate`: items of the select split, which neither sweep nor gate reads."""
     planned = [Planned(MEASURES[DOMAIN_MEASURE], domain, domain.examples(split, items), "domain")]

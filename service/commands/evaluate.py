@@ -10,19 +10,14 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from registry.errors import BackboneMismatch
-from registry.home import home_directory
-from registry.manifest import MANIFEST, Manifest, verify
-from registry.names import resolve
-from registry.release import load_release
-from registry.tracking import Tracking
+from service.commands.subject import LOADED, load_subject
 
 if TYPE_CHECKING:
     from evaluation.evaluate import Row
 
 
 def evaluate(
-    subject: str,
+    named: str,
     domain: str | None,
     backbone_name: str | None,
     items: int,
@@ -30,51 +25,26 @@ def evaluate(
     tracking_uri: str | None,
     as_json: bool,
 ) -> None:
-    from adapters.backbone import Backbone
-    from engine.profile import Profile
-    from engine.torch_engine import TorchEngine
-    from evaluation.admission import admissions
-    from evaluation.base_cache import BaseCache
     from evaluation.evaluate import evaluate as read_all
-    from evaluation.tasks import task_named
-    from tuning.gating import check_tasks
     from tuning.plan import report_plan
-    from tuning.recipe import REASONING_FAMILIES
 
-    place = home_directory(home)
-    directory, manifest = _subject(subject, place, tracking_uri)
-    profile, recipe = Profile.load(directory), manifest.recipe if manifest else {}
-    backbone = Backbone.load(backbone_name or (manifest.backbone.name if manifest else "smollm2-135m-reasoner"))
-    if manifest is not None and manifest.backbone.fingerprint != backbone.fingerprint:
-        raise BackboneMismatch(
-            f"{subject} was fitted on backbone {manifest.backbone.name} ({manifest.backbone.fingerprint[:12]}), but "
-            f"{backbone.name} is {backbone.fingerprint[:12]}. Leave out --backbone, or fit the recipe again on this one."
-        )
-    engine = TorchEngine(backbone, max_rows=64)
-    engine.load("subject", profile)
-    if manifest is not None and domain is None:
-        check_tasks(manifest, subject)
-    task = task_named(domain or str(recipe.get("domain", "icd10")))
-    protected = recipe.get("protected")
-    named = map(str, protected) if isinstance(protected, list) else REASONING_FAMILIES
-    families = [task_named(name) for name in dict.fromkeys((*named, "grammar", "text"))]  # these two are always shown
-    admitted = admissions(engine, backbone, families, place / "cache")
-    measurable = [family for family in families if admitted[family.name].admitted]
+    subject = load_subject(named, domain, backbone_name, home, tracking_uri)
+    backbone = subject.backbone
+    measurable, left_out = subject.measurable("grammar", "text")  # these two are always shown
     console = Console(stderr=True)
-    with console.status(f"measuring {subject} against {backbone.name}") as shown:
+    with console.status(f"measuring {named} against {backbone.name}") as shown:
         found = read_all(
-            engine,
+            subject.engine,
             backbone,
-            "subject",
-            report_plan(task, measurable, items),
-            BaseCache(place / "cache" / "base", str(backbone.dtype)),
-            lambda share: shown.update(f"measuring {subject} against {backbone.name}: {share:.0%}"),
+            LOADED,
+            report_plan(subject.domain, measurable, items),
+            subject.cache,
+            lambda share: shown.update(f"measuring {named} against {backbone.name}: {share:.0%}"),
         )
-    left_out = {family.name: "; ".join(admitted[family.name].reasons) for family in families if family not in measurable}
     if as_json:
-        print(json.dumps({"subject": subject, "backbone": backbone.name, **found.as_dict(), "not_measurable": left_out}))
+        print(json.dumps({"subject": named, "backbone": backbone.name, **found.as_dict(), "not_measurable": left_out}))
         return
-    Console().print(table(found.rows, f"{subject} against {backbone.name}, {items} items a task of the select split"))
+    Console().print(table(found.rows, f"{named} against {backbone.name}, {items} items a task of the select split"))
     for name, reason in left_out.items():
         print(f"{name}: not measurable on this backbone: {reason}")
 
@@ -106,14 +76,3 @@ def table(rows: Sequence[Row], title: str) -> Table:
 def _also(summary: Mapping[str, float | None]) -> str:
     """One number a line, a dash where it is undefined."""
     return "\n".join(f"{name.replace('_', ' ')} {'-' if value is None else f'{value:.3f}'}" for name, value in summary.items())
-
-
-def _subject(subject: str, home: Path, tracking_uri: str | None) -> tuple[Path, Manifest | None]:
-    """A directory as its manifest says it is (plain PEFT directories have none), or a published release."""
-    directory = Path(subject)
-    if directory.is_dir():
-        return directory, verify(directory) if (directory / MANIFEST).is_file() else None
-    tracking = Tracking.at(home, tracking_uri)
-    named = resolve(tracking, subject)
-    release = load_release(tracking, named.name, named.version)
-    return release.directory, release.manifest

@@ -1,0 +1,56 @@
+"""`graftline elicited`: whether an adapter turned on what the backbone could do, or wrote something in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from service.commands.subject import LOADED, load_subject
+
+if TYPE_CHECKING:
+    from evaluation.elicited import Share
+
+
+def elicited(
+    named: str,
+    items: int,
+    domain: str | None,
+    backbone_name: str | None,
+    home: Path | None,
+    tracking_uri: str | None,
+    as_json: bool,
+) -> None:
+    from evaluation.elicited import elicited as read
+    from evaluation.elicited import gold_texts
+
+    subject = load_subject(named, domain, backbone_name, home, tracking_uri)
+    made_on, judged_on = (subject.domain.examples(split, items) for split in ("search", "select"))
+    with Console(stderr=True).status(f"steering {subject.backbone.name} towards {named}"):
+        found = read(
+            subject.engine,
+            subject.backbone,
+            LOADED,
+            gold_texts(subject.backbone, made_on),
+            gold_texts(subject.backbone, judged_on),
+            [example.group for example in judged_on],
+        )
+    if as_json:
+        print(json.dumps({"subject": named, "backbone": subject.backbone.name, "task": subject.domain.name, **found.as_dict()}))
+        return
+    if found.gain is not None:
+        print(f"gain on the gold chains of {subject.domain.name}: {found.gain} nats per token ({found.gain.n} items)")
+    if found.share is None or found.opposite is None:
+        print(f"not measurable: {found.not_measurable}")
+        return
+    layers = ", ".join(str(vector.layer) for vector in found.vectors)
+    print(f"given to the backbone by {len(found.vectors)} vectors (layers {layers}): {_told(found.share)}")
+    print(f"by the same vectors turned round: {_told(found.opposite)}")
+    print(f"by random vectors of equal norm: {', '.join(map(_told, found.random))}")
+    print(f"verdict: {found.verdict}")
+
+
+def _told(share: Share) -> str:
+    return f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]"

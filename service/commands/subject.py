@@ -1,0 +1,94 @@
+"""What a command measures: an adapter beside its backbone in one engine, its domain, and the tasks that can show a change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from registry.errors import BackboneMismatch
+from registry.home import home_directory
+from registry.manifest import MANIFEST, Manifest, verify
+from registry.names import resolve
+from registry.release import load_release
+from registry.tracking import Tracking
+
+if TYPE_CHECKING:
+    from adapters.backbone import Backbone
+    from engine.profile import Profile
+    from engine.torch_engine import TorchEngine
+    from evaluation.base_cache import BaseCache
+    from evaluation.task import Task
+
+LOADED = "subject"  # the name under which the engine holds the adapter
+
+
+@dataclass(frozen=True)
+class Subject:
+    name: str
+    profile: Profile
+    backbone: Backbone
+    engine: TorchEngine
+    domain: Task
+    protected: tuple[str, ...]  # names of the tasks that guard its reasoning
+    cache: BaseCache
+    home: Path
+
+    def measurable(self, *also: str) -> tuple[list[Task], dict[str, str]]:
+        """The protected tasks, and others, that the backbone can do; for the rest, by name, why not."""
+        from evaluation.admission import admissions
+        from evaluation.tasks import task_named
+
+        families = [task_named(name) for name in dict.fromkeys((*self.protected, *also))]
+        found = admissions(self.engine, self.backbone, families, self.home / "cache")
+        kept = [family for family in families if found[family.name].admitted]
+        return kept, {family.name: "; ".join(found[family.name].reasons) for family in families if family not in kept}
+
+
+def load_subject(
+    named: str, domain: str | None, backbone_name: str | None, home: Path | None, tracking_uri: str | None
+) -> Subject:
+    """A published release or a directory of adapter files, on the backbone that it was fitted on."""
+    from adapters.backbone import Backbone
+    from engine.profile import Profile
+    from engine.torch_engine import TorchEngine
+    from evaluation.base_cache import BaseCache
+    from evaluation.tasks import task_named
+    from tuning.gating import check_tasks
+    from tuning.recipe import REASONING_FAMILIES
+
+    place = home_directory(home)
+    directory, manifest = _files(named, place, tracking_uri)
+    profile, recipe = Profile.load(directory), manifest.recipe if manifest else {}
+    backbone = Backbone.load(backbone_name or (manifest.backbone.name if manifest else "smollm2-135m-reasoner"))
+    if manifest is not None and manifest.backbone.fingerprint != backbone.fingerprint:
+        raise BackboneMismatch(
+            f"{named} was fitted on backbone {manifest.backbone.name} ({manifest.backbone.fingerprint[:12]}), but "
+            f"{backbone.name} is {backbone.fingerprint[:12]}. Leave out --backbone, or fit the recipe again on this one."
+        )
+    engine = TorchEngine(backbone, max_rows=64)
+    engine.load(LOADED, profile)
+    if manifest is not None and domain is None:
+        check_tasks(manifest, named)
+    protected = recipe.get("protected")
+    return Subject(
+        named,
+        profile,
+        backbone,
+        engine,
+        task_named(domain or str(recipe.get("domain", "icd10"))),
+        tuple(map(str, protected)) if isinstance(protected, list) else REASONING_FAMILIES,
+        BaseCache(place / "cache" / "base", str(backbone.dtype)),
+        place,
+    )
+
+
+def _files(named: str, home: Path, tracking_uri: str | None) -> tuple[Path, Manifest | None]:
+    """A directory as its manifest says it is (plain PEFT directories have none), or a published release."""
+    directory = Path(named)
+    if directory.is_dir():
+        return directory, verify(directory) if (directory / MANIFEST).is_file() else None
+    tracking = Tracking.at(home, tracking_uri)
+    found = resolve(tracking, named)
+    release = load_release(tracking, found.name, found.version)
+    return release.directory, release.manifest
