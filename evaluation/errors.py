@@ -37,6 +37,10 @@ class UnknownTask(DataError):
     """No built-in task has that name, and no file is there."""
 
 
+class UnknownMeasure(DataError):
+    """No measure has that name."""
+
+
 class MissingPackage(DataError):
     """The data needs an optional package that is not installed."""
 

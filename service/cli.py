@@ -63,6 +63,10 @@ def evaluate(
     domain: Annotated[str | None, typer.Option(help="A task's name or TOML file [default: what it was fitted on].")] = None,
     backbone: Annotated[str | None, typer.Option(help="Backbone [default: the one it was fitted on].")] = None,
     items: Annotated[int, typer.Option(help="Items a task.", min=4)] = 60,
+    measures: Annotated[
+        str, typer.Option(metavar="NAME,...", help="Measures of the reasoning families, or all [default: the cheap ones].")
+    ] = "",
+    tasks: Annotated[str, typer.Option(metavar="NAME,...", help="Tasks to read beside the protected ones.")] = "",
     home: Home = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
@@ -70,7 +74,12 @@ def evaluate(
     """Measure an adapter against its backbone: domain accuracy, and every measure of reasoning, as paired changes."""
     from service.commands.evaluate import evaluate as run
 
-    run(subject, domain, backbone, items, home, tracking_uri, as_json)
+    run(subject, domain, backbone, items, home, tracking_uri, as_json, _listed(measures), _listed(tasks))
+
+
+def _listed(names: str) -> tuple[str, ...]:
+    """What an option lists between commas."""
+    return tuple(name for name in map(str.strip, names.split(",")) if name)
 
 
 @app.command()

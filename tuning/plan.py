@@ -7,7 +7,7 @@ import json
 from collections.abc import Collection, Sequence
 
 from evaluation.evaluate import Planned
-from evaluation.measures import MEASURES
+from evaluation.measures import MEASURES, measure_named
 from evaluation.retention import DEFAULT_MARGINS, gate_measure, is_written, search_measure
 from evaluation.task import Example, Split, Task
 from evaluation.tasks import task_named
@@ -15,7 +15,8 @@ from evaluation.tasks.generated import GeneratedTask
 from tuning.recipe import Recipe
 
 DOMAIN_MEASURE, WRITTEN_MEASURE = "choice_accuracy", "generation"
-_READ_ALSO = ("chain_likelihood", "information_gain_external", "information_gain_self", "correction")
+# What `graftline evaluate` reads of a reasoning family unless it is told otherwise; what is left out costs many forwards an item.
+READ_ALSO = ("chain_likelihood", "information_gain_external", "information_gain_self", "correction", DOMAIN_MEASURE)
 
 
 def training_examples(recipe: Recipe, domain: Task) -> list[Example]:
@@ -71,14 +72,19 @@ def knockout_plan(domain: Task, families: Sequence[Task], items: int, split: Spl
     return planned
 
 
-def report_plan(domain: Task, families: Sequence[Task], items: int, split: Split = "select") -> list[Planned]:
-    """Every measure that applies, for `graftline evaluate`: items of the select split, which neither sweep nor gate reads."""
+def report_plan(
+    domain: Task, families: Sequence[Task], items: int, also: Sequence[str] = READ_ALSO, split: Split = "select"
+) -> list[Planned]:
+    """What `graftline evaluate` reads, on items of the select split, which neither sweep nor gate reads.
+
+    The domain, the measure that the gate guards each family by, and `also`, names of MEASURES, on every reasoning family.
+    """
     planned = [Planned(MEASURES[DOMAIN_MEASURE], domain, domain.examples(split, items), "domain")]
     planned.append(Planned(MEASURES[WRITTEN_MEASURE], domain, domain.examples(split, items), "report"))
     for task in families:
         examples = task.examples(split, items)
         guard = gate_measure(task)
         planned.append(Planned(guard, task, examples, "protected"))
-        also = (*_READ_ALSO, DOMAIN_MEASURE) if isinstance(task, GeneratedTask) else (search_measure(task).name,)
-        planned.extend(Planned(MEASURES[name], task, examples, "report") for name in also if name != guard.name)
+        others = also if isinstance(task, GeneratedTask) else (search_measure(task).name,)
+        planned.extend(Planned(measure_named(name), task, examples, "report") for name in others if name != guard.name)
     return planned

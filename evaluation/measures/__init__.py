@@ -1,5 +1,6 @@
 """The measures, by name."""
 
+from evaluation.errors import UnknownMeasure
 from evaluation.measure import Measure
 from evaluation.measures.budget import BudgetAccuracy
 from evaluation.measures.chain import ChainLikelihood
@@ -42,3 +43,12 @@ MEASURES: dict[str, Measure] = {
         LatentReasoning(),
     )
 }
+
+# What reads plain text or pairs of it, and so no problem with an answer.
+OF_TEXT = frozenset(measure.name for measure in (TextLikelihood(), PairPreference(), PairMargin()))
+
+
+def measure_named(name: str) -> Measure:
+    if name not in MEASURES:
+        raise UnknownMeasure(f"A measure is one of {', '.join(MEASURES)}, but {name!r} is none. Correct the name.")
+    return MEASURES[name]

@@ -24,20 +24,29 @@ def evaluate(
     home: Path | None,
     tracking_uri: str | None,
     as_json: bool,
+    measures: Sequence[str] = (),
+    tasks: Sequence[str] = (),
 ) -> None:
+    """`measures`: names of MEASURES in place of the usual ones, or "all"; `tasks` are read beside the protected ones."""
     from evaluation.evaluate import evaluate as read_all
-    from tuning.plan import report_plan
+    from evaluation.measures import MEASURES, OF_TEXT, measure_named
+    from evaluation.tasks import task_named
+    from tuning.plan import READ_ALSO, report_plan
 
+    every = [name for name in MEASURES if name not in OF_TEXT]
+    chosen = every if "all" in measures else [measure_named(name).name for name in measures] or READ_ALSO
+    for name in tasks:
+        task_named(name)  # before a backbone is loaded
     subject = load_subject(named, domain, backbone_name, home, tracking_uri)
     backbone = subject.backbone
-    measurable, left_out = subject.measurable("grammar", "text")  # these two are always shown
+    measurable, left_out = subject.measurable("grammar", "text", *tasks)  # the two are always shown
     console = Console(stderr=True)
     with console.status(f"measuring {named} against {backbone.name}") as shown:
         found = read_all(
             subject.engine,
             backbone,
             LOADED,
-            report_plan(subject.domain, measurable, items),
+            report_plan(subject.domain, measurable, items, chosen),
             subject.cache,
             lambda share: shown.update(f"measuring {named} against {backbone.name}: {share:.0%}"),
         )

@@ -1,0 +1,31 @@
+"""What is measured on which items."""
+
+from __future__ import annotations
+
+import pytest
+
+from evaluation.errors import UnknownMeasure
+from evaluation.tasks import DOMAINS, FAMILIES, TASKS
+from tuning.plan import READ_ALSO, report_plan
+
+DOMAIN, BOXES = DOMAINS["icd10-chapter"], FAMILIES["boxes"]
+
+
+def test_a_report_reads_the_measures_that_it_is_asked_for_beside_the_gates_own() -> None:
+    planned = report_plan(DOMAIN, [BOXES], 4, ("trace_length", "generation"))
+    assert [p.measure.name for p in planned if p.task is BOXES] == ["generation", "trace_length"]
+
+
+def test_a_report_reads_the_cheap_measures_unless_it_is_asked() -> None:
+    planned = report_plan(DOMAIN, [BOXES], 4)
+    assert [p.measure.name for p in planned if p.task is BOXES] == ["generation", *READ_ALSO]
+
+
+def test_a_text_is_read_as_a_text_whatever_is_asked() -> None:
+    planned = report_plan(DOMAIN, [TASKS["text"]], 4, ("trace_length",))
+    assert [p.measure.name for p in planned if p.task.name == "text"] == ["text_likelihood"]
+
+
+def test_a_measure_that_does_not_exist_is_refused_with_those_that_do() -> None:
+    with pytest.raises(UnknownMeasure, match="information_gain_self"):
+        report_plan(DOMAIN, [BOXES], 4, ("informaton_gain",))
