@@ -166,7 +166,7 @@ def compared(planned: Planned, base: Readings, adapted: Readings) -> Row:
 
 
 def _defined(value: float) -> float | None:
-    return None if math.isnan(value) else value
+    return value if math.isfinite(value) else None
 
 
 def forward_kl(engine: Engine, backbone: Backbone, profile: str, examples: Sequence[Example], max_new_tokens: int = 48) -> float:

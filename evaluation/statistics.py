@@ -1,14 +1,14 @@
-"""Paired changes with intervals that respect clusters."""
+"""Paired changes with intervals that respect clusters, and seeds where an adapter was fitted several times."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
-FEW_CLUSTERS = 10
+from evaluation.bootstrap import Floats, Method, bounds, over_seeds, percentiles
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class PairedChange:
     num_clusters: int
     confidence: float
     per_item: tuple[float, ...]
+    method: Method = "none"  # of the interval
 
     def __str__(self) -> str:
         return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
@@ -45,10 +46,69 @@ def paired_change(
 ) -> PairedChange:
     """The mean difference with a bootstrap interval; differences that are all 0 give exactly (0, 0, 0).
 
-    With 10 clusters or more, whole clusters are drawn (percentile bootstrap of the ratio of sums). Below that, a bootstrap of
-    clusters has too few distinct draws to cover; such clusters are a generator's fixed templates, all of them present, so items
-    are drawn within each template instead (stratified). What the templates stand for is then not part of the uncertainty.
+    With 10 clusters or more, whole clusters are drawn and the interval is BCa (Efron 1987) of the ratio of sums; percentiles
+    where BCa is undefined (clusters that all changed alike). `method` says which.
+
+    Below that, a bootstrap of clusters has too few distinct draws to cover; such clusters are a generator's fixed templates, all
+    of them present, so items are drawn within each template (stratified). What the templates stand for is then not part of the
+    uncertainty. Differences are stretched about their template's mean by sqrt(n / (n - 1)), without which few items a template
+    would look more certain than they are (Rao and Wu 1988). A template of one item shows no spread: all such are one stratum
+    (collapsed strata, Cochran 1977, 5A.12). A single item that changed bounds nothing: its interval is infinite.
     """
+    difference = differences(base, adapted, clusters)
+    names, index = np.unique(np.asarray(clusters), return_inverse=True)
+    found = bounds(difference, index, confidence, draws, np.random.default_rng(seed))
+    return PairedChange(
+        float(difference.mean()),
+        found.low,
+        found.high,
+        _stderr(difference, index),
+        len(difference),
+        len(names),
+        confidence,
+        tuple(difference.tolist()),
+        found.method,
+    )
+
+
+def change_over_seeds(
+    base: Sequence[float],
+    adapted: Mapping[str, Sequence[float]],
+    clusters: Sequence[str],
+    confidence: float = 0.95,
+    seed: int = 0,
+    draws: int = 2000,
+) -> PairedChange:
+    """The mean difference of an adapter fitted under several seeds, with an interval that covers another seed and other items.
+
+    `adapted` holds, by seed, the values of the same items. A draw takes seeds, then clusters, each with replacement; all seeds of
+    a draw share its clusters, since their items' luck is one luck (the pigeonhole bootstrap, Owen 2007). Seeds that fell apart
+    widen it, which an interval over items alone never shows. `per_item` is the mean over the seeds.
+    """
+    if len(adapted) < 2:
+        raise ValueError(
+            f"A change over seeds needs two seeds or more, but got {len(adapted)}. Fit the recipe under another seed, or use "
+            "paired_change."
+        )
+    difference_SN = np.array([differences(base, values, clusters) for values in adapted.values()])
+    names, index = np.unique(np.asarray(clusters), return_inverse=True)
+    drawn = over_seeds(difference_SN, index, draws, np.random.default_rng(seed))
+    found, per_item = percentiles(drawn, confidence, "percentile over seeds"), difference_SN.mean(0)
+    return PairedChange(
+        float(per_item.mean()),
+        found.low,
+        found.high,
+        float(drawn.std(ddof=1)),
+        len(per_item),
+        len(names),
+        confidence,
+        tuple(per_item.tolist()),
+        found.method,
+    )
+
+
+def differences(base: Sequence[float], adapted: Sequence[float], clusters: Sequence[str]) -> Floats:
+    """Adapted minus base, item by item; ValueError where they are not of the same items."""
     if not len(base) == len(adapted) == len(clusters):
         raise ValueError(
             f"Paired values have one base value, one adapted value and one cluster each, but got {len(base)}, {len(adapted)} "
@@ -56,22 +116,7 @@ def paired_change(
         )
     if not len(base):
         raise ValueError("A change needs at least one item, but got none. Check the split and the number of items.")
-    difference = np.asarray(adapted, dtype=float) - np.asarray(base, dtype=float)
-    names, index = np.unique(np.asarray(clusters), return_inverse=True)
-    mean = float(difference.mean())
-    if not difference.any():
-        low = high = 0.0
-    else:
-        rng = np.random.default_rng(seed)
-        drawn = (
-            _stratified(difference, index, draws, rng)
-            if len(names) < FEW_CLUSTERS
-            else _by_cluster(difference, index, draws, rng)
-        )
-        tail = (1 - confidence) / 2
-        low, high = (float(edge) for edge in np.quantile(drawn, [tail, 1 - tail]))
-    stderr = _stderr(difference, index)
-    return PairedChange(mean, low, high, stderr, len(difference), len(names), confidence, tuple(difference.tolist()))
+    return np.asarray(adapted, dtype=np.float64) - np.asarray(base, dtype=np.float64)
 
 
 def ratio(
@@ -99,21 +144,6 @@ def _stderr(difference: np.ndarray, index: np.ndarray) -> float:
     return float(np.sqrt(len(sums) / (len(sums) - 1) * (sums**2).sum()) / len(difference))
 
 
-def _by_cluster(difference: np.ndarray, index: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
-    sums, sizes = np.bincount(index, difference), np.bincount(index)
-    chosen = rng.integers(0, len(sums), (draws, len(sums)))
-    means: np.ndarray = sums[chosen].sum(1) / sizes[chosen].sum(1)
-    return means
-
-
-def _stratified(difference: np.ndarray, index: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
-    total = np.zeros(draws)
-    for name in range(index.max() + 1):
-        values = difference[index == name]
-        total += values[rng.integers(0, len(values), (draws, len(values)))].sum(1)
-    return total / len(difference)
-
-
 def score(values: Sequence[float]) -> Score:
     """Mean with its standard error over items."""
     array = np.asarray(values, dtype=float)
@@ -129,7 +159,10 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
 
 @dataclass(frozen=True)
 class Flips:
-    """Shares of items whose answer went from right to wrong (`negative`) and from wrong to right."""
+    """Shares of items whose answer went from right to wrong (`negative`) and from wrong to right.
+
+    The change of the accuracy is positive minus negative: a net of zero may hide both.
+    """
 
     negative: float
     positive: float

@@ -15,8 +15,8 @@ import numpy as np
 from adapters.backbone import Backbone
 from engine.decoding.budget import WrittenTrace, extended, force_answers, write_traces
 from engine.engine import Engine, GenerationRequest
+from evaluation.bootstrap import FEW_CLUSTERS
 from evaluation.measure import Readings
-from evaluation.statistics import FEW_CLUSTERS
 from evaluation.task import Example, Task, reasoning_prompt, same_answer
 
 BUDGETS = (0, 16, 32, 64, 128)

@@ -1,0 +1,111 @@
+"""Bootstrap intervals of a mean difference: over clusters, within fixed strata, and over seeds as well."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.intp]
+# How bounds were made. "exact": nothing changed at all; "none": one item, which bounds nothing.
+Method = Literal["exact", "none", "BCa", "percentile", "stratified percentile", "percentile over seeds"]
+
+FEW_CLUSTERS = 10
+
+# D draws, N items, S seeds; an index says of every item which cluster (or stratum) it belongs to
+
+
+@dataclass(frozen=True)
+class Bounds:
+    low: float
+    high: float
+    method: Method
+
+
+def bounds(difference_N: Floats, index_N: Indices, confidence: float, draws: int, rng: np.random.Generator) -> Bounds:
+    """What the data allow: nothing to draw, items within few fixed clusters, or whole clusters."""
+    if not difference_N.any():
+        return Bounds(0.0, 0.0, "exact")
+    if len(difference_N) == 1:
+        return Bounds(-np.inf, np.inf, "none")
+    if index_N.max() + 1 < FEW_CLUSTERS:
+        return _within_strata(difference_N, index_N, confidence, draws, rng)
+    return _of_clusters(difference_N, index_N, confidence, draws, rng)
+
+
+def over_seeds(difference_SN: Floats, index_N: Indices, draws: int, rng: np.random.Generator) -> Floats:
+    """Means of draws of seeds, then of clusters. All seeds of a draw share its clusters: the same items were read under each."""
+    num_seeds = len(difference_SN)
+    off_S1 = difference_SN.mean(1, keepdims=True) - difference_SN.mean()
+    # Three seeds drawn with replacement show two thirds of their variance: their means are stretched to show it all.
+    stretched_SN = difference_SN + (np.sqrt(num_seeds / (num_seeds - 1)) - 1) * off_S1
+    few = index_N.max() + 1 < FEW_CLUSTERS
+    taken_DN = _items_drawn(_collapsed(index_N), draws, rng) if few else _clusters_drawn(index_N, draws, rng)
+    seeds_DS = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), draws)
+    means: Floats = ((seeds_DS @ stretched_SN) * taken_DN).sum(1) / (num_seeds * taken_DN.sum(1))
+    return means
+
+
+def percentiles(drawn: Floats, confidence: float, method: Method) -> Bounds:
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Bounds(float(low), float(high), method)
+
+
+def _of_clusters(difference_N: Floats, index_N: Indices, confidence: float, draws: int, rng: np.random.Generator) -> Bounds:
+    """BCa of the ratio of sums; percentiles where BCa is undefined, which is where all clusters changed alike."""
+    sums, sizes = np.bincount(index_N, difference_N), np.bincount(index_N)
+
+    def mean(sums: Floats, sizes: Floats, axis: int = -1) -> Floats:
+        found: Floats = sums.sum(axis=axis) / sizes.sum(axis=axis)
+        return found
+
+    with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        done = stats.bootstrap(
+            (sums, sizes), mean, paired=True, n_resamples=draws, batch=500, confidence_level=confidence, method="BCa", rng=rng
+        )
+    low, high = map(float, done.confidence_interval)
+    if np.isfinite([low, high]).all():
+        return Bounds(low, high, "BCa")
+    return percentiles(done.bootstrap_distribution, confidence, "percentile")
+
+
+def _within_strata(difference_N: Floats, index_N: Indices, confidence: float, draws: int, rng: np.random.Generator) -> Bounds:
+    strata_N = _collapsed(index_N)
+    sizes = np.bincount(strata_N)
+    means_N = (np.bincount(strata_N, difference_N) / np.maximum(sizes, 1))[strata_N]
+    widen_N = np.sqrt(sizes / np.maximum(sizes - 1, 1))[strata_N]
+    stretched_N = means_N + (difference_N - means_N) * widen_N
+    drawn = _items_drawn(strata_N, draws, rng) @ stretched_N / len(difference_N)
+    return percentiles(drawn, confidence, "stratified percentile")
+
+
+def _collapsed(index_N: Indices) -> Indices:
+    """Strata of one item are joined in one, and a last of its kind joins the smallest other, so that each shows a spread."""
+    sizes = np.bincount(index_N)
+    alone_N = sizes[index_N] == 1
+    if alone_N.sum() == 1 and len(index_N) > 1:
+        smallest = np.where(sizes > 1, sizes, sizes.max() + 1).argmin()
+        return np.where(alone_N, smallest, index_N)
+    return np.where(alone_N, len(sizes), index_N)
+
+
+def _items_drawn(strata_N: Indices, draws: int, rng: np.random.Generator) -> Floats:
+    """How often each draw takes each item (D, N), where every stratum keeps its number of items."""
+    taken_DN = np.zeros((draws, len(strata_N)))
+    for name in np.unique(strata_N):
+        members = np.flatnonzero(strata_N == name)
+        taken_DN[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), draws)
+    return taken_DN
+
+
+def _clusters_drawn(index_N: Indices, draws: int, rng: np.random.Generator) -> Floats:
+    """How often each draw takes each item (D, N), where the items of a cluster go together."""
+    count = int(index_N.max()) + 1
+    taken_DN: Floats = rng.multinomial(count, np.full(count, 1 / count), draws)[:, index_N].astype(np.float64)
+    return taken_DN
