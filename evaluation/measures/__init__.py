@@ -2,6 +2,7 @@
 
 from evaluation.errors import UnknownMeasure
 from evaluation.measure import Measure
+from evaluation.measures.belief import Belief
 from evaluation.measures.budget import BudgetAccuracy
 from evaluation.measures.chain import ChainLikelihood
 from evaluation.measures.choice import ChoiceAccuracy
@@ -41,6 +42,7 @@ MEASURES: dict[str, Measure] = {
         NewSteps(),
         Conclusion(),
         LatentReasoning(),
+        Belief(),
     )
 }
 

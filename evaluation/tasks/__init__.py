@@ -6,6 +6,7 @@ from evaluation.errors import UnknownTask
 from evaluation.task import Task
 from evaluation.tasks.alchemy import ALCHEMY
 from evaluation.tasks.arithmetic import ARITHMETIC
+from evaluation.tasks.belief import BELIEF
 from evaluation.tasks.boxes import BOXES
 from evaluation.tasks.calendar import CALENDAR
 from evaluation.tasks.customs import CUSTOMS, CUSTOMS_HEADING, CUSTOMS_SECTION
@@ -36,6 +37,7 @@ TASKS: dict[str, Task] = {
     ALCHEMY.name: ALCHEMY,
     GRAMMAR.name: GRAMMAR,
     TEXT.name: TEXT,
+    BELIEF.name: BELIEF,
 }
 
 
