@@ -28,6 +28,7 @@ from engine.engine import Engine
 from engine.profile import Profile
 from engine.twin import Precision
 from evaluation.measure import Measure
+from evaluation.measures.choice import ChoiceAccuracy, options_of
 from evaluation.retention import gate_measure, is_written
 from evaluation.statistics import paired_change, score
 from evaluation.task import Example, Task
@@ -209,6 +210,8 @@ def chance_level(measure: Measure, task: Task, examples: Sequence[Example]) -> f
     """What guessing would score. Neither a chain that is right in every step nor an open answer is written by chance."""
     if not measure.unit.startswith("share"):
         return None
+    if isinstance(measure, ChoiceAccuracy):
+        return score([1 / len(options_of(task, example)) for example in examples]).mean
     if isinstance(task, GeneratedTask):
         return 0.0
     guesses = [1 / len(example.choices) if example.choices else 0.0 for example in examples]

@@ -11,6 +11,7 @@ import numpy as np
 
 from adapters.backbone import Backbone
 from engine.engine import Continuation, Engine, GenerationRequest
+from evaluation.admission import chance_level
 from evaluation.base_cache import BaseCache
 from evaluation.measure import Measure, Readings, Summarising
 from evaluation.measures.generation import Generation, write_all
@@ -57,7 +58,7 @@ class Row:
         """Without the per-item values; undefined means are left out."""
 
         def means(readings: Readings) -> dict[str, float]:
-            found = {name: readings.part_mean(name) for name in readings.parts}
+            found = {name: readings.part_mean(name) for name in readings.parts if not name.startswith("_")}
             return {name: value for name, value in found.items() if not math.isnan(value)}
 
         return {
@@ -73,6 +74,7 @@ class Row:
             "high": _defined(self.change.high),
             "stderr": _defined(self.change.stderr),
             "n": self.change.n,
+            "chance": chance_level(self.planned.measure, self.planned.task, self.planned.examples),
             "tokens": self.base.tokens + self.adapted.tokens,
             "base_parts": means(self.base),
             "adapted_parts": means(self.adapted),

@@ -16,6 +16,8 @@ from evaluation.task import Example, Task
 class Readings:
     """One value an item, in the order of the items. `parts` hold what the value was made of, item by item.
 
+    A part whose name begins with _ has no mean worth telling: it is there for the measure's summary.
+
     NaN says that this item cannot show what is measured under this profile (an answer that is wrong with its whole trace does not
     show whether it depends on it); `reason` says why none of them can, where that is so. Neither is ever read as kept or as lost.
     """

@@ -174,3 +174,8 @@ def flips(base: Sequence[float], adapted: Sequence[float]) -> Flips:
     lost, won = int((before & ~after).sum()), int((~before & after).sum())
     p_value = float(stats.binomtest(lost, lost + won).pvalue) if lost + won else 1.0
     return Flips(lost / len(before), won / len(before), p_value)
+
+
+def agreement(base: Sequence[float], adapted: Sequence[float]) -> float:
+    """Share of items that got the same answer, right or wrong; 1 less it is the churn."""
+    return float(np.mean(np.asarray(base) == np.asarray(adapted)))

@@ -27,7 +27,7 @@ TASK_OF = {
     "belief": "belief",
 }
 # Information gain is flat where nothing is known, as here; test_information_gain.py damages a reader that knows.
-CONTINUOUS = {"chain_likelihood", "text_likelihood"}
+CONTINUOUS = {"chain_likelihood", "text_likelihood", "brier_score", "candidate_log_probability"}
 
 
 def task_of(measure: str) -> Task:

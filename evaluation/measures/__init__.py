@@ -4,6 +4,7 @@ from evaluation.errors import UnknownMeasure
 from evaluation.measure import Measure
 from evaluation.measures.belief import Belief
 from evaluation.measures.budget import BudgetAccuracy
+from evaluation.measures.calibration import BrierScore, CandidateLogProbability
 from evaluation.measures.chain import ChainLikelihood
 from evaluation.measures.choice import ChoiceAccuracy
 from evaluation.measures.correction import Correction
@@ -43,6 +44,8 @@ MEASURES: dict[str, Measure] = {
         Conclusion(),
         LatentReasoning(),
         Belief(),
+        BrierScore(),
+        CandidateLogProbability(),
     )
 }
 

@@ -7,57 +7,85 @@ mean log-probability per token, so that long options do not lose by their length
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from adapters.backbone import Backbone
 from engine.engine import Continuation, Engine
 from evaluation.errors import DataError
 from evaluation.measure import Readings
+from evaluation.statistics import agreement, flips
 from evaluation.task import Example, Task, answer_line, direct_prompt
 from evaluation.tasks.generated import GeneratedTask
 
 
 @dataclass(frozen=True)
 class ChoiceAccuracy:
-    """1 when the right option scores highest, else 0 (a tie is wrong)."""
+    """1 when the right option scores highest, else 0 (a tie is wrong).
+
+    Parts: `margin` over the best wrong option, `gold_nats_per_token`, both readings of the length, and `_chosen`, the option's
+    place (0 is the right one).
+    """
 
     name: str = "choice_accuracy"
-    version: int = 2
+    version: int = 3
     unit: str = "share right"
 
     def read(self, engine: Engine, backbone: Backbone, profile: str | None, task: Task, examples: Sequence[Example]) -> Readings:
-        options = [options_of(task, example) for example in examples]
-        prefix = len(backbone.encode(answer_line("").rstrip()))
-        asked = [
-            Continuation(backbone.chat_ids(direct_prompt(example)), tuple(backbone.encode(answer_line(option))))
-            for example, listed in zip(examples, options, strict=True)
-            for option in listed
-        ]
-        found = iter(engine.score(asked, profile))
-        values, margins, gold, by_mean, by_sum = [], [], [], [], []
-        for example, listed in zip(examples, options, strict=True):
-            scored = [next(found)[prefix:] for _ in listed]
-            sums = [sum(tokens) for tokens in scored]
-            means = [sum(tokens) / len(tokens) for tokens in scored]
-            used = sums if example.choices is not None and example.listed else means
-            margins.append(used[0] - max(used[1:]))
-            values.append(float(margins[-1] > 0))
-            gold.append(means[0])
-            by_mean.append(float(means[0] > max(means[1:])))
-            by_sum.append(float(sums[0] > max(sums[1:])))
+        scored = score_options(engine, backbone, profile, task, examples)
+        margins = [found.used[0] - max(found.used[1:]) for found in scored]
         return Readings.of(
             self,
             task,
             examples,
-            values,
+            [float(margin > 0) for margin in margins],
             {
                 "margin": margins,
-                "gold_nats_per_token": gold,
-                "right_by_mean": by_mean,
-                "right_by_sum": by_sum,
+                "gold_nats_per_token": [found.means[0] for found in scored],
+                "right_by_mean": [float(found.means[0] > max(found.means[1:])) for found in scored],
+                "right_by_sum": [float(found.sums[0] > max(found.sums[1:])) for found in scored],
+                "_chosen": [float(max(range(len(found.used)), key=found.used.__getitem__)) for found in scored],
             },
         )
+
+    def summary(self, base: Readings, adapted: Readings) -> Mapping[str, float | None]:
+        """Shares of items that went from right to wrong and back, their exact McNemar test, and how many got the same option."""
+        found = flips(base.values, adapted.values)
+        return {
+            "negative_flips": found.negative,
+            "positive_flips": found.positive,
+            "flips_p_value": found.p_value,
+            "agreement": agreement(base.parts["_chosen"], adapted.parts["_chosen"]),
+        }
+
+
+@dataclass(frozen=True)
+class ScoredOptions:
+    """Log-probabilities of an example's options, the right one first; `used` is the reading that decides."""
+
+    sums: tuple[float, ...]
+    means: tuple[float, ...]
+    used: tuple[float, ...]
+
+
+def score_options(
+    engine: Engine, backbone: Backbone, profile: str | None, task: Task, examples: Sequence[Example]
+) -> list[ScoredOptions]:
+    options = [options_of(task, example) for example in examples]
+    prefix = len(backbone.encode(answer_line("").rstrip()))
+    asked = [
+        Continuation(backbone.chat_ids(direct_prompt(example)), tuple(backbone.encode(answer_line(option))))
+        for example, listed in zip(examples, options, strict=True)
+        for option in listed
+    ]
+    scored = iter(engine.score(asked, profile))
+    found = []
+    for example, listed in zip(examples, options, strict=True):
+        tokens = [next(scored)[prefix:] for _ in listed]
+        sums = tuple(sum(one) for one in tokens)
+        means = tuple(sum(one) / len(one) for one in tokens)
+        found.append(ScoredOptions(sums, means, sums if example.choices is not None and example.listed else means))
+    return found
 
 
 def options_of(task: Task, example: Example) -> tuple[str, ...]:

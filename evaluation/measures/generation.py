@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from adapters.backbone import Backbone
 from engine.engine import Completion, Engine, GenerationRequest
 from evaluation.measure import Readings
-from evaluation.statistics import flips
-from evaluation.task import Example, Task, reasoning_prompt, same_answer, trace_of
+from evaluation.statistics import agreement, flips
+from evaluation.task import Example, Task, comparable, reasoning_prompt, same_answer, trace_of
 from evaluation.tasks.generated import GeneratedTask
 
 MAX_NEW_TOKENS = 128
@@ -42,7 +43,7 @@ class Generation:
     def judged(self, task: Task, examples: Sequence[Example], completions: Sequence[Completion]) -> Readings:
         values: list[float] = []
         parts: dict[str, list[float]] = {
-            name: [] for name in ("answer_right", "step_validity", "parsed", "trace_tokens", "num_steps")
+            name: [] for name in ("answer_right", "step_validity", "parsed", "trace_tokens", "num_steps", "_answer")
         }
         for example, completion in zip(examples, completions, strict=True):
             trace = trace_of(completion.text)
@@ -58,6 +59,7 @@ class Generation:
             parts["parsed"].append(float(trace.answer is not None))
             parts["trace_tokens"].append(float(len(completion.token_ids)))
             parts["num_steps"].append(float(len(trace.steps) + len(trace.after)))
+            parts["_answer"].append(_number(trace.answer))
         return Readings.of(
             self,
             task,
@@ -68,9 +70,22 @@ class Generation:
         )
 
     def summary(self, base: Readings, adapted: Readings) -> Mapping[str, float | None]:
-        """Shares of items that went from right to wrong and back, and the exact McNemar test of the two."""
-        found = flips(base.values, adapted.values)
-        return {"negative_flips": found.negative, "positive_flips": found.positive, "flips_p_value": found.p_value}
+        """Shares of items that went from right to wrong and back, their exact McNemar test, and how many got the same answer.
+
+        Agreement is of answers, right or wrong; None where the stored readings of the backbone do not hold them.
+        """
+        found, said = flips(base.values, adapted.values), [side.parts.get("_answer") for side in (base, adapted)]
+        return {
+            "negative_flips": found.negative,
+            "positive_flips": found.positive,
+            "flips_p_value": found.p_value,
+            "agreement": agreement(*said) if said[0] and said[1] else None,
+        }
+
+
+def _number(answer: str | None) -> float:
+    """Equal for answers that say the same, and 0 for none: a part holds numbers."""
+    return 0.0 if answer is None else float(1 + int(hashlib.sha256(comparable(answer).encode()).hexdigest()[:12], 16))
 
 
 def write_all(
