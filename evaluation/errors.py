@@ -51,3 +51,7 @@ class DataChanged(DataError):
 
 class Overlap(DataError):
     """Rows that are trained on say what held-out rows say."""
+
+
+class IncompleteMatrix(DataError):
+    """Stored scores do not make a table of stages and columns."""

@@ -123,6 +123,24 @@ def elicited(
 
 
 @app.command()
+def continual(
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE...",
+            help="What `graftline evaluate SUBJECT --domain TASK --json` wrote, in the order of fitting; a subject is a stage, "
+            "and its first file is of the domain that it was fitted on.",
+        ),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Several domains one after the other: transfer, forgetting and retained reasoning, from stored evaluations."""
+    from service.commands.continual import continual as run
+
+    run(files, as_json)
+
+
+@app.command()
 def publish(
     source: Annotated[
         str, typer.Argument(metavar="DIRECTORY|STUDY", help="A trial's adapter directory, or a study's name (its best trial).")

@@ -109,7 +109,7 @@ def test_an_evaluation_tells_which_way_answers_flipped_and_what_reasoning_repair
     plan = [Planned(measure, TASK, examples, "report") for measure in (WRITTEN, CORRECTION, CHOICE)]
     found = evaluate(engine, backbone, "lost", plan)
     rows = json.loads(json.dumps(found.as_dict()))["rows"]
-    assert rows[0]["summary"] == {"negative_flips": 1.0, "positive_flips": 0.0, "flips_p_value": 2 * 0.5**12}
+    assert rows[0]["summary"] == {"negative_flips": 1.0, "positive_flips": 0.0, "flips_p_value": 2 * 0.5**12, "agreement": 0.0}
     assert rows[1]["summary"] == {
         "base_fast_accuracy": 1.0,
         "base_corrected": None,
@@ -118,7 +118,8 @@ def test_an_evaluation_tells_which_way_answers_flipped_and_what_reasoning_repair
         "adapted_corrected": 0.0,
         "adapted_overturned": None,
     }
-    assert rows[2]["summary"] == {}
+    assert rows[2]["summary"].keys() == rows[0]["summary"].keys()
+    assert [row["chance"] for row in rows] == [0.0, None, 0.25]
     shown = StringIO()
     Console(file=shown, width=200).print(table(found.rows, "title"))
     for line in ("negative flips 1.000", "base corrected -", "adapted corrected 0.000"):

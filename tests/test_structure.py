@@ -78,6 +78,7 @@ def test_commands_in_the_readme_exist() -> None:
         ["evaluate"],
         ["knockout"],
         ["elicited"],
+        ["continual"],
         ["publish"],
         ["promote"],
         ["rollback"],

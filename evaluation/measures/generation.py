@@ -74,12 +74,13 @@ class Generation:
 
         Agreement is of answers, right or wrong; None where the stored readings of the backbone do not hold them.
         """
-        found, said = flips(base.values, adapted.values), [side.parts.get("_answer") for side in (base, adapted)]
+        found = flips(base.values, adapted.values)
+        before, after = (side.parts.get("_answer") for side in (base, adapted))
         return {
             "negative_flips": found.negative,
             "positive_flips": found.positive,
             "flips_p_value": found.p_value,
-            "agreement": agreement(*said) if said[0] and said[1] else None,
+            "agreement": agreement(before, after) if before and after else None,
         }
 
 

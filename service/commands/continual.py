@@ -1,0 +1,84 @@
+"""`graftline continual`: the matrix of stages and columns from stored evaluations, without a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from evaluation.continual import DENOMINATORS, Column, ContinualMatrix
+from evaluation.errors import UnreadableFile
+
+
+def continual(files: Sequence[Path], as_json: bool) -> None:
+    matrix = ContinualMatrix.of([_read(file) for file in files])
+    if as_json:
+        print(json.dumps(matrix.as_dict()))
+        return
+    console = Console()
+    console.print(_scores(matrix))
+    console.print(_transfer(matrix))
+    console.print(_moves(matrix))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not {"subject", "backbone", "rows"} <= found.keys():
+        raise UnreadableFile(
+            f"A stored evaluation is one JSON object with subject, backbone and rows, but {str(file)!r} is none. "
+            "Write it with `graftline evaluate SUBJECT --domain TASK --json > FILE`."
+        )
+    return found
+
+
+def _scores(matrix: ContinualMatrix) -> Table:
+    columns = (*matrix.domains, *matrix.retention)
+    made = Table(
+        title="score after each stage; domains in the order of their fitting, then what was guarded", title_justify="left"
+    )
+    made.add_column("stage")
+    for column in columns:
+        made.add_column(f"{column.task}\n{column.unit}")
+    for name, row in zip(("backbone", *matrix.stages), matrix.scores, strict=True):
+        made.add_row(name, *(f"{score:.3f}" for score in row))
+    return made
+
+
+def _transfer(matrix: ContinualMatrix) -> Table:
+    made = Table(title=f"over the domains, T = {len(matrix.stages)}", title_justify="left")
+    for heading in ("", "value", "mean over"):
+        made.add_column(heading)
+    for name, value in asdict(matrix.transfer).items():
+        made.add_row(name.replace("_", " "), _number(value, signed="transfer" in name), DENOMINATORS[name])
+    return made
+
+
+def _moves(matrix: ContinualMatrix) -> Table:
+    made = Table(title="against the backbone, on the same items", title_justify="left")
+    for heading in ("stage", "column", "change", "95 % interval", "lost", "won", "same answer", "share kept"):
+        made.add_column(heading)
+    for stage, name in enumerate(matrix.stages, start=1):
+        for column in (*matrix.domains, *matrix.retention):
+            made.add_row(name, column.task, *_move(column, stage))
+    return made
+
+
+def _move(column: Column, stage: int) -> list[str]:
+    cell = column.cells[stage - 1]
+    return [
+        _number(cell.change, signed=True),
+        f"[{_number(cell.low, signed=True)}, {_number(cell.high, signed=True)}]",
+        *(_number(value) for value in (cell.negative_flips, cell.positive_flips, cell.agreement, column.share_kept(stage))),
+    ]
+
+
+def _number(value: float | None, signed: bool = False) -> str:
+    return "-" if value is None else f"{value:+.3f}" if signed else f"{value:.3f}"
