@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from evaluation.errors import UnknownMeasure
+from evaluation.measures import MEASURES
 from evaluation.tasks import DOMAINS, FAMILIES, TASKS
 from tuning.plan import READ_ALSO, report_plan
 
@@ -29,3 +32,11 @@ def test_a_text_is_read_as_a_text_whatever_is_asked() -> None:
 def test_a_measure_that_does_not_exist_is_refused_with_those_that_do() -> None:
     with pytest.raises(UnknownMeasure, match="information_gain_self"):
         report_plan(DOMAIN, [BOXES], 4, ("informaton_gain",))
+
+
+def test_every_measure_is_explained_in_the_documents() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "measures.md").read_text()
+    said = text.replace("`_self`", "`information_gain_self`")
+    for ending in ("_external", "_base_traces", "_gold_traces"):
+        said = said.replace(f"`{ending}`", f"`faithfulness{ending}`")
+    assert [name for name in MEASURES if f"`{name}`" not in said] == []
