@@ -98,7 +98,7 @@ def peak(budgets: Sequence[int], accuracy: np.ndarray) -> float:
     fitted = np.poly1d(np.polyfit(logs, accuracy, 2))
     turning = -fitted[1] / (2 * fitted[2]) if fitted[2] else logs[0]
     places = [place for place in (logs[0], logs[-1], turning) if logs[0] <= place <= logs[-1]]
-    return float(np.expm1(max(places, key=fitted)))
+    return round(float(np.expm1(max(places, key=fitted))), 6)  # an end of the range is just that end
 
 
 Interval = tuple[float | None, float | None, float | None]
