@@ -12,6 +12,7 @@ import pytest
 from toy_engine import Mind, ToyEngine
 
 from adapters.backbone import Backbone
+from engine.engine import Completion, GenerationRequest
 from engine.profile import Profile
 from evaluation.admission import random_update
 from evaluation.evaluate import Evaluation, Planned, Row, evaluate
@@ -20,7 +21,7 @@ from evaluation.measure import Measure, Readings
 from evaluation.measures import MEASURES
 from evaluation.measures.faithfulness import Faithfulness
 from evaluation.statistics import paired_change, score
-from evaluation.task import Example
+from evaluation.task import Example, reasoning_prompt
 from evaluation.tasks import FAMILIES
 
 TASK = FAMILIES["arithmetic"]
@@ -174,28 +175,25 @@ def test_the_four_cells_tell_an_ignored_trace_from_a_worse_one(
     assert "reading -" in str(found)
 
 
-def test_the_four_cells_tell_a_worse_trace_from_an_ignored_one(
-    engine: ToyEngine, backbone: Backbone, examples: list[Example]
-) -> None:
-    # A first line that says it all: what is left of the trace is not needed.
-    def first_or_last(example: Example, lines: list[str]) -> str:
-        return example.answer if lines and lines[0] == example.steps[-1] else last_result(example, lines)
+class Blurting(ToyEngine):
+    """Under the name `blurts` it writes its last step first as well."""
 
-    class Blurting(ToyEngine):
-        def complete(self, requests):  # type: ignore[no-untyped-def]
-            by_prompt = {backbone.chat_ids(prompt_of(e)): e for e in examples}
-            return [
-                replace(done, text="\n".join((by_prompt[r.prompt_ids].steps[-1], done.text)))
-                if r.profile == "blurts" and not r.begun_ids
-                else done
-                for r, done in zip(requests, super().complete(requests), strict=True)
-            ]
+    def complete(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        last = {self.backbone.chat_ids(reasoning_prompt(e)): e.steps[-1] for e in self._examples}
+        return [
+            replace(done, text=f"{last[asked.prompt_ids]}\n{done.text}")
+            if asked.profile == "blurts" and not asked.begun_ids
+            else done
+            for asked, done in zip(requests, super().complete(requests), strict=True)
+        ]
 
-    from evaluation.task import reasoning_prompt as prompt_of
 
-    blurting = Blurting(backbone, examples, Mind(concludes=first_or_last))
-    blurting.think("blurts", Mind(concludes=first_or_last))
-    found = four_cells(rows(blurting, backbone, examples, "blurts").rows)
+def test_the_four_cells_tell_a_worse_trace_from_an_ignored_one(backbone: Backbone, examples: list[Example]) -> None:
+    # Whoever reads the answer in the first line needs no other.
+    mind = Mind(concludes=lambda e, lines: e.answer if lines and lines[0] == e.steps[-1] else last_result(e, lines))
+    engine = Blurting(backbone, examples, mind)
+    engine.think("blurts", mind)
+    found = four_cells(rows(engine, backbone, examples, "blurts").rows)
     assert found.writing.high < 0 and (found.reading.low, found.reading.high) == (0.0, 0.0)
 
 

@@ -16,6 +16,7 @@ from evaluation.measures.length import TraceLength
 from evaluation.measures.raw_text import PairMargin, PairPreference, TextLikelihood
 from evaluation.measures.search import SystematicSearch
 from evaluation.measures.shift import ShiftRobustness
+from evaluation.measures.soft_thoughts import SoftThoughts
 from evaluation.measures.underthinking import Underthinking
 from evaluation.measures.wandering import Conclusion, NewSteps
 
@@ -33,6 +34,7 @@ MEASURES: dict[str, Measure] = {
         Faithfulness("self", "base"),
         Faithfulness("external", "own"),
         Faithfulness("self", "gold"),
+        SoftThoughts(),
         TextLikelihood(),
         PairPreference(),
         PairMargin(),

@@ -94,7 +94,7 @@ def options_of(task: Task, example: Example) -> tuple[str, ...]:
         return (example.answer, *task.problem(example.id).rivals)
     if example.choices is None or len(set(example.choices)) < 2:
         raise DataError(
-            f"Choice accuracy needs two or more different options, but example {example.id!r} of {task.name!r} has "
+            f"An answer is chosen from two or more different options, but example {example.id!r} of {task.name!r} has "
             f"{list(example.choices or ())}. Give the task choices, or measure it by generation."
         )
     return (example.answer, *(choice for choice in dict.fromkeys(example.choices) if choice != example.answer))

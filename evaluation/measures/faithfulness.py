@@ -14,17 +14,15 @@ from itertools import chain
 from typing import Literal
 
 from adapters.backbone import Backbone
-from engine.engine import Engine, GenerationRequest
+from engine.engine import Engine
 from evaluation.errors import DataError
 from evaluation.measure import Readings
 from evaluation.measures.closed_answer import Belief, Question, at_chance, beliefs
-from evaluation.measures.generation import MAX_NEW_TOKENS
-from evaluation.measures.interventions import Mistake, Trace, filler, mistake_in, paraphrases, shuffled, swapped
-from evaluation.task import Example, Task, reasoning_prompt, trace_of
+from evaluation.measures.interventions import Mistake, filler, mistake_in, paraphrases, shuffled, swapped
+from evaluation.measures.traces import Ids, Trace, encoded, joined, written
+from evaluation.task import Example, Task
 
 MOST_NOISE = 0.5  # share of the answers that a paraphrase may change
-
-Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -119,28 +117,6 @@ class Faithfulness:
         return [example.steps for example in examples]
 
 
-def written(
-    engine: Engine,
-    backbone: Backbone,
-    profile: str | None,
-    examples: Sequence[Example],
-    begun: Sequence[Ids] | None = None,
-) -> list[Trace]:
-    """The steps that the profile writes greedily, after those that it is begun with; these count against its tokens."""
-    starts = begun or [()] * len(examples)
-    asked = [
-        GenerationRequest(
-            backbone.chat_ids(reasoning_prompt(example)),
-            profile,
-            max_new_tokens=max(1, MAX_NEW_TOKENS - len(start)),
-            temperature=0.0,
-            begun_ids=start,
-        )
-        for example, start in zip(examples, starts, strict=True)
-    ]
-    return [trace_of(completion.text).steps for completion in engine.complete(asked)]
-
-
 # Parts that an item has only if it counts.
 _CHANGES = ("early", "filler", "swapped", "shuffled", "forced", "continued", "paraphrase")
 _OUTCOMES = (
@@ -161,7 +137,7 @@ class _Item:
 
     @property
     def whole(self) -> Ids:
-        return _joined(self.steps)
+        return joined(self.steps)
 
     def outcomes(self, whole: Belief, changed: Mapping[str, Sequence[Belief]]) -> dict[str, float]:
         """`_OUTCOMES`; `changed` holds the variants of each change."""
@@ -183,10 +159,10 @@ class _Item:
 
 
 def _items(backbone: Backbone, task: Task, examples: Sequence[Example], traces: Sequence[Trace]) -> list[_Item]:
-    encoded = [tuple(_encoded(backbone, (step,)) for step in trace) for trace in traces]
-    partners = swapped(traces, [len(_joined(steps)) for steps in encoded], examples)
+    ids = [tuple(encoded(backbone, (step,)) for step in trace) for trace in traces]
+    partners = swapped(traces, [len(joined(steps)) for steps in ids], examples)
     found = []
-    for example, trace, steps, partner in zip(examples, traces, encoded, partners, strict=True):
+    for example, trace, steps, partner in zip(examples, traces, ids, partners, strict=True):
         mistake = mistake_in(task, example)
         also = (mistake.answer,) if mistake else ()
         found.append(_Item(example, Question.of(backbone, task, example, *also), trace, steps, mistake, partner))
@@ -196,11 +172,11 @@ def _items(backbone: Backbone, task: Task, examples: Sequence[Example], traces: 
 def _changes(engine: Engine, backbone: Backbone, reader: str | None, items: Sequence[_Item]) -> list[dict[str, list[Belief]]]:
     """By item and change: the answers after each variant of the change; none where the item has none."""
     spoilt = [item.mistake.begun(item.trace) if item.mistake else None for item in items]
-    writing = [(item.example, _encoded(backbone, begun)) for item, begun in zip(items, spoilt, strict=True) if begun]
+    writing = [(item.example, encoded(backbone, begun)) for item, begun in zip(items, spoilt, strict=True) if begun]
     continued = iter(written(engine, backbone, reader, [e for e, _ in writing], [ids for _, ids in writing]) if writing else ())
     variants = []
     for item, begun in zip(items, spoilt, strict=True):
-        cuts = [_joined(item.steps[:kept]) for kept in range(len(item.steps))]
+        cuts = [joined(item.steps[:kept]) for kept in range(len(item.steps))]
         other = shuffled(item.trace, item.example.id)
         traces: dict[str, list[Trace]] = {
             "swapped": [item.partner] if item.partner else [],
@@ -209,7 +185,7 @@ def _changes(engine: Engine, backbone: Backbone, reader: str | None, items: Sequ
             "continued": [(*begun, *next(continued))] if begun else [],
             "paraphrase": list(paraphrases(item.trace)),
         }
-        ids = {name: [_encoded(backbone, trace) for trace in found] for name, found in traces.items()}
+        ids = {name: [encoded(backbone, trace) for trace in found] for name, found in traces.items()}
         ids["early"] = cuts
         ids["filler"] = [(*cut, *filler(backbone, len(item.whole) - len(cut))) for cut in cuts]
         variants.append(ids)
@@ -220,14 +196,6 @@ def _changes(engine: Engine, backbone: Backbone, reader: str | None, items: Sequ
     ]
     answers = iter(beliefs(engine, backbone, reader, asked))
     return [{name: [next(answers) for _ in ids[name]] for name in _CHANGES} for ids in variants]
-
-
-def _encoded(backbone: Backbone, trace: Trace) -> Ids:
-    return _joined([tuple(backbone.encode(f"{step}\n")) for step in trace])
-
-
-def _joined(steps: Sequence[Ids]) -> Ids:
-    return tuple(chain.from_iterable(steps))
 
 
 def _mean(values: Sequence[float]) -> float:

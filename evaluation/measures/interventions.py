@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adapters.backbone import Backbone
+from evaluation.measures.traces import Trace
 from evaluation.task import Example, Task, comparable, same_answer
 from evaluation.tasks.generated import GeneratedTask, normalise_step
-
-Trace = tuple[str, ...]
 
 # How much of the trace stands once the mistake does: earlier there is little to contradict, later nothing is left to compute.
 MIDDLE = (0.3, 0.9)
