@@ -24,8 +24,9 @@ from adapters.steering import Steering, SteeringSpec
 from engine.engine import Continuation, Engine
 from engine.inspect import NOT_HERE, Inspector, inspector
 from engine.profile import Profile
+from evaluation.errors import DataError
 from evaluation.statistics import PairedChange, paired_change, ratio
-from evaluation.task import Example, direct_prompt, reasoning_prompt
+from evaluation.task import Example, answer_line, direct_prompt, reasoning_prompt
 
 # Legend: L layers, P places, H hidden
 
@@ -83,15 +84,22 @@ class Elicited:
         }
 
 
-def gold_texts(backbone: Backbone, examples: Sequence[Example]) -> list[Continuation]:
-    """The gold chain and its end after the prompt that asks for it."""
+def answer_texts(backbone: Backbone, examples: Sequence[Example]) -> list[Continuation]:
+    """The gold answer where the answer alone is asked for; of its line, what comes after `Answer:` is judged."""
+    end, prefix = int(backbone.tokenizer.eos_token_id), len(backbone.encode(answer_line("").rstrip()))
+    return [
+        Continuation(backbone.chat_ids(direct_prompt(example)), (*backbone.encode(answer_line(example.answer)), end), prefix)
+        for example in examples
+    ]
+
+
+def chain_texts(backbone: Backbone, examples: Sequence[Example]) -> list[Continuation]:
+    """The gold steps and the answer line where reasoning is asked for."""
+    if bare := [example.id for example in examples if not example.steps]:
+        raise DataError(f"A chain needs a rationale, but example {bare[0]!r} has none. Judge the answers instead, or add one.")
     end = int(backbone.tokenizer.eos_token_id)
     return [
-        Continuation(
-            backbone.chat_ids(reasoning_prompt(example) if example.steps else direct_prompt(example)),
-            (*backbone.encode(example.chain), end),
-        )
-        for example in examples
+        Continuation(backbone.chat_ids(reasoning_prompt(example)), (*backbone.encode(example.chain), end)) for example in examples
     ]
 
 

@@ -110,6 +110,7 @@ def elicited(
         str, typer.Argument(metavar="RELEASE|DIRECTORY", help="NAME, NAME@VERSION, NAME@ALIAS, or a directory of adapter files.")
     ],
     items: Annotated[int, typer.Option(help="Items to make the vectors on, and as many others to judge them on.", min=8)] = 60,
+    chain: Annotated[bool, typer.Option("--chain", help="Judge the gold steps and answer, instead of the bare answer.")] = False,
     domain: Annotated[str | None, typer.Option(help="A task's name or TOML file [default: what it was fitted on].")] = None,
     backbone: Annotated[str | None, typer.Option(help="Backbone [default: the one it was fitted on].")] = None,
     home: Home = None,
@@ -119,7 +120,7 @@ def elicited(
     """Tell whether an adapter turned on what the backbone could do: how much of its gain five steering vectors give."""
     from service.commands.elicited import elicited as run
 
-    run(subject, items, domain, backbone, home, tracking_uri, as_json)
+    run(subject, items, chain, domain, backbone, home, tracking_uri, as_json)
 
 
 @app.command()

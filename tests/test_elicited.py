@@ -11,8 +11,9 @@ from adapters.backbone import Backbone
 from engine.engine import Continuation, GenerationRequest
 from engine.profile import Profile
 from engine.torch_engine import TorchEngine
-from evaluation.elicited import Elicited, elicited, gold_texts, spread
-from evaluation.task import reasoning_prompt
+from evaluation.elicited import Elicited, answer_texts, chain_texts, elicited, spread
+from evaluation.errors import DataError
+from evaluation.task import Example, reasoning_prompt
 from evaluation.tasks import TASKS
 
 TASK = TASKS["boxes"]
@@ -55,15 +56,16 @@ def test_a_vector_holds_only_what_those_below_it_did_not_bring_about(backbone: B
 
 def test_a_random_update_was_not_elicited(backbone: Backbone) -> None:
     found = index_of(backbone, fitted_lora(backbone, 1))
-    assert found.share is not None and found.verdict != "elicited"
-    assert found.share.value < 0.5
+    assert found.share is not None and found.verdict == "installed"
+    assert found.share.value < 0.25
 
 
 def test_where_nothing_was_gained_nothing_is_measurable(backbone: Backbone) -> None:
     engine = TorchEngine(backbone)
     engine.load("one", Profile((fitted_lora(backbone, 1).scaled(0.0),)))
-    made_on, judged_on = (gold_texts(backbone, TASK.examples(split, 6)) for split in ("search", "select"))
-    found = elicited(engine, backbone, "one", made_on, judged_on, ["a"] * 6)
+    for texts in (answer_texts, chain_texts):
+        made_on, judged_on = (texts(backbone, TASK.examples(split, 6)) for split in ("search", "select"))  # type: ignore[arg-type]
+        found = elicited(engine, backbone, "one", made_on, judged_on, ["a"] * 6)
     assert found.share is None and "is not shown to be above 0" in found.not_measurable
     assert found.as_dict()["verdict"] == "not measurable"
 
@@ -78,6 +80,18 @@ def test_texts_that_made_the_vectors_do_not_judge_them(backbone: Backbone) -> No
     text = Continuation((1,), (2,))
     with pytest.raises(ValueError, match="share 1. Take them from different splits"):
         elicited(TorchEngine(backbone), backbone, "one", [text], [text], ["a"])
+
+
+def test_of_an_answer_its_own_words_are_judged_and_not_their_form(backbone: Backbone) -> None:
+    example = TASK.examples("search", 1)[0]
+    text = answer_texts(backbone, [example])[0]
+    assert backbone.decode(text.ids[text.scored_from :]).strip() == example.answer
+    assert backbone.decode(text.ids[: text.scored_from]) == "Answer:"
+
+
+def test_a_chain_without_steps_is_refused(backbone: Backbone) -> None:
+    with pytest.raises(DataError, match="'bare' has none. Judge the answers"):
+        chain_texts(backbone, [Example(id="bare", question="q", answer="a")])
 
 
 def test_more_than_five_vectors_are_refused(backbone: Backbone) -> None:

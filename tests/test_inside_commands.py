@@ -52,6 +52,7 @@ def test_whether_a_gain_was_elicited_is_told_with_its_controls_or_why_not(
     assert ended(("elicited", "one", *ASKED, "--json"), tmp_path, monkeypatch) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["task"] == "icd10-chapter" and {"share", "opposite", "random", "verdict"} <= set(told)
-    assert ended(("elicited", "one", *ASKED), tmp_path, monkeypatch) == 0
+    assert told["texts"] == "gold answers"
+    assert ended(("elicited", "one", *ASKED, "--chain"), tmp_path, monkeypatch) == 0
     said = capsys.readouterr().out
     assert "nats per token" in said and ("verdict:" in said or "not measurable:" in said)

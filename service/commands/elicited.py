@@ -17,31 +17,35 @@ if TYPE_CHECKING:
 def elicited(
     named: str,
     items: int,
+    chain: bool,
     domain: str | None,
     backbone_name: str | None,
     home: Path | None,
     tracking_uri: str | None,
     as_json: bool,
 ) -> None:
+    from evaluation.elicited import answer_texts, chain_texts
     from evaluation.elicited import elicited as read
-    from evaluation.elicited import gold_texts
 
     subject = load_subject(named, domain, backbone_name, home, tracking_uri)
+    texts = chain_texts if chain else answer_texts
     made_on, judged_on = (subject.domain.examples(split, items) for split in ("search", "select"))
     with Console(stderr=True).status(f"steering {subject.backbone.name} towards {named}"):
         found = read(
             subject.engine,
             subject.backbone,
             LOADED,
-            gold_texts(subject.backbone, made_on),
-            gold_texts(subject.backbone, judged_on),
+            texts(subject.backbone, made_on),
+            texts(subject.backbone, judged_on),
             [example.group for example in judged_on],
         )
+    what = "gold chains" if chain else "gold answers"
     if as_json:
-        print(json.dumps({"subject": named, "backbone": subject.backbone.name, "task": subject.domain.name, **found.as_dict()}))
+        told = {"subject": named, "backbone": subject.backbone.name, "task": subject.domain.name, "texts": what}
+        print(json.dumps({**told, **found.as_dict()}))
         return
     if found.gain is not None:
-        print(f"gain on the gold chains of {subject.domain.name}: {found.gain} nats per token ({found.gain.n} items)")
+        print(f"gain on the {what} of {subject.domain.name}: {found.gain} nats per token ({found.gain.n} items)")
     if found.share is None or found.opposite is None:
         print(f"not measurable: {found.not_measurable}")
         return
