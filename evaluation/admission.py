@@ -97,6 +97,11 @@ def admit(
     """Applies the rule on items of the search split. `chance` is None for a likelihood, which has no such level."""
     examples = task.examples("search", items, seed=5)
     base = measure.read(engine, backbone, None, task, examples)
+    if base.reason:
+        unknown = math.nan
+        return Admission(
+            task.name, measure.name, False, (base.reason,), unknown, unknown, chance, unknown, unknown, unknown, len(examples)
+        )
     again = measure.read(engine, backbone, None, task, examples)
     damaged = _under(engine, backbone, measure, task, examples, damage)
     untouched = _under(engine, backbone, measure, task, examples, 0.0)

@@ -18,7 +18,11 @@ DEFAULT_MARGINS = {
 }
 # Minimal pairs are a choice and a passage has a likelihood; a task with options is answered by the likeliest; every other task is
 # written step by step.
-_READ_ONLY = {"grammar": ("pair_margin", "pair_preference"), "text": ("text_likelihood", "text_likelihood")}  # search, gate
+_READ_ONLY = {  # search, gate
+    "grammar": ("pair_margin", "pair_preference"),
+    "text": ("text_likelihood", "text_likelihood"),
+    "belief": ("belief", "belief"),
+}
 
 
 def search_measure(task: Task) -> Measure:

@@ -67,6 +67,9 @@ def evaluate(
         str, typer.Option(metavar="NAME,...", help="Measures of the reasoning families, or all [default: the cheap ones].")
     ] = "",
     tasks: Annotated[str, typer.Option(metavar="NAME,...", help="Tasks to read beside the protected ones.")] = "",
+    picture: Annotated[
+        Path | None, typer.Option(help="A PNG of how often the domain's answers are right by how sure the model is of them.")
+    ] = None,
     home: Home = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
@@ -74,7 +77,7 @@ def evaluate(
     """Measure an adapter against its backbone: domain accuracy, and every measure of reasoning, as paired changes."""
     from service.commands.evaluate import evaluate as run
 
-    run(subject, domain, backbone, items, home, tracking_uri, as_json, _listed(measures), _listed(tasks))
+    run(subject, domain, backbone, items, home, tracking_uri, as_json, _listed(measures), _listed(tasks), picture)
 
 
 def _listed(names: str) -> tuple[str, ...]:

@@ -11,10 +11,11 @@ import pytest
 
 from adapters.backbone import Backbone
 from engine.engine import Continuation, EngineStats
-from evaluation.errors import DataError
+from evaluation.admission import admit
 from evaluation.evaluate import Planned, Row, evaluate
-from evaluation.measure import Readings
+from evaluation.measure import Readings, Summarising
 from evaluation.measures import MEASURES
+from evaluation.retention import gate_measure, is_written, search_measure
 from evaluation.task import Example, answer_line
 from evaluation.tasks.belief import BELIEF, ORDERS, Asked
 
@@ -82,7 +83,7 @@ def answer_of(example: Example, order: str) -> str:
     return next(other.answer for other in ALL if other.id == f"{example.id.rpartition('/')[0]}/{order}")
 
 
-ALL = BELIEF.examples("search", 96)
+ALL = BELIEF.examples("search", 96, seed=5)
 
 
 def row(backbone: Backbone, base: Leaning, adapted: Leaning, listed_first: float = 0.0) -> Row:
@@ -214,8 +215,16 @@ def test_a_story_that_is_cut_off_is_not_joint(backbone: Backbone) -> None:
     assert [index for index, value in enumerate(found.parts["quadruple"]) if value == value] == [3, 7]
 
 
-def test_other_tasks_are_refused(backbone: Backbone) -> None:
+def test_other_tasks_hold_no_story(backbone: Backbone) -> None:
     engine = Minds(backbone, ALL, knowing, knowing)
-    other = replace(ALL[0], id="x/1")
-    with pytest.raises(DataError, match="'x/1'.*is none. Measure the task 'belief'"):
-        BELIEFS.read(engine, backbone, None, BELIEF, [other])  # type: ignore[arg-type]
+    found = BELIEFS.read(engine, backbone, None, BELIEF, [replace(ALL[0], id="x/1")])  # type: ignore[arg-type]
+    assert found.reason == "belief is read of stories with four questions, which 'belief' is not"
+    assert found.values[0] != found.values[0]
+    assert isinstance(BELIEFS, Summarising) and set(BELIEFS.summary(found, found).values()) == {None}
+
+
+def test_it_guards_its_own_task_and_is_not_admitted_where_the_backbone_knows_no_story(backbone: Backbone) -> None:
+    assert search_measure(BELIEF) == gate_measure(BELIEF) == BELIEFS and not is_written(BELIEF)
+    engine = Minds(backbone, ALL, indifferent, indifferent)
+    found = admit(engine, backbone, BELIEFS, BELIEF, chance=None, items=len(ALL))  # type: ignore[arg-type]
+    assert not found.admitted and "margin on true beliefs" in found.reasons[0]

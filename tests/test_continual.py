@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_releases import random_lora, write_release
+from test_cli import ended
 
+from adapters.backbone import Backbone
 from evaluation.continual import ContinualMatrix
 from evaluation.errors import IncompleteMatrix
 
@@ -187,6 +190,20 @@ def test_the_command_reads_what_evaluate_wrote_without_torch(tmp_path: Path) -> 
     found = json.loads(done.stdout)
     assert found["transfer"]["backward_transfer"] == pytest.approx(-0.25)
     assert found["retention"][0]["share_kept"] == pytest.approx([0.875, 0.9375, 0.75])
+
+
+def test_what_evaluate_prints_of_a_release_makes_a_matrix(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_release(tmp_path / "one", backbone, random_lora(backbone, 1), domain="icd10-chapter", protected=["grammar"])
+    asked = ("evaluate", "one", "--home", "home", "--items", "8", "--measures", "brier_score", "--picture", "sure.png", "--json")
+    assert ended(asked, tmp_path, monkeypatch) == 0
+    (tmp_path / "one.json").write_text(capsys.readouterr().out)
+    assert (tmp_path / "sure.png").is_file()
+    assert ended(("continual", "one.json", "--json"), tmp_path, monkeypatch) == 0
+    domain = json.loads(capsys.readouterr().out)["domains"][0]
+    assert domain["task"] == "icd10-chapter" and 0 < domain["chance"] < 0.5
+    assert 0 <= domain["cells"][0]["agreement"] <= 1
 
 
 def test_the_tables_state_their_denominators(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import log
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from evaluation.reliability import (
     best_temperature,
     brier,
     calibration_error,
+    draw,
     equal_mass_bins,
     excess_calibration_error,
     log_probability,
@@ -91,3 +93,9 @@ def test_less_what_chance_gives_a_calibrated_model_has_no_error_and_an_overconfi
     was = (rng.random(500) < said).astype(float).tolist()
     assert abs(excess_calibration_error(said.tolist(), was)) < 0.02
     assert excess_calibration_error(np.clip(said + 0.2, 0, 1).tolist(), was) > 0.1
+
+
+def test_the_picture_of_two_sides_is_a_png_and_nothing_else_is_left(tmp_path: Path) -> None:
+    file = draw({"backbone": (CONFIDENCE, RIGHT), "adapted": ([1.0] * 10, RIGHT)}, tmp_path / "reliability.png")
+    assert file.read_bytes().startswith(b"\x89PNG")
+    assert list(tmp_path.iterdir()) == [file]

@@ -51,8 +51,8 @@ MEASURES: dict[str, Measure] = {
     )
 }
 
-# What reads plain text or pairs of it, and so no problem with an answer.
-OF_TEXT = frozenset(measure.name for measure in (TextLikelihood(), PairPreference(), PairMargin()))
+# What reads plain text, pairs of it, or stories of belief, and so no problem with an answer.
+OF_TEXT = frozenset(measure.name for measure in (TextLikelihood(), PairPreference(), PairMargin(), Belief()))
 
 
 def measure_named(name: str) -> Measure:

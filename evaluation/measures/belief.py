@@ -15,13 +15,12 @@ from dataclasses import dataclass, replace
 
 from adapters.backbone import Backbone
 from engine.engine import Continuation, Engine
-from evaluation.errors import DataError
 from evaluation.measure import Readings
 from evaluation.statistics import flips, paired_change
 from evaluation.task import Example, Task, answer_line, direct_prompt
 from evaluation.tasks.belief import ORDERS, Asked
 
-CHANCE, PAIR_CHANCE, QUADRUPLE_CHANCE = 0.5, 0.25, 0.0625
+PARTS = ("right", "true_belief", "false_belief", "pair", "quadruple")
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,9 @@ class Belief:
     unit: str = "nats"
 
     def read(self, engine: Engine, backbone: Backbone, profile: str | None, task: Task, examples: Sequence[Example]) -> Readings:
-        asked = [_asked(task, example) for example in examples]
+        if not all(map(_is_story, examples)):
+            return _nothing(self, task, examples, f"belief is read of stories with four questions, which {task.name!r} is not")
+        asked = [Asked.of(example) for example in examples]
         margins = _margins(engine, backbone, profile, examples)
         right = [float(margin > 0) for margin in margins]
         found = Readings.of(
@@ -76,13 +77,13 @@ class Belief:
         return found
 
 
-def _asked(task: Task, example: Example) -> Asked:
-    if example.id.rpartition("/")[2] not in ORDERS or len(example.choices or ()) != 2:
-        raise DataError(
-            f"Belief is read of stories with four questions and two containers, but example {example.id!r} of {task.name!r} is "
-            "none. Measure the task 'belief'."
-        )
-    return Asked.of(example)
+def _nothing(measure: Belief, task: Task, examples: Sequence[Example], reason: str) -> Readings:
+    unknown = (math.nan,) * len(examples)
+    return Readings.of(measure, task, examples, unknown, {name: unknown for name in PARTS}, reason=reason)
+
+
+def _is_story(example: Example) -> bool:
+    return example.id.rpartition("/")[2] in ORDERS and len(example.choices or ()) == 2
 
 
 def _margins(engine: Engine, backbone: Backbone, profile: str | None, examples: Sequence[Example]) -> list[float]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from service.commands.subject import LOADED, load_subject
+from service.commands.subject import LOADED, Subject, load_subject
 
 if TYPE_CHECKING:
     from evaluation.evaluate import Row
@@ -26,6 +26,7 @@ def evaluate(
     as_json: bool,
     measures: Sequence[str] = (),
     tasks: Sequence[str] = (),
+    picture: Path | None = None,
 ) -> None:
     """`measures`: names of MEASURES in place of the usual ones, or "all"; `tasks` are read beside the protected ones."""
     from evaluation.evaluate import evaluate as read_all
@@ -50,12 +51,26 @@ def evaluate(
             subject.cache,
             lambda share: shown.update(f"measuring {named} against {backbone.name}: {share:.0%}"),
         )
+        if picture is not None:
+            _draw(subject, named, items, picture)
     if as_json:
         print(json.dumps({"subject": named, "backbone": backbone.name, **found.as_dict(), "not_measurable": left_out}))
         return
     Console().print(table(found.rows, f"{named} against {backbone.name}, {items} items a task of the select split"))
     for name, reason in left_out.items():
         print(f"{name}: not measurable on this backbone: {reason}")
+
+
+def _draw(subject: Subject, named: str, items: int, picture: Path) -> None:
+    from evaluation.measures.calibration import BrierScore
+    from evaluation.reliability import draw
+
+    examples = subject.domain.examples("select", items)
+    sides = {}
+    for side, profile in ((subject.backbone.name, None), (named, LOADED)):
+        parts = BrierScore().read(subject.engine, subject.backbone, profile, subject.domain, examples).parts
+        sides[side] = parts["confidence"], parts["right"]
+    draw(sides, picture)
 
 
 def table(rows: Sequence[Row], title: str) -> Table:
