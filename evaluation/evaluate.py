@@ -15,6 +15,8 @@ from evaluation.admission import chance_level
 from evaluation.base_cache import BaseCache
 from evaluation.measure import Measure, Readings, Summarising
 from evaluation.measures.generation import Generation, write_all
+from evaluation.power import smallest_detectable_change
+from evaluation.significance import holm, permutation_p_value
 from evaluation.statistics import PairedChange, paired_change
 from evaluation.task import Example, Task, reasoning_prompt
 
@@ -54,6 +56,20 @@ class Row:
         measure = self.planned.measure
         return measure.summary(self.base, self.adapted) if isinstance(measure, Summarising) else {}
 
+    @property
+    def smallest_detectable(self) -> float:
+        """How large a change may have been overlooked: what such items show with a power of 80 %; NaN where nothing is known."""
+        return smallest_detectable_change(self.change)
+
+    @property
+    def p_value_of_loss(self) -> float:
+        """Of the paired permutation test, one-sided, with the signs of whole clusters flipped; 1 where nothing is measurable."""
+        both = _both(self.base, self.adapted)
+        if self.not_measurable:
+            return 1.0
+        before, after = ([values[i] for i in both] for values in (self.base.values, self.adapted.values))
+        return permutation_p_value(before, after, [self.base.clusters[i] for i in both], "less")
+
     def as_dict(self) -> dict[str, Any]:
         """Without the per-item values; undefined means are left out."""
 
@@ -73,6 +89,7 @@ class Row:
             "low": _defined(self.change.low),
             "high": _defined(self.change.high),
             "stderr": _defined(self.change.stderr),
+            "smallest_detectable": _defined(self.smallest_detectable),
             "n": self.change.n,
             "chance": chance_level(self.planned.measure, self.planned.task, self.planned.examples),
             "tokens": self.base.tokens + self.adapted.tokens,
@@ -96,8 +113,13 @@ class Evaluation:
         """The protected rows, by task."""
         return {row.planned.task.name: row for row in self.rows if row.planned.role == "protected"}
 
+    @property
+    def losses(self) -> Mapping[str, float]:
+        """By protected task, the p-value of a loss, adjusted for their number (Holm): at most 0.05 is a claim of harm."""
+        return holm({name: row.p_value_of_loss for name, row in self.retention.items()})
+
     def as_dict(self) -> dict[str, Any]:
-        return {"rows": [row.as_dict() for row in self.rows]}
+        return {"p_values_of_loss": dict(self.losses), "rows": [row.as_dict() for row in self.rows]}
 
 
 def evaluate(
@@ -154,7 +176,7 @@ def _row(planned: Planned, base: Readings | None, adapted: Readings | None) -> R
 
 def compared(planned: Planned, base: Readings, adapted: Readings) -> Row:
     """Two readings of the same items, paired."""
-    both = [i for i, pair in enumerate(zip(base.values, adapted.values, strict=True)) if not any(map(math.isnan, pair))]
+    both = _both(base, adapted)
     reason = base.reason or adapted.reason
     if not reason and len(both) < len(base.values) and len(both) < LEAST_PAIRED:
         reason = f"{len(both)} of {len(base.values)} items are measurable on both sides, not {LEAST_PAIRED}"
@@ -165,6 +187,11 @@ def compared(planned: Planned, base: Readings, adapted: Readings) -> Row:
         return [values[i] for i in both]
 
     return Row(planned, base, adapted, paired_change(chosen(base.values), chosen(adapted.values), chosen(base.clusters)))
+
+
+def _both(base: Readings, adapted: Readings) -> list[int]:
+    """The items that are measurable on both sides."""
+    return [i for i, pair in enumerate(zip(base.values, adapted.values, strict=True)) if not any(map(math.isnan, pair))]
 
 
 def _defined(value: float) -> float | None:

@@ -8,15 +8,22 @@ import sys
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from small_releases import random_lora, write_release
-from test_cli import ended
 
 from adapters.backbone import Backbone
+from engine.profile import Profile
+from engine.torch_engine import TorchEngine
+from evaluation.admission import random_update
 from evaluation.continual import ContinualMatrix
 from evaluation.errors import IncompleteMatrix
+from evaluation.evaluate import Planned, Role, evaluate
+from evaluation.measures import MEASURES
+from evaluation.tasks import TASKS
+from service.commands.evaluate import draw_reliability
+from service.commands.subject import LOADED
 
 ROOT = Path(__file__).parent.parent
 DOMAINS = ("a", "b", "c")
@@ -192,18 +199,31 @@ def test_the_command_reads_what_evaluate_wrote_without_torch(tmp_path: Path) -> 
     assert found["retention"][0]["share_kept"] == pytest.approx([0.875, 0.9375, 0.75])
 
 
-def test_what_evaluate_prints_of_a_release_makes_a_matrix(
-    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_release(tmp_path / "one", backbone, random_lora(backbone, 1), domain="icd10-chapter", protected=["grammar"])
-    asked = ("evaluate", "one", "--home", "home", "--items", "8", "--measures", "brier_score", "--picture", "sure.png", "--json")
-    assert ended(asked, tmp_path, monkeypatch) == 0
-    (tmp_path / "one.json").write_text(capsys.readouterr().out)
+@pytest.fixture
+def engine(backbone: Backbone) -> TorchEngine:
+    engine = TorchEngine(backbone)
+    engine.load(LOADED, Profile((random_update(backbone, 0.5),)))
+    return engine
+
+
+def test_what_an_evaluation_stores_makes_a_matrix(engine: TorchEngine, backbone: Backbone) -> None:
+    roles: tuple[tuple[str, str, Role], ...] = (
+        ("choice_accuracy", "icd10-chapter", "domain"),
+        ("pair_preference", "grammar", "protected"),
+    )
+    plan = [Planned(MEASURES[name], TASKS[task], TASKS[task].examples("select", 8), role) for name, task, role in roles]
+    stored = json.loads(json.dumps(evaluate(engine, backbone, LOADED, plan).as_dict()))
+    matrix = ContinualMatrix.of([{"subject": "one", "backbone": "tiny", **stored}])
+    domain, grammar = matrix.domains[0], matrix.retention[0]
+    assert 0 < (domain.chance or 0) < 0.5 and grammar.chance == 0.5
+    assert domain.cells[0].agreement is not None and grammar.cells[0].agreement is None
+    assert domain.cells[0].score == pytest.approx(domain.backbone + domain.cells[0].change)
+
+
+def test_the_reliability_of_the_domain_is_drawn(engine: TorchEngine, backbone: Backbone, tmp_path: Path) -> None:
+    subject = SimpleNamespace(engine=engine, backbone=backbone, domain=TASKS["icd10-chapter"])
+    draw_reliability(subject, "one", 8, tmp_path / "sure.png")  # type: ignore[arg-type]
     assert (tmp_path / "sure.png").is_file()
-    assert ended(("continual", "one.json", "--json"), tmp_path, monkeypatch) == 0
-    domain = json.loads(capsys.readouterr().out)["domains"][0]
-    assert domain["task"] == "icd10-chapter" and 0 < domain["chance"] < 0.5
-    assert 0 <= domain["cells"][0]["agreement"] <= 1
 
 
 def test_the_tables_state_their_denominators(tmp_path: Path) -> None:

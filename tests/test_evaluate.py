@@ -65,6 +65,16 @@ def test_right_answers_without_their_chain_are_a_loss(engine: ToyEngine, backbon
     assert found.adapted.part_mean("trace_tokens") < found.base.part_mean("trace_tokens")
 
 
+def test_a_loss_is_claimed_by_a_test_and_no_change_is_none(
+    engine: ToyEngine, backbone: Backbone, examples: list[Example]
+) -> None:
+    engine.load("empty", Profile())
+    plan = [Planned(WRITTEN, TASK, examples, "protected")]
+    lost, same = evaluate(engine, backbone, "lost", plan), evaluate(engine, backbone, "empty", plan)
+    assert lost.losses["arithmetic"] < 0.05 and same.losses == {"arithmetic": 1.0}
+    assert lost.as_dict()["p_values_of_loss"] == lost.losses
+
+
 def test_the_likelihood_of_the_chain_falls_where_the_chain_is_no_longer_written(
     engine: ToyEngine, backbone: Backbone, examples: list[Example]
 ) -> None:

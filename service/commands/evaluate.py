@@ -52,16 +52,21 @@ def evaluate(
             lambda share: shown.update(f"measuring {named} against {backbone.name}: {share:.0%}"),
         )
         if picture is not None:
-            _draw(subject, named, items, picture)
+            draw_reliability(subject, named, items, picture)
     if as_json:
         print(json.dumps({"subject": named, "backbone": backbone.name, **found.as_dict(), "not_measurable": left_out}))
         return
     Console().print(table(found.rows, f"{named} against {backbone.name}, {items} items a task of the select split"))
+    for name, p_value in found.losses.items():
+        row = found.retention[name]
+        if not row.not_measurable:
+            print(f"{name}: p of a loss {p_value:.3f}; one of {row.smallest_detectable:.3f} would show in four of five readings")
     for name, reason in left_out.items():
         print(f"{name}: not measurable on this backbone: {reason}")
 
 
-def _draw(subject: Subject, named: str, items: int, picture: Path) -> None:
+def draw_reliability(subject: Subject, named: str, items: int, picture: Path) -> None:
+    """Of backbone and subject on the domain's items, as a PNG."""
     from evaluation.measures.calibration import BrierScore
     from evaluation.reliability import draw
 
