@@ -19,10 +19,15 @@ from evaluation.task import Example, answer_line, direct_prompt, reasoning_promp
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt and the completion to learn, the end token included."""
+    """One prompt and the completion to learn, the end token included. What comes before `learnt_from` carries no loss."""
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
+    learnt_from: int = 0
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.completion_ids) - self.learnt_from
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)
@@ -38,11 +43,13 @@ class Batch:
     num_tokens: int
 
 
-def rows_of(backbone: Backbone, examples: Sequence[Example], target: str, prompt: str = "matching") -> list[Row]:
+def rows_of(
+    backbone: Backbone, examples: Sequence[Example], target: str, prompt: str = "matching", trace_loss: bool = True
+) -> list[Row]:
     """`target`: answer (asked for the answer alone), rationale (asked to reason), or mixed (the two in turn).
 
     `prompt` matching asks for an answer by the direct instruction and for a rationale by the one to reason; reasoning asks for
-    both by the one to reason, as who has one prompt in production does.
+    both by the one to reason, as who has one prompt in production does. Without `trace_loss` a rationale is read and not learnt.
     """
     check_rationales(examples, target)
     end = int(backbone.tokenizer.eos_token_id)
@@ -50,8 +57,12 @@ def rows_of(backbone: Backbone, examples: Sequence[Example], target: str, prompt
     for index, example in enumerate(examples):
         direct = target == "answer" or (target == "mixed" and index % 2 == 0)
         asked = direct_prompt(example) if direct and prompt == "matching" else reasoning_prompt(example)
-        completion = answer_line(example.answer) if direct else example.chain
-        rows.append(Row(backbone.chat_ids(asked), (*backbone.encode(completion), end)))
+        line = answer_line(example.answer)
+        completion, learnt_from = tuple(backbone.encode(line if direct else example.chain)), 0
+        if not direct and not trace_loss:
+            trace = tuple(backbone.encode("".join(f"{step}\n" for step in example.steps)))
+            completion, learnt_from = (*trace, *backbone.encode(line)), len(trace)
+        rows.append(Row(backbone.chat_ids(asked), (*completion, end), learnt_from))
     return rows
 
 
@@ -88,7 +99,8 @@ def collate(backbone: Backbone, adapters: Stack, rows: Sequence[Row]) -> Batch:
     embedded = []
     for index, (prompt, row, length) in enumerate(zip(prompts, rows, lengths, strict=True)):
         completion = torch.tensor(row.completion_ids, device=device)
-        targets_BT[index, len(prompt.ids) - 1 : length - 1] = completion
+        first = len(prompt.ids) - 1
+        targets_BT[index, first + row.learnt_from : length - 1] = completion[row.learnt_from :]
         mask_BT[index, :length] = 1
         padding = embeddings.weight.new_zeros(width - length, embeddings.embedding_dim)
         embedded.append(torch.cat((prompt.embed(embeddings), embeddings(completion), padding)))

@@ -31,6 +31,13 @@ def available_threads() -> int:
     return int(given) if given else cores
 
 
+def use_threads() -> None:
+    """As many as a trial would: for a fit in this very process."""
+    import torch
+
+    torch.set_num_threads(available_threads())
+
+
 def prepare() -> None:
     """Starts the server that children are forked from. Call it before the first trial; the imports take seconds."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -6,7 +6,7 @@ import json
 import os
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,7 @@ from tuning.objective import Check, ScaleScore, TrialScore, constraints, in_orde
 from tuning.recipe import Recipe
 
 if TYPE_CHECKING:
-    from adapters.backbone import Backbone
-    from evaluation.task import Example, Task
+    from tuning.ground import Ground
 
 RESULT = "result.json"
 ADAPTER = "adapter"
@@ -53,19 +52,11 @@ class Job:
     reference: bool = False  # also write from the adapter as it was fitted, whatever scale is chosen
 
 
-@dataclass(frozen=True)
-class _Ground:
-    """What every trial of a recipe stands on."""
-
-    backbone: Backbone
-    domain: Task
-    examples: Sequence[Example]
-    not_measurable: dict[str, str]
-
-
 def run(job: Job, report: Report) -> Outcome:
     """Runs the trial; a failure that the same settings would meet again becomes an outcome, one that may pass raises OSError."""
     import torch
+
+    from tuning.ground import Ground
 
     torch.set_num_threads(job.threads)
     keep_freed_memory()
@@ -73,7 +64,7 @@ def run(job: Job, report: Report) -> Outcome:
     report("load", 0.0)
     started = time.monotonic()
     try:
-        ground = _ground(job, report)
+        ground = Ground.of(job.recipe, job.cache, partial(report, "admission"))
     except OSError:
         raise
     except Exception as error:
@@ -86,21 +77,7 @@ def run(job: Job, report: Report) -> Outcome:
     return outcome
 
 
-def _ground(job: Job, report: Report) -> _Ground:
-    from adapters.backbone import Backbone
-    from evaluation.tasks import task_named
-    from tuning.measurable import not_measurable
-    from tuning.plan import training_examples
-    from tuning.usable import check_usable
-
-    backbone, domain = Backbone.load(job.recipe.backbone), task_named(job.recipe.domain)
-    examples = training_examples(job.recipe, domain)
-    check_usable(job.recipe, domain, examples)
-    found = not_measurable(job.recipe, backbone, job.cache, partial(report, "admission"))
-    return _Ground(backbone, domain, examples, found)
-
-
-def _tried(job: Job, ground: _Ground, report: Report, load_s: float) -> Outcome:
+def _tried(job: Job, ground: Ground, report: Report, load_s: float) -> Outcome:
     import torch
 
     try:
@@ -122,19 +99,18 @@ def _sentence(error: Exception) -> str:
     return f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
 
 
-def _fit_and_measure(job: Job, ground: _Ground, report: Report) -> Outcome:
-    from adapters.files import new_adapter
+def _fit_and_measure(job: Job, ground: Ground, report: Report) -> Outcome:
     from engine.profile import Profile
     from engine.torch_engine import TorchEngine
     from evaluation.base_cache import BaseCache
     from evaluation.evaluate import evaluate, forward_kl
+    from tuning.ground import new_adapters
     from tuning.manifest import complete
     from tuning.methods import METHODS
     from tuning.plan import data_digest, generated_plan, likelihood_plan, margins_of
 
     recipe, backbone, examples = job.recipe, ground.backbone, ground.examples
-    specs = [getattr(recipe.adapter, kind) for kind in recipe.adapter.kind.split("+")]
-    adapters = tuple(new_adapter(spec) for spec in specs)
+    adapters = new_adapters(recipe)
     started = time.monotonic()
     fit = METHODS[recipe.method.name](recipe.method).fit(
         backbone, adapters, examples, lambda step, steps, loss: report("fit", step / steps)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Annotated, Literal
@@ -28,6 +29,8 @@ from tuning.errors import Diverged
 
 # Legend: N label positions of a batch, V vocabulary
 
+MAX_NORM = 1.0  # a batch's gradient is clipped to it
+
 
 class SFTSpec(Spec):
     """`target` is what is learnt of a row: its answer line alone, its rationale and the answer line, or the two in turn."""
@@ -38,6 +41,7 @@ class SFTSpec(Spec):
     batch_size: Annotated[int, Choices((8, 16, 32))] = 16
     target: Annotated[Literal["answer", "rationale", "mixed"], Choices(("answer", "rationale", "mixed"))] = "answer"
     prompt: Annotated[Literal["reasoning", "matching"], Choices(("reasoning", "matching"))] = "reasoning"  # see rows_of
+    trace_loss: bool = True  # False: of a row with a rationale, the answer line alone carries loss
     kl_weight: Annotated[float, Range(0.0, 1.0)] = 0.0
     weight_decay: Annotated[float, Range(0.0, 0.1)] = 0.0
     warmup: float = 0.1  # share of the steps in which the learning rate rises; it then falls linearly to a tenth
@@ -81,6 +85,7 @@ class Fit:
 
 
 OnStep = Callable[[int, int, float], None]  # (step, steps, loss)
+OnUpdate = Callable[[int, torch.optim.Optimizer], None]  # (step, optimizer) after its update, while the adapters are attached
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,12 @@ class SFT:
     spec: SFTSpec
 
     def fit(
-        self, backbone: Backbone, adapters: Sequence[Adapter], examples: Sequence[Example], on_step: OnStep | None = None
+        self,
+        backbone: Backbone,
+        adapters: Sequence[Adapter],
+        examples: Sequence[Example],
+        on_step: OnStep | None = None,
+        on_update: OnUpdate | None = None,
     ) -> Fit:
         """Fits the adapters in place. The backbone is the same, bit for bit, before and after.
 
@@ -97,7 +107,7 @@ class SFT:
         from accelerate import Accelerator
 
         spec, stack = self.spec, Stack(adapters)
-        rows = rows_of(backbone, examples, spec.target, spec.prompt)
+        rows = rows_of(backbone, examples, spec.target, spec.prompt, spec.trace_loss)
         accelerator = Accelerator(cpu=backbone.device.type == "cpu")
         share = slice(accelerator.process_index, None, accelerator.num_processes)
         batches = list(islice(endless_batches(rows, spec.batch_size, spec.seed), spec.steps))
@@ -105,37 +115,32 @@ class SFT:
         losses: list[float] = []
         kls: list[float] = []
         num_tokens, started = 0, time.monotonic()
-        attention = backbone.model.config._attn_implementation
-        if backbone.device.type == "cpu":
-            # On a CPU the backward of SDPA takes about twice as long as that of plain matrix products at these lengths.
-            backbone.model.set_attn_implementation("eager")
-        try:
-            with stack.attach(backbone):
-                trained = [parameter for parameter in stack.parameters() if parameter.requires_grad]
-                optimizer = torch.optim.AdamW(trained, lr=spec.learning_rate, weight_decay=spec.weight_decay)
-                for step, batch in enumerate(batches):
-                    for group in optimizer.param_groups:
-                        group["lr"] = spec.learning_rate * _schedule(step, spec.steps, spec.warmup)
-                    num_labels = sum(len(row.completion_ids) for row in batch)
-                    loss, kl = self._backward(backbone, stack, batch[share], num_labels)
-                    if accelerator.num_processes > 1:
-                        loss, kl = accelerator.reduce(torch.tensor([loss, kl], dtype=torch.float64), "sum").tolist()
-                        for parameter in trained:
-                            own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                            parameter.grad = accelerator.reduce(own, "sum")
-                    self._require_finite("loss", loss, step)
-                    self._require_finite("gradient's norm", float(torch.nn.utils.clip_grad_norm_(trained, 1.0)), step)
-                    optimizer.step()
-                    optimizer.zero_grad(set_to_none=True)
-                    losses.append(loss)
-                    kls.extend([kl] if spec.kl_weight else [])
-                    num_tokens += sum(map(len, batch))
-                    if on_step:
-                        on_step(step + 1, spec.steps, loss)
-                largest = torch.stack([parameter.detach().abs().max() for parameter in trained]).max()
-                self._require_finite("largest weight", float(largest), spec.steps - 1)
-        finally:
-            backbone.model.set_attn_implementation(attention)
+        with quick_backward(backbone), stack.attach(backbone):
+            trained = [parameter for parameter in stack.parameters() if parameter.requires_grad]
+            optimizer = torch.optim.AdamW(trained, lr=spec.learning_rate, weight_decay=spec.weight_decay)
+            for step, batch in enumerate(batches):
+                for group in optimizer.param_groups:
+                    group["lr"] = spec.learning_rate * _schedule(step, spec.steps, spec.warmup)
+                num_labels = sum(row.num_labels for row in batch)
+                loss, kl = self._backward(backbone, stack, batch[share], num_labels)
+                if accelerator.num_processes > 1:
+                    loss, kl = accelerator.reduce(torch.tensor([loss, kl], dtype=torch.float64), "sum").tolist()
+                    for parameter in trained:
+                        own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                        parameter.grad = accelerator.reduce(own, "sum")
+                self._require_finite("loss", loss, step)
+                self._require_finite("gradient's norm", float(torch.nn.utils.clip_grad_norm_(trained, MAX_NORM)), step)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                if on_update:
+                    on_update(step + 1, optimizer)
+                losses.append(loss)
+                kls.extend([kl] if spec.kl_weight else [])
+                num_tokens += sum(map(len, batch))
+                if on_step:
+                    on_step(step + 1, spec.steps, loss)
+            largest = torch.stack([parameter.detach().abs().max() for parameter in trained]).max()
+            self._require_finite("largest weight", float(largest), spec.steps - 1)
         return Fit(tuple(losses), tuple(kls), num_tokens, time.monotonic() - started)
 
     def _require_finite(self, what: str, value: float, step: int) -> None:
@@ -148,7 +153,7 @@ class SFT:
     def _backward(self, backbone: Backbone, stack: Stack, rows: Sequence[Row], num_labels: int) -> tuple[float, float]:
         """What these rows add to the loss and to the KL of a batch with that many labels."""
         total, pulled = 0.0, 0.0
-        for part in _micro_batches(rows, self.spec.micro_batch_tokens):
+        for part in micro_batches(rows, self.spec.micro_batch_tokens):
             batch = collate(backbone, stack, part)
             with backbone.autocast():
                 logits_NV, labels_N = label_logits(backbone, batch)
@@ -177,7 +182,19 @@ def label_logits(backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor]:
     return logits_NV, batch.targets_BT[kept_BT]
 
 
-def _micro_batches(rows: Sequence[Row], max_tokens: int) -> list[list[Row]]:
+@contextmanager
+def quick_backward(backbone: Backbone) -> Iterator[None]:
+    """On a CPU the backward of SDPA takes about twice as long as that of plain matrix products at these lengths."""
+    attention = backbone.model.config._attn_implementation
+    if backbone.device.type == "cpu":
+        backbone.model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        backbone.model.set_attn_implementation(attention)
+
+
+def micro_batches(rows: Sequence[Row], max_tokens: int) -> list[list[Row]]:
     """Rows come sorted by length: a part is as many as fit under the padded limit, one at least."""
     parts: list[list[Row]] = []
     for row in rows:

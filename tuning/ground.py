@@ -1,0 +1,56 @@
+"""What every fit of a recipe stands on: the backbone, the domain, its training rows, and what can be measured."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from adapters.adapter import Adapter
+from adapters.backbone import Backbone
+from adapters.files import new_adapter
+from evaluation.task import Example, Task
+from evaluation.tasks import task_named
+from tuning.measurable import not_measurable
+from tuning.plan import data_digest, training_examples
+from tuning.recipe import Recipe
+from tuning.usable import check_usable
+
+
+@dataclass(frozen=True)
+class Ground:
+    """`not_measurable`: protected families that cannot show a loss on this backbone, and why."""
+
+    backbone: Backbone
+    domain: Task
+    examples: Sequence[Example]
+    not_measurable: dict[str, str]
+
+    @classmethod
+    def of(cls, recipe: Recipe, cache: Path, on_admission: Callable[[float], None] | None = None) -> Ground:
+        """Loads and checks all of it; what is not in the cache about the backbone is read first, and kept there."""
+        backbone, domain = Backbone.load(recipe.backbone), task_named(recipe.domain)
+        examples = training_examples(recipe, domain)
+        check_usable(recipe, domain, examples)
+        return cls(backbone, domain, examples, not_measurable(recipe, backbone, cache, on_admission))
+
+    def digest(self, recipe: Recipe, examples: Sequence[Example], settings: Mapping[str, JsonValue]) -> str:
+        """SHA-256 over all that decides a study of fits: what of the recipe concerns a fit and its reading, and the rows."""
+        fields = {"backbone", "domain", "protected", "adapter", "method", "evaluation"}
+        deciding = [
+            recipe.model_dump(mode="json", include=fields),
+            dict(settings),
+            self.backbone.fingerprint,
+            data_digest(examples),
+        ]
+        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+
+
+def new_adapters(recipe: Recipe, seed: int | None = None) -> tuple[Adapter, ...]:
+    """Unfitted, of the kinds that the recipe names; with a seed, they start from that one instead of their own."""
+    specs = [getattr(recipe.adapter, kind) for kind in recipe.adapter.kind.split("+")]
+    return tuple(new_adapter(spec if seed is None else spec.model_copy(update={"seed": seed})) for spec in specs)
