@@ -14,6 +14,7 @@ from evaluation.measures.information_gain import InformationGain
 from evaluation.measures.latent import LatentReasoning
 from evaluation.measures.length import TraceLength
 from evaluation.measures.raw_text import PairMargin, PairPreference, TextLikelihood
+from evaluation.measures.reasoned_choice import ReasonedChoice
 from evaluation.measures.search import SystematicSearch
 from evaluation.measures.shift import ShiftRobustness
 from evaluation.measures.soft_thoughts import SoftThoughts
@@ -35,6 +36,7 @@ MEASURES: dict[str, Measure] = {
         Faithfulness("external", "own"),
         Faithfulness("self", "gold"),
         SoftThoughts(),
+        ReasonedChoice(),
         TextLikelihood(),
         PairPreference(),
         PairMargin(),
