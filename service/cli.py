@@ -145,6 +145,31 @@ def continual(
 
 
 @app.command()
+def attribute(
+    recipe: Annotated[Path, typer.Argument(help="A TOML file; its own values are fitted, nothing is searched.")],
+    rows: Annotated[
+        int | None, typer.Option(help="Training rows to score [default: as many as the fit reads].", show_default=False)
+    ] = None,
+    queries: Annotated[int, typer.Option(help="Items of each protected family that rows are scored against.")] = 64,
+    checkpoints: Annotated[int, typer.Option(help="Places in the fit at which gradients are read.")] = 4,
+    dims: Annotated[int, typer.Option(help="Dimensions of a sketched gradient.")] = 2048,
+    share: Annotated[float, typer.Option(help="Of the rows, left out by each arm of the removal experiment.")] = 0.1,
+    seeds: Annotated[int, typer.Option(help="Training seeds of the removal experiment.")] = 3,
+    check: Annotated[
+        bool, typer.Option(help="Fit again without the worst, the best and random rows: scores alone are gradient alignment.")
+    ] = True,
+    time_budget_s: Annotated[float | None, typer.Option(help="Seconds after which nothing new is begun.", min=1)] = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Score training rows by what they do to reasoning, and test the scores by removal. Exit code 1: run it again to go on."""
+    from service.commands.attribute import attribute as run
+
+    spec = {"rows": rows, "queries": queries, "checkpoints": checkpoints, "dims": dims, "share": share, "seeds": seeds}
+    raise typer.Exit(run(recipe, spec, check, time_budget_s, home, as_json))
+
+
+@app.command()
 def publish(
     source: Annotated[
         str, typer.Argument(metavar="DIRECTORY|STUDY", help="A trial's adapter directory, or a study's name (its best trial).")

@@ -128,6 +128,8 @@ def broken(tmp_path: Path) -> Path:
         (("tune", "recipe.toml", "--trials", "0"), "study.trials"),
         (("tune", "recipe.toml"), "a built-in name"),
         (("tune", "."), "cannot be read"),
+        (("attribute", "recipe.toml"), "a built-in name"),
+        (("attribute", "recipe.toml", "--checkpoints", "1"), "'checkpoints': Input should be greater than or equal to 2"),
         (("evaluate", "empty"), "holds no adapter_config.json"),
         (("evaluate", "list"), "not a JSON object"),
         (("evaluate", "cut"), "not a JSON object"),

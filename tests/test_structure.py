@@ -79,6 +79,7 @@ def test_commands_in_the_readme_exist() -> None:
         ["knockout"],
         ["elicited"],
         ["continual"],
+        ["attribute"],
         ["publish"],
         ["promote"],
         ["rollback"],

@@ -1,0 +1,45 @@
+"""How far a long command is, and how long it will still take: one line now and then, on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TextIO
+
+from service.sweep_view import clock
+
+_EVERY_S = 10.0
+
+
+@dataclass
+class Pace:
+    """The time left is of what is being counted, by the pace since this command began to count it."""
+
+    out: TextIO = field(default_factory=lambda: sys.stderr)
+    now: Callable[[], float] = time.monotonic
+    _started: dict[str, tuple[float, int]] = field(default_factory=dict)  # by what is counted: since when, from which count
+    _said: float = float("-inf")
+
+    def __call__(self, what: str, done: int, of: int) -> None:
+        now = self.now()
+        since, first = self._started.setdefault(what, (now, done))
+        if now - self._said < _EVERY_S and done < of:
+            return
+        self._said = now
+        spent, made = now - since, done - first
+        left = f", about {clock(spent / made * (of - done))} left" if made and done < of else ""
+        self.out.write(f"{what}: {done} of {of}{left}\n")
+        self.out.flush()
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Seconds after which nothing new is begun; None is without end."""
+
+    seconds: float | None
+    started: float = field(default_factory=time.monotonic)
+
+    def is_spent(self) -> bool:
+        return self.seconds is not None and time.monotonic() - self.started >= self.seconds

@@ -1,0 +1,40 @@
+"""A journal: one JSON object a line, appended as work is done, so that what was killed goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Journal:
+    file: Path
+
+    def append(self, entry: dict[str, Any]) -> None:
+        """On disk when this returns."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self._drop_torn_line()
+        with self.file.open("a") as out:
+            out.write(json.dumps(entry) + "\n")
+            out.flush()
+            os.fsync(out.fileno())
+
+    def entries(self) -> list[dict[str, Any]]:
+        """All that were written whole, in order."""
+        if not self.file.is_file():
+            return []
+        *whole, _ = self.file.read_text().split("\n")
+        return [json.loads(line) for line in whole]
+
+    def _drop_torn_line(self) -> None:
+        """A kill in the middle of a line leaves one without an end; what follows must not be glued to it."""
+        if not self.file.is_file() or not self.file.stat().st_size:
+            return
+        with self.file.open("rb+") as out:
+            out.seek(-1, os.SEEK_END)
+            if out.read(1) != b"\n":
+                out.seek(0)
+                out.truncate(out.read().rfind(b"\n") + 1)
