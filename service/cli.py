@@ -169,6 +169,23 @@ def attribute(
     raise typer.Exit(run(recipe, spec, check, time_budget_s, home, as_json))
 
 
+@app.command("trace-reliance")
+def trace_reliance(
+    recipe: Annotated[Path, typer.Argument(help="A TOML file; its own values are fitted, nothing is searched.")],
+    seeds: Annotated[int, typer.Option(help="Training seeds of each arm.", min=1)] = 3,
+    trace_loss: Annotated[
+        bool, typer.Option(help="Learn the traces too; without, they are read and the answer is learnt.")
+    ] = True,
+    time_budget_s: Annotated[float | None, typer.Option(help="Seconds after which no arm is begun.", min=1)] = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Fit a recipe on normal, swapped, filler and no traces: does what traces say matter? Exit code 1: run it again to go on."""
+    from service.commands.trace_reliance import trace_reliance as run
+
+    raise typer.Exit(run(recipe, seeds, trace_loss, time_budget_s, home, as_json))
+
+
 @app.command()
 def publish(
     source: Annotated[

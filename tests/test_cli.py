@@ -130,6 +130,8 @@ def broken(tmp_path: Path) -> Path:
         (("tune", "."), "cannot be read"),
         (("attribute", "recipe.toml"), "a built-in name"),
         (("attribute", "recipe.toml", "--checkpoints", "1"), "'checkpoints': Input should be greater than or equal to 2"),
+        (("trace-reliance", "recipe.toml"), "a built-in name"),
+        (("trace-reliance", "."), "cannot be read"),
         (("evaluate", "empty"), "holds no adapter_config.json"),
         (("evaluate", "list"), "not a JSON object"),
         (("evaluate", "cut"), "not a JSON object"),

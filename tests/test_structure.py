@@ -80,6 +80,7 @@ def test_commands_in_the_readme_exist() -> None:
         ["elicited"],
         ["continual"],
         ["attribute"],
+        ["trace-reliance"],
         ["publish"],
         ["promote"],
         ["rollback"],
