@@ -110,7 +110,7 @@ def _subject(subject: str, home: Path, tracking_uri: str | None) -> tuple[Path, 
     directory = Path(subject)
     if directory.is_dir():
         return directory, verify(directory) if (directory / MANIFEST).is_file() else None
-    tracking = Tracking.at(home, tracking_uri)
+    tracking = Tracking.at(home, tracking_uri).existing()
     named = resolve(tracking, subject)
     release = load_release(tracking, named.name, named.version)
     return release.directory, release.manifest
