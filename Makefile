@@ -36,4 +36,4 @@ quickstart: install
 	$(BIN)/graftline quickstart
 
 clean:
-	rm -rf $(VENV) .graftline runs
+	rm -rf $(VENV) build dist

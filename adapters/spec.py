@@ -30,7 +30,7 @@ class Choices:
 class Spec(BaseModel):
     """Frozen values; an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @classmethod
     def search_space(cls) -> dict[str, Range | Choices]:

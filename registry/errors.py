@@ -23,6 +23,14 @@ class RegistryError(ValueError):
     """The root of the errors of this package."""
 
 
+class NoRegistry(RegistryError):
+    """The home has no registry yet."""
+
+
+class UnreadableReport(RegistryError):
+    """A gate report that another version of Graftline wrote."""
+
+
 class RegistryUnreachable(RegistryError):
     pass
 

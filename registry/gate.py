@@ -85,7 +85,8 @@ def run_gate(
 def settled_names(tests: Sequence[FamilyVerdict]) -> frozenset[str]:
     """Names whose tests have passed, so that a round need not draw them; families are drawn on while their pool is open.
 
-    What the betting test has once refuted stays refuted (Ville), whether or not it is looked at again.
+    A pass would stay valid if it were never looked at again (Ville). While the pool is open its family draws on and is judged
+    anew, so that the table tells what was seen: that can take a pass away, and never gives one too many.
     """
     pool_open = any(test.role == "pooled" and test.verdict != "pass" for test in tests)
     return frozenset(test.name for test in tests if test.verdict == "pass" and not (test.role == "protected" and pool_open))

@@ -31,7 +31,7 @@ IN_NATS = frozenset({"text"})  # families that the gate reads in nats: what eval
 
 
 class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Policy(_Value):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
-from registry.errors import RegistryUnreachable, StoreRefused
+from registry.errors import NoRegistry, RegistryUnreachable, StoreRefused
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -63,6 +63,15 @@ class Tracking:
         except FileNotFoundError:
             return True
         return False
+
+    def existing(self) -> Tracking:
+        """Itself, or NoRegistry where there is none: a mistyped home is not to be made."""
+        if self.is_missing:
+            raise NoRegistry(
+                f"Releases are in a registry, but there is none in {_shown(self.uri)} yet. Check --home, or start with "
+                "`graftline tune RECIPE.toml`."
+            )
+        return self
 
     def create(self) -> Tracking:
         """Makes the store where there is none, and proves that it answers. Call it before starting other processes."""

@@ -7,6 +7,9 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from pydantic import ValidationError
+
+from registry.errors import UnreadableReport
 from registry.evidence import Evidence, Share, Start
 from registry.gate_report import GateReport
 from registry.names import ReleaseName, unknown_release
@@ -74,13 +77,24 @@ def taken_shares(tracking: Tracking, name: str) -> frozenset[Share]:
 def recorded_report(tracking: Tracking, release: ReleaseName) -> GateReport | None:
     """The latest report; None when the version was never gated."""
     tags = _tags(tracking, release)
-    return GateReport.model_validate_json(tags[REPORT_TAG]) if REPORT_TAG in tags else None
+    return _report(tags[REPORT_TAG], release) if REPORT_TAG in tags else None
 
 
 def report_of_same_files(tracking: Tracking, release: ReleaseName) -> GateReport | None:
     """The latest report on these files, be it under another version or name: to publish them again is no second chance."""
     tags = _tags_with(REPORT_TAG, tracking, release)
-    return GateReport.model_validate_json(tags[REPORT_TAG]) if tags is not None else None
+    return _report(tags[REPORT_TAG], release) if tags is not None else None
+
+
+def _report(text: str, release: ReleaseName) -> GateReport:
+    try:
+        return GateReport.model_validate_json(text)
+    except ValidationError as error:
+        fault = ".".join(map(str, error.errors()[0]["loc"]))
+        raise UnreadableReport(
+            f"The gate report of {release} was written by another version of Graftline (it differs in {fault}). Read it with "
+            "that version, or publish the release in a new home."
+        ) from error
 
 
 def _record_evidence(tracking: Tracking, release: ReleaseName, evidence: Evidence) -> None:

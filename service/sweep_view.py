@@ -35,8 +35,10 @@ class LinesView:
         self._recipe, self._out = recipe, out
         self._started = time.monotonic()
         self._passed: dict[tuple[int, str], float] = {}
+        self._done = 0
 
     def on_event(self, event: Event) -> None:
+        self._done += event.kind in ("complete", "pruned")
         if event.kind in ("fit", "measure"):
             reached = max((mark for mark in _MILESTONES if event.share >= mark), default=0.0)
             if reached <= self._passed.get((event.trial, event.kind), 0.0):
@@ -46,12 +48,9 @@ class LinesView:
         else:
             text = f"{event.kind} {describe(event)}".rstrip()
         who = f"trial {event.trial}: " if event.trial >= 0 else ""
-        self._out.write(f"[{clock(time.monotonic() - self._started)}{self._left()}] {who}{text}\n")
+        elapsed = time.monotonic() - self._started
+        self._out.write(f"[{clock(elapsed)}{eta(self._recipe, self._done, elapsed)}] {who}{text}\n")
         self._out.flush()
-
-    def _left(self) -> str:
-        budget = self._recipe.study.time_budget_s
-        return "" if budget is None else f" of at most {clock(budget)}"
 
 
 class TableView:
@@ -100,7 +99,7 @@ class TableView:
 
 
 def eta(recipe: Recipe, done: int, elapsed: float) -> str:
-    """What is left: by the mean time of a finished trial, and never more than the time budget."""
+    """What is left: by the mean time of a finished trial, and no more than the time budget where it need not be exceeded."""
     guesses = []
     if done:
         guesses.append(elapsed / done * (recipe.study.trials - done))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -29,13 +30,23 @@ def test_status_of_an_empty_home_says_where_to_begin(tmp_path: Path) -> None:
     assert "graftline tune RECIPE.toml" in done.stdout.replace("\n", " ")
 
 
-@pytest.mark.parametrize("arguments", [("status",), ("publish", "nowhere")], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("status",),
+        ("publish", "nowhere"),
+        ("promote", "icd10@1"),
+        ("rollback", "icd10", "--reason", "worse"),
+        ("evaluate", "icd10@1"),
+    ],
+    ids=" ".join,
+)
 def test_a_mistyped_home_stays_empty(
     broken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
 ) -> None:
     ended((*arguments, "--home", "mistyped"), broken, monkeypatch)
     said = capsys.readouterr()
-    assert "there is no registry in" in said.out or "is neither" in said.err
+    assert "there is no registry in" in said.out or "is neither" in said.err or "there is none in" in said.err
     assert not (broken / "mistyped").exists()
 
 
@@ -60,8 +71,8 @@ def test_status_as_json_is_one_object(tmp_path: Path) -> None:
     [
         (("tune", "missing.toml"), "cannot be read"),
         (("publish", "nowhere"), "is neither"),
-        (("promote", "nobody@1"), "nobody@1"),
-        (("rollback", "nobody", "--reason", "x"), "nobody"),
+        (("promote", "nobody@1"), "there is none in"),
+        (("promote", "nobody@1", "--time-budget-s", "inf"), "a number of seconds"),
         (("status", "--tracking-uri", "http://127.0.0.1:9"), "must answer"),
         (("status", "--tracking-uri", "ftp://x"), "must be sqlite"),
     ],
@@ -74,10 +85,21 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path: Path, arguments: tu
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"), [(("promote", "nobody@1"), "nobody@1"), (("rollback", "nobody", "--reason", "x"), "nobody")]
+)
+def test_a_release_that_a_registry_does_not_have_is_named(
+    tmp_path: Path, prepared_store: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    shutil.copy(prepared_store, tmp_path / "mlflow.db")
+    done = graftline(*arguments, home=tmp_path)
+    assert done.returncode == 2 and said in done.stderr and "there is none in" not in done.stderr
+
+
 def test_an_error_is_json_where_json_was_asked_for(tmp_path: Path) -> None:
     done = graftline("promote", "nobody@1", "--json", home=tmp_path)
     assert done.returncode == 2
-    assert json.loads(done.stdout)["error"]["type"] == "UnknownRelease"
+    assert json.loads(done.stdout)["error"]["type"] == "NoRegistry"
 
 
 def test_a_bad_recipe_leaves_no_study_behind(tmp_path: Path) -> None:

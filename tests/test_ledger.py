@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import threading
 
 import pytest
 from gated_names import NAME, report
 
-from registry.errors import ChampionMoved, NoChampion, NothingToRollBackTo, PromotionRefused, RegistryError, UnknownRelease
+from registry.errors import (
+    ChampionMoved,
+    NoChampion,
+    NothingToRollBackTo,
+    PromotionRefused,
+    RegistryError,
+    UnknownRelease,
+    UnreadableReport,
+)
 from registry.ledger import Ledger, LedgerReader
 from registry.ledger_chain import DIGEST_TAG, ENTRY_TAG
-from registry.names import registered_names, resolve
+from registry.names import ReleaseName, registered_names, resolve
 from registry.status import name_status
 from registry.status import status as status_of
 from registry.tracking import Tracking
-from registry.verdicts import record_verdict, recorded_report
+from registry.verdicts import REPORT_TAG, record_verdict, recorded_report
 
 
 @pytest.fixture
@@ -237,3 +246,12 @@ def test_an_override_in_force_is_told_until_a_gate_passes(ledger: Ledger) -> Non
     ledger.rollback("slow")
     back = ledger.override_in_force()
     assert back is not None and (back.reason, ledger.promotions()) == ("a demo", 1)
+
+
+def test_a_report_of_another_version_is_said_in_one_sentence(tracking: Tracking) -> None:
+    record_verdict(tracking, ReleaseName(NAME, 1), report(1))
+    with tracking.client() as client:
+        stored = json.loads(client.get_model_version(NAME, "1").tags[REPORT_TAG])
+        client.set_model_version_tag(NAME, "1", REPORT_TAG, json.dumps({**stored, "gone": 1}))
+    with pytest.raises(UnreadableReport, match="another version of Graftline .it differs in gone"):
+        recorded_report(tracking, ReleaseName(NAME, 1))

@@ -110,3 +110,23 @@ def test_fields_of_a_kind_that_is_not_fitted_play_no_part() -> None:
 def test_what_cannot_be_meant_is_refused(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(BadRecipe, match=said):
         Recipe.load(written(tmp_path, text))
+
+
+@pytest.mark.parametrize("name", ["..", "what?", "x" * 81, "-x"])
+def test_a_name_that_is_no_folder_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="also a folder's"):
+        Recipe(name=name, domain="icd10")
+
+
+@pytest.mark.parametrize(
+    "field", ["study.time_budget_s", "gate.time_budget_s", "method.learning_rate", "gate.margins", "evaluation.margins"]
+)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_is_not_finite_is_refused(field: str, value: float) -> None:
+    with pytest.raises(ValueError):
+        Recipe(name="x", domain="icd10").with_values({field: {"boxes": value} if field.endswith("margins") else value})
+
+
+def test_recipes_have_names_of_their_own_so_that_each_can_be_swept_in_one_home() -> None:
+    names = [Recipe.load(file).name for file in (Path(__file__).parent.parent / "recipes").glob("*.toml")]
+    assert len(set(names)) == len(names) > 1

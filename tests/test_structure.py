@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from gated_names import NAME
 
 ROOT = Path(__file__).parent.parent
 ORDER = ["adapters", "engine", "evaluation", "registry", "tuning", "service"]
@@ -103,7 +105,8 @@ def test_help_imports_nothing_heavy(command: list[str]) -> None:
     assert "Usage" in done.stdout
 
 
-def test_status_runs_without_torch(tmp_path: Path) -> None:
+def test_status_reads_a_registry_without_torch(tmp_path: Path, prepared_store: Path) -> None:
+    shutil.copy(prepared_store, tmp_path / "mlflow.db")
     code = (
         "import sys; sys.modules['torch'] = None\n"
         f"sys.argv = ['graftline', 'status', '--json', '--home', {str(tmp_path)!r}]\n"
@@ -111,3 +114,4 @@ def test_status_runs_without_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert NAME in done.stdout

@@ -58,6 +58,13 @@ def test_a_protected_task_over_the_rows_that_are_trained_on_is_refused(table: Pa
         checked(Recipe(name="x", domain=domain, protected=("boxes", guard)))
 
 
+def test_two_tasks_of_one_name_are_refused(table: Path) -> None:
+    (table / "other").mkdir()
+    (table / "other" / "data.csv").write_bytes((table / "data.csv").read_bytes())
+    with pytest.raises(SweepRefused, match="'mine' comes twice"):
+        checked(Recipe(name="x", domain=task(table, "mine"), protected=("boxes", task(table / "other", "mine"))))
+
+
 def test_a_protected_task_that_parts_the_same_rows_alike_is_taken(table: Path) -> None:
     checked(Recipe(name="x", domain=task(table, "mine"), protected=(task(table, "guard"),)))
 

@@ -205,3 +205,9 @@ def test_one_question_in_two_groups_of_different_splits_is_refused(tmp_path: Pat
 def test_a_hub_dataset_without_its_package_says_what_to_install(tmp_path: Path) -> None:
     with pytest.raises(errors.MissingPackage, match="pip install datasets"):
         load_task(toml(tmp_path, COLUMNS, dataset="owner/name"))
+
+
+@pytest.mark.parametrize("name", ["boxes", "text", "icd10"])
+def test_a_name_that_is_built_in_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(errors.DataError, match="which is built in. Rename it"):
+        load_task(jsonl(tmp_path, rows(), name=name))

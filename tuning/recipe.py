@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Literal
@@ -80,7 +81,7 @@ class GateRecipe(Spec):
 class Recipe(Spec):
     """`search` names the fields that the sweep varies; all else keeps the value written here."""
 
-    name: str
+    name: str  # of a folder, a study and a registered model
     backbone: str = "smollm2-135m-reasoner"
     domain: str  # a built-in task, or the path of a task's TOML
     protected: tuple[str, ...] = Field(default=(*REASONING_FAMILIES, "grammar", "text"), min_length=1)
@@ -104,7 +105,12 @@ class Recipe(Spec):
     @field_validator("name")
     @classmethod
     def _is_a_model_name(cls, value: str) -> str:
-        return checked_name(value)
+        if not re.fullmatch(r"\w[\w. -]{0,79}", checked_name(value)):
+            raise ValueError(
+                "A recipe's name is also a folder's: a letter or digit, then at most 79 letters, digits, dots, '_', '-', spaces, "
+                f"but got {value!r}. Try icd10-coding."
+            )
+        return value
 
     @model_validator(mode="after")
     def _search_is_known(self) -> Recipe:

@@ -20,6 +20,12 @@ _LOOKED_AT = 2000  # items of a split, at most: more than a trial reads, and sec
 
 def check_usable(recipe: Recipe, domain: Task, examples: Sequence[Example]) -> None:
     """Raises SweepRefused for what every trial of the recipe would meet. A searched target is left to its own trials."""
+    names = [task_named(task).name for task in recipe.protected]
+    if twice := sorted({name for name in names if [*names, domain.name].count(name) > 1}):
+        raise SweepRefused(
+            f"A recipe's tasks have names of their own, since results are kept by them, but {', '.join(map(repr, twice))} comes "
+            "twice among domain and protected. Rename one of them in its TOML file."
+        )
     if recipe.domain not in DOMAINS:  # tests see to the choices of these
         _check_choices(recipe, domain)
     if "method.target" not in recipe.search:

@@ -103,8 +103,15 @@ def load_task(path: str | Path) -> UserTask:
     A row belongs to a split by the hash of its group: the named column, or else the normalised context and question.
     Rows of different groups that say the same across the border of `train` are refused (`evaluation.overlap`).
     """
+    from evaluation.tasks import TASKS
+
     path = Path(path)
     spec = read_spec(path)
+    if spec.name in TASKS:
+        raise DataError(
+            f"A task of your own has a name of its own, but {path} is called {spec.name!r}, which is built in. Rename it, for "
+            f'example to "my-{spec.name}".'
+        )
     if spec.file is not None:
         file = path.parent / spec.file
         source, rows = str(file), read_file(file)

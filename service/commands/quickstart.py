@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 NOTHING_PASSED = 3
 COMPARED_ITEMS = 300  # of the select split
-MIN_GATE_S = 60.0  # what one round takes; with less left, no further candidate is begun
+MIN_GATE_S = 60.0  # with less left than this, or than a round took, no further candidate is begun
 
 
 @dataclass
@@ -79,7 +79,7 @@ def quickstart(home: Path | None, recipe_file: Path, keep_serving: bool) -> int:
     with phases.phase("backbone and registry", "about 20 s the first time, then 10 s"):
         tracking.create()
         _warm_backbone(recipe.backbone, console)
-    with phases.phase("sweep", f"at most {clock(recipe.study.time_budget_s or 0)}; the first trial is the plain recipe"):
+    with phases.phase("sweep", f"{_sweep_time(recipe)}; the first trial is the plain recipe"):
         gated = _champion(tracking, recipe)
         # With a champion there is nothing left to look for; without one, a second run sweeps on.
         candidates = stored_candidates(place, recipe.name) if gated else run_sweep(sweep, resume=sweep.exists)
@@ -105,6 +105,11 @@ def quickstart(home: Path | None, recipe_file: Path, keep_serving: bool) -> int:
                 return 0 if gated else NOTHING_PASSED
     _summary(console, phases, sweep, plain, gated, comparison, None)
     return 0 if gated else NOTHING_PASSED
+
+
+def _sweep_time(recipe: Recipe) -> str:
+    trials = f"at least {recipe.study.min_trials} trials" if recipe.study.min_trials else f"at most {recipe.study.trials} trials"
+    return f"about {clock(recipe.study.time_budget_s)}, {trials}" if recipe.study.time_budget_s else trials
 
 
 def _warm_backbone(name: str, console: Console) -> None:
@@ -137,10 +142,10 @@ def _gate_in_order(tracking: Tracking, recipe: Recipe, candidates: list[Candidat
         return None
     backbone = Backbone.load(recipe.backbone)
     engine = TorchEngine(backbone, max_rows=64, precision=recipe.evaluation.precision)
-    deadline = time.monotonic() + recipe.gate.time_budget_s
+    deadline, round_s = time.monotonic() + recipe.gate.time_budget_s, MIN_GATE_S
     for number, candidate in enumerate(chosen):
         left = deadline - time.monotonic()
-        if number and left < MIN_GATE_S:
+        if number and left < round_s:
             console.print(f"the gate's time is used up; {len(chosen) - number} candidates were not gated")
             break
         release = published(tracking, recipe.name, candidate.directory) or publish_directory(
@@ -154,6 +159,7 @@ def _gate_in_order(tracking: Tracking, recipe: Recipe, candidates: list[Candidat
         policy = policies(tracking, recipe.name)[-1].policy
         settings = gate_settings(policy, len(chosen), time_budget_s=left)
         report = gate_release(tracking, release, engine, backbone, settings, policy, home, console)
+        round_s = max(round_s, report.elapsed_s / (report.rounds - report.rounds_before))
         console.print(gate_table(report))
         console.print(report.sentence, highlight=False)
         if report.passed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from functools import partial
 from pathlib import Path
@@ -68,12 +69,12 @@ def promote(
     from engine.torch_engine import TorchEngine
     from tuning.gating import Subject, gate_settings, recipe_policy
 
-    if time_budget_s is not None and not time_budget_s > 0:
+    if time_budget_s is not None and not 0 < time_budget_s < math.inf:
         raise PromotionRefused(
             f"--time-budget-s is a number of seconds above 0, but got {time_budget_s:g}. Leave it out or raise it."
         )
     place = home_directory(home)
-    tracking = Tracking.at(place, tracking_uri)
+    tracking = Tracking.at(place, tracking_uri).existing()
     named = resolve(tracking, reference)
     _refuse_early(tracking, named, override, reason)
     release = load_release(tracking, named.name, named.version)
@@ -196,6 +197,8 @@ def gate_policy(tracking: Tracking, name: str, of_recipe: Policy, file: Path | N
     if of_recipe.domain is not None:
         refuse_other_domain(of_recipe.domain, asked, f"the release of {name}")
     if file is None:
+        if (where := bound.laxer_than(of_recipe)) is not None:
+            print(f"the recipe asks for more than the policy of {name}, which holds: {where}", file=sys.stderr)
         return bound
     if asked.laxer_than(bound) and reason.strip():
         set_policy(tracking, name, asked, actor=current_actor(), reason=reason.strip())
@@ -205,7 +208,7 @@ def gate_policy(tracking: Tracking, name: str, of_recipe: Policy, file: Path | N
 
 
 def rollback(name: str, reason: str, to: int | None, home: Path | None, tracking_uri: str | None, as_json: bool) -> None:
-    tracking = Tracking.at(home_directory(home), tracking_uri)
+    tracking = Tracking.at(home_directory(home), tracking_uri).existing()
     recorded = Ledger(tracking, checked_name(name)).rollback(reason, to)
     assert recorded.entry is not None
     if as_json:

@@ -88,7 +88,7 @@ def _files(named: str, home: Path, tracking_uri: str | None) -> tuple[Path, Mani
     directory = Path(named)
     if directory.is_dir():
         return directory, verify(directory) if (directory / MANIFEST).is_file() else None
-    tracking = Tracking.at(home, tracking_uri)
+    tracking = Tracking.at(home, tracking_uri).existing()
     found = resolve(tracking, named)
     release = load_release(tracking, found.name, found.version)
     return release.directory, release.manifest
