@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -232,12 +232,3 @@ def _under(
         return measure.read(engine, backbone, name, task, examples).values
     finally:
         engine.unload(name)
-
-
-def summary(found: Mapping[str, Admission]) -> str:
-    """One line a task, with the precision that it was found in."""
-    verdicts = {name: "admitted" if one.admitted else "; ".join(one.reasons) for name, one in found.items()}
-    return "\n".join(
-        f"{one.task}: {one.base:.2f} ± {one.stderr:.2f}, damaged {one.damaged_change:+.2f} ({one.precision}): {verdicts[name]}"
-        for name, one in found.items()
-    )

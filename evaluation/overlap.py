@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import re
-import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 
-from evaluation.errors import DataError, Overlap
+from evaluation.errors import Overlap
 from evaluation.task import Example
 
 NGRAM = 13
@@ -62,19 +60,6 @@ class Fingerprints:
             elif any(self._covered(text) >= COVERED for text in _asked_texts(example)):
                 found.append(Repeat(example.id, None, exact=False))
         return found
-
-    def to_json(self) -> dict[str, str | int]:
-        """For a manifest: sorted hashes, eight bytes each, in base64."""
-        return {"ngram": NGRAM, "num_rows": self.num_rows, "rows": _packed(self.rows), "ngrams": _packed(self.ngrams)}
-
-    @classmethod
-    def from_json(cls, values: dict[str, str | int]) -> Fingerprints:
-        if values.get("ngram") != NGRAM:
-            raise DataError(
-                f"Fingerprints must be of {NGRAM}-grams, but these are of {values.get('ngram')!r}-grams. "
-                "Make them again from the training rows."
-            )
-        return cls(_unpacked(str(values["rows"])), _unpacked(str(values["ngrams"])), int(values["num_rows"]))
 
     def _covered(self, text: str) -> float:
         length = len(words(text))
@@ -163,12 +148,3 @@ def _start(example: Example) -> str:
 
 def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
-
-
-def _packed(hashes: frozenset[int]) -> str:
-    return base64.b64encode(struct.pack(f">{len(hashes)}Q", *sorted(hashes))).decode()
-
-
-def _unpacked(text: str) -> frozenset[int]:
-    data = base64.b64decode(text)
-    return frozenset(struct.unpack(f">{len(data) // 8}Q", data))

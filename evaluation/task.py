@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -139,7 +138,3 @@ def _lines(text: str) -> tuple[str, ...]:
 def _kept(char: str) -> str:
     kind = unicodedata.category(char)
     return char if char in "-." or kind[0] in "LMN" else f" {char} " if kind == "Sm" else " "
-
-
-def mean_steps(examples: Sequence[Example]) -> float:
-    return sum(len(example.steps) for example in examples) / max(1, len(examples))

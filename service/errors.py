@@ -25,10 +25,6 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
 
-def refused(message: str, param: str, code: str = "unsupported_parameter") -> ApiError:
-    return ApiError(400, message, code, param)
-
-
 # The client would try a deterministic failure twice more: say that it need not.
 _FINAL = {"x-should-retry": "false"}
 

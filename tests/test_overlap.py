@@ -1,10 +1,8 @@
 """Overlap: copies are found, template text is not mistaken for one."""
 
-import json
-
 import pytest
 
-from evaluation.errors import DataError, Overlap
+from evaluation.errors import Overlap
 from evaluation.overlap import Fingerprints, check_overlap, many
 from evaluation.task import Example
 from evaluation.tasks import TASKS
@@ -85,18 +83,11 @@ def test_a_leaked_row_of_a_built_in_task_is_found(name: str) -> None:
         check_overlap([*TASKS[name].examples("train", 300), leaked], TASKS[name].examples("gate", 100))
 
 
-def test_fingerprints_come_back_from_a_manifest_and_still_find_the_copy() -> None:
+def test_rows_that_are_known_only_by_their_hashes_still_find_the_copy() -> None:
     train = Fingerprints.of([*other_rows(), row("train/1", STORY)])
-    stored = Fingerprints.from_json(json.loads(json.dumps(train.to_json())))
-    assert stored == train
-    assert stored.num_rows == 21
+    assert train.num_rows == 21
     with pytest.raises(Overlap, match="known only by its hash"):
-        check_overlap(stored, [row("gate/1", STORY)])
-
-
-def test_fingerprints_of_another_length_are_refused() -> None:
-    with pytest.raises(DataError, match="8-grams"):
-        Fingerprints.from_json({**Fingerprints.of(other_rows()).to_json(), "ngram": 8})
+        check_overlap(train, [row("gate/1", STORY)])
 
 
 def test_template_text_needs_three_rows_in_a_small_set_and_a_share_in_a_large_one() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 import traceback
@@ -173,9 +172,3 @@ def peak_memory_mib() -> float:
 
     kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kib / 1024 if os.uname().sysname == "Linux" else kib / 1024**2
-
-
-def read_outcome(directory: Path) -> Outcome | None:
-    """None while (or if) the trial left no result."""
-    file = directory / RESULT
-    return Outcome(**json.loads(file.read_text())) if file.is_file() else None

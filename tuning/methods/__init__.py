@@ -1,6 +1,5 @@
 """The training methods, by name."""
 
-from tuning.methods.sft import SFT, SFTSpec
+from tuning.methods.sft import SFT
 
 METHODS: dict[str, type[SFT]] = {"sft": SFT}
-METHOD_SPECS: dict[str, type[SFTSpec]] = {"sft": SFTSpec}
