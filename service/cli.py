@@ -91,7 +91,7 @@ def knockout(
         str, typer.Argument(metavar="RELEASE|DIRECTORY", help="NAME, NAME@VERSION, NAME@ALIAS, or a directory of adapter files.")
     ],
     groups: Annotated[int, typer.Option(help="Groups of layers, at most one a layer.", min=1)] = 10,
-    items: Annotated[int, typer.Option(help="Items a task.", min=8)] = 40,
+    items: Annotated[int, typer.Option(help="Items a task; all are read again some 27 times.", min=8)] = 20,
     picture: Annotated[
         Path | None, typer.Option(help="A PNG of how alike each layer reads two prompts (CKA), with its control.")
     ] = None,
