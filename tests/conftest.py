@@ -11,7 +11,7 @@ from gated_names import NAME
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from adapters.backbone import Backbone
+from adapters.backbone import TESTBED, Backbone
 from registry.tracking import Tracking
 
 torch.set_num_threads(1)
@@ -62,6 +62,12 @@ def session_backbone(backbone_directory: Path) -> Backbone:
 def backbone(session_backbone: Backbone) -> Backbone:
     """float32 on the CPU. Shared by all tests: whoever attaches an adapter detaches it again."""
     return session_backbone
+
+
+@pytest.fixture(scope="session")
+def testbed() -> Backbone:
+    """The tiny model that really reasons: it solves `TASKS["alchemy"]`, computing each step from the one before. float32, CPU."""
+    return Backbone.load(str(TESTBED), device="cpu", dtype=torch.float32)
 
 
 @pytest.fixture(scope="session")

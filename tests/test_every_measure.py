@@ -20,6 +20,7 @@ from evaluation.task import Example, Task
 from evaluation.tasks import TASKS
 
 TASK_OF = {
+    "shift_robustness": "alchemy",
     "text_likelihood": "text",
     "pair_preference": "grammar",
     "pair_margin": "grammar",

@@ -56,9 +56,9 @@ def measured(backbone: Backbone, task: GeneratedTask = ALCHEMY, measure: ShiftRo
 
 
 @pytest.mark.parametrize("task", (*FAMILIES.values(), ALCHEMY), ids=lambda task: task.name)
-def test_a_perfect_reasoner_is_right_on_every_twin(backbone: Backbone, task: GeneratedTask) -> None:
+def test_a_perfect_reasoner_is_right_on_every_twin(testbed: Backbone, task: GeneratedTask) -> None:
     # A cut at a wrong character, a perturbed problem that nobody can solve or too little room to write would show here.
-    row = measured(backbone, task, base=lambda name, place: True)
+    row = measured(testbed, task, base=lambda name, place: True)
     assert set(row.base.values) == {1.0} and set(row.base.parts) == {"original", *shifts_of(task)}
     assert {value for part in row.base.parts.values() for value in part} == {1.0}
 
@@ -107,6 +107,14 @@ def test_a_share_of_next_to_nothing_is_not_measurable(backbone: Backbone, worse:
 
 def test_a_quarter_is_enough(backbone: Backbone) -> None:
     assert not measured(backbone, base=lambda name, place: place < 5).not_measurable
+
+
+def test_a_shift_that_the_backbone_fails_altogether_cannot_show_a_loss(backbone: Backbone) -> None:
+    row = measured(backbone, base=lambda name, place: name in ("", "casing"), adapted=lambda name, place: not name)
+    assert (row.summary["casing_high"], row.summary["order_high"], row.summary["order_base"]) == (-1.0, None, 0.0)
+    order = ShiftRobustness(("order", "spacing"))
+    row = measured(backbone, measure=order, base=lambda name, place: not name, adapted=lambda name, place: not name)
+    assert row.not_measurable == "the backbone is right on less than 10% of the twins under order, spacing: none to lose"
 
 
 def test_a_task_without_twins_says_so(backbone: Backbone) -> None:

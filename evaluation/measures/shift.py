@@ -20,8 +20,8 @@ from evaluation.statistics import paired_change
 from evaluation.task import Example, Task, reasoning_prompt
 from evaluation.tasks.generated import GeneratedTask
 
-# Of the originals, above chance (no chain is right by chance): a ratio to less says nothing.
-LEAST_IN_DISTRIBUTION = 0.25
+# Above chance, and no chain is right by chance. A ratio to fewer originals says nothing; fewer twins cannot show a loss.
+LEAST_ORIGINALS, LEAST_TWINS = 0.25, 0.10
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ShiftRobustness:
     """
 
     shifts: tuple[str, ...] = ()
-    version: int = 1
+    version: int = 2
     unit: str = "share of the accuracy in distribution"
 
     @property
@@ -55,44 +55,53 @@ class ShiftRobustness:
         right = [_right(*question, completion) for question, completion in zip(asked, written, strict=True)]
         rows = [right[start : start + len(examples)] for start in range(0, len(right), len(examples))]
         parts = dict(zip(("original", *chosen), rows, strict=True))
-        accuracy = sum(rows[0]) / len(rows[0])
-        if accuracy < LEAST_IN_DISTRIBUTION:
+        accuracy = _mean(rows[0])
+        if accuracy < LEAST_ORIGINALS:
             reason = (
                 f"{profile or 'the backbone'} is right on {accuracy:.0%} of the problems of {task.name} as they are, and a share "
-                f"of that can be told from {LEAST_IN_DISTRIBUTION:.0%} on; what is lost there already is seen by `generation`"
+                f"of that can be told from {LEAST_ORIGINALS:.0%} on; what is lost there already is seen by `generation`"
             )
+            return Readings.of(self, task, examples, nothing, parts, reason=reason)
+        if profile is None and max(_mean(parts[name]) for name in chosen) < LEAST_TWINS:
+            reason = f"the backbone is right on less than {LEAST_TWINS:.0%} of the twins under {', '.join(chosen)}: none to lose"
             return Readings.of(self, task, examples, nothing, parts, reason=reason)
         kept = [share_kept(parts["original"], parts[name]) for name in chosen]
         return Readings.of(self, task, examples, (sum(item) / len(kept) for item in zip(*kept, strict=True)), parts)
 
     def summary(self, base: Readings, adapted: Readings) -> Mapping[str, float | None]:
-        """By shift: RD of both sides, and the 95 % interval of the change (of each shift alone, and they are many)."""
+        """By shift: RD of both sides, and the 95 % interval of the change (of each shift alone, and they are many).
+
+        The interval is None where the backbone is right on less than 10 % of the twins: such a shift cannot show a loss.
+        """
         if base.reason or adapted.reason:
             return {}
         found: dict[str, float | None] = {}
-        for name in base.parts:
-            if name == "original":
-                continue
+        for name in (part for part in base.parts if part != "original"):
             sides = [share_kept(side.parts["original"], side.parts[name]) for side in (base, adapted)]
             change = paired_change(sides[0], sides[1], base.clusters)
-            found |= {f"{name}_base": sum(sides[0]) / len(sides[0]), f"{name}_adapted": sum(sides[1]) / len(sides[1])}
-            found |= {f"{name}_low": change.low, f"{name}_high": change.high}
+            shows = _mean(base.parts[name]) >= LEAST_TWINS
+            found |= {f"{name}_base": _mean(sides[0]), f"{name}_adapted": _mean(sides[1])}
+            found |= {f"{name}_low": change.low if shows else None, f"{name}_high": change.high if shows else None}
         return found
 
 
 def share_kept(originals: Sequence[float], twins: Sequence[float]) -> tuple[float, ...]:
     """Values by item, whose mean is (mean of the twins) / (mean of the originals). The originals' mean is not 0."""
-    accuracy = sum(originals) / len(originals)
+    accuracy = _mean(originals)
     ratio = sum(twins) / sum(originals)
     return tuple(ratio + (twin - ratio * original) / accuracy for original, twin in zip(originals, twins, strict=True))
 
 
 def _request(backbone: Backbone, profile: str | None, example: Example) -> GenerationRequest:
     prompt, gold = backbone.chat_ids(reasoning_prompt(example)), backbone.encode(example.chain)
-    # A longer chain is not to fail for want of room.
-    room = min(max(MAX_NEW_TOKENS, 2 * len(gold)), backbone.context_length - len(prompt))
+    # A longer chain is not to fail for want of room: where it does not fit at all, the engine says so.
+    room = max(len(gold) + 1, min(max(MAX_NEW_TOKENS, 2 * len(gold)), backbone.context_length - len(prompt)))
     return GenerationRequest(prompt, profile, max_new_tokens=room, temperature=0.0)
 
 
 def _right(task: GeneratedTask, example: Example, completion: Completion) -> float:
     return float(task.check(example, completion.text).all_right)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

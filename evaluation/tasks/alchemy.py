@@ -78,7 +78,7 @@ def make(
     opening, work, ask, joiner = _WORDINGS[wording]
     statements = (opening.format(element=_spaced(element)), work.format(chain=joiner.join(chain)))
     steps = _written(chain, states[1:])
-    wrong = [_one_atom_changed(rng, state) for state in states[1:]]
+    wrong = [_one_atom_changed(rng, state, _lasting(chain, step)) for step, state in enumerate(states[1:], start=1)]
     corrupted = _written(chain, wrong)
     orders = [path(element, _exchanged(chain, place))[-1] for place in range(num_steps - 1)]
     rivals = different(rng, [*states[:-1], *orders, wrong[-1]], states[-1])
@@ -113,8 +113,8 @@ def has_close_neighbours(element: str) -> bool:
 
 
 def _element(rng: random.Random, size: int, chain: Sequence[str], new_atoms: bool) -> str:
-    """Of atoms that no operation of the chain makes a held-out one of; with `new_atoms` one or more of them are held out."""
-    known = [atom for atom in ATOMS if HELD_OUT_ATOMS.isdisjoint(path(atom, chain))]
+    """Of atoms that the chain makes no held-out one of; with `new_atoms` one or more of them are held out."""
+    known = _lasting(chain)
     atoms = [rng.choice(known) for _ in range(size)]
     if new_atoms:
         for place in rng.sample(range(size), rng.randint(1, 2)):
@@ -122,13 +122,19 @@ def _element(rng: random.Random, size: int, chain: Sequence[str], new_atoms: boo
     return "".join(atoms)
 
 
+def _lasting(chain: Sequence[str], step: int = 0) -> list[str]:
+    """The atoms that may stand in an element after so many steps, when no held-out one is to come up in the whole chain."""
+    paths = [path(atom, chain) for atom in ATOMS]
+    return [states[step] for states in paths if HELD_OUT_ATOMS.isdisjoint(states)]
+
+
 def _exchanged(chain: Sequence[str], place: int) -> list[str]:
     return [*chain[:place], chain[place + 1], chain[place], *chain[place + 2 :]]
 
 
-def _one_atom_changed(rng: random.Random, element: str) -> str:
+def _one_atom_changed(rng: random.Random, element: str, atoms: Sequence[str]) -> str:
     place = rng.randrange(len(element))
-    atom = rng.choice([atom for atom in ATOMS if atom != element[place] and atom not in HELD_OUT_ATOMS])
+    atom = rng.choice([atom for atom in atoms if atom != element[place]])
     return f"{element[:place]}{atom}{element[place + 1 :]}"
 
 
