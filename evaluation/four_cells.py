@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from evaluation.evaluate import LEAST_PAIRED, UNKNOWN, Row
 from evaluation.statistics import PairedChange, paired_change
@@ -28,6 +29,17 @@ class FourCells:
     writing: PairedChange  # by the backbone's reading: below 0, the adapter's traces are worth less
     interaction: PairedChange  # what the two together do beyond their sum
     not_measurable: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: what is undefined is None; a change is its mean and the ends of its interval."""
+        cells = (self.base_base, self.base_adapted, self.adapted_base, self.adapted_adapted)
+        names = ("base_base", "base_adapted", "adapted_base", "adapted_adapted")
+        effects = {"reading": self.reading, "writing": self.writing, "interaction": self.interaction}
+        return {
+            **{name: None if self.not_measurable else cell for name, cell in zip(names, cells, strict=True)},
+            **{name: None if self.not_measurable else [one.mean, one.low, one.high] for name, one in effects.items()},
+            "not_measurable": self.not_measurable or None,
+        }
 
     def __str__(self) -> str:
         if self.not_measurable:
@@ -69,6 +81,14 @@ def four_cells(rows: Iterable[Row]) -> FourCells:
         writing=paired_change(neither, writes, clusters),
         interaction=paired_change(expected, both, clusters),
     )
+
+
+def four_cells_by_task(rows: Iterable[Row]) -> dict[str, FourCells]:
+    """Of the tasks that all three measures were read on."""
+    tasks: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        tasks.setdefault(row.planned.task.name, {})[row.planned.measure.name] = row
+    return {task: four_cells(found.values()) for task, found in tasks.items() if found.keys() >= {BOTH, READS, WRITES}}
 
 
 def _mean(values: Sequence[float]) -> float:

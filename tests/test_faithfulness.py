@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import re
@@ -16,7 +17,7 @@ from engine.engine import Completion, GenerationRequest
 from engine.profile import Profile
 from evaluation.admission import random_update
 from evaluation.evaluate import Evaluation, Planned, Row, evaluate
-from evaluation.four_cells import four_cells
+from evaluation.four_cells import four_cells, four_cells_by_task
 from evaluation.measure import Measure, Readings
 from evaluation.measures import MEASURES
 from evaluation.measures.faithfulness import Faithfulness
@@ -203,6 +204,13 @@ def test_the_four_cells_are_not_measurable_where_one_is_not(
     engine.think("guesses", GUESSES)
     found = four_cells(rows(engine, backbone, examples, "guesses").rows)
     assert "chance" in found.not_measurable and str(found).startswith("not measurable: ")
+
+
+def test_the_four_cells_of_every_task_go_into_a_report(engine: ToyEngine, backbone: Backbone, examples: list[Example]) -> None:
+    found = rows(engine, backbone, examples, "knows").rows
+    told = json.loads(json.dumps({task: cells.as_dict() for task, cells in four_cells_by_task(found).items()}))
+    assert told["arithmetic"]["adapted_adapted"] == 0.0 and told["arithmetic"]["reading"][2] < 0
+    assert four_cells_by_task(found[:2]) == {}
 
 
 def test_the_four_cells_need_all_three_measures(engine: ToyEngine, backbone: Backbone, examples: list[Example]) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
 from fitted import fitted, fitted_lora, fitted_softcot
+from rich.console import Console
 from torch import Tensor
 from toy_engine import Mind, ToyEngine
 
@@ -26,6 +28,7 @@ from evaluation.measures import MEASURES
 from evaluation.measures.soft_thoughts import another_order, cut, lengths, with_noise
 from evaluation.task import Example, reasoning_prompt
 from evaluation.tasks import FAMILIES
+from service.commands.evaluate import table
 
 TASK = FAMILIES["arithmetic"]
 MEASURE = MEASURES["soft_thoughts"]
@@ -118,9 +121,13 @@ def test_a_report_holds_the_dependence_of_the_profile_and_no_change_from_a_backb
     backbone: Backbone, examples: list[Example]
 ) -> None:
     engine = reader(backbone, examples, lambda example, said: said)
-    row = evaluate(engine, backbone, "thinks", [Planned(MEASURE, TASK, examples, "report")]).rows[0].as_dict()
+    found = evaluate(engine, backbone, "thinks", [Planned(MEASURE, TASK, examples, "report")]).rows
+    row = found[0].as_dict()
     assert row["change"] is None and row["not_measurable"] == "the backbone has no soft thoughts"
     assert row["summary"]["low"] > 0.5
+    shown = Console(width=200, file=StringIO())
+    shown.print(table(found, "report"))
+    assert f"dependence {row['summary']['dependence']:.3f}" in shown.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_a_measurement_leaves_only_the_profile_behind(backbone: Backbone, examples: list[Example]) -> None:

@@ -30,6 +30,7 @@ def evaluate(
 ) -> None:
     """`measures`: names of MEASURES in place of the usual ones, or "all"; `tasks` are read beside the protected ones."""
     from evaluation.evaluate import evaluate as read_all
+    from evaluation.four_cells import four_cells_by_task
     from evaluation.measures import MEASURES, OF_TEXT, measure_named
     from evaluation.tasks import task_named
     from tuning.plan import READ_ALSO, report_plan
@@ -53,14 +54,18 @@ def evaluate(
         )
         if picture is not None:
             draw_reliability(subject, named, items, picture)
+    cells = four_cells_by_task(found.rows)
     if as_json:
-        print(json.dumps({"subject": named, "backbone": backbone.name, **found.as_dict(), "not_measurable": left_out}))
+        four = {"four_cells": {task: one.as_dict() for task, one in cells.items()}} if cells else {}
+        print(json.dumps({"subject": named, "backbone": backbone.name, **found.as_dict(), **four, "not_measurable": left_out}))
         return
     Console().print(table(found.rows, f"{named} against {backbone.name}, {items} items a task of the select split"))
     for name, p_value in found.losses.items():
         row = found.retention[name]
         if not row.not_measurable:
             print(f"{name}: p of a loss {p_value:.3f}; one of {row.smallest_detectable:.3f} would show in four of five readings")
+    for task, one in cells.items():
+        print(f"{task}: dependence on the trace, by who wrote it and who reads it\n{one}")
     for name, reason in left_out.items():
         print(f"{name}: not measurable on this backbone: {reason}")
 
@@ -86,7 +91,10 @@ def table(rows: Sequence[Row], title: str) -> Table:
     for row in rows:
         change = row.change
         if row.not_measurable:
-            made.add_row(row.planned.task.name, row.planned.measure.name, *["-"] * 6, f"not measurable: {row.not_measurable}")
+            # A profile's own numbers stand though there is no change: dependence on soft thoughts, which no backbone has.
+            known = _also({name: value for name, value in row.summary.items() if value is not None})
+            said = "\n".join(filter(None, (f"not measurable: {row.not_measurable}", known)))
+            made.add_row(row.planned.task.name, row.planned.measure.name, *["-"] * 6, said)
             continue
         made.add_row(
             row.planned.task.name,
