@@ -70,6 +70,12 @@ def test_the_same_writer_has_exactly_no_change(engine: ScriptedEngine, backbone:
     assert set(row.change.per_item) == {0.0}
 
 
+def test_a_backbone_without_the_ability_cannot_show_its_loss(backbone: Backbone, examples: list[Example]) -> None:
+    engine = ScriptedEngine(backbone, examples, {None: mind(False, False), "same": mind(False, False)})
+    row = evaluate(engine, backbone, "same", [Planned(MEASURE, TASK, examples, "report")]).rows[0]
+    assert row.not_measurable == "the backbone's CoT-decoding is right on no item"
+
+
 def test_a_step_is_the_problems_an_arithmetic_one_or_a_connective(examples: list[Example]) -> None:
     boxes = FAMILIES["boxes"].examples("search", 1)[0]
     assert holds_step(FAMILIES["boxes"], boxes, boxes.steps[0])

@@ -43,8 +43,12 @@ class LatentReasoning:
         requests = [GenerationRequest(backbone.chat_ids(direct_prompt(example)), profile) for example in examples]
         found = self.policy.complete(engine, backbone, requests)
         rows = [_row(task, example, decoded) for example, decoded in zip(examples, found, strict=True)]
-        values = [row["decoded"] - row["greedy"] for row in rows]
-        return Readings.of(self, task, examples, values, {name: [row[name] for row in rows] for name in rows[0]})
+        # An adapter that finds nothing has lost what the backbone finds; a backbone that finds nothing has nothing to lose.
+        nothing = profile is None and not any(row["decoded"] for row in rows)
+        values = [math.nan if nothing else row["decoded"] - row["greedy"] for row in rows]
+        parts = {name: [row[name] for row in rows] for name in rows[0]}
+        reason = "the backbone's CoT-decoding is right on no item" if nothing else ""
+        return Readings.of(self, task, examples, values, parts, reason=reason)
 
     def summary(self, base: Readings, adapted: Readings) -> Mapping[str, float | None]:
         """Change of either accuracy with its 95 % interval."""
