@@ -23,7 +23,7 @@ test: install
 	$(BIN)/python -m pytest -m 'not slow'
 
 test-slow: install
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[trl]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[trl,gym,harness]'
 	$(BIN)/python -m pytest -m slow
 
 check: install

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from engine.profile import Profile
 from engine.twin import Precision
 from evaluation.measure import Measure
 from evaluation.measures.choice import ChoiceAccuracy, options_of
+from evaluation.measures.generation import Generation
 from evaluation.retention import gate_measure, is_written
 from evaluation.statistics import paired_change, score
 from evaluation.task import Example, Task
@@ -212,15 +214,21 @@ def _store(admission: Admission, file: Path) -> None:
 
 
 def chance_level(measure: Measure, task: Task, examples: Sequence[Example]) -> float | None:
-    """What guessing would score. Neither a chain that is right in every step nor an open answer is written by chance."""
+    """What guessing would score: one of the choices, or always the answer that is right most often, whichever is more.
+
+    No chain that is right in every step is written by chance, and no open answer that is right only once.
+    """
     if not measure.unit.startswith("share"):
         return None
-    if isinstance(measure, ChoiceAccuracy):
-        return score([1 / len(options_of(task, example)) for example in examples]).mean
-    if isinstance(task, GeneratedTask):
+    if not examples or (isinstance(task, GeneratedTask) and not isinstance(measure, ChoiceAccuracy)):
         return 0.0
-    guesses = [1 / len(example.choices) if example.choices else 0.0 for example in examples]
-    return sum(guesses) / max(1, len(guesses))
+    if isinstance(measure, ChoiceAccuracy):
+        guesses = [1 / len(options_of(task, example)) for example in examples]
+    else:
+        unseen = isinstance(measure, Generation)  # choices that are not listed are none to whoever writes
+        guesses = [1 / len(e.choices) if e.choices and (e.listed or not unseen) else 0.0 for e in examples]
+    most = max(Counter(example.answer for example in examples).values())
+    return max(sum(guesses), most if most > 1 else 0) / len(examples)
 
 
 def _under(

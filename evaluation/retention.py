@@ -8,6 +8,7 @@ from evaluation.measure import Measure
 from evaluation.measures import MEASURES
 from evaluation.task import Task
 from evaluation.tasks.generated import GeneratedTask
+from evaluation.tasks.gym import GymTask
 
 # What loss is tolerable when a recipe says nothing, by the unit of the measure.
 DEFAULT_MARGINS = {
@@ -27,6 +28,8 @@ _READ_ONLY = {  # search, gate
 
 def search_measure(task: Task) -> Measure:
     """What a sweep guards a protected task by: continuous where it can be, since a trial reads few items."""
+    if isinstance(task, GymTask):  # it has no gold chain
+        return MEASURES["choice_accuracy" if task.has_choices else "generation"]
     return MEASURES[_READ_ONLY.get(task.name, ("chain_likelihood", ""))[0]]
 
 

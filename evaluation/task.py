@@ -60,6 +60,20 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class SelfJudging(Task, Protocol):
+    """A task that says itself what is right, because more than its gold answer is, or because it is stricter."""
+
+    def is_right(self, example: Example, completion: str) -> bool: ...
+
+
+def is_right(task: Task, example: Example, completion: str) -> bool:
+    """Whether the completion's first answer is right: the gold one, unless the task judges for itself."""
+    if isinstance(task, SelfJudging):
+        return task.is_right(example, completion)
+    return same_answer(first_answer(completion), example.answer)
+
+
 def answer_line(answer: str) -> str:
     return f"Answer: {answer}"
 
@@ -100,11 +114,18 @@ class Trace:
     after: tuple[str, ...]
 
 
+def first_answer(completion: str, lines: int = 1) -> str | None:
+    """The rest of the line of the first `Answer:`, with the lines after it up to `lines`; None when there is no such line."""
+    _, mark, rest = completion.partition("Answer:")
+    if not mark:
+        return None
+    return "\n".join((rest.lstrip() if lines > 1 else rest).split("\n")[:lines]).strip()
+
+
 def trace_of(completion: str) -> Trace:
     """Steps and what comes after are lines that hold text; the answer is the rest of the line of the first `Answer:`."""
-    before, mark, rest = completion.partition("Answer:")
-    answer, _, after = rest.partition("\n")
-    return Trace(_lines(before), answer.strip() if mark else None, _lines(after))
+    before, _, rest = completion.partition("Answer:")
+    return Trace(_lines(before), first_answer(completion), _lines(rest.partition("\n")[2]))
 
 
 def same_answer(given: str | None, gold: str) -> bool:

@@ -13,7 +13,7 @@ from adapters.backbone import Backbone
 from engine.engine import Engine, GenerationRequest
 from evaluation.measure import Readings
 from evaluation.measures.generation import MAX_NEW_TOKENS
-from evaluation.task import Example, Task, direct_prompt, reasoning_prompt, same_answer, trace_of
+from evaluation.task import Example, Task, direct_prompt, is_right, reasoning_prompt, trace_of
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,8 @@ class Correction:
         )
         answers = [trace_of(completion.text).answer for completion in written]
         count = len(examples)
-        golds = [example.answer for example in examples]
-        fast = tuple(float(same_answer(answer, gold)) for answer, gold in zip(answers[:count], golds, strict=True))
-        slow = tuple(float(same_answer(answer, gold)) for answer, gold in zip(answers[count:], golds, strict=True))
+        right = tuple(float(is_right(task, e, done.text)) for e, done in zip([*examples, *examples], written, strict=True))
+        fast, slow = right[:count], right[count:]
         return Readings.of(
             self,
             task,

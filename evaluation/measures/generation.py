@@ -10,7 +10,7 @@ from adapters.backbone import Backbone
 from engine.engine import Completion, Engine, GenerationRequest
 from evaluation.measure import Readings
 from evaluation.statistics import agreement, flips
-from evaluation.task import Example, Task, comparable, reasoning_prompt, same_answer, trace_of
+from evaluation.task import Example, Task, comparable, is_right, reasoning_prompt, trace_of
 from evaluation.tasks.generated import GeneratedTask
 
 MAX_NEW_TOKENS = 128
@@ -47,7 +47,7 @@ class Generation:
         }
         for example, completion in zip(examples, completions, strict=True):
             trace = trace_of(completion.text)
-            right = float(same_answer(trace.answer, example.answer))
+            right = float(is_right(task, example, completion.text))
             if isinstance(task, GeneratedTask):
                 check = task.check(example, completion.text)
                 values.append(float(check.all_right))

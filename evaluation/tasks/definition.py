@@ -10,6 +10,7 @@ from pydantic import JsonValue
 from evaluation.errors import DataChanged
 from evaluation.task import Task
 from evaluation.tasks.customs import CUSTOMS, CUSTOMS_HEADING, CUSTOMS_SECTION
+from evaluation.tasks.gym import PACKAGE, GymTask
 from evaluation.tasks.icd10 import ICD10, ICD10_CATEGORY, ICD10_CHAPTER
 from evaluation.tasks.user_data import UserTask
 
@@ -20,9 +21,19 @@ _DATA_PACKAGES = {
 
 
 def definition(task: Task) -> dict[str, JsonValue]:
-    """Of a user's task the parsed file and the SHA-256 of the data; of a built-in one the packages with their versions."""
+    """Of a user's task the parsed file and the SHA-256 of the data; of a built-in one the packages with their versions.
+
+    Of a reasoning-gym dataset both: its options, the SHA-256 of rendered items, and the package's version.
+    """
     if isinstance(task, UserTask):
         return {"name": task.name, "file": task.spec.model_dump(mode="json", exclude_none=True), "data_sha256": task.data_sha256}
+    if isinstance(task, GymTask):
+        return {
+            "name": task.name,
+            "file": {"gym": task.dataset, **{key: _plain(value) for key, value in task.options}},
+            "data_sha256": task.digest,
+            "packages": {package: version(package) for package in ("graftline", PACKAGE)},
+        }
     packages = ["graftline", *filter(None, (_DATA_PACKAGES.get(task.name),))]
     return {"name": task.name, "packages": {package: version(package) for package in packages}}
 
@@ -47,6 +58,10 @@ def check_unchanged(recorded: Mapping[str, JsonValue], task: Task, subject: str)
 
 
 _WAY_OUT = "Restore what it was, or fit the recipe again."
+
+
+def _plain(value: object) -> JsonValue:
+    return [_plain(one) for one in value] if isinstance(value, tuple) else value  # type: ignore[return-value]
 
 
 def _keys(values: JsonValue) -> set[str]:
