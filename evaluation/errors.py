@@ -45,6 +45,10 @@ class MissingPackage(DataError):
     """The data needs an optional package that is not installed."""
 
 
+class JudgeUnavailable(DataError):
+    """A judge was asked and gave no reply at all."""
+
+
 class DataChanged(DataError):
     """A task reads something else than what an adapter was fitted on."""
 

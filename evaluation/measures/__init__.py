@@ -13,6 +13,7 @@ from evaluation.measures.generation import Generation
 from evaluation.measures.information_gain import InformationGain
 from evaluation.measures.latent import LatentReasoning
 from evaluation.measures.length import TraceLength
+from evaluation.measures.rationality import Rationality
 from evaluation.measures.raw_text import PairMargin, PairPreference, TextLikelihood
 from evaluation.measures.reasoned_choice import ReasonedChoice
 from evaluation.measures.search import SystematicSearch
@@ -37,6 +38,7 @@ MEASURES: dict[str, Measure] = {
         Faithfulness("self", "gold"),
         SoftThoughts(),
         ReasonedChoice(),
+        Rationality(),
         TextLikelihood(),
         PairPreference(),
         PairMargin(),
