@@ -70,14 +70,29 @@ def evaluate(
     picture: Annotated[
         Path | None, typer.Option(help="A PNG of how often the domain's answers are right by how sure the model is of them.")
     ] = None,
+    judge_url: Annotated[
+        str | None,
+        typer.Option(help="An OpenAI-compatible endpoint that also judges explanations; its key: $GRAFTLINE_JUDGE_API_KEY."),
+    ] = None,
+    judge_model: Annotated[str, typer.Option(help="The judge's model, as its endpoint names it.")] = "judge",
+    harness: Annotated[
+        str | None, typer.Option(metavar="TASK[,TASK]", help="Instead, these tasks of lm-evaluation-harness, item by item.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Items a harness task [default: all].", min=2)] = None,
+    include_path: Annotated[Path | None, typer.Option(help="A folder of harness tasks of your own (YAML).")] = None,
     home: Home = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
     """Measure an adapter against its backbone: domain accuracy, and every measure of reasoning, as paired changes."""
+    if harness is not None:
+        from service.commands.harness import harness as run_harness
+
+        return run_harness(subject, _listed(harness), limit, include_path, backbone, home, tracking_uri, as_json)
     from service.commands.evaluate import evaluate as run
 
-    run(subject, domain, backbone, items, home, tracking_uri, as_json, _listed(measures), _listed(tasks), picture)
+    judge = None if judge_url is None else (judge_url, judge_model)
+    run(subject, domain, backbone, items, home, tracking_uri, as_json, _listed(measures), _listed(tasks), picture, judge)
 
 
 def _listed(names: str) -> tuple[str, ...]:

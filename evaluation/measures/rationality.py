@@ -92,7 +92,7 @@ class _Layout:
     def __init__(self, backbone: Backbone, example: Example, trace: Trace, wrong: Sequence[str]) -> None:
         self._steps = [backbone.encode(f"{step}\n") for step in trace.steps]
         self._head, self._end = backbone.encode("Answer:"), int(backbone.tokenizer.eos_token_id)
-        self._encode = lambda answer: backbone.encode(f" {answer}")
+        self._backbone = backbone
         self._explained = bool(trace.steps and trace.answer)
         self.asked: list[Continuation] = []
         if not self._explained:
@@ -131,7 +131,8 @@ class _Layout:
     def _answers(self, prompt: tuple[int, ...], kept: Sequence[int], answers: Sequence[str]) -> Iterator[Continuation]:
         before = (*(token for index in kept for token in self._steps[index]), *self._head)
         # With the end of the turn, or 1 would be at least as likely as 14.
-        return (Continuation(prompt, (*before, *self._encode(a), self._end), scored_from=len(before)) for a in answers)
+        endings = ((*self._backbone.encode(f" {answer}"), self._end) for answer in answers)
+        return (Continuation(prompt, (*before, *ending), scored_from=len(before)) for ending in endings)
 
 
 def _log_share(found: Iterator[tuple[float, ...]], options: int) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console
 from rich.table import Table
@@ -13,7 +13,9 @@ from rich.table import Table
 from service.commands.subject import LOADED, Subject, load_subject
 
 if TYPE_CHECKING:
-    from evaluation.evaluate import Row
+    from evaluation.evaluate import Planned
+    from evaluation.measure import Readings
+    from evaluation.statistics import PairedChange
 
 
 def evaluate(
@@ -27,8 +29,12 @@ def evaluate(
     measures: Sequence[str] = (),
     tasks: Sequence[str] = (),
     picture: Path | None = None,
+    judge: tuple[str, str] | None = None,
 ) -> None:
-    """`measures`: names of MEASURES in place of the usual ones, or "all"; `tasks` are read beside the protected ones."""
+    """`measures`: names of MEASURES in place of the usual ones, or "all"; `tasks` are read beside the protected ones.
+
+    `judge`: the URL of an OpenAI-compatible endpoint and the name of its model, to judge the domain's explanations.
+    """
     from evaluation.evaluate import evaluate as read_all
     from evaluation.four_cells import four_cells_by_task
     from evaluation.measures import MEASURES, OF_TEXT, measure_named
@@ -42,13 +48,16 @@ def evaluate(
     subject = load_subject(named, domain, backbone_name, home, tracking_uri)
     backbone = subject.backbone
     measurable, left_out = subject.measurable("grammar", "text", *tasks)  # the two are always shown
+    plan = report_plan(subject.domain, measurable, items, chosen)
+    if judge is not None:
+        plan.append(_judged(subject, judge, items))
     console = Console(stderr=True)
     with console.status(f"measuring {named} against {backbone.name}") as shown:
         found = read_all(
             subject.engine,
             backbone,
             LOADED,
-            report_plan(subject.domain, measurable, items, chosen),
+            plan,
             subject.cache,
             lambda share: shown.update(f"measuring {named} against {backbone.name}: {share:.0%}"),
         )
@@ -83,7 +92,38 @@ def draw_reliability(subject: Subject, named: str, items: int, picture: Path) ->
     draw(sides, picture)
 
 
-def table(rows: Sequence[Row], title: str) -> Table:
+def _judged(subject: Subject, judge: tuple[str, str], items: int) -> Planned:
+    from evaluation.evaluate import Planned
+    from evaluation.judge import Judge
+    from evaluation.measures.judged_rationality import JudgedRationality
+
+    measure = JudgedRationality(Judge(*judge, cache=subject.home / "cache" / "judge"))
+    return Planned(measure, subject.domain, subject.domain.examples("select", items), "report")
+
+
+class Shown(Protocol):
+    """What a row of the table is made of."""
+
+    @property
+    def base(self) -> Readings: ...
+
+    @property
+    def adapted(self) -> Readings: ...
+
+    @property
+    def change(self) -> PairedChange: ...
+
+    @property
+    def not_measurable(self) -> str: ...
+
+    @property
+    def unit(self) -> str: ...
+
+    @property
+    def summary(self) -> Mapping[str, float | None]: ...
+
+
+def table(rows: Sequence[Shown], title: str) -> Table:
     """One row a measure and task."""
     made = Table(title=title, title_justify="left")
     for heading in ("task", "measure", "backbone", "adapted", "change", "95 % interval", "unit", "n", "also"):
@@ -94,11 +134,11 @@ def table(rows: Sequence[Row], title: str) -> Table:
             # A profile's own numbers stand though there is no change: dependence on soft thoughts, which no backbone has.
             known = _also({name: value for name, value in row.summary.items() if value is not None})
             said = "\n".join(filter(None, (f"not measurable: {row.not_measurable}", known)))
-            made.add_row(row.planned.task.name, row.planned.measure.name, *["-"] * 6, said)
+            made.add_row(row.adapted.task, row.adapted.measure, *["-"] * 6, said)
             continue
         made.add_row(
-            row.planned.task.name,
-            row.planned.measure.name,
+            row.adapted.task,
+            row.adapted.measure,
             f"{row.base.mean:.3f}",
             f"{row.adapted.mean:.3f}",
             f"{change.mean:+.3f}",

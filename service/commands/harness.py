@@ -1,0 +1,42 @@
+"""`graftline evaluate --harness`: tasks of lm-evaluation-harness on backbone and adapter, paired item by item."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from service.commands.evaluate import table
+from service.commands.subject import LOADED, load_subject
+
+
+def harness(
+    named: str,
+    names: Sequence[str],
+    limit: int | None,
+    include_path: Path | None,
+    backbone_name: str | None,
+    home: Path | None,
+    tracking_uri: str | None,
+    as_json: bool,
+) -> None:
+    from evaluation.harness import evaluate_harness
+
+    subject = load_subject(named, None, backbone_name, home, tracking_uri)
+    doing = f"running {', '.join(names)} on {named} and {subject.backbone.name}"
+    with Console(stderr=True).status(doing) as shown:
+        rows = evaluate_harness(
+            subject.engine,
+            subject.backbone,
+            LOADED,
+            names,
+            limit,
+            include_path,
+            lambda share: shown.update(f"{doing}: {share:.0%}"),
+        )
+    if as_json:
+        print(json.dumps({"subject": named, "backbone": subject.backbone.name, "rows": [row.as_dict() for row in rows]}))
+        return
+    Console().print(table(rows, f"{named} against {subject.backbone.name}, in lm-evaluation-harness"))
