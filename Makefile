@@ -20,7 +20,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 test: install
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' -n 2
 
 test-slow: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[trl,gym,harness]'

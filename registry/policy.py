@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from registry.manifest import Manifest
 
 POLICY_TAG = "graftline.gate.policy"
-IN_NATS = frozenset({"text"})  # families that the gate reads in nats: what evaluation.retention says, without its imports
+IN_NATS = frozenset({"text", "belief"})  # families that the gate reads in nats: what evaluation.retention says, without its imports
 
 
 class _Value(BaseModel):
