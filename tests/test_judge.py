@@ -12,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from small_releases import random_lora, write_release
+from test_cli import ended
 from toy_reader import Reader
 
 from adapters.backbone import Backbone
@@ -211,3 +213,15 @@ def test_agreement_is_a_rank_correlation_and_undefined_for_a_constant() -> None:
     assert judged_rationality._correlation(rising, [value**3 for value in rising]) == pytest.approx(1.0)
     assert judged_rationality._correlation(rising, [0.5] * 10) is None
     assert judged_rationality._correlation([*rising, math.nan], [*reversed(rising), 0.0]) == pytest.approx(-1.0)
+
+
+@pytest.mark.slow
+def test_the_command_line_shows_the_judge_beside_the_measures(
+    serve: Serve, tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_release(tmp_path / "one", backbone, random_lora(backbone, 1), domain="arithmetic", protected=["grammar"])
+    asked = ("evaluate", "one", "--home", "home", "--items", "8", "--measures", "choice_accuracy", "--json")
+    assert ended((*asked, "--judge-url", serve(at_random).url), tmp_path, monkeypatch) == 0
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    judged = next(row for row in rows if row["measure"] == "judged_rationality")
+    assert judged["task"] == "arithmetic" and "control_swapped" in judged["summary"]
