@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from small_releases import random_lora, write_release
 from toy_reader import Reader
 
 from adapters.backbone import Backbone
@@ -23,6 +24,8 @@ from evaluation.measures.judged_rationality import JudgedRationality
 from evaluation.rubric import load_rubric
 from evaluation.task import Example
 from evaluation.tasks import FAMILIES
+from service.commands.evaluate import judged
+from service.commands.subject import LOADED, load_subject
 
 pytest.importorskip("httpx", reason="a judge is asked through httpx")
 TASK, RUBRIC = FAMILIES["arithmetic"], load_rubric()
@@ -211,3 +214,12 @@ def test_agreement_is_a_rank_correlation_and_undefined_for_a_constant() -> None:
     assert judged_rationality._correlation(rising, [value**3 for value in rising]) == pytest.approx(1.0)
     assert judged_rationality._correlation(rising, [0.5] * 10) is None
     assert judged_rationality._correlation([*rising, math.nan], [*reversed(rising), 0.0]) == pytest.approx(-1.0)
+
+
+def test_the_command_line_reads_the_judge_on_the_domain(serve: Serve, tmp_path: Path, backbone: Backbone) -> None:
+    write_release(tmp_path / "one", backbone, random_lora(backbone, 1), domain="arithmetic", protected=["grammar"])
+    subject = load_subject(str(tmp_path / "one"), None, None, tmp_path / "home", None)
+    planned = judged(subject, (serve(at_random).url, "m"), items=8)
+    row = evaluate(subject.engine, subject.backbone, LOADED, [planned]).rows[0]
+    assert row.base.task == "arithmetic" and "control_swapped" in row.summary
+    assert list((tmp_path / "home" / "cache" / "judge").iterdir())

@@ -50,7 +50,7 @@ def evaluate(
     measurable, left_out = subject.measurable("grammar", "text", *tasks)  # the two are always shown
     plan = report_plan(subject.domain, measurable, items, chosen)
     if judge is not None:
-        plan.append(_judged(subject, judge, items))
+        plan.append(judged(subject, judge, items))
     console = Console(stderr=True)
     with console.status(f"measuring {named} against {backbone.name}") as shown:
         found = read_all(
@@ -92,7 +92,8 @@ def draw_reliability(subject: Subject, named: str, items: int, picture: Path) ->
     draw(sides, picture)
 
 
-def _judged(subject: Subject, judge: tuple[str, str], items: int) -> Planned:
+def judged(subject: Subject, judge: tuple[str, str], items: int) -> Planned:
+    """The domain's explanations before a judge, whose replies are kept in the home."""
     from evaluation.evaluate import Planned
     from evaluation.judge import Judge
     from evaluation.measures.judged_rationality import JudgedRationality
