@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from registry.manifest import Manifest
 
 POLICY_TAG = "graftline.gate.policy"
-IN_NATS = frozenset({"text", "belief"})  # families that the gate reads in nats: what evaluation.retention says, without its imports
+# Families that the gate reads in nats: what evaluation.retention says, without its imports.
+IN_NATS = frozenset({"text", "belief"})
 
 
 class _Value(BaseModel):
