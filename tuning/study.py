@@ -26,6 +26,7 @@ from tuning.space import Value, defaults, narrowed, suggest
 from tuning.trial import Job, Outcome
 
 MAX_RETRIES, MAX_DEAD = 1, 3  # of one trial; of trials in a row, before the sweep stops
+ROOM = 1.25  # by which a trial of a kind not yet seen may outlast the longest so far
 SEARCH_KEY, FAMILIES_KEY = "search_digest", "not_measurable"  # user attributes of a study
 _NUM_OBJECTIVES = {"pareto": 2, "constrained": 1}
 
@@ -152,7 +153,7 @@ class Sweep:
         complete = sum(trial.state == TrialState.COMPLETE for trial in finished(study))
         if not finished(study) or complete < self.recipe.study.min_trials:
             return spent_s <= 2 * budget
-        return spent_s + _longest_seconds(study) <= budget
+        return spent_s + ROOM * _longest_seconds(study) <= budget
 
     def _search(self, study: optuna.Study, records: Records, on_event: Callable[[Event], None]) -> None:
         started, dead = time.monotonic(), list[FrozenTrial]()
