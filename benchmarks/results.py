@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -30,6 +31,13 @@ def processor() -> str:
     flags = info.read_text() if info.exists() else ""
     found = re.search(r"model name\s*:\s*(.*)", flags)
     return f"{found[1] if found else platform.processor()}{', AMX' if 'amx_bf16' in flags else ''}"
+
+
+def save_row(file: Path, row: object) -> None:
+    """Whole or not at all: a row that was cut off would be taken for one that is there."""
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(row))
+    part.replace(file)
 
 
 def write_section(name: str, title: str, body: str) -> None:
