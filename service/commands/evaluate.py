@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from service.commands.subject import LOADED, Subject, load_subject
+from service.commands.workload import Workload
 
 if TYPE_CHECKING:
     from evaluation.evaluate import Planned
@@ -42,33 +44,31 @@ def evaluate(
     from tuning.plan import READ_ALSO, report_plan
 
     every = [name for name in MEASURES if name not in OF_TEXT]
-    chosen = every if "all" in measures else [measure_named(name).name for name in measures] or READ_ALSO
+    named_ones = [measure_named(name).name for name in measures if name != "all"]
+    chosen = every if "all" in measures else named_ones or READ_ALSO
     for name in tasks:
         task_named(name)  # before a backbone is loaded
+    if picture is not None:
+        picture.parent.stat()  # a folder that is not there is told before anything is read
     subject = load_subject(named, domain, backbone_name, home, tracking_uri)
     backbone = subject.backbone
     measurable, left_out = subject.measurable("grammar", "text", *tasks)  # the two are always shown
     plan = report_plan(subject.domain, measurable, items, chosen)
     if judge is not None:
         plan.append(judged(subject, judge, items))
-    console = Console(stderr=True)
-    with console.status(f"measuring {named} against {backbone.name}") as shown:
-        found = read_all(
-            subject.engine,
-            backbone,
-            LOADED,
-            plan,
-            subject.cache,
-            lambda share: shown.update(f"measuring {named} against {backbone.name}: {share:.0%}"),
-        )
-        if picture is not None:
-            draw_reliability(subject, named, items, picture)
+    work = Workload.of(subject, plan)
+    print(f"{named} against {backbone.name}: {work}", file=sys.stderr)
+    found = read_all(subject.engine, backbone, LOADED, plan, subject.cache, work.on_read, subject.adapted_cache)
+    if picture is not None:
+        draw_reliability(subject, named, items, picture)
     cells = four_cells_by_task(found.rows)
+    tokens = sum(row.base.tokens + row.adapted.tokens for row in found.rows)
     if as_json:
         four = {"four_cells": {task: one.as_dict() for task, one in cells.items()}} if cells else {}
         print(json.dumps({"subject": named, "backbone": backbone.name, **found.as_dict(), **four, "not_measurable": left_out}))
         return
     Console().print(table(found.rows, f"{named} against {backbone.name}, {items} items a task of the select split"))
+    print(f"{tokens:,} tokens went through a forward for this, those of stored readings among them")
     for name, p_value in found.losses.items():
         row = found.retention[name]
         if not row.not_measurable:
