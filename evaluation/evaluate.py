@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from adapters.backbone import Backbone
-from engine.engine import Continuation, Engine, GenerationRequest
+from engine.engine import Continuation, Engine, GenerationRequest, PromptTooLong
 from evaluation.admission import chance_level
 from evaluation.base_cache import BaseCache
 from evaluation.errors import DataError, JudgeUnavailable, MissingPackage
@@ -176,7 +176,7 @@ def read_plan(
                 readings = p.measure.read(engine, backbone, profile, p.task, p.examples)
             except (JudgeUnavailable, MissingPackage):
                 raise
-            except DataError as error:
+            except (DataError, PromptTooLong) as error:
                 if p.role != "report":
                     raise
                 # What only stands in a report is no reason to lose the rest of it.

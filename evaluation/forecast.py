@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from adapters.backbone import Backbone
-from engine.engine import Engine
+from engine.engine import Engine, PromptTooLong
 from evaluation.errors import DataError, JudgeUnavailable, MissingPackage
 from evaluation.evaluate import Planned
 from evaluation.tasks.generated import GeneratedTask
@@ -60,7 +60,7 @@ def _tried(engine: Engine, backbone: Backbone, profile: str | None, planned: Pla
         planned.measure.read(engine, backbone, profile, planned.task, examples)
     except (JudgeUnavailable, MissingPackage):
         raise
-    except DataError:  # where it decides something, the evaluation itself says so
+    except (DataError, PromptTooLong):  # where it decides something, the evaluation itself says so
         return Cost()
     spent = Cost(engine.stats().forward_tokens - before, time.monotonic() - began)
     return spent.times(1 / len(examples))

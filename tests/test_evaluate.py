@@ -25,7 +25,7 @@ from evaluation.measures.correction import triple
 from evaluation.statistics import flips
 from evaluation.task import Example, Task
 from evaluation.tasks import FAMILIES
-from service.commands.evaluate import table
+from service.commands.evaluate import show
 
 TASK = FAMILIES["arithmetic"]
 WRITTEN, CHAIN, CHOICE, CORRECTION = (
@@ -132,8 +132,13 @@ def test_an_evaluation_tells_which_way_answers_flipped_and_what_reasoning_repair
     assert rows[2]["summary"].keys() == rows[0]["summary"].keys()
     assert [row["chance"] for row in rows] == [0.0, None, 0.25]
     shown = StringIO()
-    Console(file=shown, width=200).print(table(found.rows, "title"))
-    for line in ("negative flips 1.000", "base corrected -", "adapted corrected 0.000"):
+    show(found.rows, "title", Console(file=shown, width=80))
+    for line in (
+        "arithmetic, generation: negative flips 1.000",
+        "base corrected -",
+        "adapted corrected 0.000",
+        "choice_accuracy │",
+    ):
         assert line in shown.getvalue()
 
 

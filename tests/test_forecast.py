@@ -9,6 +9,8 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from small_releases import random_lora, write_release
+from test_cli import ended
 
 from adapters.backbone import Backbone
 from engine.profile import Profile
@@ -63,3 +65,26 @@ def test_a_workload_of_what_costs_nothing_ends_at_all_of_it() -> None:
     work = Workload([one], 2, Forecast({("chain_likelihood", True): Cost()}), Pace(StringIO()))
     work.on_read(one)
     assert "100 of 100" in cast(StringIO, work.pace.out).getvalue()
+
+
+def test_a_second_evaluation_reads_nothing_and_says_the_same(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_release(tmp_path / "one", backbone, random_lora(backbone, 1), domain="icd10-chapter", protected=["grammar"])
+    asked = ("evaluate", "one", "--home", "home", "--items", "8", "--measures", "trace_length", "--json")
+    assert ended(asked, tmp_path, monkeypatch) == 0
+    first = capsys.readouterr()
+    assert "readings to make (0 are stored)" in first.err
+    assert ended(asked, tmp_path, monkeypatch) == 0
+    second = capsys.readouterr()
+    assert second.out == first.out and "nothing is read" in second.err
+
+
+def test_a_judge_that_is_not_there_is_told_before_anything_is_read(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_release(tmp_path / "one", backbone, random_lora(backbone, 1), domain="icd10-chapter", protected=["grammar"])
+    asked = ("evaluate", "one", "--home", "home", "--items", "8", "--judge-url", "http://127.0.0.1:9/v1")
+    assert ended(asked, tmp_path, monkeypatch) == 2
+    assert "graftline: The judge 'judge' at http://127.0.0.1:9/v1 must reply" in capsys.readouterr().err
+    assert not list((tmp_path / "home" / "cache").rglob("base/*.json"))

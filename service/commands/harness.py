@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from rich.console import Console
-
-from service.commands.evaluate import table
+from service.commands.evaluate import show
 from service.commands.subject import LOADED, load_subject
 
 
@@ -44,4 +42,4 @@ def harness(
     if as_json:
         print(json.dumps({"subject": named, "backbone": subject.backbone.name, "rows": [row.as_dict() for row in rows]}))
         return
-    Console().print(table(rows, f"{named} against {subject.backbone.name}, in lm-evaluation-harness"))
+    show(rows, f"{named} against {subject.backbone.name}, in lm-evaluation-harness")
