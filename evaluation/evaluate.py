@@ -14,7 +14,7 @@ from engine.engine import Continuation, Engine, GenerationRequest, PromptTooLong
 from evaluation.admission import chance_level
 from evaluation.base_cache import BaseCache
 from evaluation.errors import DataError, JudgeUnavailable, MissingPackage
-from evaluation.measure import Measure, Readings, Summarising
+from evaluation.measure import Measure, Pairing, Readings, Summarising
 from evaluation.measures.generation import Generation, write_all
 from evaluation.power import smallest_detectable_change
 from evaluation.significance import holm, permutation_p_value
@@ -187,6 +187,8 @@ def read_plan(
 
 def compared(planned: Planned, base: Readings, adapted: Readings) -> Row:
     """Two readings of the same items, paired."""
+    if isinstance(planned.measure, Pairing):
+        adapted = planned.measure.beside(base, adapted)
     both = _both(base, adapted)
     reason = base.reason or adapted.reason
     if not reason and len(both) < len(base.values) and len(both) < LEAST_PAIRED:
