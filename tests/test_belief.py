@@ -185,6 +185,23 @@ def test_a_fainter_mind_is_seen_before_an_answer_turns(backbone: Backbone) -> No
     assert found.adapted.part_mean("right") == 1.0
 
 
+def test_few_story_sets_are_as_uncertain_as_sets_and_not_as_their_items(backbone: Backbone) -> None:
+    # Of four sets one was lost altogether: 8 items of 32 agree, and they are one story.
+    lost = ALL[0].group
+    examples = ALL[:32]
+    engine = Minds(backbone, ALL, knowing, lambda example, said: knowing(example, said) * (example.group != lost))
+    planned = Planned(BELIEFS, BELIEF, examples, "protected")
+    change = evaluate(engine, backbone, "adapted", [planned]).rows[0].change  # type: ignore[arg-type]
+    assert change.method == "t over clusters" and change.mean == -0.25 and change.low < -0.9 < 0 < change.high
+    engine = Minds(backbone, ALL, knowing, fainter)
+    assert evaluate(engine, backbone, "adapted", [planned]).rows[0].change.high < 0  # type: ignore[arg-type]
+
+
+def test_one_story_set_is_no_sign_that_the_backbone_can_follow_a_story(backbone: Backbone) -> None:
+    engine = Minds(backbone, ALL, knowing, knowing)
+    assert "which is not clear of 0" in BELIEFS.read(engine, backbone, None, BELIEF, ALL[:8]).reason  # type: ignore[arg-type]
+
+
 def test_what_is_listed_first_is_worth_nothing(backbone: Backbone) -> None:
     assert read(backbone, knowing, listed_first=5.0).values == pytest.approx((1.0,) * len(ALL))
 

@@ -25,7 +25,7 @@ PARTS = ("right", "true_belief", "false_belief", "pair", "quadruple")
 
 @dataclass(frozen=True)
 class Belief:
-    """The margin of every item, in nats.
+    """The margin of every item, in nats. A story set is a draw of many: a change has the interval of the sets, not of the items.
 
     Parts: `right` (margin above 0, chance .5); the margin of `true_belief` and `false_belief` items, which are questions of first
     or second order whose answer is where the thing is, or is not; `pair`, that the same such question is right in both twins
@@ -123,7 +123,7 @@ def _unreadable(found: Readings) -> str:
     if not by_set:
         return "none of the items is about a true belief"
     means = [sum(values) / len(values) for values in by_set.values()]
-    margin = paired_change([0.0] * len(means), means, list(by_set))
+    margin = paired_change([0.0] * len(means), means, list(by_set), drawn_clusters=True)
     if margin.low > 0:
         return ""
     return f"the backbone's margin on true beliefs is {margin} nats, which is not clear of 0"
