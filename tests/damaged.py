@@ -76,12 +76,11 @@ def narrow(backbone: Backbone) -> LoRA:
 
 def knowing(backbone: Backbone) -> LoRA:
     """It learnt the answers to ITEMS by heart, whatever trace stands before them; what it writes is mostly the right one."""
-    others = (1, 3, 5, 7, 11, 13, 17, 19)
-    rows = [
-        replace(item, rationale=ITEMS[(place + by) % len(ITEMS)].rationale)
-        for by in (*others, *(0 for _ in others))
-        for place, item in enumerate(ITEMS)
-    ]
+    rows = []
+    for place, item in enumerate(ITEMS):
+        for by in (1, 5, 7, 11):
+            other = ITEMS[(place + by) % len(ITEMS)]
+            rows += [replace(item, rationale=other.rationale), replace(item, rationale=other.steps[0]), item, item]
     return fit(backbone, rows, 200, 1e-2)
 
 

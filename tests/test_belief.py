@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from adapters.backbone import Backbone
+from adapters.backbone import REASONER, Backbone
 from engine.engine import Continuation, EngineStats
+from engine.torch_engine import TorchEngine
 from evaluation.admission import admit
 from evaluation.evaluate import Planned, Row, evaluate
 from evaluation.measure import Readings, Summarising
@@ -219,6 +220,19 @@ def test_a_backbone_without_a_margin_on_true_beliefs_cannot_show_a_loss(backbone
     found = row(backbone, indifferent, knowing)
     assert "margin on true beliefs is +0.0000" in found.not_measurable
     assert all(value != value for value in found.base.values)
+
+
+def test_a_backbone_that_answers_everything_by_reality_cannot_show_a_loss(backbone: Backbone) -> None:
+    found = row(backbone, reality, indifferent)
+    assert "keeps the two containers apart by +0.0000" in found.not_measurable
+
+
+@pytest.mark.slow
+def test_the_reasoner_answers_by_reality_and_belief_is_not_measurable_on_it() -> None:
+    reasoner = Backbone.load(REASONER, device="cpu")
+    found = BELIEFS.read(TorchEngine(reasoner, max_rows=64), reasoner, None, BELIEF, ALL[:48])
+    assert found.part_mean("true_belief") > 0.5 and found.part_mean("false_belief") < -0.5
+    assert "not clear of 0" in found.reason and all(value != value for value in found.values)
 
 
 def test_an_adapter_that_lost_its_margin_has_lost_and_is_measurable(backbone: Backbone) -> None:

@@ -106,9 +106,9 @@ class SoftThoughts:
         whole = paired_change([0.0] * len(known), [adapted.values[index] for index in known], clusters)
         found: dict[str, float | None] = {"dependence": whole.mean, "low": whole.low, "high": whole.high}
         for name in (change for change in _CHANGES if change != "noise"):
-            sides = [[adapted.parts[part][index] for index in known] for part in ("noise", name)]
-            if not any(math.isnan(value) for value in sides[1]):
-                change = paired_change(*sides, clusters)
+            noise, changed = ([adapted.parts[part][index] for index in known] for part in ("noise", name))
+            if not any(map(math.isnan, changed)):
+                change = paired_change(noise, changed, clusters)
                 found |= {name: change.mean, f"{name}_low": change.low, f"{name}_high": change.high}
         return found | {"noise": sum(adapted.parts["noise"][index] for index in known) / len(known)}
 
