@@ -34,7 +34,7 @@ from evaluation.measures.generation import Generation
 from evaluation.retention import gate_measure, is_written
 from evaluation.statistics import paired_change, score
 from evaluation.task import Example, Task
-from evaluation.tasks.generated import GeneratedTask
+from evaluation.tasks.generated import GeneratedTask, draws_groups
 
 LEAST_ABOVE_CHANCE, LEAST_PARSED = 0.10, 0.95
 NOISE = 0.5  # Frobenius norm of the noise in each layer, as a share of the layer's own
@@ -111,7 +111,8 @@ def admit(
     damaged = _under(engine, backbone, measure, task, examples, damage)
     untouched = _under(engine, backbone, measure, task, examples, 0.0)
     own = score(base.values)
-    loss = paired_change(base.values, damaged, base.clusters, confidence=0.90)
+    drawn = draws_groups(task, base.clusters)
+    loss = paired_change(base.values, damaged, base.clusters, confidence=0.90, drawn_clusters=drawn)
     noop = paired_change(base.values, untouched, base.clusters)
     above = above_chance(own.stderr)
     parsed = base.part_mean("parsed") if "parsed" in base.parts else 1.0

@@ -20,6 +20,7 @@ from evaluation.power import smallest_detectable_change
 from evaluation.significance import holm, permutation_p_value
 from evaluation.statistics import PairedChange, paired_change
 from evaluation.task import Example, Task, reasoning_prompt
+from evaluation.tasks.generated import draws_groups
 
 Role = Literal["domain", "protected", "report"]
 T = TypeVar("T")
@@ -199,7 +200,9 @@ def compared(planned: Planned, base: Readings, adapted: Readings) -> Row:
     def chosen(values: Sequence[T]) -> list[T]:
         return [values[i] for i in both]
 
-    return Row(planned, base, adapted, paired_change(chosen(base.values), chosen(adapted.values), chosen(base.clusters)))
+    drawn = draws_groups(planned.task, base.clusters)
+    sides = (chosen(base.values), chosen(adapted.values), chosen(base.clusters))
+    return Row(planned, base, adapted, paired_change(*sides, drawn_clusters=drawn))
 
 
 def _both(base: Readings, adapted: Readings) -> list[int]:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from adapters.backbone import Backbone
+from adapters.backbone import REASONER, Backbone
 from engine.engine import Continuation, EngineStats
+from engine.torch_engine import TorchEngine
 from evaluation.admission import admit
 from evaluation.evaluate import Planned, Row, evaluate
 from evaluation.measure import Readings, Summarising
@@ -185,6 +186,23 @@ def test_a_fainter_mind_is_seen_before_an_answer_turns(backbone: Backbone) -> No
     assert found.adapted.part_mean("right") == 1.0
 
 
+def test_few_story_sets_are_as_uncertain_as_sets_and_not_as_their_items(backbone: Backbone) -> None:
+    # Of four sets one was lost altogether: 8 items of 32 agree, and they are one story.
+    lost = ALL[0].group
+    examples = ALL[:32]
+    engine = Minds(backbone, ALL, knowing, lambda example, said: knowing(example, said) * (example.group != lost))
+    planned = Planned(BELIEFS, BELIEF, examples, "protected")
+    change = evaluate(engine, backbone, "adapted", [planned]).rows[0].change  # type: ignore[arg-type]
+    assert change.method == "t over clusters" and change.mean == -0.25 and change.low < -0.9 < 0 < change.high
+    engine = Minds(backbone, ALL, knowing, fainter)
+    assert evaluate(engine, backbone, "adapted", [planned]).rows[0].change.high < 0  # type: ignore[arg-type]
+
+
+def test_one_story_set_is_no_sign_that_the_backbone_can_follow_a_story(backbone: Backbone) -> None:
+    engine = Minds(backbone, ALL, knowing, knowing)
+    assert "which is not clear of 0" in BELIEFS.read(engine, backbone, None, BELIEF, ALL[:8]).reason  # type: ignore[arg-type]
+
+
 def test_what_is_listed_first_is_worth_nothing(backbone: Backbone) -> None:
     assert read(backbone, knowing, listed_first=5.0).values == pytest.approx((1.0,) * len(ALL))
 
@@ -202,6 +220,19 @@ def test_a_backbone_without_a_margin_on_true_beliefs_cannot_show_a_loss(backbone
     found = row(backbone, indifferent, knowing)
     assert "margin on true beliefs is +0.0000" in found.not_measurable
     assert all(value != value for value in found.base.values)
+
+
+def test_a_backbone_that_answers_everything_by_reality_cannot_show_a_loss(backbone: Backbone) -> None:
+    found = row(backbone, reality, indifferent)
+    assert "keeps the two containers apart by +0.0000" in found.not_measurable
+
+
+@pytest.mark.slow
+def test_the_reasoner_answers_by_reality_and_belief_is_not_measurable_on_it() -> None:
+    reasoner = Backbone.load(REASONER, device="cpu")
+    found = BELIEFS.read(TorchEngine(reasoner, max_rows=64), reasoner, None, BELIEF, ALL[:48])
+    assert found.part_mean("true_belief") > 0.5 and found.part_mean("false_belief") < -0.5
+    assert "not clear of 0" in found.reason and all(value != value for value in found.values)
 
 
 def test_an_adapter_that_lost_its_margin_has_lost_and_is_measurable(backbone: Backbone) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scripted_engine import Reply, ScriptedEngine
 
-from adapters.backbone import Backbone
+from adapters.backbone import REASONER, Backbone
+from engine.torch_engine import TorchEngine
 from evaluation.errors import DataError
 from evaluation.evaluate import Planned, evaluate
 from evaluation.measures.search import SystematicSearch, decay
@@ -102,3 +103,11 @@ def test_one_depth_is_refused(engine: ScriptedEngine, backbone: Backbone) -> Non
 def test_a_task_without_depth_is_refused(engine: ScriptedEngine, backbone: Backbone) -> None:
     with pytest.raises(DataError, match="needs a generated task.*'icd10'"):
         MEASURE.read(engine, backbone, None, ICD10, [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SEARCHES)
+def test_the_reasoner_solves_no_search_task_and_none_is_measurable_on_it(name: str) -> None:
+    reasoner, task = Backbone.load(REASONER, device="cpu"), SEARCHES[name]
+    found = MEASURE.read(TorchEngine(reasoner, max_rows=64), reasoner, None, task, task.examples("gate", 15))
+    assert found.part_mean("answered") == 1.0 and "less than 10% shows no loss" in found.reason
