@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from gated_names import NAME, report
-from small_releases import random_lora
+from small_releases import promote as make_champion
+from small_releases import random_lora, write_release
 
 from adapters.backbone import Backbone
 from engine.profile import Profile
@@ -23,14 +24,16 @@ from registry.gate_settings import GateSettings
 from registry.manifest import file_digest
 from registry.names import ReleaseName
 from registry.policy import policies
+from registry.release import publish
 from registry.tracking import Tracking
 from registry.verdicts import record_verdict, recorded_evidence, recorded_report
 from service.commands.evaluate import evaluate
 from service.commands.releases import promote, publish_directory
-from tuning.gating import GATED, PER_GROUP, Subject, check_tasks, gate, recipe_policy, whole_groups
+from tuning.gating import GATED, Subject, check_tasks, gate, recipe_policy
 from tuning.manifest import complete
 from tuning.plan import report_plan
 from tuning.recipe import Recipe
+from tuning.rounds import PER_GROUP, whole_groups
 
 
 def test_a_version_whose_gate_failed_is_not_gated_again(tracking: Tracking, tmp_path: Path) -> None:
@@ -181,6 +184,19 @@ def test_a_second_version_is_gated_with_a_smaller_share_of_the_names_alpha(backb
         promote(f"small@{number}", "", False, None, None, tmp_path, None, as_json=True)
     kept = [recorded_report(store, ReleaseName("small", number)) for number in (1, 2)]
     assert [(found.rounds, found.settings.restarts) for found in kept if found is not None] == [(2, 0), (2, 1)]
+
+
+def test_a_domain_that_another_name_serves_on_the_backbone_is_protected_at_the_gate(backbone: Backbone, tmp_path: Path) -> None:
+    released(backbone, tmp_path / "a", 0.0)
+    store = Tracking.at(tmp_path).create()
+    publish_directory(store, tmp_path / "a", "small")
+    write_release(tmp_path / "b", backbone, random_lora(backbone, 1), domain="customs-section")
+    make_champion(store, "customs-office", publish(store, "customs-office", tmp_path / "b").version)
+    promote("small@1", "", False, None, None, tmp_path, None, as_json=True)
+    kept = recorded_report(store, ReleaseName("small", 1))
+    assert kept is not None
+    assert "customs-section" in {test.name for test in kept.families} | set(kept.not_measurable)
+    assert kept.details["contamination"] == 0
 
 
 def test_the_gate_of_a_name_asks_for_its_own_domain(backbone: Backbone, tmp_path: Path) -> None:
