@@ -16,7 +16,7 @@ from adapters.backbone import Backbone
 from engine.profile import Profile
 from engine.torch_engine import TorchEngine
 from evaluation.admission import random_update
-from evaluation.errors import DataChanged
+from evaluation.errors import DataChanged, Overlap
 from evaluation.tasks import TASKS, task_named
 from evaluation.tasks.definition import check_unchanged
 from registry.errors import PolicyRefused, PromotionRefused
@@ -26,7 +26,7 @@ from registry.names import ReleaseName
 from registry.policy import policies
 from registry.release import publish
 from registry.tracking import Tracking
-from registry.verdicts import record_verdict, recorded_evidence, recorded_report
+from registry.verdicts import record_verdict, recorded_evidence, recorded_report, taken_shares
 from service.commands.evaluate import evaluate
 from service.commands.releases import promote, publish_directory
 from tuning.gating import GATED, Subject, check_tasks, gate, recipe_policy
@@ -197,6 +197,19 @@ def test_a_domain_that_another_name_serves_on_the_backbone_is_protected_at_the_g
     assert kept is not None
     assert "customs-section" in {test.name for test in kept.families} | set(kept.not_measurable)
     assert kept.details["contamination"] == 0
+
+
+def test_a_release_that_was_trained_on_items_of_the_gate_stops_it_and_takes_no_share_of_alpha(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    subject = released(backbone, tmp_path / "a", 0.0)
+    leaked = TASKS["icd10-chapter"].examples("gate", 20)
+    complete(tmp_path / "b", subject.recipe, backbone, Profile((random_lora(backbone, 1),)), 1.0, leaked)
+    store = Tracking.at(tmp_path).create()
+    publish_directory(store, tmp_path / "b", "small")
+    with pytest.raises(Overlap, match="No held-out row may repeat a training row"):
+        promote("small@1", "", False, None, None, tmp_path, None, as_json=True)
+    assert taken_shares(store, "small") == frozenset() and recorded_report(store, ReleaseName("small", 1)) is None
 
 
 def test_the_gate_of_a_name_asks_for_its_own_domain(backbone: Backbone, tmp_path: Path) -> None:

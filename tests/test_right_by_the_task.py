@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import pytest
@@ -36,7 +37,7 @@ class InWords:
 class Writes(ScriptedEngine):
     """Every option is as likely as any other."""
 
-    def score(self, continuations: list[Continuation], profile: str | None = None) -> list[tuple[float, ...]]:  # type: ignore[override]
+    def score(self, continuations: Sequence[Continuation], profile: str | None = None) -> list[tuple[float, ...]]:
         return [(-1.0,) * (len(asked.ids) - asked.scored_from) for asked in continuations]
 
 

@@ -122,14 +122,19 @@ def gate(
     check_tasks(subject.manifest, subject.name)
     measured, left_out = _measurable(policy, engine, backbone, cache, recipe.evaluation.precision)
     conditions = _conditions(backbone, recipe, domain, measured, policy.domain_items, settings.round_items)
+    training = fingerprints_of(TrainingHashes.read(subject.directory))
+
+    def rounds(fresh_seed: int) -> list[Rounds]:
+        asked_of = Rounds(domain, policy.domain_items, fresh_seed, training)
+        return [asked_of, *(Rounds(task, settings.round_items, fresh_seed, training) for task in measured.values())]
+
+    rounds(0)  # what repeats a training row stops the gate before it takes a share of alpha
     before = begin(conditions) if begin is not None else begun(earlier, conditions, settings, seed)
     if kept is not None:
         before = before.or_kept(kept)
         before.keep(kept)
     settings, fresh_seed = before.start.applied_to(settings), before.start.seed
-    training = fingerprints_of(TrainingHashes.read(subject.directory))
-    asked_of = Rounds(domain, policy.domain_items, fresh_seed, training)
-    families = [Rounds(task, settings.round_items, fresh_seed, training) for task in measured.values()]
+    asked_of, *families = rounds(fresh_seed)
 
     def read(plan: Sequence[Planned], on_progress: Callable[[float], None]) -> Mapping[str, PairedItems]:
         rows = evaluate(engine, backbone, GATED, plan, on_progress=on_progress).rows
