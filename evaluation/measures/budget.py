@@ -66,8 +66,6 @@ class BudgetAccuracy:
 
     def summary(self, base: Readings, adapted: Readings) -> Mapping[str, float | None]:
         """b* of both sides and its change in tokens, with 95 % intervals; None where accuracy is the same at every budget."""
-        if base.reason or adapted.reason:
-            return {}
         curves = [np.array([side.parts[f"right_at_{b}"] for b in self.budgets]).T for side in (base, adapted)]
         found: dict[str, float | None] = {}
         for name, intervals in peaks(self.budgets, curves[0], curves[1], base.clusters).items():
