@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 from adapters.backbone import REASONER, Backbone
-from benchmarks.results import commit, provenance, save_row, table, write_section
+from adapters.whole_file import write_whole
+from benchmarks.results import commit, provenance, table, write_section
 from engine.profile import Profile
 from engine.torch_engine import TorchEngine
 from evaluation.admission import random_update
@@ -50,7 +51,7 @@ def main() -> None:
                 found[side], after = time.monotonic() - began, engine.stats()
                 found["tokens"] = after.forward_tokens - before.forward_tokens
                 found["unshared"] = after.scored_tokens_unshared - before.scored_tokens_unshared
-            save_row(file, {**found, "items": len(examples), "commit": commit()})
+            write_whole(file, json.dumps({**found, "items": len(examples), "commit": commit()}))
         kept = json.loads(file.read_text())
         total = {side: seconds + kept[side] for side, seconds in total.items()}
         shared = kept["unshared"] / kept["tokens"]

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from adapters.backbone import Backbone
+from adapters.whole_file import write_whole
 from benchmarks.results import provenance, table, write_section
 from engine.engine import Continuation
 from engine.torch_engine import TorchEngine
@@ -129,8 +130,7 @@ def main() -> None:
         side(multiple_choice(plain, 1))  # first use of kernels
     found = {name: measure(sides, shape(plain, args.items), args.rounds) for name, shape in shapes.items()}
     row = {"provenance": provenance("scoring"), "precision": args.precision, **found}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(row, indent=2) + "\n")
+    write_whole(args.out, json.dumps(row, indent=2) + "\n")
     lines = []
     for name, measured in found.items():
         rates = measured["tokens_per_s"]

@@ -25,6 +25,7 @@ from torch import nn
 
 from adapters.backbone import Backbone
 from adapters.lora import LoRA, LoRASpec
+from adapters.whole_file import write_whole
 from engine.engine import Engine, PromptTooLong
 from engine.profile import Profile
 from engine.twin import Precision
@@ -211,10 +212,7 @@ def _stored(key: str, places: Sequence[Path]) -> Admission | None:
 
 
 def _store(admission: Admission, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(asdict(admission), indent=2))
-    part.replace(file)
+    write_whole(file, json.dumps(asdict(admission), indent=2))
 
 
 def chance_level(measure: Measure, task: Task, examples: Sequence[Example]) -> float | None:

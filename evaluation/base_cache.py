@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from adapters.backbone import Backbone
+from adapters.whole_file import write_whole
 from engine.engine import Engine
 from evaluation.measure import Measure, Readings
 from evaluation.task import Example, Task
@@ -42,10 +42,7 @@ class BaseCache:
 
     def store(self, readings: Readings, measure: Measure, backbone: Backbone, task: Task, examples: Sequence[Example]) -> None:
         file = self._directory / f"{self.key(measure, backbone, task, examples)}.json"
-        self._directory.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps(asdict(readings)))
-        part.replace(file)
+        write_whole(file, json.dumps(asdict(readings)))
 
     def key(self, measure: Measure, backbone: Backbone, task: Task, examples: Sequence[Example]) -> str:
         """SHA-256 over all that decides a reading: equal keys, equal values."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -36,6 +36,41 @@ class Planned:
     task: Task
     examples: Sequence[Example]
     role: Role
+
+
+class Paired(Protocol):
+    """Two readings of the same items, and what changed between them."""
+
+    @property
+    def base(self) -> Readings: ...
+
+    @property
+    def adapted(self) -> Readings: ...
+
+    @property
+    def change(self) -> PairedChange: ...
+
+    @property
+    def not_measurable(self) -> str: ...
+
+    @property
+    def summary(self) -> Mapping[str, float | None]: ...
+
+
+def told(row: Paired) -> dict[str, Any]:
+    """What every pair of readings tells; a number that is not defined is None."""
+    numbers = {"base": row.base.mean, "adapted": row.adapted.mean, "change": row.change.mean}
+    numbers |= {"low": row.change.low, "high": row.change.high, "stderr": row.change.stderr}
+    return {
+        "measure": row.adapted.measure,
+        "unit": row.adapted.unit,
+        "task": row.adapted.task,
+        "not_measurable": row.not_measurable or None,
+        **{name: _defined(value) for name, value in numbers.items()},
+        "n": row.change.n,
+        "tokens": row.base.tokens + row.adapted.tokens,
+        "items": paired_items(row.base, row.adapted),
+    }
 
 
 @dataclass(frozen=True)
@@ -80,25 +115,13 @@ class Row:
             return {name: value for name, value in found.items() if not math.isnan(value)}
 
         return {
-            "measure": self.planned.measure.name,
-            "unit": self.unit,
-            "task": self.planned.task.name,
+            **told(self),
             "role": self.planned.role,
-            "not_measurable": self.not_measurable or None,
-            "base": _defined(self.base.mean),
-            "adapted": _defined(self.adapted.mean),
-            "change": _defined(self.change.mean),
-            "low": _defined(self.change.low),
-            "high": _defined(self.change.high),
-            "stderr": _defined(self.change.stderr),
             "smallest_detectable": _defined(self.smallest_detectable),
-            "n": self.change.n,
             "chance": chance_level(self.planned.measure, self.planned.task, self.planned.examples),
-            "tokens": self.base.tokens + self.adapted.tokens,
             "base_parts": means(self.base),
             "adapted_parts": means(self.adapted),
             "summary": dict(self.summary),
-            "items": paired_items(self.base, self.adapted),
         }
 
 
@@ -190,19 +213,24 @@ def compared(planned: Planned, base: Readings, adapted: Readings) -> Row:
     """Two readings of the same items, paired."""
     if isinstance(planned.measure, Pairing):
         adapted = planned.measure.beside(base, adapted)
+    drawn = draws_groups(planned.task, base.clusters)
+    return Row(planned, base, adapted, *change_between(base, adapted, drawn))
+
+
+def change_between(base: Readings, adapted: Readings, drawn_clusters: bool = False) -> tuple[PairedChange, str]:
+    """Over the items that are measurable on both sides; why nothing is known, where that is so."""
     both = _both(base, adapted)
     reason = base.reason or adapted.reason
     if not reason and len(both) < len(base.values) and len(both) < LEAST_PAIRED:
         reason = f"{len(both)} of {len(base.values)} items are measurable on both sides, not {LEAST_PAIRED}"
     if reason:
-        return Row(planned, base, adapted, UNKNOWN, reason)
+        return UNKNOWN, reason
 
     def chosen(values: Sequence[T]) -> list[T]:
         return [values[i] for i in both]
 
-    drawn = draws_groups(planned.task, base.clusters)
     sides = (chosen(base.values), chosen(adapted.values), chosen(base.clusters))
-    return Row(planned, base, adapted, paired_change(*sides, drawn_clusters=drawn))
+    return paired_change(*sides, drawn_clusters=drawn_clusters), ""
 
 
 def _both(base: Readings, adapted: Readings) -> list[int]:

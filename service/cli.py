@@ -115,8 +115,13 @@ def knockout(
     subject: Annotated[
         str, typer.Argument(metavar="RELEASE|DIRECTORY", help="NAME, NAME@VERSION, NAME@ALIAS, or a directory of adapter files.")
     ],
-    groups: Annotated[int, typer.Option(help="Groups of layers, at most one a layer.", min=1)] = 10,
-    items: Annotated[int, typer.Option(help="Items a task; all are read again some 27 times.", min=8)] = 20,
+    groups: Annotated[
+        int | None, typer.Option(help="Groups of layers, at most one a layer [default: 6; with --full 10].", min=1)
+    ] = None,
+    items: Annotated[int | None, typer.Option(help="Items a task, all read for every group [default: 12; 60].", min=8)] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="More groups, strengths and items, in float32: for an hour or more.")
+    ] = False,
     picture: Annotated[
         Path | None, typer.Option(help="A PNG of how alike each layer reads two prompts (CKA), with its control.")
     ] = None,
@@ -129,7 +134,7 @@ def knockout(
     """Turn an adapter off in one group of layers after the other: what each gains in the domain and costs in reasoning."""
     from service.commands.knockout import knockout as run
 
-    run(subject, groups, items, picture, domain, backbone, home, tracking_uri, as_json)
+    run(subject, groups, items, full, picture, domain, backbone, home, tracking_uri, as_json)
 
 
 @app.command()

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import pytest
+from idle_engine import IdleEngine
 
 from adapters.backbone import REASONER, Backbone
-from engine.engine import Continuation, EngineStats
+from engine.engine import Continuation
 from engine.torch_engine import TorchEngine
 from evaluation.admission import admit
 from evaluation.evaluate import Planned, Row, evaluate
@@ -25,7 +26,7 @@ Leaning = Callable[[Example, str], float]  # nats by which a mind prefers to wri
 
 
 @dataclass
-class Minds:
+class Minds(IdleEngine):
     """An engine that knows the stories: every token of a container costs a nat, and the first gets what the mind leans by."""
 
     backbone: Backbone
@@ -47,12 +48,6 @@ class Minds:
             liked = self.minds[profile](example, said) + self.listed_first * (f"Options: {said};" in prompt)
             found.append((-9.0,) * prefix + (liked - 50.0,) + (0.0,) * (len(asked.ids) - prefix - 1))
         return found
-
-    def complete(self, requests: Sequence[object]) -> list[object]:
-        return []
-
-    def stats(self) -> EngineStats:
-        return EngineStats()
 
 
 def knowing(example: Example, said: str) -> float:
@@ -89,7 +84,7 @@ ALL = BELIEF.examples("search", 96, seed=5)
 
 def row(backbone: Backbone, base: Leaning, adapted: Leaning, listed_first: float = 0.0) -> Row:
     engine = Minds(backbone, ALL, base, adapted, listed_first)
-    return evaluate(engine, backbone, "adapted", [Planned(BELIEFS, BELIEF, ALL, "protected")]).rows[0]  # type: ignore[arg-type]
+    return evaluate(engine, backbone, "adapted", [Planned(BELIEFS, BELIEF, ALL, "protected")]).rows[0]
 
 
 def read(backbone: Backbone, mind: Leaning, listed_first: float = 0.0) -> Readings:
@@ -242,13 +237,13 @@ def test_an_adapter_that_lost_its_margin_has_lost_and_is_measurable(backbone: Ba
 
 def test_a_story_that_is_cut_off_is_not_joint(backbone: Backbone) -> None:
     engine = Minds(backbone, ALL, knowing, knowing)
-    found = BELIEFS.read(engine, backbone, None, BELIEF, ALL[:11])  # type: ignore[arg-type]
+    found = BELIEFS.read(engine, backbone, None, BELIEF, ALL[:11])
     assert [index for index, value in enumerate(found.parts["quadruple"]) if value == value] == [3, 7]
 
 
 def test_other_tasks_hold_no_story(backbone: Backbone) -> None:
     engine = Minds(backbone, ALL, knowing, knowing)
-    found = BELIEFS.read(engine, backbone, None, BELIEF, [replace(ALL[0], id="x/1")])  # type: ignore[arg-type]
+    found = BELIEFS.read(engine, backbone, None, BELIEF, [replace(ALL[0], id="x/1")])
     assert found.reason == "belief is read of stories with four questions, which 'belief' is not"
     assert found.values[0] != found.values[0]
     assert isinstance(BELIEFS, Summarising) and set(BELIEFS.summary(found, found).values()) == {None}
@@ -257,5 +252,5 @@ def test_other_tasks_hold_no_story(backbone: Backbone) -> None:
 def test_it_guards_its_own_task_and_is_not_admitted_where_the_backbone_knows_no_story(backbone: Backbone) -> None:
     assert search_measure(BELIEF) == gate_measure(BELIEF) == BELIEFS and not is_written(BELIEF)
     engine = Minds(backbone, ALL, indifferent, indifferent)
-    found = admit(engine, backbone, BELIEFS, BELIEF, chance=None, items=len(ALL))  # type: ignore[arg-type]
+    found = admit(engine, backbone, BELIEFS, BELIEF, chance=None, items=len(ALL))
     assert not found.admitted and "margin on true beliefs" in found.reasons[0]

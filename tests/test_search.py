@@ -7,7 +7,7 @@ import random
 
 import numpy as np
 import pytest
-from scripted_engine import Reply, ScriptedEngine
+from scripted_engine import Reply, Script, ScriptedEngine
 
 from adapters.backbone import REASONER, Backbone
 from engine.torch_engine import TorchEngine
@@ -38,8 +38,9 @@ def examples() -> list[Example]:
 
 @pytest.fixture(scope="module")
 def engine(session_backbone: Backbone, examples: list[Example]) -> ScriptedEngine:
-    minds = {"noop": keeping(0.95), "wanders": keeping(0.6), "lost": lambda *_: Reply("Answer: A")}
-    return ScriptedEngine(session_backbone, examples, {None: keeping(0.95), **minds})  # type: ignore[dict-item]
+    minds: dict[str | None, Script] = {None: keeping(0.95), "noop": keeping(0.95), "wanders": keeping(0.6)}
+    minds["lost"] = lambda *_: Reply("Answer: A")
+    return ScriptedEngine(session_backbone, examples, minds)
 
 
 def test_the_fit_finds_a_known_q_and_a_loss_at_every_depth_alike_does_not_move_it() -> None:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+from idle_engine import IdleEngine
 from scipy import stats
 
 from adapters.backbone import Backbone
-from engine.engine import Completion, EngineStats, GenerationRequest
+from engine.engine import Completion, GenerationRequest
 from evaluation.evaluate import Planned, Row, compared, evaluate
 from evaluation.measures.shift import ShiftRobustness, share_kept
 from evaluation.shifts import shifts_of
@@ -24,7 +25,7 @@ MEASURE = ShiftRobustness()
 Knows = Callable[[str, int], bool]  # of a shift ("" is none) and the place of an item
 
 
-class Scholar:
+class Scholar(IdleEngine):
     """Writes the gold chain of what a profile knows, and of all else a wrong answer."""
 
     def __init__(self, backbone: Backbone, task: GeneratedTask, examples: Sequence[Example], **knows: Knows) -> None:
@@ -36,9 +37,6 @@ class Scholar:
 
     def complete(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         return [self._complete(request) for request in requests]
-
-    def stats(self) -> EngineStats:
-        return EngineStats()
 
     def _complete(self, request: GenerationRequest) -> Completion:
         prompt = self.backbone.decode(request.prompt_ids)
@@ -52,7 +50,7 @@ def measured(backbone: Backbone, task: GeneratedTask = ALCHEMY, measure: ShiftRo
     examples = task.examples("search", 20)
     engine = Scholar(backbone, task, examples, **knows)
     profile = "adapted" if "adapted" in knows else None
-    return evaluate(engine, backbone, profile, [Planned(measure, task, examples, "report")]).rows[0]  # type: ignore[arg-type]
+    return evaluate(engine, backbone, profile, [Planned(measure, task, examples, "report")]).rows[0]
 
 
 @pytest.mark.parametrize("task", (*FAMILIES.values(), ALCHEMY), ids=lambda task: task.name)
@@ -142,14 +140,14 @@ def test_two_adapters_are_compared_over_what_the_backbone_can_show(backbone: Bac
 
 def test_a_task_without_twins_says_so(backbone: Backbone) -> None:
     examples = TASKS["icd10"].examples("search", 3)
-    found = MEASURE.read(Scholar(backbone, ALCHEMY, []), backbone, None, TASKS["icd10"], examples)  # type: ignore[arg-type]
+    found = MEASURE.read(Scholar(backbone, ALCHEMY, []), backbone, None, TASKS["icd10"], examples)
     assert found.reason == "icd10 cannot be shifted by anything: only a generated task has a twin of every problem"
 
 
 def test_a_shift_that_means_nothing_for_a_task_says_which_do(backbone: Backbone) -> None:
     task = FAMILIES["arithmetic"]
     found = ShiftRobustness(("order",)).read(
-        Scholar(backbone, task, []),  # type: ignore[arg-type]
+        Scholar(backbone, task, []),
         backbone,
         None,
         task,

@@ -13,7 +13,7 @@ import torch
 from fitted import fitted, fitted_lora, fitted_softcot
 from rich.console import Console
 from torch import Tensor
-from toy_engine import Mind, ToyEngine
+from toy_engine import Expect, Mind, ToyEngine
 
 from adapters.adapter import Prompt
 from adapters.backbone import Backbone
@@ -59,7 +59,7 @@ class ThoughtReader(ToyEngine):
         super().__init__(backbone, examples, Mind(writes_steps=0))
         self._reads = reads
 
-    def _expecting(self, prompt_ids: tuple[int, ...], profile: str | None):  # type: ignore[no-untyped-def]
+    def _expecting(self, prompt_ids: tuple[int, ...], profile: str | None) -> Expect:
         if profile is not None:
             said = spelt(self.profile(profile).transform(self.backbone, prompt_ids).soft_KH)
             self.think(profile, Mind(writes_steps=0, concludes=lambda example, lines: self._reads(example, said)))

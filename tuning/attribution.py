@@ -17,6 +17,7 @@ import torch
 from pydantic import Field
 
 from adapters.spec import Spec
+from adapters.whole_file import write_whole
 from engine.torch_engine import TorchEngine
 from evaluation.base_cache import BaseCache
 from evaluation.retention import is_written
@@ -121,7 +122,7 @@ class Attribution:
         found = influences(self.pool, checkpoints, cosines)
         removed = self._removal(found, on_progress, out_of_time) if check else None
         done = Attributed(self.directory, checkpoints, found, removed, self.spec.queries, self.ground.not_measurable)
-        (self.directory / "attribution.json").write_text(json.dumps(done.as_dict(), indent=2))
+        write_whole(self.directory / "attribution.json", json.dumps(done.as_dict(), indent=2))
         return done
 
     @cached_property

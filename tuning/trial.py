@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from adapters.whole_file import write_whole
 from tuning.allocator import keep_freed_memory
 from tuning.objective import Check, ScaleScore, TrialScore, constraints, in_order
 from tuning.recipe import Recipe
@@ -71,9 +72,7 @@ def run(job: Job, report: Report) -> Outcome:
         outcome = Outcome(state="refused", reason=_sentence(error))
     else:
         outcome = _tried(job, ground, report, time.monotonic() - started)
-    part = job.directory / (RESULT + ".part")
-    part.write_text(outcome.model_dump_json(indent=2))
-    part.replace(job.directory / RESULT)
+    write_whole(job.directory / RESULT, outcome.model_dump_json(indent=2))
     return outcome
 
 

@@ -20,7 +20,7 @@ from evaluation.errors import DataError
 from evaluation.measure import Readings
 from evaluation.measures.wandering import revisitation, self_loop, unfaithful, written
 from evaluation.statistics import paired_change
-from evaluation.task import Example, Task, same_answer, trace_of
+from evaluation.task import Example, Task, is_right, trace_of
 from evaluation.tasks.generated import GeneratedTask
 
 LEAST_DEPTHS = 3
@@ -73,7 +73,7 @@ class SystematicSearch:
             [math.nan] * len(right) if reason else right,
             {
                 "depth": depths,
-                "answer_right": [float(same_answer(trace.answer, example.answer)) for example, trace in both],
+                "answer_right": [float(is_right(task, example, reply)) for example, reply in zip(examples, replies, strict=True)],
                 "step_validity": [check.validity for check in checks],
                 "answered": [float(check.answered) for check in checks],
                 "revisitation": [revisitation(trace.steps, example.steps) for example, trace in both],

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -16,9 +16,7 @@ from service.commands.subject import LOADED, Subject, load_subject
 from service.commands.workload import Workload
 
 if TYPE_CHECKING:
-    from evaluation.evaluate import Planned, Row
-    from evaluation.measure import Readings
-    from evaluation.statistics import PairedChange
+    from evaluation.evaluate import Paired, Planned, Row
 
 
 def evaluate(
@@ -109,29 +107,7 @@ def judged(subject: Subject, judge: tuple[str, str], items: int) -> Planned:
     return Planned(measure, subject.domain, subject.domain.examples("select", items), "report")
 
 
-class Shown(Protocol):
-    """What a row of the table is made of."""
-
-    @property
-    def base(self) -> Readings: ...
-
-    @property
-    def adapted(self) -> Readings: ...
-
-    @property
-    def change(self) -> PairedChange: ...
-
-    @property
-    def not_measurable(self) -> str: ...
-
-    @property
-    def unit(self) -> str: ...
-
-    @property
-    def summary(self) -> Mapping[str, float | None]: ...
-
-
-def show(rows: Sequence[Shown], title: str, console: Console | None = None) -> None:
+def show(rows: Sequence[Paired], title: str, console: Console | None = None) -> None:
     """The table, and below it what stands beside each row. Where no one looks at a terminal, lines are as long as they need."""
     console = console or Console()
     if not console.is_terminal:
@@ -145,7 +121,7 @@ def show(rows: Sequence[Shown], title: str, console: Console | None = None) -> N
 _WIDE = 160  # columns that the table takes
 
 
-def table(rows: Sequence[Shown], title: str) -> Table:
+def table(rows: Sequence[Paired], title: str) -> Table:
     """One row a measure and task."""
     made = Table(title=title, title_justify="left")
     for heading in ("task", "measure", "backbone", "adapted", "change", "95 % interval", "unit", "n"):
@@ -156,11 +132,11 @@ def table(rows: Sequence[Shown], title: str) -> Table:
             made.add_row(*named, *["-"] * 5, "0")
             continue
         numbers = (f"{row.base.mean:.3f}", f"{row.adapted.mean:.3f}", f"{change.mean:+.3f}")
-        made.add_row(*named, *numbers, f"[{change.low:+.3f}, {change.high:+.3f}]", row.unit, str(change.n))
+        made.add_row(*named, *numbers, f"[{change.low:+.3f}, {change.high:+.3f}]", row.adapted.unit, str(change.n))
     return made
 
 
-def beside(row: Shown) -> str:
+def beside(row: Paired) -> str:
     """Why nothing is measurable, and what the measure says beside the change; a dash where a number is undefined.
 
     A profile's own numbers stand though there is no change: dependence on soft thoughts, which no backbone has.

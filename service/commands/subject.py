@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from adapters.backbone import Backbone
     from engine.profile import Profile
     from engine.torch_engine import TorchEngine
+    from engine.twin import Precision
     from evaluation.base_cache import BaseCache
     from evaluation.task import Task
 
@@ -35,6 +36,7 @@ class Subject:
     cache: BaseCache  # of the backbone's readings
     adapted_cache: BaseCache
     home: Path
+    precision: Precision = "float32"
 
     def measurable(self, *also: str) -> tuple[list[Task], dict[str, str]]:
         """The protected tasks, and others, that the backbone can do; for the rest, by name, why not."""
@@ -43,16 +45,22 @@ class Subject:
 
         families = [task_named(name) for name in dict.fromkeys((*self.protected, *also))]
         cache = self.home / "cache"
-        if fresh := [family.name for family in families if stored_admission(self.backbone, family, cache) is None]:
+        known = {family.name: stored_admission(self.backbone, family, cache, precision=self.precision) for family in families}
+        if fresh := [name for name, found in known.items() if found is None]:
             told = "trying once what this backbone can do, with and without damage; a minute or more each"
             print(f"{told}: {', '.join(fresh)}", file=sys.stderr)
-        found = admissions(self.engine, self.backbone, families, cache)
+        found = admissions(self.engine, self.backbone, families, cache, precision=self.precision)
         kept = [family for family in families if found[family.name].admitted]
         return kept, {family.name: "; ".join(found[family.name].reasons) for family in families if family not in kept}
 
 
 def load_subject(
-    named: str, domain: str | None, backbone_name: str | None, home: Path | None, tracking_uri: str | None
+    named: str,
+    domain: str | None,
+    backbone_name: str | None,
+    home: Path | None,
+    tracking_uri: str | None,
+    precision: Precision = "float32",
 ) -> Subject:
     """A published release or a directory of adapter files, on the backbone that it was fitted on."""
     from adapters.backbone import Backbone
@@ -72,11 +80,12 @@ def load_subject(
             f"{named} was fitted on backbone {manifest.backbone.name} ({manifest.backbone.fingerprint[:12]}), but "
             f"{backbone.name} is {backbone.fingerprint[:12]}. Leave out --backbone, or fit the recipe again on this one."
         )
-    engine = TorchEngine(backbone, max_rows=64)
+    engine = TorchEngine(backbone, max_rows=64, precision=precision)
     engine.load(LOADED, profile)
     if manifest is not None and domain is None:
         check_tasks(manifest, named)
     protected = recipe.get("protected")
+    computed = str(backbone.dtype) if precision == "float32" else precision
     return Subject(
         named,
         profile,
@@ -84,9 +93,10 @@ def load_subject(
         engine,
         task_named(domain or str(recipe.get("domain", "icd10"))),
         tuple(map(str, protected)) if isinstance(protected, list) else REASONING_FAMILIES,
-        BaseCache(place / "cache" / "base", str(backbone.dtype)),
-        BaseCache(place / "cache" / "adapted", str(backbone.dtype), directory_digest(directory)),
+        BaseCache(place / "cache" / "base", computed),
+        BaseCache(place / "cache" / "adapted", computed, directory_digest(directory)),
         place,
+        precision,
     )
 
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from service.clock import clock
 from service.commands.subject import LOADED, Subject
 from service.pace import Pace
-from service.sweep_view import clock
 
 if TYPE_CHECKING:
     from evaluation.evaluate import Planned
