@@ -137,7 +137,16 @@ def test_left_out_rows_are_the_worst_the_best_and_random_ones_of_the_same_length
     assert mean(left_out(WORST, 0)) < -0.35 and mean(left_out(BEST, 0)) > 0.35
     assert left_out(WORST, 0) == left_out(WORST, 1) and left_out(RANDOM, 0) != left_out(RANDOM, 1)
     for bucket in length_buckets(found):
-        assert {len(set(bucket) & set(left_out(name, 0))) for name in (WORST, RANDOM, BEST)} == {2}
+        assert len({len(set(bucket) & set(left_out(name, 0))) for name in (WORST, RANDOM, BEST)}) == 1
+
+
+def test_the_worst_are_left_out_even_where_all_of_them_are_short() -> None:
+    found = [Influence(str(n), 5 + n, 0.1, {"boxes": -0.5 if n < 10 else 0.01 * n}) for n in range(100)]
+    made = {arm.name: arm for arm in arms(TASKS["arithmetic"].examples("train", 100), found, 0.1, SFTSpec(), [0])}
+    examples = TASKS["arithmetic"].examples("train", 100)
+    assert made[WORST].examples == examples[10:]
+    for name in (RANDOM, BEST):  # from the same bucket of length
+        assert made[name].examples[-80:] == examples[20:] and made[name].examples != made[WORST].examples
 
 
 def test_a_share_that_leaves_nothing_out_is_refused() -> None:

@@ -1,8 +1,9 @@
 """The removal experiment: is reasoning kept when the rows that influence names as costly are left out?
 
 Without it, influence is the alignment of gradients and no more. The recipe is fitted again without the worst tenth of its rows,
-without the best tenth and without a random tenth, several seeds each and with the same number of steps, and read on items that no
-query held. All three are drawn from within buckets of like length, so that no arm is left with longer rows than another.
+without a random tenth and without the best, several seeds each and with the same number of steps, and read on items that no
+query held. The random and the best ones are drawn from the buckets of like length that the worst lie in, as many from each, so
+that no arm is left with longer rows than another; and where length is all that the scores see, random rows do the same.
 """
 
 from __future__ import annotations
@@ -34,16 +35,16 @@ def arms(
     examples: Sequence[Example], found: Sequence[Influence], share: float, method: SFTSpec, seeds: Iterable[int]
 ) -> list[Arm]:
     """All three under the first seed, then under the next. Random rows are drawn anew for each seed; the others are the same."""
-    buckets = length_buckets(found)
-    by_cost = [sorted(bucket, key=lambda index: found[index].retention) for bucket in buckets]
-    worst = {index for bucket in by_cost for index in bucket[: _count(bucket, share)]}
-    best = {index for bucket in by_cost for index in bucket[len(bucket) - _count(bucket, share) :]}
+    by_cost = sorted(range(len(found)), key=lambda index: found[index].retention)
+    worst = set(by_cost[: round(len(found) * share)])
+    buckets = [(bucket, len(worst.intersection(bucket))) for bucket in length_buckets(found)]
+    best = {index for bucket, count in buckets for index in [one for one in by_cost if one in bucket][len(bucket) - count :]}
     if not worst:
         raise BadRecipe(f"A share of {share:g} of {len(found)} rows is none. Attribute more rows, or leave out a larger share.")
     made = []
     for seed in seeds:
         rng = random.Random(f"removal/{seed}")
-        drawn = {index for bucket in buckets for index in rng.sample(bucket, _count(bucket, share))}
+        drawn = {index for bucket, count in buckets for index in rng.sample(bucket, count)}
         for name, left_out in ((WORST, worst), (RANDOM, drawn), (BEST, best)):
             kept = [example for index, example in enumerate(examples) if index not in left_out]
             made.append(Arm(name, seed, kept, method))
@@ -111,10 +112,6 @@ class Removal:
             "chains_against_random": {name: found.as_dict() for name, found in self.chains.items()},
             "said": self.sentence(),
         }
-
-
-def _count(bucket: Sequence[int], share: float) -> int:
-    return round(len(bucket) * share)
 
 
 def _dicts(found: dict[str, dict[str, Contrast]]) -> dict[str, dict[str, dict[str, Any]]]:
