@@ -28,7 +28,8 @@ from tuning.recipe import Recipe
 WORST, RANDOM, BEST = "without the worst", "without random rows", "without the best"
 NAMES = (WORST, RANDOM, BEST)
 NUM_BUCKETS = 5
-ALIGNMENT, CONFIRMED, REFUTED = "gradient alignment", "removal experiment", "gradient alignment, not borne out by removal"
+ALIGNMENT, CONFIRMED = "gradient alignment", "removal experiment"
+UNDECIDED, REFUTED = "gradient alignment, removal undecided", "gradient alignment, refuted by removal"
 
 
 def arms(
@@ -79,6 +80,7 @@ class Removal:
     against_backbone: dict[str, dict[str, Contrast]]  # by arm, then by `measure/task`
     against_random: dict[str, dict[str, Contrast]]
     chains: dict[str, Contrast]  # against random, the chains of all written families together
+    cost: Contrast  # on the same chains, the fit without random rows against the backbone: what there is to keep
 
     @classmethod
     def of(cls, found: Sequence[ArmReadings], plan: Sequence[Planned]) -> Removal:
@@ -88,30 +90,47 @@ class Removal:
             {name: {key: contrast(found, name, BACKBONE, [key]) for key in keys} for name in NAMES},
             {name: {key: contrast(found, name, RANDOM, [key]) for key in keys} for name in (WORST, BEST)},
             {name: contrast(found, name, RANDOM, chains) for name in (WORST, BEST)},
+            contrast(found, RANDOM, BACKBONE, chains),
         )
 
     @property
     def evidence(self) -> str:
-        """Confirmed where leaving the worst out kept more than leaving random rows out, beyond chance and in every seed."""
-        return CONFIRMED if self.chains[WORST].is_gain else REFUTED
+        """Confirmed where leaving the worst out kept more than leaving random rows out, beyond chance and in every seed.
+
+        Refuted where it kept less beyond chance; else undecided: a few fits differ by their seeds alone as much as by their rows.
+        """
+        worst = self.chains[WORST]
+        return CONFIRMED if worst.is_gain else REFUTED if worst.change.high < 0 else UNDECIDED
 
     def sentence(self) -> str:
-        change = self.chains[WORST].change
-        told = f"{change.mean:+.4f} [{change.low:+.4f}, {change.high:+.4f}] nats per token of the protected chains"
+        worst = self.chains[WORST]
+        told = f"{_interval(worst)} nats per token of the protected chains"
         if self.evidence == CONFIRMED:
             return f"Leaving the worst rows out instead of random ones kept {told}, in every seed: these rows cost reasoning."
-        return (
-            f"Leaving the worst rows out instead of random ones changed {told}, which is not a gain beyond chance in every seed: "
-            "read the scores as gradient alignment only."
+        if self.evidence == REFUTED:
+            return f"Leaving the worst rows out instead of random ones lost {told}: the scores do not hold for this fit."
+        kept, seeds = sum(mean > 0 for mean in worst.by_seed), len(worst.by_seed)
+        said = (
+            f"Leaving the worst rows out instead of random ones changed {told}, more kept in {kept} of {seeds} seeds, which "
+            "decides nothing: read the scores as gradient alignment only."
         )
+        if not self.cost.is_loss:
+            return f"{said} The fit itself changed these chains by {_interval(self.cost)}: no clear loss to blame rows for."
+        return f"{said} More --seeds narrow the interval; what is fitted already is kept."
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "against_backbone": _dicts(self.against_backbone),
             "against_random": _dicts(self.against_random),
             "chains_against_random": {name: found.as_dict() for name, found in self.chains.items()},
+            "chains_against_backbone": self.cost.as_dict(),
+            "evidence": self.evidence,
             "said": self.sentence(),
         }
+
+
+def _interval(found: Contrast) -> str:
+    return f"{found.change.mean:+.4f} [{found.change.low:+.4f}, {found.change.high:+.4f}]"
 
 
 def _dicts(found: dict[str, dict[str, Contrast]]) -> dict[str, dict[str, dict[str, Any]]]:
