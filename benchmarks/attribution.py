@@ -78,7 +78,7 @@ def main() -> None:
             save_row(file, {"setting": setting, "commit": commit()} | attributed(recipe, setting, args.runs))
         rows.append(json.loads(file.read_text()))
         print(json.dumps(rows[-1]), flush=True)
-    method, sizes = recipe.method, recipe.evaluation
+    method, sizes = recipe.sft, recipe.evaluation
     scored = ["damaged rows", "below all others", "below whole ones of the same tasks", "among the worst tenth", "commit"]
     fitted = ["damaged rows", "fit", "against the backbone", "against random rows", "by seed", "domain, against random"]
     body = [
@@ -157,7 +157,7 @@ def removal(attribution: Attribution, found: Attributed, mixed: Mixed) -> dict[s
     recipe, worst = attribution.recipe, {one.row for one in found.worst[: round(ROWS * SHARE)]}
     kept = [row for row in mixed.rows if row.id not in mixed.damaged]
     is_new = bool(mixed.damaged) and mixed.damaged != worst
-    arms = [Arm(DAMAGED, seed, kept, recipe.method) for seed in range(SEEDS)] if is_new else []
+    arms = [Arm(DAMAGED, seed, kept, recipe.sft) for seed in range(SEEDS)] if is_new else []
     read = attribution.bench.run(arms, told)
     assert finished(read, arms)
     keys = [f"chain_likelihood/{name}" for name in attribution.families]

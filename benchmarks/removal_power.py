@@ -93,7 +93,7 @@ def read(backbone: Backbone, setting: Setting, runs: Path) -> dict[str, Any]:
     found = attribution.run()
     assert found is not None and found.removal is not None
     kept = [row for row in mixed.rows if row.id not in mixed.damaged]
-    arms = [Arm(DAMAGED, seed, kept, recipe.method) for seed in range(setting.seeds)] if mixed.damaged else []
+    arms = [Arm(DAMAGED, seed, kept, recipe.sft) for seed in range(setting.seeds)] if mixed.damaged else []
     stored = [one for one in attribution.bench.run(arms) if one.name == BACKBONE or one.seed < setting.seeds]
     scores = [[one.retention for one in found.influences if (one.row in mixed.damaged) == is_in] for is_in in (True, False)]
     return {

@@ -12,10 +12,14 @@ from adapters.backbone import Backbone
 from adapters.files import new_adapter
 from adapters.lora import LoRA, LoRASpec
 from adapters.softcot import SoftCoTSpec
+from evaluation.errors import DataError
 from evaluation.task import Example
 from tuning.batches import collate, endless_batches, rows_of
 from tuning.errors import Diverged
-from tuning.methods.sft import SFT, SFTSpec, label_logits
+from tuning.loop import OnStep
+from tuning.methods.method import Fit
+from tuning.methods.sft import SFT, SFTSpec
+from tuning.methods.supervised import label_logits, token_loss
 
 EXAMPLES = [
     Example(id=str(n), question=f"What comes after {n}?", answer=str(n + 1), rationale=f"{n} + 1 = {n + 1}", group=str(n))
@@ -137,3 +141,58 @@ def test_a_fitted_adapter_saved_and_loaded_answers_the_same(backbone: Backbone, 
             return out
 
     assert torch.allclose(logits(Stack(adapters)), logits(Stack(again.adapters)), atol=1e-5)
+
+
+def test_a_fit_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuning.loop.CHECKPOINT_S", 0.0)
+    spec, seen = SFTSpec(steps=6, batch_size=3, kl_weight=0.1), []
+
+    def fitted(directory: Path, on_step: OnStep | None = None) -> tuple[Fit, dict[str, torch.Tensor]]:
+        lora = LoRA(LoRASpec(rank=4, dropout=0.1))
+        return SFT(spec).fit(backbone, [lora], EXAMPLES, on_step, directory=directory), lora.tensors()
+
+    def kill(step: int, steps: int, loss: float) -> None:
+        if step == 4:
+            raise KeyboardInterrupt
+
+    whole, at_once = fitted(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fitted(tmp_path / "killed", kill)
+    resumed, in_two = fitted(tmp_path / "killed", lambda step, steps, loss: seen.append(step))
+    assert seen == [4, 5, 6]
+    assert (resumed.losses, resumed.kl, resumed.num_tokens) == (whole.losses, whole.kl, whole.num_tokens)
+    assert all(torch.equal(at_once[key], in_two[key]) for key in at_once)
+
+
+def test_a_checkpoint_of_another_fit_is_not_taken(backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tuning.loop.CHECKPOINT_S", 0.0)
+    seen: list[int] = []
+
+    def note(step: int, steps: int, loss: float) -> None:
+        seen.append(step)
+
+    for rate in (1e-3, 2e-3):
+        spec = SFTSpec(steps=2, batch_size=3, learning_rate=rate)
+        SFT(spec).fit(
+            backbone, [LoRA(LoRASpec(rank=4))], EXAMPLES, lambda step, steps, loss: seen.append(step), directory=tmp_path
+        )
+    assert seen == [1, 2, 1, 2]
+
+
+def test_dft_weighs_each_token_by_its_own_probability() -> None:
+    logits_NV, labels_N = torch.tensor([[2.0, 0.0], [0.0, 1.0]], requires_grad=True), torch.tensor([0, 0])
+    nll_N = torch.nn.functional.cross_entropy(logits_NV, labels_N, reduction="none")
+    expected = (nll_N * nll_N.neg().exp().detach()).sum()
+    got = token_loss(logits_NV, labels_N, "dft")
+    assert torch.allclose(got, expected)
+    gradient = torch.autograd.grad(got, logits_NV, retain_graph=True)[0]
+    plain = torch.autograd.grad(nll_N.sum(), logits_NV)[0]
+    assert torch.allclose(gradient, plain * nll_N.detach().neg().exp()[:, None])
+
+
+def test_a_row_longer_than_the_backbone_reads_is_named_with_the_way_out(backbone: Backbone) -> None:
+    long = Example(id="long", question="word " * 3000, answer="1", rationale="", group="a")
+    with pytest.raises(DataError, match=r"1 of 7 rows do not; the first has \d+ and \d+. Shorten"):
+        SFT(SFTSpec(steps=1)).fit(backbone, [LoRA(LoRASpec(rank=4))], [*EXAMPLES, long])

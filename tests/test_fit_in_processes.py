@@ -27,7 +27,11 @@ def fit(backbone_directory: str, batch_size: int, directory: Path) -> None:
     # Of uneven lengths, so that a mean of the processes' means would be another gradient.
     examples = [
         Example(
-            id=str(n), question=f"What comes after {n}?", answer=str(n + 1), rationale=f"{n} + 1 = {n + 1}\n" * n, group=str(n)
+            id=str(n),
+            question=f"What comes after {n}?",
+            answer=str(n + 1),
+            rationale=f"{n} + 1 = {n + 1}\n" * (n + 1),
+            group=str(n),
         )
         for n in range(6)
     ]

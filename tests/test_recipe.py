@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Literal
 
+import optuna
 import pytest
 
+from adapters.spec import Choices, Range
 from tuning.errors import BadRecipe
+from tuning.methods import METHODS
+from tuning.methods.method import MethodSpec
+from tuning.methods.sft import SFT
 from tuning.recipe import Recipe, search_marks
-from tuning.space import defaults, is_active
+from tuning.space import defaults, is_active, suggest
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -81,14 +87,14 @@ def test_the_digest_follows_every_value() -> None:
 
 
 def test_every_searchable_field_has_a_default_inside_its_range() -> None:
-    recipe = Recipe(name="x", domain="icd10", search=tuple(search_marks()), adapter={"kind": "lora+softcot"})
-    assert set(defaults(recipe)) == set(search_marks())
+    recipe = Recipe(name="x", domain="icd10", search=tuple(search_marks("sft")), adapter={"kind": "lora+softcot"})
+    assert set(defaults(recipe)) == set(search_marks("sft"))
 
 
 def test_fields_of_a_kind_that_is_not_fitted_play_no_part() -> None:
-    assert is_active("adapter.lora.rank", "lora+softcot")
-    assert not is_active("adapter.lora.rank", "softcot")
-    assert is_active("method.steps", "softcot")
+    assert is_active("adapter.lora.rank", "lora+softcot", "sft")
+    assert not is_active("adapter.lora.rank", "softcot", "sft")
+    assert is_active("method.steps", "softcot", "sft")
 
 
 @pytest.mark.parametrize(
@@ -130,3 +136,65 @@ def test_a_number_that_is_not_finite_is_refused(field: str, value: float) -> Non
 def test_recipes_have_names_of_their_own_so_that_each_can_be_swept_in_one_home() -> None:
     names = [Recipe.load(file).name for file in (Path(__file__).parent.parent / "recipes").glob("*.toml")]
     assert len(set(names)) == len(names) > 1
+
+
+class OtherSpec(MethodSpec):
+    name: Literal["other"] = "other"
+    pull: Annotated[float, Range(0.1, 2.0)] = 0.5
+
+
+class Other(SFT):
+    """Trains soft thoughts alone, and has neither a target nor a prompt to search."""
+
+    spec_type = OtherSpec
+    kinds = frozenset({"softcot"})
+
+
+@pytest.fixture
+def other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "other", Other)
+
+
+BOTH = ("method.name", "adapter.kind", "method.target", "method.pull", "method.learning_rate", "adapter.lora.rank")
+
+
+@pytest.mark.usefixtures("other")
+def test_a_recipe_names_its_method_and_a_fault_in_it_has_its_place(tmp_path: Path) -> None:
+    recipe = Recipe.load(written(tmp_path, '[method]\nname = "other"\npull = 1.5\n[adapter]\nkind = "softcot"\n'))
+    assert isinstance(recipe.method, OtherSpec) and recipe.method.pull == 1.5
+    assert recipe.search == ("method.learning_rate", "method.steps", "adapter.lora.rank")
+    with pytest.raises(BadRecipe, match=r"method.name is one of sft, .*other, but got 'sfd'"):
+        Recipe.load(written(tmp_path, '[method]\nname = "sfd"\n'))
+    with pytest.raises(BadRecipe, match="'method.target' is not a key of a recipe"):
+        Recipe.load(written(tmp_path, '[method]\nname = "other"\ntarget = "answer"\n'))
+    with pytest.raises(BadRecipe, match="'other' trains softcot, but adapter.kind is 'lora'"):
+        Recipe.load(written(tmp_path, '[method]\nname = "other"\n'))
+
+
+@pytest.mark.usefixtures("other")
+def test_another_method_keeps_what_was_written_and_takes_a_kind_that_it_can_train() -> None:
+    recipe = Recipe(name="x", domain="icd10", method={"learning_rate": 1e-4, "target": "rationale"}, search=BOTH)
+    moved = recipe.with_values({"method.name": "other"})
+    assert (moved.method.name, moved.method.learning_rate, moved.adapter.kind) == ("other", 1e-4, "softcot")
+    assert moved.with_values({"method.seed": 3}).method == moved.method.model_copy(update={"seed": 3})
+    assert Recipe(**moved.model_dump()) == moved
+
+
+@pytest.mark.usefixtures("other")
+def test_a_sweep_over_methods_draws_of_each_what_it_has() -> None:
+    recipe = Recipe(name="x", domain="icd10", search=BOTH, ranges={"method.name": ("sft", "other")})
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    drawn = [suggest(study.ask(), recipe) for _ in range(20)]
+    fields = {values["method.name"]: values.keys() for values in drawn}
+    assert fields["other"] == {"method.name", "method.pull", "method.learning_rate"}
+    assert {"method.name", "adapter.kind", "method.target", "method.learning_rate"} <= fields["sft"]
+    assert all(recipe.with_values(dict(values)).method.name == values["method.name"] for values in drawn)
+
+
+def test_what_two_methods_search_under_one_name_has_the_same_options() -> None:
+    known: dict[str, set[object]] = {}
+    for name in METHODS:
+        for field, mark in search_marks(name).items():
+            if isinstance(mark, Choices):
+                known.setdefault(field, set()).add(mark.options)
+    assert all(len(options) == 1 for options in known.values())

@@ -18,7 +18,7 @@ from toy_engine import Mind
 
 from adapters.backbone import Backbone
 from registry.tracking import Tracking
-from tuning.candidates import candidate_to_publish, stored_candidates
+from tuning.candidates import DIRECTORY_KEY, candidate_to_publish, stored_candidates
 from tuning.errors import BadRecipe, NothingToPublish, StudyMismatch, SweepRefused, SweepStopped
 from tuning.isolation import ChildDied, run_isolated
 from tuning.objective import POOLED, ScaleScore, constraints, in_order, tolerance
@@ -171,6 +171,8 @@ def test_trial_after_trial_that_dies_stops_the_sweep_with_its_reason_in_every_ru
         sweep.run(study, lambda event: None)
     ended = study.get_trials(states=(TrialState.FAIL,))
     assert [trial.user_attrs.get("tries", 0) for trial in ended] == [0, 1, 0]
+    first, retried, other = (trial.user_attrs[DIRECTORY_KEY] for trial in ended)
+    assert first == retried != other  # where the checkpoint of its fit is
     parent, children = parent_of(sweep), children_of(sweep)
     assert parent.info.status == "FAILED" and "3 trials in a row" in parent.data.tags["failure"]
     assert len(children) == 3

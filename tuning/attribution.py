@@ -126,12 +126,12 @@ class Attribution:
 
     @cached_property
     def examples(self) -> Sequence[Example]:
-        method = self.recipe.method
+        method = self.recipe.sft
         return self.ground.examples[: self.spec.rows or method.steps * method.batch_size]
 
     @cached_property
     def pool(self) -> Pool:
-        method = self.recipe.method
+        method = self.recipe.sft
         rows = rows_of(self.ground.backbone, self.examples, method.target, method.prompt, method.trace_loss)
         return Pool([example.id for example in self.examples], rows)
 
@@ -147,19 +147,19 @@ class Attribution:
 
     def _refuse_what_cannot_end(self, check: bool) -> None:
         if check:
-            removal.check_removable(self.recipe.method)
+            removal.check_removable(self.recipe.sft)
             if not any(is_written(task_named(name)) for name in self.families):
                 raise SweepRefused(
                     f"The removal experiment reads written chains, but of {', '.join(self.recipe.protected)} none is both "
                     "written and measurable on this backbone. Protect one that is, or pass --no-check."
                 )
-        checkpoint_steps(self.recipe.method.steps, self.spec.checkpoints)
+        checkpoint_steps(self.recipe.sft.steps, self.spec.checkpoints)
 
     def _checkpoints(self, on_progress: Progress) -> list[Checkpoint]:
-        steps = checkpoint_steps(self.recipe.method.steps, self.spec.checkpoints)
+        steps = checkpoint_steps(self.recipe.sft.steps, self.spec.checkpoints)
         files = [self.directory / f"checkpoint-{step}.safetensors" for step in steps]
         if not all(file.is_file() for file in files):
-            recorder, method = Recorder(steps), self.recipe.method
+            recorder, method = Recorder(steps), self.recipe.sft
             METHODS[method.name](method).fit(
                 self.ground.backbone,
                 new_adapters(self.recipe),
@@ -217,6 +217,6 @@ class Attribution:
         return Bench(self.recipe, backbone, engine, plan, cache, Journal(self.directory / f"removal-{self.spec.share:g}.jsonl"))
 
     def _removal(self, found: Sequence[Influence], on_progress: Progress, out_of_time: Callable[[], bool]) -> Removal | None:
-        arms = removal.arms(self.examples, found, self.spec.share, self.recipe.method, range(self.spec.seeds))
+        arms = removal.arms(self.examples, found, self.spec.share, self.recipe.sft, range(self.spec.seeds))
         read = self.bench.run(arms, on_progress, out_of_time)
         return Removal.of(read, self.bench.plan) if finished(read, arms) else None

@@ -16,7 +16,7 @@ from adapters.adapter import Adapter, Stack
 from adapters.backbone import Backbone
 from adapters.errors import DamagedAdapter
 from tuning.errors import BadRecipe
-from tuning.methods.sft import quick_backward
+from tuning.loop import quick_backward
 
 LEAST = 2  # where a fit has ended, the gradients of what it learnt have vanished: one look is not enough
 

@@ -7,19 +7,31 @@ import json
 import re
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from adapters.lora import LoRASpec
 from adapters.softcot import SoftCoTSpec
 from adapters.spec import Choices, Range, Spec
 from registry.names import checked_name
 from tuning.errors import BadRecipe
+from tuning.methods import METHODS
+from tuning.methods.method import MethodSpec
 from tuning.methods.sft import SFTSpec
 
 Kind = Literal["lora", "softcot", "lora+softcot"]
 KINDS: tuple[Kind, ...] = ("lora", "softcot", "lora+softcot")
+METHOD_NAME = "method.name"
+USUAL_SEARCH = (
+    "adapter.kind",
+    "method.learning_rate",
+    "method.steps",
+    "method.target",
+    "method.prompt",
+    "method.kl_weight",
+    "adapter.lora.rank",
+)
 REASONING_FAMILIES = ("arithmetic", "word_problem", "boxes", "deduction", "ordering", "calendar", "kinship")
 
 
@@ -86,16 +98,8 @@ class Recipe(Spec):
     domain: str  # a built-in task, or the path of a task's TOML
     protected: tuple[str, ...] = Field(default=(*REASONING_FAMILIES, "grammar", "text"), min_length=1)
     adapter: AdapterRecipe = AdapterRecipe()
-    method: SFTSpec = SFTSpec()
-    search: tuple[str, ...] = (
-        "adapter.kind",
-        "method.learning_rate",
-        "method.steps",
-        "method.target",
-        "method.prompt",
-        "method.kl_weight",
-        "adapter.lora.rank",
-    )
+    method: SerializeAsAny[MethodSpec] = SFTSpec()
+    search: tuple[str, ...] = Field(default_factory=lambda values: _usual_search(values))
     ranges: dict[str, tuple[float, float] | tuple[str, ...]] = {}  # narrower than the spec's own
     start: tuple[dict[str, str | int | float], ...] = ()  # points tried after the recipe's own; fields left out keep its values
     study: StudyRecipe = StudyRecipe()
@@ -112,14 +116,26 @@ class Recipe(Spec):
             )
         return value
 
+    @field_validator("method", mode="before")
+    @classmethod
+    def _of_its_method(cls, value: object) -> object:
+        """The table as the spec of the method that it names; sft where it names none."""
+        if not isinstance(value, dict):
+            return value
+        name = value.get("name", "sft")
+        if name not in METHODS:
+            raise ValueError(f"method.name is one of {', '.join(METHODS)}, but got {name!r}.")
+        return METHODS[name].spec_type(**value)
+
     @model_validator(mode="after")
     def _search_is_known(self) -> Recipe:
-        known = search_marks()
+        known = {field for method in self.methods() for field in search_marks(method)}
         for field in (*self.search, *self.ranges):
             if field not in known:
                 raise ValueError(
                     f"search and ranges name searchable fields, but {field!r} is none. Known: {', '.join(sorted(known))}."
                 )
+        METHODS[self.method.name].check_kind(self.adapter.kind)
         if len(set(self.protected)) < len(self.protected) or self.domain in self.protected:
             raise ValueError(
                 f"protected names each task once and never the domain, but got {list(self.protected)} and {self.domain!r}."
@@ -137,11 +153,29 @@ class Recipe(Spec):
                     f"Protected: {', '.join(self.protected)}."
                 )
         for field, bounds in self.ranges.items():
-            _check_range(field, known.get(field), bounds)
+            for method in self.methods():
+                if field in search_marks(method):
+                    _check_range(field, search_marks(method)[field], bounds)
         for field in (*self.ranges, *(field for point in self.start for field in point)):
             if field not in self.search:
                 raise ValueError(f"ranges and start name searched fields, but {field!r} is not in search. Add it there.")
         return self
+
+    @property
+    def sft(self) -> SFTSpec:
+        """The method of a study that prepares its rows itself, and so fits them as they stand."""
+        if not isinstance(self.method, SFTSpec):
+            raise BadRecipe(
+                f"What fits prepared rows takes a recipe of the method 'sft', but this one's is {self.method.name!r}. "
+                'Set method.name = "sft".'
+            )
+        return self.method
+
+    def methods(self) -> tuple[str, ...]:
+        """The method's name; where it is searched, all that may be drawn."""
+        if METHOD_NAME not in self.search:
+            return (self.method.name,)
+        return tuple(str(name) for name in self.ranges.get(METHOD_NAME, tuple(METHODS)))
 
     @classmethod
     def load(cls, file: Path) -> Recipe:
@@ -156,13 +190,23 @@ class Recipe(Spec):
             raise BadRecipe(f"{file}: {in_one_sentence(error)}") from error
 
     def with_values(self, values: dict[str, object]) -> Recipe:
-        """The recipe with dotted fields replaced, validated again."""
-        tree = self.model_dump()
+        """The recipe with dotted fields replaced, validated again.
+
+        Another method keeps what was written for the one before, as far as it has such fields, and a kind that it can train.
+        """
+        tree = self.model_dump(exclude_unset=True)
+        tree.setdefault("method", {})["name"] = self.method.name
+        method = METHODS[str(values.get(METHOD_NAME, self.method.name))]
+        if method.spec_type is not type(self.method):
+            written, known = tree["method"].items(), method.spec_type.model_fields.keys() - {"name"}
+            tree["method"] = {key: value for key, value in written if key in known}
+        if "adapter.kind" not in values and not method.trains(self.adapter.kind):
+            tree.setdefault("adapter", {})["kind"] = next(kind for kind in KINDS if method.trains(kind))
         for dotted, value in values.items():
             *parents, leaf = dotted.split(".")
             place = tree
             for parent in parents:
-                place = place[parent]
+                place = place.setdefault(parent, {})
             place[leaf] = value
         try:
             return Recipe(**tree)
@@ -171,6 +215,13 @@ class Recipe(Spec):
 
     def digest(self) -> str:
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+def _usual_search(values: dict[str, Any]) -> tuple[str, ...]:
+    """What is searched where the recipe does not say, as far as its method has it."""
+    method = values.get("method")
+    known = search_marks(method.name) if isinstance(method, MethodSpec) else ()
+    return tuple(field for field in USUAL_SEARCH if field in known)
 
 
 def _beside(file: Path, value: object) -> object:
@@ -192,10 +243,13 @@ def _check_range(field: str, mark: Range | Choices | None, bounds: tuple[float, 
             raise ValueError(f"ranges.{field} is [low, high] inside [{mark.low:g}, {mark.high:g}], but got {list(bounds)}.")
 
 
-def search_marks() -> dict[str, Range | Choices]:
-    """Every searchable field of a recipe, by dotted name; the marks stand in the specs."""
-    marks: dict[str, Range | Choices] = {"adapter.kind": Choices(KINDS)}
-    for prefix, spec in (("adapter.lora", LoRASpec), ("adapter.softcot", SoftCoTSpec), ("method", SFTSpec)):
+def search_marks(method: str) -> dict[str, Range | Choices]:
+    """Every searchable field of a recipe of that method, by dotted name; the marks stand in the specs."""
+    marks: dict[str, Range | Choices] = {METHOD_NAME: Choices(tuple(METHODS))}
+    kinds = tuple(kind for kind in KINDS if METHODS[method].trains(kind))
+    if kinds == KINDS:
+        marks["adapter.kind"] = Choices(KINDS)
+    for prefix, spec in (("adapter.lora", LoRASpec), ("adapter.softcot", SoftCoTSpec), ("method", METHODS[method].spec_type)):
         marks.update({f"{prefix}.{name}": mark for name, mark in spec.search_space().items()})
     return marks
 

@@ -79,8 +79,9 @@ class Records:
         self.tracking.log_params(run_id, flat(chosen))
         self.tracking.set_tags(run_id, {"data_digest": outcome.data_digest, "recipe_digest": recipe.digest()})
         if outcome.state == "complete":
-            for step, loss in enumerate(outcome.fit["losses"]):
-                self.tracking.log_metrics(run_id, {"fit/loss": loss}, step=step)
+            for name, values in outcome.fit["numbers"].items():
+                for step, value in enumerate(values):
+                    self.tracking.log_metrics(run_id, {f"fit/{name}": value}, step=step)
             self.tracking.log_metrics(run_id, trial_metrics(outcome))
         else:
             self.tracking.set_tags(run_id, {"failure": outcome.reason[:5000]})
@@ -106,7 +107,8 @@ def trial_metrics(outcome: Outcome) -> dict[str, float]:
         "kl/forward": score["forward_kl"],
         "feasible": float(score["feasible"]),
         "memory/peak_mib": outcome.peak_memory_mib,
-        "fit/tokens_per_s": outcome.fit["tokens_per_s"],
+        **{f"fit/{name}": outcome.fit[name] for name in ("tokens_per_s", "num_tokens", "num_generated")},
+        **{f"fit/{name}": value for name, value in outcome.fit["counts"].items()},
         **{f"retention/chain/{family}": value for family, value in chosen["chain_changes"].items()},
         **{f"retention/written/{family}": value for family, value in score["generated_changes"].items()},
         **{f"constraint/{family}": value for family, value in score["constraints"].items()},

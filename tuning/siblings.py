@@ -27,9 +27,12 @@ def sibling(subject: Subject, backbone: Backbone, number: int, home: Path, on_st
     if (directory / MANIFEST).is_file():
         return Subject(name, directory, verify(directory))
     recipe = reseeded(subject.recipe, number)
-    examples = training_examples(recipe, task_named(recipe.domain))
+    task = task_named(recipe.domain)
+    examples = training_examples(recipe, task)
     adapters = tuple(new_adapter(getattr(recipe.adapter, kind)) for kind in recipe.adapter.kind.split("+"))
-    METHODS[recipe.method.name](recipe.method).fit(backbone, adapters, examples, lambda step, steps, loss: on_step(step / steps))
+    METHODS[recipe.method.name](recipe.method).fit(
+        backbone, adapters, examples, lambda step, steps, loss: on_step(step / steps), task=task
+    )
     scale = subject.manifest.profile.scale
     part = directory.with_name(f"{directory.name}.part")
     part.mkdir(parents=True, exist_ok=True)

@@ -5,20 +5,22 @@ from __future__ import annotations
 import optuna
 
 from adapters.spec import Choices, Range
-from tuning.recipe import Recipe, search_marks
+from tuning.recipe import METHOD_NAME, Recipe, search_marks
 
 Value = str | int | float | bool
 
 
-def is_active(field: str, kind: str) -> bool:
-    """A field of an adapter kind plays a part only when that kind is fitted."""
+def is_active(field: str, kind: str, method: str) -> bool:
+    """A field of an adapter kind plays a part only when that kind is fitted, one of a method only in a method that has it."""
     parts = field.split(".")
-    return parts[0] != "adapter" or len(parts) == 2 or parts[1] in kind.split("+")
+    if parts[0] == "adapter" and len(parts) > 2 and parts[1] not in kind.split("+"):
+        return False
+    return field in search_marks(method)
 
 
-def narrowed(recipe: Recipe, field: str) -> Range | Choices:
+def narrowed(recipe: Recipe, field: str, method: str) -> Range | Choices:
     """The spec's range, or the recipe's narrower one."""
-    mark, given = search_marks()[field], recipe.ranges.get(field)
+    mark, given = search_marks(method)[field], recipe.ranges.get(field)
     if given is None:
         return mark
     if isinstance(mark, Choices):
@@ -30,21 +32,19 @@ def narrowed(recipe: Recipe, field: str) -> Range | Choices:
 def suggest(trial: optuna.Trial, recipe: Recipe) -> dict[str, Value]:
     """Values of the searched fields for one trial; fields that play no part are not drawn."""
     values: dict[str, Value] = {}
-    kind: str = recipe.adapter.kind
-    for field in sorted(recipe.search, key=lambda name: name != "adapter.kind"):
-        if not is_active(field, kind):
+    for field in sorted(recipe.search, key=_deciding_first):
+        chosen = recipe.with_values(dict(values))
+        if not is_active(field, chosen.adapter.kind, chosen.method.name):
             continue
-        mark, default = narrowed(recipe, field), default_of(recipe, field)
+        mark, default = narrowed(recipe, field, chosen.method.name), default_of(chosen, field)
         if isinstance(mark, Choices):
-            chosen = trial.suggest_categorical(field, list(mark.options))
-            assert chosen is not None
-            values[field] = chosen
+            drawn = trial.suggest_categorical(field, list(mark.options))
+            assert drawn is not None
+            values[field] = drawn
         elif isinstance(default, int):
             values[field] = trial.suggest_int(field, int(mark.low), int(mark.high), log=mark.log)
         else:
             values[field] = trial.suggest_float(field, mark.low, mark.high, log=mark.log)
-        if field == "adapter.kind":
-            kind = str(values[field])
     return values
 
 
@@ -60,12 +60,17 @@ def defaults(recipe: Recipe) -> dict[str, Value]:
     """The recipe's own values of the searched fields, moved into their ranges: the first trial."""
     values = {}
     for field in recipe.search:
-        if not is_active(field, recipe.adapter.kind):
+        if not is_active(field, recipe.adapter.kind, recipe.method.name):
             continue
-        mark, value = narrowed(recipe, field), default_of(recipe, field)
+        mark, value = narrowed(recipe, field, recipe.method.name), default_of(recipe, field)
         if isinstance(mark, Choices) and value not in mark.options:
             value = mark.options[0]
         if isinstance(mark, Range):
             value = type(value)(min(max(float(value), mark.low), mark.high))
         values[field] = value
     return values
+
+
+def _deciding_first(field: str) -> int:
+    """What other fields hang on is drawn before them."""
+    return (METHOD_NAME, "adapter.kind", field).index(field)

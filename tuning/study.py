@@ -20,9 +20,9 @@ from registry.tracking import RunStatus, Tracking
 from tuning.candidates import DIRECTORY_KEY, SCORE_KEY, Candidate, candidates_of, readable
 from tuning.errors import BadRecipe, StudyMismatch, SweepRefused, SweepStopped
 from tuning.isolation import ChildDied, available_threads, prepare, run_isolated
-from tuning.recipe import Recipe
+from tuning.recipe import METHOD_NAME, Recipe
 from tuning.records import RUN_KEY, Records
-from tuning.space import Value, defaults, narrowed, suggest
+from tuning.space import Value, defaults, is_active, narrowed, suggest
 from tuning.trial import Job, Outcome
 
 MAX_RETRIES, MAX_DEAD = 1, 3  # of one trial; of trials in a row, before the sweep stops
@@ -77,20 +77,24 @@ class Sweep:
 
     def _points(self) -> list[dict[str, Value]]:
         """What is tried first: the recipe's own values and its start points. A value out of its range is refused here."""
-        first = defaults(self.recipe)
-        self.recipe.with_values(dict(first))
+        points = [defaults(self.recipe)]
         for number, point in enumerate(self.recipe.start):
+            method = {name: value for name, value in point.items() if name == METHOD_NAME}
             for name, value in point.items():
                 where = f"start, point {number + 1}, gives {name!r} the value {value!r}"
                 try:
-                    self.recipe.with_values({name: value})
+                    under = self.recipe.with_values({**method, name: value})
                 except BadRecipe as error:
                     raise BadRecipe(f"{where}, which a recipe cannot have: {error}") from error
-                if (searched := _outside(narrowed(self.recipe, name), value)) is not None:
+                if not is_active(name, self.recipe.adapter.kind, under.method.name) and name.startswith("method."):
+                    raise BadRecipe(
+                        f"{where}, but the method {under.method.name!r} does not search it. Leave it out of the point."
+                    )
+                if (searched := _outside(narrowed(self.recipe, name, under.method.name), value)) is not None:
                     raise BadRecipe(f"{where}, but the sweep searches {searched}. Correct the value, or widen [ranges].")
-        points = [first, *({**first, **point} for point in self.recipe.start)]
-        for point in points:
-            self.recipe.with_values(dict(point))
+            points.append({**defaults(self.recipe.with_values(dict(point))), **point})
+        for values in points:
+            self.recipe.with_values(dict(values))
         return points
 
     def _joined(self, points: list[dict[str, Value]], resume: bool) -> optuna.Study:
@@ -182,7 +186,7 @@ class Sweep:
             if len(dead) == MAX_DEAD:
                 for given_up in dead:
                     if _tries(given_up) >= MAX_RETRIES:
-                        study.enqueue_trial(given_up.params, user_attrs={"retry_of": given_up.number})
+                        study.enqueue_trial(given_up.params, user_attrs=_continued(given_up))
                 raise SweepStopped(
                     f"{MAX_DEAD} trials in a row died, the last of: {_last_line(outcome.reason)} "
                     "Look for the cause outside the recipe (memory, disk, devices), then go on with --resume."
@@ -192,7 +196,8 @@ class Sweep:
         """The trial's own recipe, and what came of it."""
         values = suggest(trial, self.recipe)
         recipe = self.recipe.with_values(dict(values))
-        directory = self.directory / "trials" / str(trial.number)
+        # A trial that is tried again goes on from the checkpoint of the one that died.
+        directory = Path(trial.user_attrs.get(DIRECTORY_KEY, self.directory / "trials" / str(trial.number)))
         trial.set_user_attr(DIRECTORY_KEY, str(directory))
         on_event(Event("start", trial.number, params=values))
 
@@ -294,8 +299,14 @@ def _try_again(study: optuna.Study, trial: FrozenTrial) -> bool:
     """Enqueues the same values once more, up to a limit; False when the limit is reached."""
     if _tries(trial) >= MAX_RETRIES:
         return False
-    study.enqueue_trial(trial.params, user_attrs={"tries": _tries(trial) + 1, "retry_of": trial.number})
+    study.enqueue_trial(trial.params, user_attrs={"tries": _tries(trial) + 1, **_continued(trial)})
     return True
+
+
+def _continued(trial: FrozenTrial) -> dict[str, Any]:
+    """What ties a trial to the one that it goes on from: its number, and the directory with the checkpoint of its fit."""
+    kept = {key: value for key, value in trial.user_attrs.items() if key == DIRECTORY_KEY}
+    return {"retry_of": trial.number, **kept}
 
 
 def _tries(trial: FrozenTrial) -> int:

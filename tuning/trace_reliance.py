@@ -171,7 +171,7 @@ class Study:
     ) -> TraceReliance | None:
         """None when time ran out before every arm was read."""
         precision, plan = self.recipe.evaluation.precision, reading_plan(self.recipe, self.ground)
-        wanted = arms(self.ground, self.recipe.method, range(self.num_seeds), self.trace_loss)
+        wanted = arms(self.ground, self.recipe.sft, range(self.num_seeds), self.trace_loss)
         engine = TorchEngine(self.ground.backbone, max_rows=64, precision=precision)
         cache = BaseCache(self.home / "cache" / "base", precision)
         bench = Bench(self.recipe, self.ground.backbone, engine, plan, cache, Journal(self.directory / "arms.jsonl"))

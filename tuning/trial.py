@@ -104,6 +104,7 @@ def _fit_and_measure(job: Job, ground: Ground, report: Report) -> Outcome:
     from evaluation.base_cache import BaseCache
     from evaluation.evaluate import evaluate, forward_kl
     from tuning.ground import new_adapters
+    from tuning.loop import CHECKPOINT
     from tuning.manifest import complete
     from tuning.methods import METHODS
     from tuning.plan import data_digest, generated_plan, likelihood_plan, margins_of
@@ -112,7 +113,12 @@ def _fit_and_measure(job: Job, ground: Ground, report: Report) -> Outcome:
     adapters = new_adapters(recipe)
     started = time.monotonic()
     fit = METHODS[recipe.method.name](recipe.method).fit(
-        backbone, adapters, examples, lambda step, steps, loss: report("fit", step / steps)
+        backbone,
+        adapters,
+        examples,
+        lambda step, steps, loss: report("fit", step / steps),
+        task=ground.domain,
+        directory=job.directory,
     )
     fitted = time.monotonic()
     engine = TorchEngine(backbone, max_rows=64, precision=recipe.evaluation.precision)
@@ -152,6 +158,7 @@ def _fit_and_measure(job: Job, ground: Ground, report: Report) -> Outcome:
     engine.load("candidate", scaled)
     kl = forward_kl(engine, backbone, "candidate", examples[:8], max_new_tokens=32)
     report("measure", 1.0)
+    (job.directory / CHECKPOINT).unlink(missing_ok=True)
     complete(job.directory / ADAPTER, recipe, backbone, scaled, chosen.scale.scale, examples)
     score = TrialScore(
         chosen.scale, tuple(scores), chosen.written, chosen.scale.retention(margins), chosen.constraints, kl, as_fitted
@@ -159,7 +166,7 @@ def _fit_and_measure(job: Job, ground: Ground, report: Report) -> Outcome:
     return Outcome(
         state="complete",
         score=score.as_dict(),
-        fit={"losses": fit.losses, "kl": fit.kl, "num_tokens": fit.num_tokens, "tokens_per_s": fit.tokens_per_s},
+        fit=fit.as_dict(),
         data_digest=data_digest(examples),
         seconds={"fit": fitted - started, "measure": time.monotonic() - fitted},
         peak_memory_mib=peak_memory_mib(),

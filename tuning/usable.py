@@ -10,9 +10,9 @@ from evaluation.overlap import Fingerprints, check_overlap
 from evaluation.task import Example, Split, Task
 from evaluation.tasks import DOMAINS, TASKS, task_named
 from evaluation.tasks.generated import GeneratedTask
-from tuning.batches import check_rationales
 from tuning.errors import SweepRefused
-from tuning.recipe import Recipe
+from tuning.methods import METHODS
+from tuning.recipe import METHOD_NAME, Recipe
 
 _MEASURED: tuple[Split, ...] = ("search", "select")
 _LOOKED_AT = 2000  # items of a split, at most: more than a trial reads, and seconds at the worst
@@ -28,9 +28,9 @@ def check_usable(recipe: Recipe, domain: Task, examples: Sequence[Example]) -> N
         )
     if recipe.domain not in DOMAINS:  # tests see to the choices of these
         _check_choices(recipe, domain)
-    if "method.target" not in recipe.search:
+    if not {METHOD_NAME, "method.target"} & set(recipe.search):
         try:
-            check_rationales(examples, recipe.method.target)
+            METHODS[recipe.method.name](recipe.method).check(examples, domain)
         except DataError as error:
             raise SweepRefused(str(error)) from error
     _check_apart(recipe, examples)

@@ -1,5 +1,6 @@
 """The training methods, by name."""
 
+from tuning.methods.method import Method
 from tuning.methods.sft import SFT
 
-METHODS: dict[str, type[SFT]] = {"sft": SFT}
+METHODS: dict[str, type[Method]] = {"sft": SFT}

@@ -1,0 +1,188 @@
+"""The loop that our own methods share: AdamW over what the adapters train, a schedule, clipped gradients, and checkpoints.
+
+A method brings a `Learner`: what each step learns from, and its gradients. Under `torchrun` or `accelerate launch` each process
+takes its share of every batch; the fit is that of one process.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import torch
+from torch import nn
+
+from adapters.adapter import Stack
+from adapters.backbone import Backbone
+from tuning.errors import Diverged
+
+if TYPE_CHECKING:
+    from tuning.methods.method import MethodSpec
+
+T = TypeVar("T")
+MAX_NORM = 1.0  # a batch's gradient is clipped to it
+CHECKPOINT, CHECKPOINT_S = "fit.pt", 20.0
+OnStep = Callable[[int, int, float], None]  # (step, steps, loss)
+OnUpdate = Callable[[int, torch.optim.Optimizer], None]  # (step, optimizer) after its update, while the adapters are attached
+
+
+class Learner(Protocol[T]):
+    """`T` is what one step learns from, item by item: a row, a pair of rows, a group of rollouts."""
+
+    def batch(self, step: int) -> Sequence[T]:
+        """What step (0, 1, ...) learns from: the same for the same step and the same weights."""
+        ...
+
+    def backward(self, share: Sequence[T], batch: Sequence[T]) -> Mapping[str, float]:
+        """Adds the gradient of its share of the batch; returns what the share adds to the step's numbers, "loss" among them.
+
+        Losses and numbers are sums over the share, divided by what is counted over the whole batch: shares add up.
+        """
+        ...
+
+    def num_tokens(self, batch: Sequence[T]) -> int: ...
+
+
+@dataclass
+class Progress:
+    """What is known after so many steps."""
+
+    step: int
+    numbers: dict[str, list[float]]
+    num_tokens: int
+    seconds: float
+
+
+def run(
+    backbone: Backbone,
+    stack: Stack,
+    spec: MethodSpec,
+    learner: Learner[T],
+    on_step: OnStep | None = None,
+    on_update: OnUpdate | None = None,
+    directory: Path | None = None,
+    identity: str = "",
+) -> Progress:
+    """Trains what the stack trains for `spec.steps` steps.
+
+    With a directory, a checkpoint is kept there every 20 seconds, and a fit of the same `identity` (a digest of all that decides
+    it) goes on at it. Diverged where a loss, a gradient or a weight is not finite.
+    """
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=backbone.device.type == "cpu")
+    share = slice(accelerator.process_index, None, accelerator.num_processes)
+    kept = Kept(directory / CHECKPOINT, identity) if directory and accelerator.num_processes == 1 else None
+    progress, before = Progress(0, {}, 0, 0.0), time.monotonic()
+    with quick_backward(backbone), stack.attach(backbone), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.seed)
+        trained = [parameter for parameter in stack.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=spec.learning_rate, weight_decay=spec.weight_decay)
+        if kept:
+            progress = kept.restore(trained, optimizer) or progress
+            before -= progress.seconds
+        while progress.step < spec.steps:
+            step = progress.step
+            for group in optimizer.param_groups:
+                group["lr"] = spec.learning_rate * schedule(step, spec.steps, spec.warmup)
+            batch = learner.batch(step)
+            numbers = dict(learner.backward(batch[share], batch))
+            if accelerator.num_processes > 1:
+                summed = accelerator.reduce(torch.tensor(list(numbers.values()), dtype=torch.float64), "sum").tolist()
+                numbers = dict(zip(numbers, summed, strict=True))
+                for parameter in trained:
+                    own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                    parameter.grad = accelerator.reduce(own, "sum")
+            _require_finite("loss", numbers["loss"], step, spec)
+            _require_finite("gradient's norm", float(torch.nn.utils.clip_grad_norm_(trained, MAX_NORM)), step, spec)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if on_update:
+                on_update(step + 1, optimizer)
+            progress.step += 1
+            progress.num_tokens += learner.num_tokens(batch)
+            for name, value in numbers.items():
+                progress.numbers.setdefault(name, []).append(value)
+            progress.seconds = time.monotonic() - before
+            if on_step:
+                on_step(step + 1, spec.steps, numbers["loss"])
+            if kept and kept.is_due:
+                kept.save(progress, trained, optimizer)
+        if kept and kept.file.is_file():
+            kept.save(progress, trained, optimizer)  # who is killed while the fit is measured need not fit again
+        largest = torch.stack([parameter.detach().abs().max() for parameter in trained]).max()
+        _require_finite("largest weight", float(largest), spec.steps - 1, spec)
+    return progress
+
+
+class Kept:
+    """The checkpoint of one fit: the weights, AdamW's state, the random state and the numbers so far."""
+
+    def __init__(self, file: Path, identity: str) -> None:
+        self.file, self.identity = file, identity
+        self._saved = time.monotonic()
+
+    @property
+    def is_due(self) -> bool:
+        return time.monotonic() - self._saved >= CHECKPOINT_S
+
+    def save(self, progress: Progress, trained: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+        """Whole or not at all: it takes the place of the one before."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        part = self.file.with_suffix(".part")
+        state: dict[str, Any] = {
+            "identity": self.identity,
+            "progress": vars(progress),
+            "weights": [parameter.detach() for parameter in trained],
+            "optimizer": optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+        }
+        torch.save(state, part)
+        part.replace(self.file)
+        self._saved = time.monotonic()
+
+    def restore(self, trained: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> Progress | None:
+        """Fills weights and optimizer; None where there is no checkpoint of this very fit."""
+        if not self.file.is_file():
+            return None
+        state = torch.load(self.file, map_location="cpu", weights_only=True)
+        if state["identity"] != self.identity:
+            return None
+        for parameter, stored in zip(trained, state["weights"], strict=True):
+            parameter.data.copy_(stored)
+        optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"])
+        return Progress(**state["progress"])
+
+
+def schedule(step: int, steps: int, warmup: float) -> float:
+    """The share of the learning rate: rising over the warm-up, then falling linearly to a tenth."""
+    rising = max(1, round(steps * warmup))
+    if step < rising:
+        return (step + 1) / rising
+    return 1.0 - 0.9 * (step - rising) / max(1, steps - rising)
+
+
+@contextmanager
+def quick_backward(backbone: Backbone) -> Iterator[None]:
+    """On a CPU the backward of SDPA takes about twice as long as that of plain matrix products at these lengths."""
+    attention = backbone.model.config._attn_implementation
+    if backbone.device.type == "cpu":
+        backbone.model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        backbone.model.set_attn_implementation(attention)
+
+
+def _require_finite(what: str, value: float, step: int, spec: MethodSpec) -> None:
+    if not math.isfinite(value):
+        raise Diverged(
+            f"The {what} must stay finite, but is {value} at step {step + 1} of {spec.steps} with "
+            f"learning_rate={spec.learning_rate:g}. Lower it."
+        )

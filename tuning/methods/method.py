@@ -1,0 +1,123 @@
+"""What every training method offers: a spec with its search ranges, the adapter kinds it trains, and one `fit`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import model_validator
+
+from adapters.adapter import Adapter
+from adapters.backbone import Backbone
+from adapters.spec import Choices, Range, Spec
+from evaluation.task import Example, Task
+from tuning.errors import BadRecipe
+from tuning.loop import OnStep, OnUpdate
+
+
+class MethodSpec(Spec):
+    """What every method is told. A field that two methods search under one name has the same options in both."""
+
+    name: str
+    learning_rate: Annotated[float, Range(5e-5, 1e-3, log=True)] = 5e-4
+    steps: Annotated[int, Range(10, 60, log=True)] = 20
+    batch_size: Annotated[int, Choices((8, 16, 32))] = 16
+    weight_decay: Annotated[float, Range(0.0, 0.3)] = 0.0
+    warmup: float = 0.1  # share of the steps in which the learning rate rises; it then falls linearly to a tenth
+    micro_batch_tokens: int = 2048  # a batch is split so that no forward holds more
+    num_examples: int = 2000
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _usable(self) -> MethodSpec:
+        least = {"steps": 1, "batch_size": 1, "num_examples": 1, "micro_batch_tokens": 1, "weight_decay": 0, "warmup": 0}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} must be at least {low}, but got {getattr(self, name)}.")
+        if not 0 < self.learning_rate < 1 or self.warmup > 1:
+            raise ValueError(
+                f"A fit needs 0 < learning_rate < 1 and warmup <= 1, but got {self.learning_rate:g} and {self.warmup:g}."
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a fit did. The adapters that it was given now hold the fitted weights."""
+
+    numbers: Mapping[str, tuple[float, ...]]  # by name, one a step: loss (nats per learnt token), kl, parts of a reward
+    num_tokens: int  # that went through a forward and backward
+    seconds: float  # of the steps
+    num_generated: int = 0  # tokens that were written for it
+    counts: Mapping[str, float] = field(default_factory=dict)  # seconds before the first step, rewrites kept and the like
+
+    @property
+    def losses(self) -> tuple[float, ...]:
+        return self.numbers["loss"]
+
+    @property
+    def kl(self) -> tuple[float, ...]:
+        """Forward KL to the backbone in nats per token; empty without a pull towards it."""
+        return self.numbers.get("kl", ())
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.num_tokens / self.seconds if self.seconds else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "numbers": {name: list(values) for name, values in self.numbers.items()},
+            "num_tokens": self.num_tokens,
+            "num_generated": self.num_generated,
+            "seconds": self.seconds,
+            "tokens_per_s": self.tokens_per_s,
+            "counts": dict(self.counts),
+        }
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """Entries of METHODS. `kinds` are those of the adapters that it can train; others are refused by name."""
+
+    spec: MethodSpec
+    spec_type: ClassVar[type[MethodSpec]]
+    kinds: ClassVar[frozenset[str]] = frozenset({"lora", "softcot", "steering"})
+
+    @abstractmethod
+    def fit(
+        self,
+        backbone: Backbone,
+        adapters: Sequence[Adapter],
+        examples: Sequence[Example],
+        on_step: OnStep | None = None,
+        on_update: OnUpdate | None = None,
+        *,
+        task: Task | None = None,
+        directory: Path | None = None,
+    ) -> Fit:
+        """Fits the adapters in place. The backbone is the same, bit for bit, before and after.
+
+        `task` is where the examples come from, for a method that must judge what it wrote. In `directory`, where given, the
+        fit keeps what a killed one goes on from; the same call then ends as if it had never been killed.
+        """
+
+    def check(self, examples: Sequence[Example], task: Task) -> None:  # noqa: B027  most have nothing to check
+        """Raises DataError for what no fit of this spec could learn from; a sweep asks before its first trial."""
+
+    @classmethod
+    def trains(cls, kind: str) -> bool:
+        """Whether all kinds that are joined by + are of those that it can train."""
+        return cls.kinds >= set(kind.split("+"))
+
+    @classmethod
+    def check_kind(cls, kind: str) -> None:
+        """Raises BadRecipe for an adapter kind (or kinds, joined by +) that this method cannot train."""
+        if not cls.trains(kind):
+            name = cls.spec_type.model_fields["name"].default
+            raise BadRecipe(
+                f"The method {name!r} trains {', '.join(sorted(cls.kinds))}, but adapter.kind is {kind!r}. "
+                "Take another kind or another method."
+            )

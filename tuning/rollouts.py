@@ -1,0 +1,80 @@
+"""What a model writes for a fit: through the engine, in shared batches, and kept as it is written.
+
+A fit that was killed asks again and gets what it had; only what was being written is written anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from adapters.adapter import Adapter
+from adapters.backbone import Backbone
+from engine.engine import Completion, Engine, GenerationRequest
+from tuning.journal import Journal
+
+WRITER = "writer"  # the profile of the adapters that write
+CHUNK = 256  # requests that are written together, and kept together
+MAX_ROWS = 64
+_COMPLETION = TypeAdapter(Completion)
+
+
+@dataclass
+class Rollouts:
+    """`num_generated` counts the tokens that this process wrote; what was kept before costs nothing."""
+
+    engine: Engine
+    journal: Journal | None = None
+    num_generated: int = 0
+    _kept: dict[str, Completion] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.journal:
+            self._kept = {entry["key"]: _COMPLETION.validate_python(entry["written"]) for entry in self.journal.entries()}
+
+    def write(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        """In the order of the requests. One that samples needs a seed of its own: its place in a batch must not matter."""
+        unseeded = [request for request in requests if request.temperature and request.seed is None]
+        if unseeded:
+            raise ValueError(
+                f"A rollout that samples has a seed, but {len(unseeded)} of {len(requests)} have none. Give each one."
+            )
+        keys = [_key(request) for request in requests]
+        left = {key: request for key, request in zip(keys, requests, strict=True) if key not in self._kept}
+        asked = list(left.items())
+        for start in range(0, len(asked), CHUNK):
+            chunk = asked[start : start + CHUNK]
+            for (key, _), written in zip(chunk, self.engine.complete([request for _, request in chunk]), strict=True):
+                self.num_generated += len(written.token_ids)
+                self._kept[key] = written
+                if self.journal:
+                    self.journal.append({"key": key, "written": asdict(written)})
+        return [self._kept[key] for key in keys]
+
+
+@contextmanager
+def rollouts(backbone: Backbone, adapters: Sequence[Adapter] = (), directory: Path | None = None) -> Iterator[Rollouts]:
+    """An engine over the same backbone, without a second copy of it; the adapters, where given, are loaded as WRITER.
+
+    The journal in the directory is of these very adapters as they are now: pass none for one that is being trained.
+    """
+    from engine.profile import Profile
+    from engine.torch_engine import TorchEngine
+
+    engine = TorchEngine(backbone, max_rows=MAX_ROWS)
+    try:
+        if adapters:
+            engine.load(WRITER, Profile(tuple(adapters)))
+        yield Rollouts(engine, Journal(directory / "rollouts.jsonl") if directory else None)
+    finally:
+        engine.close()
+
+
+def _key(request: GenerationRequest) -> str:
+    return hashlib.sha256(json.dumps(asdict(request), sort_keys=True).encode()).hexdigest()
