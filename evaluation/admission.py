@@ -25,10 +25,10 @@ from torch import nn
 
 from adapters.backbone import Backbone
 from adapters.lora import LoRA, LoRASpec
-from engine.engine import Engine
+from engine.engine import Engine, PromptTooLong
 from engine.profile import Profile
 from engine.twin import Precision
-from evaluation.measure import Measure
+from evaluation.measure import Measure, Readings
 from evaluation.measures.choice import ChoiceAccuracy, options_of
 from evaluation.measures.generation import Generation
 from evaluation.retention import gate_measure, is_written
@@ -98,7 +98,10 @@ def admit(
 ) -> Admission:
     """Applies the rule on items of the search split. `chance` is None for a likelihood, which has no such level."""
     examples = task.examples("search", items, seed=5)
-    base = measure.read(engine, backbone, None, task, examples)
+    try:
+        base = measure.read(engine, backbone, None, task, examples)
+    except PromptTooLong as error:
+        base = Readings.of(measure, task, examples, [math.nan] * len(examples), reason=str(error))
     if base.reason:
         unknown = math.nan
         return Admission(

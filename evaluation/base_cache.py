@@ -1,4 +1,4 @@
-"""The backbone's readings, kept by content: the same backbone, measure and items are never read twice."""
+"""Readings, kept by content: the same measure and items are never read twice of the same backbone, or of one adapter on it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from evaluation.task import Example, Task
 
 
 class BaseCache:
-    """One JSON file a key. The precision that the engine computes in is part of the key."""
+    """One JSON file a key. The precision that the engine computes in is part of the key.
 
-    def __init__(self, directory: Path, precision: str) -> None:
-        self._directory, self._precision = directory, precision
+    `profile`: the digest of the adapter that the readings are of; empty for the backbone's own.
+    """
+
+    def __init__(self, directory: Path, precision: str, profile: str = "") -> None:
+        self._directory, self._precision, self._profile = directory, precision, profile
 
     def read(self, measure: Measure, engine: Engine, backbone: Backbone, task: Task, examples: Sequence[Example]) -> Readings:
         """The stored readings of the backbone, or fresh ones, which are then stored."""
@@ -45,7 +48,7 @@ class BaseCache:
         part.replace(file)
 
     def key(self, measure: Measure, backbone: Backbone, task: Task, examples: Sequence[Example]) -> str:
-        """SHA-256 over all that decides a reading of the backbone: equal keys, equal values."""
+        """SHA-256 over all that decides a reading: equal keys, equal values."""
         identity = [
             backbone.fingerprint,
             str(backbone.dtype),
@@ -54,6 +57,7 @@ class BaseCache:
             measure.version,
             repr(measure),
             task.name,
+            *filter(None, [self._profile]),
         ]
         items = [[e.id, e.question, e.answer, e.choices, e.rationale, e.context, e.group, e.listed] for e in examples]
         return hashlib.sha256(json.dumps([identity, items]).encode()).hexdigest()

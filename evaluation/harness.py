@@ -16,7 +16,7 @@ from typing import Any
 from adapters.backbone import Backbone
 from engine.engine import Engine
 from evaluation.errors import MissingPackage, UnknownTask, UnreadableFile
-from evaluation.evaluate import UNKNOWN
+from evaluation.evaluate import UNKNOWN, paired_items
 from evaluation.measure import Readings
 from evaluation.statistics import PairedChange, paired_change
 
@@ -58,6 +58,7 @@ class HarnessRow:
             **{name: None if math.isnan(value) else value for name, value in numbers.items()},
             "n": self.change.n,
             "tokens": self.base.tokens + self.adapted.tokens,
+            "items": paired_items(self.base, self.adapted),
         }
 
 
@@ -101,13 +102,18 @@ def _loaded(names: Sequence[str], include_path: Path | None) -> dict[str, Any]:
     except Exception as error:  # what fetching data and reading YAML raise has no common root
         raise UnreadableFile(
             f"The data of {', '.join(names)} must be on the hub, in the cache, or in a local file, but cannot be loaded: "
-            f"{type(error).__name__}: {error}. Fetch it first, or name another task."
+            f"{type(error).__name__}: {_one_line(error)}. Fetch it first, or name another task."
         ) from error
     for task in tasks["tasks"].values():
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=_FEWSHOT_SEED)
     return tasks
+
+
+def _one_line(error: Exception) -> str:
+    """Its first line, where libraries say what is wrong before they say at length what to try."""
+    return str(error).strip().partition("\n")[0][:200].rstrip(".")
 
 
 def _read(

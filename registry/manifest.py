@@ -180,6 +180,12 @@ def file_digest(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
+def directory_digest(directory: Path) -> str:
+    """SHA-256 over the names and contents of all files but the manifest, which a plain adapter directory has not."""
+    found = [(name, file_digest(directory / name)) for name in _names(directory)]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+
 def _names(directory: Path) -> Iterable[str]:
     found = (file for file in sorted(directory.rglob("*")) if file.is_file())
     names = (file.relative_to(directory).as_posix() for file in found)

@@ -80,6 +80,13 @@ def test_a_lost_adapter_has_no_q_but_its_loss_is_seen(
     assert row.summary["unfaithful_change"] is None
 
 
+def test_a_backbone_that_finds_nothing_cannot_show_a_loss(backbone: Backbone, examples: list[Example]) -> None:
+    lost = ScriptedEngine(backbone, examples, {None: lambda *_: Reply("Answer: A"), "found": keeping(0.95)})  # type: ignore[dict-item]
+    row = evaluate(lost, backbone, "found", [Planned(MEASURE, TASK, examples, "report")]).rows[0]
+    assert row.not_measurable == "the backbone is right on 0% of the problems of maze: less than 10% shows no loss"
+    assert math.isnan(row.change.mean) and not row.summary
+
+
 def test_the_same_writer_has_exactly_no_change(engine: ScriptedEngine, backbone: Backbone, examples: list[Example]) -> None:
     row = evaluate(engine, backbone, "noop", [Planned(MEASURE, TASK, examples, "report")]).rows[0]
     assert set(row.change.per_item) == {0.0}

@@ -18,6 +18,7 @@ from tuning.objective import Check, ScaleScore, TrialScore, constraints, in_orde
 from tuning.recipe import Recipe
 
 if TYPE_CHECKING:
+    from evaluation.evaluate import Planned
     from tuning.ground import Ground
 
 RESULT = "result.json"
@@ -125,7 +126,11 @@ def _fit_and_measure(job: Job, ground: Ground, report: Report) -> Outcome:
     cache = BaseCache(job.cache / "base", recipe.evaluation.precision)
     plan = likelihood_plan(recipe, ground.domain, without=ground.not_measurable)
     margins = margins_of(recipe, plan)
-    profile, scores, alive = Profile(adapters), [], partial(report, "alive")
+
+    def alive(planned: Planned) -> None:
+        report("alive", 0.0)
+
+    profile, scores = Profile(adapters), []
     for index, scale in enumerate(recipe.study.scales):
         engine.load("candidate", profile.scaled(scale))
         read = evaluate(engine, backbone, "candidate", plan, cache, alive)

@@ -30,12 +30,12 @@ class BudgetAccuracy:
     `cut`, 1 where it did not; `trace_tokens` up to that end; `extended_tokens` with what was written past it; `overthought`, of
     the items that are right at a budget below their own end, 1 where they are wrong at that end (else NaN); `underthought`, of
     the items that ended by themselves and are wrong there, 1 where a larger budget is right (else NaN). Where an answer can be
-    guessed, both rates have a floor above 0: read them as changes.
+    guessed, both rates have a floor above 0: read them as changes. Not measurable where the backbone is right at no budget.
     """
 
     budgets: tuple[int, ...] = BUDGETS
     name: str = "budget"
-    version: int = 1
+    version: int = 2
     unit: str = "share right over the budgets"
 
     def __post_init__(self) -> None:
@@ -50,7 +50,16 @@ class BudgetAccuracy:
         right = _right(engine, backbone, requests, cuts, examples)
         rows = [_row(self.budgets, *row) for row in zip(right, ended, longest, strict=True)]
         values = [sum(row[f"right_at_{b}"] for b in self.budgets) / len(self.budgets) for row in rows]
-        return Readings.of(self, task, examples, values, {name: [row[name] for row in rows] for name in rows[0]})
+        # An adapter that is right nowhere has lost what the backbone had; a backbone that is has nothing to lose.
+        nothing = profile is None and not any(values)
+        return Readings.of(
+            self,
+            task,
+            examples,
+            [math.nan] * len(values) if nothing else values,
+            {name: [row[name] for row in rows] for name in rows[0]},
+            reason="the backbone's forced answer is right at no budget" if nothing else "",
+        )
 
     def summary(self, base: Readings, adapted: Readings) -> Mapping[str, float | None]:
         """b* of both sides and its change in tokens, with 95 % intervals; None where accuracy is the same at every budget."""

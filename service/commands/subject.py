@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from registry.errors import BackboneMismatch
 from registry.home import home_directory
-from registry.manifest import MANIFEST, Manifest, verify
+from registry.manifest import MANIFEST, Manifest, directory_digest, verify
 from registry.names import resolve
 from registry.release import load_release
 from registry.tracking import Tracking
@@ -31,16 +32,21 @@ class Subject:
     engine: TorchEngine
     domain: Task
     protected: tuple[str, ...]  # names of the tasks that guard its reasoning
-    cache: BaseCache
+    cache: BaseCache  # of the backbone's readings
+    adapted_cache: BaseCache
     home: Path
 
     def measurable(self, *also: str) -> tuple[list[Task], dict[str, str]]:
         """The protected tasks, and others, that the backbone can do; for the rest, by name, why not."""
-        from evaluation.admission import admissions
+        from evaluation.admission import admissions, stored_admission
         from evaluation.tasks import task_named
 
         families = [task_named(name) for name in dict.fromkeys((*self.protected, *also))]
-        found = admissions(self.engine, self.backbone, families, self.home / "cache")
+        cache = self.home / "cache"
+        if fresh := [family.name for family in families if stored_admission(self.backbone, family, cache) is None]:
+            told = "trying once what this backbone can do, with and without damage; a minute or more each"
+            print(f"{told}: {', '.join(fresh)}", file=sys.stderr)
+        found = admissions(self.engine, self.backbone, families, cache)
         kept = [family for family in families if found[family.name].admitted]
         return kept, {family.name: "; ".join(found[family.name].reasons) for family in families if family not in kept}
 
@@ -79,6 +85,7 @@ def load_subject(
         task_named(domain or str(recipe.get("domain", "icd10"))),
         tuple(map(str, protected)) if isinstance(protected, list) else REASONING_FAMILIES,
         BaseCache(place / "cache" / "base", str(backbone.dtype)),
+        BaseCache(place / "cache" / "adapted", str(backbone.dtype), directory_digest(directory)),
         place,
     )
 
