@@ -67,6 +67,7 @@ def test_a_workload_of_what_costs_nothing_ends_at_all_of_it() -> None:
     assert "100 of 100" in cast(StringIO, work.pace.out).getvalue()
 
 
+@pytest.mark.slow  # the admission of two tasks
 def test_a_second_evaluation_reads_nothing_and_says_the_same(
     backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
