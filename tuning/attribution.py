@@ -208,12 +208,16 @@ class Attribution:
                     on_progress("rows scored", len(found), total)
         return found
 
-    def _removal(self, found: Sequence[Influence], on_progress: Progress, out_of_time: Callable[[], bool]) -> Removal | None:
-        recipe, backbone, precision = self.recipe, self.ground.backbone, self.recipe.evaluation.precision
-        plan = removal.reading_plan(recipe, self.ground)
-        arms = removal.arms(self.examples, found, self.spec.share, recipe.sft, range(self.spec.seeds))
+    @cached_property
+    def bench(self) -> Bench:
+        """Where the removal experiment fits and reads its arms; its journal takes other arms of the same rows too."""
+        backbone, precision = self.ground.backbone, self.recipe.evaluation.precision
+        plan = removal.reading_plan(self.recipe, self.ground)
         engine = TorchEngine(backbone, max_rows=64, precision=precision)
         cache = BaseCache(self.home / "cache" / "base", precision)
-        journal = Journal(self.directory / f"removal-{self.spec.share:g}.jsonl")
-        read = Bench(recipe, backbone, engine, plan, cache, journal).run(arms, on_progress, out_of_time)
-        return Removal.of(read, plan) if finished(read, arms) else None
+        return Bench(self.recipe, backbone, engine, plan, cache, Journal(self.directory / f"removal-{self.spec.share:g}.jsonl"))
+
+    def _removal(self, found: Sequence[Influence], on_progress: Progress, out_of_time: Callable[[], bool]) -> Removal | None:
+        arms = removal.arms(self.examples, found, self.spec.share, self.recipe.sft, range(self.spec.seeds))
+        read = self.bench.run(arms, on_progress, out_of_time)
+        return Removal.of(read, self.bench.plan) if finished(read, arms) else None
