@@ -205,6 +205,20 @@ def test_an_evaluation_that_was_stopped_goes_on_from_what_it_had_read(
     assert resumed.as_dict() == evaluate(engine, backbone, "answers", plan).as_dict()
 
 
+def test_a_stored_reading_that_is_damaged_is_read_again(
+    engine: ToyEngine, backbone: Backbone, examples: list[Example], tmp_path: Path
+) -> None:
+    cache, plan = BaseCache(tmp_path, "float32"), [Planned(CHAIN, TASK, examples, "protected")]
+    first = evaluate(engine, backbone, None, plan, cache)
+    (file,) = tmp_path.glob("*.json")
+    whole = file.read_text()
+    for damaged in (whole[:100], "[]", '{"parts": []}', ""):
+        file.write_text(damaged)
+        assert cache.stored(CHAIN, backbone, TASK, examples) is None
+        assert evaluate(engine, backbone, None, plan, cache).as_dict() == first.as_dict()
+        assert file.read_text() == whole
+
+
 def test_readings_of_one_adapter_are_not_taken_for_anothers(backbone: Backbone, examples: list[Example], tmp_path: Path) -> None:
     keys = [BaseCache(tmp_path, "float32", profile).key(CHAIN, backbone, TASK, examples) for profile in ("", "one", "other")]
     assert len(set(keys)) == 3
