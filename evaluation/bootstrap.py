@@ -41,8 +41,8 @@ def bounds(
     few = not drawn_clusters and index_N.max() + 1 < FEW_CLUSTERS
     units_N: Indices = np.arange(len(difference_N)) if few else index_N
     sums, sizes = np.bincount(units_N, difference_N), np.bincount(units_N)
-    if _alike(sums / sizes):
-        return _all_alike(float(difference_N.mean()), len(sums), confidence)
+    if alike(sums / sizes):
+        return all_alike(float(difference_N.mean()), len(sums), confidence)
     if drawn_clusters and len(sums) < FEW_DRAWN:
         return _of_few_drawn(difference_N, index_N, confidence)
     strata_N = strata(difference_N, index_N)
@@ -108,7 +108,7 @@ def standard_error(difference_N: Floats, index_N: Indices) -> float:
     return float(np.sqrt(len(sums) / (len(sums) - 1) * (sums**2).sum()) / len(difference_N))
 
 
-def _all_alike(change: float, count: int, confidence: float) -> Bounds:
+def all_alike(change: float, count: int, confidence: float) -> Bounds:
     """Of so many items or clusters that all changed by the same: as many may do otherwise as would still have stayed unseen.
 
     At least the share (tail)^(1 / count) changes like these (Clopper and Pearson 1934), and the others at worst as much the other
@@ -140,11 +140,11 @@ def strata(difference_N: Floats, index_N: Indices) -> Indices:
     Few items that agree do not make their template certain: drawn within it they would have no share in the uncertainty.
     """
     strata_N = _collapsed(index_N)
-    any_alike = any(_alike(difference_N[strata_N == name]) for name in np.unique(strata_N))
+    any_alike = any(alike(difference_N[strata_N == name]) for name in np.unique(strata_N))
     return np.zeros_like(index_N) if any_alike else strata_N
 
 
-def _alike(changes: Floats) -> bool:
+def alike(changes: Floats) -> bool:
     return bool(np.ptp(changes) < 1e-9)
 
 

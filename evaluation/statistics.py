@@ -8,7 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from evaluation.bootstrap import FEW_CLUSTERS, Floats, Method, bounds, over_seeds, percentiles, standard_error, with_zero
+from evaluation.bootstrap import (
+    FEW_CLUSTERS,
+    Floats,
+    Method,
+    alike,
+    all_alike,
+    bounds,
+    over_seeds,
+    percentiles,
+    standard_error,
+    with_zero,
+)
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,8 @@ def change_over_seeds(
     per_item = difference_SN.mean(0)
     moved = int(np.count_nonzero(per_item if len(names) < FEW_CLUSTERS else np.bincount(index, per_item)))
     found = with_zero(percentiles(drawn, confidence, "percentile over seeds"), moved, confidence)
+    if per_item.any() and alike(difference_SN):
+        found = all_alike(float(per_item.mean()), moved, confidence)
     return PairedChange(
         float(per_item.mean()),
         found.low,

@@ -225,3 +225,13 @@ def test_gains_buy_nothing_and_every_loss_counts() -> None:
     assert violations({"a": -0.1}, {"a": 0.1}) == {"a": pytest.approx(0.0)}
     with pytest.raises(ValueError, match="Protect at least one"):
         capped_retention({}, {})
+
+
+def test_items_that_changed_alike_under_every_seed_are_as_uncertain_as_they_are_few() -> None:
+    def over_seeds(count: int) -> tuple[float, float]:
+        change = change_over_seeds([1.0] * count, {str(seed): [0.0] * count for seed in range(3)}, ["a"] * count)
+        return change.low, change.high
+
+    assert over_seeds(4)[1] >= 0  # exact McNemar of 4 lost and none won: .125
+    low, high = over_seeds(8)
+    assert low == -1.0 and -1.0 < high < 0
