@@ -17,6 +17,7 @@ from adapters.backbone import Backbone
 from engine.profile import Profile
 from engine.torch_engine import TorchEngine
 from evaluation.admission import random_update
+from evaluation.base_cache import BaseCache
 from evaluation.continual import ContinualMatrix
 from evaluation.errors import IncompleteMatrix, UnreadableFile
 from evaluation.evaluate import Planned, Role, evaluate
@@ -222,9 +223,13 @@ def test_what_an_evaluation_stores_makes_a_matrix(engine: TorchEngine, backbone:
 
 
 def test_the_reliability_of_the_domain_is_drawn(engine: TorchEngine, backbone: Backbone, tmp_path: Path) -> None:
-    subject = SimpleNamespace(engine=engine, backbone=backbone, domain=TASKS["icd10-chapter"])
+    caches = {name: BaseCache(tmp_path / name, "float32") for name in ("cache", "adapted_cache")}
+    subject = SimpleNamespace(engine=engine, backbone=backbone, domain=TASKS["icd10-chapter"], **caches)
     draw_reliability(subject, "one", 8, tmp_path / "sure.png")  # type: ignore[arg-type]
     assert (tmp_path / "sure.png").is_file()
+    before = engine.stats().forward_tokens
+    draw_reliability(subject, "one", 8, tmp_path / "again.png")  # type: ignore[arg-type]
+    assert engine.stats().forward_tokens == before  # what was read is stored
 
 
 def test_the_tables_state_their_denominators(tmp_path: Path) -> None:
