@@ -37,10 +37,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class LowRank:
-    """One module's update: y += x @ a.T @ b.T, with all scaling inside b."""
+    """One module's update: y += x @ a.T @ b.T + bias, with all scaling inside b and the bias."""
 
     a_RI: Tensor
     b_OR: Tensor
+    bias_O: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -131,4 +132,6 @@ class Stack:
 
 def _joined(one: LowRank, two: LowRank) -> LowRank:
     """The sum of two low-rank updates, as one of the summed rank."""
-    return LowRank(torch.cat((one.a_RI, two.a_RI)), torch.cat((one.b_OR, two.b_OR), dim=1))
+    biases = [bias_O for bias_O in (one.bias_O, two.bias_O) if bias_O is not None]
+    summed_O = torch.stack(biases).sum(dim=0) if biases else None
+    return LowRank(torch.cat((one.a_RI, two.a_RI)), torch.cat((one.b_OR, two.b_OR), dim=1), summed_O)

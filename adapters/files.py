@@ -11,6 +11,7 @@ from adapters.errors import DamagedAdapter, RefusedAdapter
 from adapters.lora import CONFIG, LoRA, LoRASpec
 from adapters.softcot import SoftCoT, SoftCoTSpec
 from adapters.steering import Steering, SteeringSpec
+from adapters.steering_files import is_steering
 
 ADAPTERS: dict[str, type[LoRA] | type[SoftCoT] | type[Steering]] = {"lora": LoRA, "softcot": SoftCoT, "steering": Steering}
 SPECS: dict[str, type[LoRASpec] | type[SoftCoTSpec] | type[SteeringSpec]] = {
@@ -49,7 +50,7 @@ def load_adapters(directory: Path) -> tuple[Adapter, ...]:
     found: list[Adapter] = []
     for kind, adapter in ADAPTERS.items():
         config = _place(directory, kind) / CONFIG
-        if config.is_file() and _peft_type(config) == kind.upper():
+        if config.is_file() and _kind(config) == kind:
             found.append(adapter.load(config.parent))
     if not found:
         raise DamagedAdapter(f"{directory} holds no {CONFIG} of a known kind ({', '.join(ADAPTERS)}). Check the path.")
@@ -64,8 +65,9 @@ def _place(directory: Path, kind: str) -> Path:
     return directory if kind == "lora" else directory / kind
 
 
-def _peft_type(config: Path) -> str:
+def _kind(config: Path) -> str:
     try:
-        return str(json.loads(config.read_text()).get("peft_type", "")).upper()
+        peft_type = str(json.loads(config.read_text()).get("peft_type", "")).upper()
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
         raise DamagedAdapter(f"{config} is not a JSON object ({error}). Save or download the adapter again.") from error
+    return "steering" if is_steering(config, peft_type) else peft_type.lower()

@@ -32,12 +32,13 @@ _INITS = ("default", "gaussian", "orthogonal")
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
 _LAYER = re.compile(r"\.(\d+)\.")
-_KEY = re.compile(re.escape(_PREFIX) + r".+\.lora_[AB]\.weight")
+_KEY = re.compile(re.escape(_PREFIX) + r".+\.lora_(?:[AB]\.weight|B\.bias)")
+_BIAS = ".lora_B.bias"
 _CONVERT = "Convert it to a plain LoRA (merge it and extract the difference), or fit it again without that."
 # What a config may say of a plain LoRA: read here, told by the tensors, or of no effect once it is fitted.
 _PLAIN = frozenset(
     "peft_type task_type auto_mapping peft_version base_model_name_or_path revision inference_mode r lora_alpha lora_dropout "
-    "use_rslora init_lora_weights target_modules exclude_modules layers_to_transform layers_pattern fan_in_fan_out "
+    "use_rslora init_lora_weights lora_bias target_modules exclude_modules layers_to_transform layers_pattern fan_in_fan_out "
     "loftq_config eva_config corda_config lora_ga_config".split()
 )
 
@@ -100,6 +101,7 @@ class LoRA:
         modules_before = dict(backbone.model.named_modules())
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # PEFT reads a name that transformers renames
+            warnings.filterwarnings("ignore", "`lora_bias=True` was passed")  # that it cannot be merged: nothing here is
             torch.manual_seed(self.spec.seed)
             peft_model = get_peft_model(backbone.model, with_fast_layers(self._config(backbone)))
         try:
@@ -120,9 +122,10 @@ class LoRA:
         tensors, low_rank = self.tensors(), {}
         for key, a_RI in tensors.items():
             if key.endswith("lora_A.weight"):
-                b_OR = tensors[key.replace("lora_A", "lora_B")]
+                path = key.removesuffix(".lora_A.weight")
+                b_OR, bias_O = tensors[f"{path}.lora_B.weight"], tensors.get(path + _BIAS)
                 scaling = self.spec.alpha * self.scale / self.spec.rank
-                low_rank[key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")] = LowRank(a_RI, b_OR * scaling)
+                low_rank[path.removeprefix(_PREFIX)] = LowRank(a_RI, b_OR * scaling, None if bias_O is None else bias_O * scaling)
         return Contribution(low_rank)
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -159,6 +162,7 @@ class LoRA:
             target_modules=sorted(
                 {key.removeprefix(_PREFIX).removesuffix(".lora_A.weight") for key in tensors if "lora_A" in key}
             ),
+            lora_bias=self._has_bias,
             task_type="CAUSAL_LM",
             inference_mode=True,
         )
@@ -180,11 +184,13 @@ class LoRA:
             )
         tensors = read_tensors(directory / WEIGHTS)
         for key, tensor in tensors.items():
-            if not _KEY.fullmatch(key):
+            if not _KEY.fullmatch(key) or (key.endswith(_BIAS) and not config.lora_bias):
                 raise RefusedAdapter(
                     f"A served LoRA is the pair lora_A and lora_B of linear layers, but {directory / WEIGHTS} also holds {key}, "
                     f"which would not act. {_CONVERT}"
                 )
+            if key.endswith(_BIAS):
+                continue
             partner = key.replace("lora_A", "lora_B") if "lora_A" in key else key.replace("lora_B", "lora_A")
             rank = tensor.shape[0] if "lora_A" in key else tensor.shape[-1]
             if partner not in tensors or rank != config.r:
@@ -192,6 +198,13 @@ class LoRA:
                     f"Every A of a LoRA has its B, both of rank {config.r}, but {key} in {directory} has rank {rank}"
                     f"{'' if partner in tensors else ' and no partner'}. Save or download the adapter again."
                 )
+        paths = {key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")}
+        biased = {key.removesuffix(_BIAS) for key in tensors if key.endswith(_BIAS)}
+        if biased != (paths if config.lora_bias else set()):
+            raise DamagedAdapter(
+                f"With lora_bias every B of a LoRA has a bias, but {directory} has {len(biased)} for {len(paths)} layers. Save "
+                "or download the adapter again."
+            )
         # Rank-stabilised LoRA divides alpha by the root of the rank: the same layer as one of a larger alpha.
         exact = config.lora_alpha * math.sqrt(config.r) if config.use_rslora else config.lora_alpha
         alpha = round(exact) or 1
@@ -206,8 +219,14 @@ class LoRA:
             lora_dropout=self.spec.dropout,
             target_modules=self._target_paths(backbone),
             init_lora_weights=init,
+            lora_bias=self._has_bias,
             task_type="CAUSAL_LM",
         )
+
+    @property
+    def _has_bias(self) -> bool:
+        """Whether its B layers have biases: a steering vector in PEFT's form is nothing else."""
+        return any(key.endswith(_BIAS) for key in self._tensors or ())
 
     def _target_paths(self, backbone: Backbone) -> list[str]:
         if self._tensors is not None:
@@ -237,7 +256,9 @@ class LoRA:
 
     def _live_tensors(self) -> dict[str, Tensor]:
         assert self._live is not None
-        return {key: tensor.detach().clone() for key, tensor in get_peft_model_state_dict(self._live).items()}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Adapter .* invalid shape")  # PEFT takes a bias for a shard of a weight
+            return {key: tensor.detach().clone() for key, tensor in get_peft_model_state_dict(self._live).items()}
 
 
 def _refuse_more_than_lora(directory: Path) -> None:

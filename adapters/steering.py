@@ -1,13 +1,14 @@
 """Steering: one vector added to the residual stream after one layer, from a difference of means or from a fit.
 
 The vector is the mean hidden state of what is wanted less the mean of what is not, after the same prompts (difference of means;
-ASC, Azizi et al. 2025, arXiv 2507.04742, takes it at the last token). It acts on every token, the prompt's too, as the control
-vectors of llama.cpp do. Adding it leads towards what is wanted: the sign is worth a test, since both directions are in use.
+ASC, Azizi et al. 2025, arXiv 2507.04742, takes it at the last token), or it is trained to prefer what is wanted (adapters.ces).
+It acts on every token, the prompt's too, as the control vectors of llama.cpp do. Adding it leads towards what is wanted: the sign
+is worth a test, since both directions are in use.
 """
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,17 +17,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import field_validator
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adapters.adapter import Adapter, Contribution, Prompt
 from adapters.backbone import Backbone
 from adapters.errors import BackboneMismatch, DamagedAdapter, RefusedAdapter
-from adapters.lora import CONFIG, WEIGHTS
+from adapters.lora import CONFIG
 from adapters.residual import ResidualShift
 from adapters.softcot import states_at_layer
 from adapters.spec import Choices, Range, Spec
-from adapters.weights import read_tensors
+from adapters.steering_files import LastLinear, last_linear, read, write
+from adapters.steering_record import SteeringRecord
 
 # Legend: T tokens, H hidden
 
@@ -34,13 +35,15 @@ from adapters.weights import read_tensors
 class SteeringSpec(Spec):
     """`layer` is an index from 0, or a share of the depth in (0, 1); `gamma` times the vector is added to that layer's output.
 
-    `pooling`: the last token of each continuation, or the mean over its tokens.
+    `method`: a difference of means, or trained (ces). `pooling`, of the difference of means: the last token of each continuation,
+    or the mean over its tokens.
     """
 
     kind: Literal["steering"] = "steering"
     layer: Annotated[int | float, Range(0.4, 0.8)] = 0.6
     gamma: Annotated[float, Range(0.05, 1.0, log=True)] = 1.0
     pooling: Annotated[Literal["last", "mean_cot"], Choices(("last", "mean_cot"))] = "mean_cot"
+    method: Annotated[Literal["diffmean", "ces"], Choices(("diffmean", "ces"))] = "diffmean"
 
     @field_validator("layer")
     @classmethod
@@ -76,11 +79,16 @@ class Steering:
         vector_H: Tensor | None = None,
         layer: int | None = None,
         backbone_fingerprint: str | None = None,
+        record: SteeringRecord | None = None,
+        made_on: Backbone | LastLinear | None = None,
     ) -> None:
-        """`layer` is the spec's, counted on the backbone that the vector belongs to."""
+        """`layer` is the spec's, counted on the backbone that the vector belongs to; `made_on` is that backbone, or what a file
+        says of the form in which PEFT can load the vector."""
         self.spec = spec
         self.scale = scale
         self.layer = layer
+        self.record = record
+        self._made_on = made_on
         self._vector = None if vector_H is None else nn.Parameter(vector_H.detach().float().clone(), requires_grad=False)
         self._backbone_fingerprint = backbone_fingerprint
 
@@ -92,7 +100,7 @@ class Steering:
                 f"A steering vector of {backbone.name!r} has {backbone.hidden_size} numbers, but got shape "
                 f"{tuple(vector_H.shape)}. Take it from the hidden states of this backbone."
             )
-        return cls(spec, 1.0, vector_H, spec.index(len(backbone.layers)), backbone.fingerprint)
+        return cls(spec, 1.0, vector_H, spec.index(len(backbone.layers)), backbone.fingerprint, made_on=backbone)
 
     @classmethod
     def difference_of_means(cls, spec: SteeringSpec, backbone: Backbone, contrasts: Sequence[Contrast]) -> Steering:
@@ -145,7 +153,23 @@ class Steering:
         yield self._vector
 
     def scaled(self, factor: float) -> Steering:
-        return Steering(self.spec, self.scale * factor, self.tensors()["vector"], self.layer, self._backbone_fingerprint)
+        return self._changed(self.spec, self.scale * factor, self.record)
+
+    def at(self, gamma: float) -> Steering:
+        """The same vector at another strength."""
+        return self._changed(self.spec.model_copy(update={"gamma": gamma}), self.scale, self.record)
+
+    def recorded(self, record: SteeringRecord) -> Steering:
+        """The same vector with what is known of it."""
+        return self._changed(self.spec, self.scale, record)
+
+    @property
+    def flipped(self) -> Steering:
+        """Its negative, at the same strength."""
+        made = self._changed(self.spec, self.scale, self.record)
+        assert made._vector is not None
+        made._vector.data.neg_()
+        return made
 
     def scaled_by_layer(self, factors: Sequence[float]) -> Steering:
         self.tensors()
@@ -158,28 +182,45 @@ class Steering:
         return {"vector": self._vector.detach().clone()}
 
     def save(self, directory: Path) -> None:
-        save_file({key: tensor.cpu().contiguous() for key, tensor in self.tensors().items()}, directory / WEIGHTS)
-        config = {
-            "peft_type": "STEERING",
-            "format_version": 1,
+        """As a LoRA of rank 1 that is all bias, which PEFT loads, where the block allows it; see adapters.steering_files."""
+        described = {
             "spec": self.spec.model_dump(),
             "scale": self.scale,
             "layer": self.layer,
             "backbone_fingerprint": self._backbone_fingerprint,
+            "record": self.record.model_dump(mode="json") if self.record else None,
         }
-        (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        write(directory, self.tensors()["vector"], self.factor, self._place(), described)
 
     @classmethod
     def load(cls, directory: Path) -> Steering:
         try:
-            config = json.loads((directory / CONFIG).read_text())
-            vector_H = read_tensors(directory / WEIGHTS)["vector"]
-            spec, layer = SteeringSpec(**config["spec"]), int(config["layer"])
-            return cls(spec, float(config["scale"]), vector_H, layer, config["backbone_fingerprint"])
+            stored = read(directory)
+            told, spec = stored.described, SteeringSpec(**stored.described["spec"])
+            record = SteeringRecord(**told["record"]) if told.get("record") else None
+            fingerprint, scale = told["backbone_fingerprint"], float(told["scale"])
+            made = cls(spec, scale, stored.vector_H, int(told["layer"]), fingerprint, record, stored.place)
         except DamagedAdapter:
             raise
         except (OSError, KeyError, TypeError, ValueError) as error:
-            raise DamagedAdapter(f"{directory / CONFIG} is not a steering config ({error!r}). Save the adapter again.") from error
+            raise DamagedAdapter(
+                f"{directory / CONFIG} and what stands beside it are no steering config ({error!r}). Save the adapter again."
+            ) from error
+        if stored.factor is not None and not math.isclose(stored.factor, made.factor, rel_tol=1e-6):
+            raise DamagedAdapter(
+                f"A steering vector acts at gamma times scale, {made.factor:g} in {directory}, but {CONFIG} there has a "
+                f"lora_alpha of {stored.factor:g}. Change neither by hand: scale the adapter and save it again."
+            )
+        return made
+
+    def _changed(self, spec: SteeringSpec, scale: float, record: SteeringRecord | None) -> Steering:
+        return Steering(
+            spec, scale, self.tensors()["vector"], self.layer, self._backbone_fingerprint, record, made_on=self._made_on
+        )
+
+    def _place(self) -> LastLinear | None:
+        assert self.layer is not None
+        return last_linear(self._made_on, self.layer) if isinstance(self._made_on, Backbone) else self._made_on
 
     def _bound(self, backbone: Backbone) -> nn.Parameter:
         """The vector, made for (or checked against) this backbone. A new one is 0: the backbone's own behaviour."""
@@ -191,6 +232,7 @@ class Steering:
         if self._vector is None:
             self._vector = nn.Parameter(torch.zeros(backbone.hidden_size), requires_grad=False)
             self.layer = self.spec.index(len(backbone.layers))
+        self._made_on = self._made_on or backbone
         self._backbone_fingerprint = backbone.fingerprint
         self._vector.data = self._vector.data.to(backbone.device)
         return self._vector

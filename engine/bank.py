@@ -99,9 +99,11 @@ class AdapterBank:
                 if present.rows is None:
                     inner = linear(inputs[0], update.a_RI)
                     output.view(-1, output.shape[-1]).addmm_(inner.flatten(0, -2), update.b_OR.T)
+                    if update.bias_O is not None:
+                        output += update.bias_O
                 else:
                     inner = linear(inputs[0].index_select(0, present.rows), update.a_RI)
-                    output.index_add_(0, present.rows, linear(inner, update.b_OR))
+                    output.index_add_(0, present.rows, linear(inner, update.b_OR, update.bias_O))
 
         return add
 
@@ -146,11 +148,16 @@ class AdapterBank:
                 f"{path} maps {target.in_features} to {target.out_features}, but the update of {name!r} maps "
                 f"{update.a_RI.shape[1]} to {update.b_OR.shape[0]}. Load the backbone that it was fitted on."
             )
-        if not (torch.isfinite(update.a_RI).all() and torch.isfinite(update.b_OR).all()):
+        if update.bias_O is not None and update.bias_O.shape != (target.out_features,):
+            raise RefusedAdapter(
+                f"{path} puts out {target.out_features} numbers, but the bias of {name!r} has {tuple(update.bias_O.shape)}. Load "
+                "the backbone that it was fitted on."
+            )
+        parts = [part for part in (update.a_RI, update.b_OR, update.bias_O) if part is not None]
+        if not all(bool(torch.isfinite(part).all()) for part in parts):
             raise DamagedAdapter(
                 f"Weights must be finite, but those of {name!r} at {path} hold NaN or infinity. The fit that made them "
                 "diverged: fit again with a lower learning rate."
             )
         # A copy: live weights of a fit must not change under a running batch.
-        a_RI, b_OR = (part.detach().to(target.weight.device, self._dtype, copy=True) for part in (update.a_RI, update.b_OR))
-        return LowRank(a_RI, b_OR)
+        return LowRank(*(part.detach().to(target.weight.device, self._dtype, copy=True) for part in parts))

@@ -37,7 +37,6 @@ def with_config(directory: Path, **values: Any) -> Path:
     ("name", "value"),
     [
         ("bias", "all"),
-        ("lora_bias", True),
         ("use_dora", True),
         ("rank_pattern", {"q_proj": 8}),
         ("alpha_pattern", {"q_proj": 8}),

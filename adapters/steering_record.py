@@ -1,0 +1,73 @@
+"""What is known of a compression vector: how it was made, how strong it is, which way it points, and what it does to refusals."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from adapters.spec import Spec
+
+
+class Signs(Spec):
+    """Mean tokens and accuracy of replies under minus gamma times the vector, without it, and under gamma times it.
+
+    `change` is that of the natural log of the tokens from minus to plus, with its 95 % interval, over the same `num_items`
+    questions. The vector shortens where the interval lies below 0, and its negative does where it lies above.
+    """
+
+    tokens: tuple[float, float, float]
+    accuracy: tuple[float, float, float]
+    change: tuple[float, float, float]
+    num_items: int
+
+    @property
+    def shortens(self) -> Literal["the vector", "its negative", "neither"]:
+        _, low, high = self.change
+        return "the vector" if high < 0 else "its negative" if low > 0 else "neither"
+
+
+class LayerRow(Spec):
+    """One layer of the sweep. The signs are of the vector as it was made, before any flip."""
+
+    layer: int
+    gamma: float
+    kl: float  # nats per token at gamma
+    norm: float  # of gamma times the vector
+    signs: Signs
+
+
+class Refusals(Spec):
+    """Of the prompts that the backbone refuses, how many the steered one answers; and how both weigh a refusal.
+
+    `margin_change` is the change of (log-probability of a refusal less that of a compliant beginning), in nats per token, with
+    its 95 % interval over all prompts. It is known where the backbone refuses nothing, too.
+    """
+
+    num_prompts: int
+    refused: int  # by the backbone
+    answered: int  # of those, by the steered backbone
+    margin_change: tuple[float, float, float]
+    prompts_digest: str
+
+    @property
+    def raised(self) -> bool:
+        """Whether it answers more of what the backbone refuses."""
+        return self.answered > 0
+
+
+class SteeringRecord(Spec):
+    """Beside the vector. `kl_curve` has all that was measured, as (gamma, nats per token), ascending."""
+
+    eps: float
+    gamma: float
+    kl: float
+    kl_curve: tuple[tuple[float, float], ...]
+    kl_tokens: int  # of the calibration traces
+    hidden_norm_median: float  # of the backbone's states after that layer, over the calibration traces
+    signs: Signs
+    flipped: bool  # the difference of means pointed the other way
+    layers: tuple[LayerRow, ...]
+    pairs: int
+    pairs_digest: str  # SHA-256 over the pairs
+    template_digest: str  # SHA-256 of the chat template
+    positions: Literal["all"] = "all"  # the prompt's tokens too
+    refusals: Refusals | None = None
