@@ -50,8 +50,8 @@ class Refusals(Spec):
 
     @property
     def raised(self) -> bool:
-        """Whether it answers more of what the backbone refuses."""
-        return self.answered > 0
+        """Whether it answers what the backbone refuses; where that refuses nothing, whether it is shown to lean less to it."""
+        return self.answered > 0 or (self.refused == 0 and self.margin_change[2] < 0)
 
 
 class SteeringRecord(Spec):
