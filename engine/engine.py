@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
-from engine.profile import Profile
+if TYPE_CHECKING:
+    from engine.profile import DecodingPolicy, Profile
 
 FinishReason = Literal["stop", "length", "cancelled"]
 MAX_TOP_LOGPROBS = 20
@@ -45,10 +46,11 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()  # texts; matched across token borders and not returned
     begun_ids: tuple[int, ...] = ()
     top_logprobs: int = 0  # how many of the likeliest tokens the completion lists at every place, at most 20
+    policy: DecodingPolicy | None = None  # None: the profile's
 
 
 class TokenLogprob(NamedTuple):
-    """Natural log, of the model before temperature."""
+    """Natural log, of the model before temperature and before any intervention of the decoding policy: what `score` gives too."""
 
     token_id: int
     logprob: float
@@ -60,8 +62,9 @@ class Delta:
 
     text: str
     token_id: int | None
-    logprob: float | None  # natural log, of the model before temperature
+    logprob: float | None  # natural log, of the model before temperature and interventions
     finish_reason: FinishReason | None = None
+    top_logprobs: tuple[TokenLogprob, ...] = ()  # of this place; empty unless asked for
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,10 @@ class Engine(Protocol):
     """Rows of one batch may use different profiles; none sees another's weights."""
 
     def load(self, name: str, profile: Profile) -> None:
-        """Makes the profile available under the name; refuses weights that are not finite. Atomic."""
+        """Makes the profile available under the name. Atomic.
+
+        Refuses weights that are not finite, and (CannotRun) a decoding policy that it cannot run, by the name of the part.
+        """
         ...
 
     def refresh(self, name: str) -> None:

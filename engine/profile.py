@@ -3,24 +3,41 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from adapters.adapter import Adapter, Prompt, Stack
 from adapters.backbone import Backbone
 from adapters.errors import DamagedAdapter
 from adapters.files import load_adapters, save_adapters
 from adapters.spec import Spec
+from engine.decoding.budget import ANSWER_CUE, Budget
+from engine.decoding.tip import SwitchPenalty
 
 PROFILE = "profile.json"
 
 
 class DecodingPolicy(Spec):
-    """How tokens are chosen when a request leaves it open. Every intervention is off by default."""
+    """How tokens are chosen when a request leaves it open. Every intervention is off by default.
+
+    An intervention acts on the trace: on what is written before `trace_end` stands in the text.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
+    trace_end: Annotated[str, Field(min_length=1)] = ANSWER_CUE
+    tip: SwitchPenalty | None = None  # None: off
+    budget: Budget | None = None  # None: off
+
+    @property
+    def interventions(self) -> Mapping[str, Spec]:
+        """Those that are on, by field."""
+        found = {"tip": self.tip, "budget": self.budget}
+        return {name: part for name, part in found.items() if part is not None}
 
 
 @dataclass(frozen=True)
@@ -42,7 +59,9 @@ class Profile:
 
     def save(self, directory: Path) -> None:
         save_adapters(self.adapters, directory)
-        (directory / PROFILE).write_text(json.dumps({"format_version": 1, "policy": self.policy.model_dump()}, indent=2) + "\n")
+        (directory / PROFILE).write_text(
+            json.dumps({"format_version": 1, "policy": self.policy.model_dump(mode="json")}, indent=2) + "\n"
+        )
 
     @classmethod
     def load(cls, directory: Path) -> Profile:

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from adapters.adapter import Prompt
+from engine.decoding.row_policy import RowPolicy
 from engine.engine import Completion, Delta, FinishReason, TokenLogprob
 from engine.sampling import Sampler
 from engine.text import TextStream
+
+# Legend: V vocabulary
 
 
 @dataclass(eq=False)
@@ -22,6 +27,7 @@ class Row:
     stop_ids: frozenset[int]
     sampler: Sampler
     stream: TextStream
+    policy: RowPolicy | None = None  # None: no interventions
     num_top: int = 0  # of the likeliest tokens that are kept at every place
     listener: Callable[[Delta | Exception], None] | None = None
     token_ids: list[int] = field(default_factory=list)
@@ -45,21 +51,27 @@ class Row:
     def max_length(self) -> int:
         return len(self.prompt.ids) + self.max_new_tokens
 
+    def choose(self, logits_V: Tensor) -> int:
+        return self.sampler.choose(logits_V) if self.policy is None else self.policy.choose(self.sampler, logits_V)
+
     def take(self, token_id: int, logprob: float) -> None:
         """One more token; the row finishes on a stop token, a stop text or its last allowed token."""
+        if self.policy is not None:
+            self.policy.take(token_id)
         self.token_ids.append(token_id)
         self.logprobs.append(logprob)
         self.stream.add(token_id)
         ended = token_id in self.stop_ids
-        final = ended or len(self.token_ids) == self.max_new_tokens
+        over = None if self.policy is None else self.policy.finish_reason
+        final = ended or over is not None or len(self.token_ids) == self.max_new_tokens
         needed = final or self.listener is not None or self.stream.has_stop
         text = self.stream.advance(final=final) if needed else ""
         if ended or self.stream.stopped:
             self.finish_reason = "stop"
         elif final:
-            self.finish_reason = "length"
+            self.finish_reason = over or "length"
         self.texts.append(text)
-        self._tell(Delta(text, token_id, logprob, self.finish_reason))
+        self._tell(Delta(text, token_id, logprob, self.finish_reason, self.tops[-1] if self.tops else ()))
 
     def cancel(self) -> None:
         self.finish_reason = "cancelled"

@@ -117,7 +117,7 @@ class Scheduler:
     def _choose(self, rows: Sequence[Row], logits_BV: Tensor) -> None:
         finite_B = torch.isfinite(logits_BV).all(dim=-1).tolist()
         norms_B = logits_BV.logsumexp(dim=-1)
-        tokens = [row.sampler.choose(logits_BV[i]) if finite_B[i] else 0 for i, row in enumerate(rows)]
+        tokens = [row.choose(logits_BV[i]) if finite_B[i] else 0 for i, row in enumerate(rows)]
         chosen_B = logits_BV[torch.arange(len(rows)), torch.tensor(tokens)] - norms_B
         _keep_tops(rows, logits_BV, norms_B)
         for row, token, logprob, finite in zip(rows, tokens, chosen_B.tolist(), finite_B, strict=True):

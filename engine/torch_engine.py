@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -19,6 +19,7 @@ from adapters.adapter import Prompt, Stack
 from adapters.backbone import Backbone
 from adapters.errors import DamagedAdapter
 from engine.bank import BASE, AdapterBank
+from engine.decoding.row_policy import COMPILED, CompiledPolicy, refuse_unable
 from engine.engine import (
     MAX_TOP_LOGPROBS,
     Completion,
@@ -43,6 +44,7 @@ from engine.trie import batches
 from engine.twin import Precision, Twin
 
 T = TypeVar("T")
+MAX_COMPILED = 256  # policies whose token ids are kept looked up: requests may bring their own
 
 
 class TorchEngine:
@@ -62,6 +64,7 @@ class TorchEngine:
         self._bank = AdapterBank(self._twin.linears(), self._twin.dtype, self._twin.layers, backbone.hidden_size)
         self._profiles: dict[str, Profile] = {}
         self._limits = (max_rows, max_batch_tokens, max_cache_tokens)
+        self._compiled = lru_cache(MAX_COMPILED)(partial(CompiledPolicy.of, backbone=backbone))
         self._lock = threading.RLock()
         self._scheduler = Scheduler(self._twin, self._bank, *self._limits)
         self._loop: StepLoop | None = None
@@ -70,7 +73,7 @@ class TorchEngine:
 
     @property
     def capabilities(self) -> frozenset[str]:
-        return frozenset({"lora", "softcot", "steering", "score", "generate", "inspect"})
+        return frozenset({"lora", "softcot", "steering", "score", "generate", "inspect", *COMPILED})
 
     @property
     def loaded(self) -> tuple[str, ...]:
@@ -202,6 +205,8 @@ class TorchEngine:
 
     def _load(self, name: str, profile: Profile) -> None:
         self._refuse_busy(name)
+        refuse_unable(profile.policy, self.capabilities, "the engine")
+        self._compiled(profile.policy)
         with torch.no_grad():
             probe = profile.transform(self.backbone, self.backbone.chat_ids("?"))
         if probe.soft_KH is not None and not torch.isfinite(probe.soft_KH).all():
@@ -221,7 +226,7 @@ class TorchEngine:
             )
 
     def _row(self, request: GenerationRequest, seed: int) -> Row:
-        policy = Profile().policy if request.profile is None else self.profile(request.profile).policy
+        policy = request.policy or (Profile() if request.profile is None else self.profile(request.profile)).policy
         if request.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, but got {request.max_new_tokens}.")
         if not 0 <= request.top_logprobs <= MAX_TOP_LOGPROBS:
@@ -237,6 +242,7 @@ class TorchEngine:
             stop_ids=self.backbone.stop_ids,
             sampler=Sampler.seeded(temperature, top_p, seed),
             stream=TextStream(self.backbone.decode, request.stop, request.begun_ids),
+            policy=self._compiled(policy).for_row(request.begun_ids, request.max_new_tokens),
             num_top=request.top_logprobs,
         )
 

@@ -28,21 +28,25 @@ def requests(backbone: Backbone, examples: list[Example]) -> list[GenerationRequ
 
 def test_a_trace_within_the_budget_and_its_own_answer_are_left_as_they_are(backbone: Backbone, examples: list[Example]) -> None:
     engine = ScriptedEngine(backbone, examples, {None: gold})
-    for example, found in zip(examples, Budget(100).complete(engine, backbone, requests(backbone, examples)), strict=True):
+    for example, found in zip(
+        examples, Budget(max_trace_tokens=100).complete(engine, backbone, requests(backbone, examples)), strict=True
+    ):
         assert found.text == example.chain and found.trace.has_ended
         assert backbone.decode(found.trace.ids) == found.trace.text
 
 
 def test_a_longer_trace_is_cut_at_the_budget_and_the_answer_is_forced(backbone: Backbone, examples: list[Example]) -> None:
     engine = ScriptedEngine(backbone, examples, {None: gold})
-    for example, found in zip(examples, Budget(9).complete(engine, backbone, requests(backbone, examples)), strict=True):
+    for example, found in zip(
+        examples, Budget(max_trace_tokens=9).complete(engine, backbone, requests(backbone, examples)), strict=True
+    ):
         assert len(found.trace.ids) == 9 and not found.trace.has_ended
         assert example.chain.startswith(found.trace.text) and found.answer
 
 
 def test_a_budget_of_nothing_asks_for_the_answer_at_once(backbone: Backbone, examples: list[Example]) -> None:
     engine = ScriptedEngine(backbone, examples, {None: gold})
-    found = Budget(0).complete(engine, backbone, requests(backbone, examples))
+    found = Budget(max_trace_tokens=0).complete(engine, backbone, requests(backbone, examples))
     assert {budgeted.text for budgeted in found} == {"Answer: 0"}
 
 
@@ -61,10 +65,10 @@ def test_an_ignored_end_goes_on_with_the_likeliest_other_token(backbone: Backbon
     assert backbone.decode(backbone.encode("Wait")[:1]) == "W"
     engine = ScriptedEngine(backbone, examples, {None: stubborn})
     asked = requests(backbone, examples)
-    once = Budget(100, num_ignored_ends=1).complete(engine, backbone, asked)
+    once = Budget(max_trace_tokens=100, num_ignored_ends=1).complete(engine, backbone, asked)
     for example, found in zip(examples, once, strict=True):
         assert found.trace.text == f"{example.rationale}\nW more\n" and found.trace.has_ended
-    short = Budget(4, num_ignored_ends=1).complete(engine, backbone, asked)
+    short = Budget(max_trace_tokens=4, num_ignored_ends=1).complete(engine, backbone, asked)
     assert [found.trace for found in short] == write_traces(engine, backbone, asked, 4)
 
 
@@ -84,7 +88,7 @@ def test_a_capped_trace_is_the_beginning_of_what_the_profile_writes(backbone: Ba
     ids = backbone.chat_ids("Start with 12. Add 5.")
     asked = GenerationRequest(ids, profile, 14, temperature=0.0)
     whole = engine.complete([asked])[0]
-    found = Budget(6, max_answer_tokens=4).complete(engine, backbone, [asked])[0]
+    found = Budget(max_trace_tokens=6, max_answer_tokens=4).complete(engine, backbone, [asked])[0]
     assert found.trace.ids == whole.token_ids[:6]
     engine.close()
 
@@ -98,5 +102,5 @@ def test_the_ids_of_a_text_end_where_the_text_does(backbone: Backbone) -> None:
 
 @pytest.mark.parametrize("wrong", [{"max_trace_tokens": -1}, {"max_trace_tokens": 1, "max_answer_tokens": 0}])
 def test_an_impossible_budget_is_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="no negative number"):
+    with pytest.raises(ValueError, match="greater than or equal to"):
         Budget(**wrong)

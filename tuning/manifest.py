@@ -30,7 +30,7 @@ def complete(
             name=recipe.backbone, fingerprint=backbone.fingerprint, dtype=str(backbone.dtype).removeprefix("torch.")
         ),
         profile=ProfileDescription(
-            adapters=tuple(recipe.adapter.kind.split("+")), scale=scale, decoding=profile.policy.model_dump()
+            adapters=tuple(recipe.adapter.kind.split("+")), scale=scale, decoding=profile.policy.model_dump(mode="json")
         ),
         recipe=recipe.model_dump(mode="json"),
         task={

@@ -9,8 +9,12 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
+
+from pydantic import Field, model_validator
 
 from adapters.backbone import Backbone
+from adapters.spec import Range, Spec
 from engine.engine import MAX_TOP_LOGPROBS, Completion, Engine, GenerationRequest, TokenLogprob
 
 ANSWER_CUE = "Answer:"
@@ -43,29 +47,42 @@ class Budgeted:
 
     @property
     def text(self) -> str:
-        return f"{self.trace.text}{_cue_after(self.trace.text)} {self.answer}"
+        return f"{self.trace.text}{cue_after(self.trace.text)} {self.answer}"
 
 
-@dataclass(frozen=True)
-class Budget:
-    """At most `max_trace_tokens`, of which the first `num_ignored_ends` ends of the trace are not let stand.
+class Budget(Spec):
+    """At most `max_trace_tokens` and at least `min_trace_tokens`; the first `num_ignored_ends` ends between them do not stand.
 
-    The answer line has a budget of its own, so that a long trace cannot use it up. A request's own `max_new_tokens` and `stop`
-    are not used.
+    The answer has a budget of its own, so that a long trace cannot use it up, and is one line unless `answer_is_line` is off: a
+    model that is cut goes on with its trace behind the answer. `ramp`: what the line's end, and at a line's start
+    the answer cue, gains in logits from nine tenths of the cap on, rising to this at the cap. In the engine a budget is a part of
+    a decoding policy (`row_budget.py`); `complete` is the same cap over any engine, in two calls.
     """
 
-    max_trace_tokens: int
-    num_ignored_ends: int = 0
-    max_answer_tokens: int = MAX_ANSWER_TOKENS
+    max_trace_tokens: Annotated[int, Field(ge=0), Range(16, 1024, log=True)] | None = None  # None: no cap
+    min_trace_tokens: Annotated[int, Field(ge=0), Range(0, 256)] = 0
+    num_ignored_ends: Annotated[int, Field(ge=0), Range(0, 4)] = 0
+    max_answer_tokens: Annotated[int, Field(ge=1)] = MAX_ANSWER_TOKENS
+    answer_is_line: bool = True
+    ramp: Annotated[float, Field(ge=0), Range(0, 20)] = 0.0
 
-    def __post_init__(self) -> None:
-        if min(self.max_trace_tokens, self.num_ignored_ends) < 0 or self.max_answer_tokens < 1:
+    @model_validator(mode="after")
+    def _minimum_below_cap(self) -> Budget:
+        if self.max_trace_tokens is not None and self.min_trace_tokens > self.max_trace_tokens:
             raise ValueError(
-                f"A budget is no negative number and leaves room for an answer, but got {self.max_trace_tokens} trace tokens, "
-                f"{self.num_ignored_ends} ignored ends and {self.max_answer_tokens} answer tokens. Give 0 for no trace at all."
+                f"A trace is not longer than its cap, but got min_trace_tokens {self.min_trace_tokens} and max_trace_tokens "
+                f"{self.max_trace_tokens}. Raise the cap or lower the minimum."
             )
+        if self.ramp and self.max_trace_tokens is None:
+            raise ValueError(f"A ramp rises up to a cap, but got ramp {self.ramp:g} without max_trace_tokens. Give a cap.")
+        return self
 
     def complete(self, engine: Engine, backbone: Backbone, requests: Sequence[GenerationRequest]) -> list[Budgeted]:
+        """The cap and the ignored ends, over any engine. A request's own `max_new_tokens` and `stop` are not used."""
+        if self.max_trace_tokens is None or self.min_trace_tokens or self.ramp or not self.answer_is_line:
+            raise ValueError(
+                f"In two calls a budget is a cap and ignored ends, but got {self}. Load a profile with this policy instead."
+            )
         traces = write_traces(engine, backbone, requests, self.max_trace_tokens)
         for _ in range(self.num_ignored_ends):
             traces = extended(engine, backbone, requests, traces, self.max_trace_tokens)
@@ -77,21 +94,23 @@ def write_traces(
     engine: Engine, backbone: Backbone, requests: Sequence[GenerationRequest], max_tokens: int
 ) -> list[WrittenTrace]:
     """The beginning of every reply up to its answer cue, cut after `max_tokens`; a request's `begun_ids` belong to its trace."""
-    # Room for the cue, so that a trace of just `max_tokens` is seen to have ended.
-    room = max_tokens + len(backbone.encode(f"\n{ANSWER_CUE}"))
-    asked = [
-        replace(
-            request,
-            max_new_tokens=max(1, room - len(request.begun_ids)),
-            stop=(ANSWER_CUE,),
-            top_logprobs=min(MAX_TOP_LOGPROBS, len(backbone.stop_ids) + 2),
-        )
-        for request in requests
-    ]
+    asked = [trace_request(backbone, without_budget(engine, request), max_tokens) for request in requests]
     return [
-        _trace(backbone, request.begun_ids, completion, max_tokens)
+        read_trace(backbone, request.begun_ids, completion, max_tokens)
         for request, completion in zip(asked, engine.complete(asked), strict=True)
     ]
+
+
+def trace_request(backbone: Backbone, request: GenerationRequest, max_tokens: int) -> GenerationRequest:
+    """What is asked for a trace; `read_trace` reads the completion."""
+    # Room for the cue, so that a trace of just `max_tokens` is seen to have ended.
+    room = max_tokens + len(backbone.encode(f"\n{ANSWER_CUE}"))
+    return replace(
+        request,
+        max_new_tokens=max(1, room - len(request.begun_ids)),
+        stop=(ANSWER_CUE,),
+        top_logprobs=min(MAX_TOP_LOGPROBS, len(backbone.stop_ids) + 2),
+    )
 
 
 def extended(
@@ -114,26 +133,41 @@ def extended(
     return found
 
 
+def without_budget(engine: Engine, request: GenerationRequest) -> GenerationRequest:
+    """For callers that set the budget themselves: the same request under its policy without the budget of that."""
+    policy = request.policy
+    if policy is None and request.profile is not None:
+        policy = engine.profile(request.profile).policy
+    if policy is None or policy.budget is None:
+        return request
+    return replace(request, policy=policy.model_copy(update={"budget": None}))
+
+
 def force_answers(
     engine: Engine,
     backbone: Backbone,
     requests: Sequence[GenerationRequest],
     traces: Sequence[WrittenTrace],
     max_answer_tokens: int = MAX_ANSWER_TOKENS,
-    top_logprobs: int = 0,
 ) -> list[Completion]:
     """The rest of the answer line after each trace and the answer cue."""
     asked = [
-        replace(
-            request,
-            begun_ids=(*trace.ids, *backbone.encode(_cue_after(trace.text))),
-            max_new_tokens=max_answer_tokens,
-            stop=("\n",),
-            top_logprobs=top_logprobs,
-        )
+        answer_request(backbone, without_budget(engine, request), trace, max_answer_tokens)
         for request, trace in zip(requests, traces, strict=True)
     ]
     return engine.complete(asked)
+
+
+def answer_request(
+    backbone: Backbone, request: GenerationRequest, trace: WrittenTrace, max_tokens: int, top_logprobs: int = 0
+) -> GenerationRequest:
+    return replace(
+        request,
+        begun_ids=(*trace.ids, *backbone.encode(cue_after(trace.text))),
+        max_new_tokens=max_tokens,
+        stop=("\n",),
+        top_logprobs=top_logprobs,
+    )
 
 
 def ids_within(backbone: Backbone, ids: Sequence[int], text: str) -> tuple[int, ...]:
@@ -144,7 +178,7 @@ def ids_within(backbone: Backbone, ids: Sequence[int], text: str) -> tuple[int, 
     return tuple(ids[:count])
 
 
-def _trace(backbone: Backbone, begun: tuple[int, ...], completion: Completion, max_tokens: int) -> WrittenTrace:
+def read_trace(backbone: Backbone, begun: tuple[int, ...], completion: Completion, max_tokens: int) -> WrittenTrace:
     whole = (*begun, *completion.token_ids)
     text = backbone.decode(whole)
     before, cue, _ = text.partition(ANSWER_CUE)
@@ -160,5 +194,5 @@ def _other(listed: Sequence[TokenLogprob], ends: set[int]) -> int | None:
     return next((one.token_id for one in listed if one.token_id not in ends), None)
 
 
-def _cue_after(text: str) -> str:
+def cue_after(text: str) -> str:
     return ANSWER_CUE if not text or text.endswith("\n") else f"\n{ANSWER_CUE}"

@@ -8,11 +8,21 @@ these margins wins (Wang & Zhou 2024, arXiv 2402.10200, sections 2.2 and 2.3). A
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 
 from adapters.backbone import Backbone
-from engine.decoding.budget import MAX_ANSWER_TOKENS, WrittenTrace, force_answers, ids_within, write_traces
+from engine.decoding.budget import (
+    MAX_ANSWER_TOKENS,
+    WrittenTrace,
+    answer_request,
+    cue_after,
+    ids_within,
+    read_trace,
+    trace_request,
+    without_budget,
+)
+from engine.decoding.vote import Ballot, weighted_vote
 from engine.engine import MAX_TOP_LOGPROBS, Completion, Engine, GenerationRequest
 
 
@@ -23,6 +33,19 @@ class Branch:
     trace: str
     answer: str
     margin: float
+
+    @property
+    def is_answered(self) -> bool:
+        return not math.isnan(self.margin)
+
+    @property
+    def text(self) -> str:
+        return f"{self.trace}{cue_after(self.trace)} {self.answer}"
+
+    @property
+    def ballot(self) -> Ballot:
+        """Its steps are its lines."""
+        return Ballot(self.answer, self.margin, sum(bool(line.strip()) for line in self.trace.splitlines()))
 
 
 @dataclass(frozen=True)
@@ -38,24 +61,22 @@ class Decoded:
     @property
     def best(self) -> Branch:
         """The branch with the largest margin; the greedy one where none answers."""
-        answered = [branch for branch in self.branches if not math.isnan(branch.margin)]
-        return max(answered, key=lambda branch: branch.margin, default=self.greedy)
+        return max(self.answered, key=lambda branch: branch.margin, default=self.greedy)
+
+    @property
+    def answered(self) -> tuple[Branch, ...]:
+        return tuple(branch for branch in self.branches if branch.is_answered)
 
     @property
     def text(self) -> str:
-        best = self.best
-        return f"{best.trace}Answer: {best.answer}"
+        return self.best.text
 
     def vote(self, same: Callable[[str], str]) -> str:
         """The answer with the largest sum of margins; answers that `same` makes equal are one. Empty where no branch answers."""
-        weights: dict[str, float] = {}
-        first: dict[str, str] = {}
-        for branch in self.branches:
-            if not math.isnan(branch.margin):
-                key = same(branch.answer)
-                weights[key] = weights.get(key, 0.0) + branch.margin
-                first.setdefault(key, branch.answer)
-        return first[max(weights, key=lambda key: weights[key])] if weights else ""
+        return weighted_vote([branch.ballot for branch in self.answered], same)
+
+
+Rounds = Generator[list[GenerationRequest], list[Completion], list[Decoded]]
 
 
 @dataclass(frozen=True)
@@ -71,20 +92,40 @@ class CoTDecoding:
             raise ValueError(f"CoT-decoding takes from 2 to {MAX_TOP_LOGPROBS} branches, but got {self.num_branches}.")
 
     def complete(self, engine: Engine, backbone: Backbone, requests: Sequence[GenerationRequest]) -> list[Decoded]:
+        rounds = self.rounds(backbone, [without_budget(engine, request) for request in requests])
+        written: list[Completion] | None = None
+        while True:
+            try:
+                asked = next(rounds) if written is None else rounds.send(written)
+            except StopIteration as done:
+                found: list[Decoded] = done.value
+                return found
+            written = engine.complete(asked)
+
+    def rounds(self, backbone: Backbone, requests: Sequence[GenerationRequest]) -> Rounds:
+        """For who writes otherwise than by `complete`, as a service does that streams: yields requests, is sent completions.
+
+        The requests come without a budget in their policy: the branches have their own.
+        """
         asked = [replace(request, temperature=0.0, begun_ids=()) for request in requests]
-        opened = engine.complete([replace(request, max_new_tokens=1, top_logprobs=self.num_branches) for request in asked])
+        opened = yield [replace(request, max_new_tokens=1, top_logprobs=self.num_branches) for request in asked]
         begun = [
             replace(request, begun_ids=(token_id,))
             for request, first in zip(asked, opened, strict=True)
             for token_id, _ in first.top_logprobs[0]
         ]
-        written = write_traces(engine, backbone, begun, self.max_trace_tokens)
+        written = yield [trace_request(backbone, request, self.max_trace_tokens) for request in begun]
         # A reply may be over with its first token: it has no trace.
         traces = [
-            WrittenTrace((), "") if request.begun_ids[0] in backbone.stop_ids else trace
-            for request, trace in zip(begun, written, strict=True)
+            WrittenTrace((), "")
+            if request.begun_ids[0] in backbone.stop_ids
+            else read_trace(backbone, request.begun_ids, completion, self.max_trace_tokens)
+            for request, completion in zip(begun, written, strict=True)
         ]
-        answers = force_answers(engine, backbone, begun, traces, self.max_answer_tokens, top_logprobs=2)
+        answers = yield [
+            answer_request(backbone, request, trace, self.max_answer_tokens, top_logprobs=2)
+            for request, trace in zip(begun, traces, strict=True)
+        ]
         branches = iter(
             Branch(trace.text, answer.text.strip(), margin(backbone, answer))
             for trace, answer in zip(traces, answers, strict=True)

@@ -1,0 +1,87 @@
+"""A decoding policy on one row: the trace is watched, and every part of the policy acts in turn, the budget last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from adapters.backbone import Backbone
+from engine.decoding.budget import Budget
+from engine.decoding.intervention import CannotRun, Compiled, Intervention
+from engine.decoding.row_budget import CompiledBudget
+from engine.decoding.tip import CompiledPenalty
+from engine.decoding.trace import Trace
+from engine.engine import FinishReason
+from engine.profile import DecodingPolicy
+from engine.sampling import Sampler
+
+# Legend: V vocabulary
+
+# By the policy's field, in the order in which they act: what a budget forbids stays forbidden.
+COMPILED: Mapping[str, Callable[..., Compiled]] = {"tip": CompiledPenalty.of, "budget": CompiledBudget.of}
+
+
+@dataclass(frozen=True)
+class CompiledPolicy:
+    """A policy's interventions with their token ids looked up. `parts` is empty where every one is off."""
+
+    parts: tuple[Compiled, ...]
+    backbone: Backbone
+    policy: DecodingPolicy
+
+    @classmethod
+    def of(cls, policy: DecodingPolicy, backbone: Backbone) -> CompiledPolicy:
+        """CannotRun where a part cannot do its work on this backbone."""
+        parts = tuple(COMPILED[name](part, backbone, policy.trace_end) for name, part in policy.interventions.items())
+        return cls(parts, backbone, policy)
+
+    def for_row(self, begun_ids: Sequence[int], max_new_tokens: int) -> RowPolicy | None:
+        """`begun_ids` belong to the trace. None where every intervention is off: such a row pays nothing."""
+        if not self.parts:
+            return None
+        parts = tuple(part.for_row(len(begun_ids) + max_new_tokens) for part in self.parts)
+        row = RowPolicy(parts, Trace(self.backbone.decode, self.policy.trace_end), self.policy.budget)
+        for token_id in begun_ids:
+            row.take(token_id)
+        return row
+
+
+@dataclass(frozen=True, eq=False)
+class RowPolicy:
+    parts: tuple[Intervention, ...]
+    trace: Trace
+    budget: Budget | None
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the reply is over for the budget: its answer line is complete, or has used up its tokens. None: it goes on."""
+        if self.budget is None:
+            return None
+        if self.budget.answer_is_line and self.trace.answer_has_line_end:
+            return "stop"
+        return "length" if self.trace.num_answer_tokens >= self.budget.max_answer_tokens else None
+
+    def choose(self, sampler: Sampler, logits_V: Tensor) -> int:
+        for part in self.parts:
+            logits_V = part.adjust(logits_V, self.trace)
+        token_id = sampler.choose(logits_V)
+        for part in self.parts:
+            token_id = part.force(token_id, self.trace)
+        return token_id
+
+    def take(self, token_id: int) -> None:
+        self.trace.take(token_id)
+        for part in self.parts:
+            part.take(token_id, self.trace)
+
+
+def refuse_unable(policy: DecodingPolicy, capabilities: frozenset[str], engine: str) -> None:
+    """CannotRun that names what an engine of these capabilities lacks for the policy: to be called at load."""
+    missing = [name for name in policy.interventions if name not in capabilities]
+    if missing:
+        raise CannotRun(
+            f"The policy asks for {' and '.join(f'`{name}`' for name in missing)}, which {engine} cannot run. "
+            "Use the PyTorch engine, or load the release without it."
+        )
