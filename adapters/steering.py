@@ -163,6 +163,11 @@ class Steering:
         """The same vector with what is known of it."""
         return self._changed(self.spec, self.scale, record)
 
+    def become(self, other: Steering) -> None:
+        """Takes over all that the other is: how a fit leaves its result in the adapter that it was given."""
+        vector_H, told = other.tensors()["vector"], (other.record, other._made_on)
+        self.__init__(other.spec, other.scale, vector_H, other.layer, other._backbone_fingerprint, *told)  # type: ignore[misc]
+
     @property
     def flipped(self) -> Steering:
         """Its negative, at the same strength."""

@@ -10,19 +10,23 @@ from adapters.spec import Spec
 class Signs(Spec):
     """Mean tokens and accuracy of replies under minus gamma times the vector, without it, and under gamma times it.
 
-    `change` is that of the natural log of the tokens from minus to plus, with its 95 % interval, over the same `num_items`
-    questions. The vector shortens where the interval lies below 0, and its negative does where it lies above.
+    The changes are of the natural log of the tokens over the same `num_items` questions, with their 95 % intervals: from minus to
+    plus, and from without to either. A direction shortens where it is shown to beside the other and beside neither.
     """
 
     tokens: tuple[float, float, float]
     accuracy: tuple[float, float, float]
     change: tuple[float, float, float]
+    minus_change: tuple[float, float, float]
+    plus_change: tuple[float, float, float]
     num_items: int
 
     @property
     def shortens(self) -> Literal["the vector", "its negative", "neither"]:
         _, low, high = self.change
-        return "the vector" if high < 0 else "its negative" if low > 0 else "neither"
+        if high < 0 and self.plus_change[2] < 0:
+            return "the vector"
+        return "its negative" if low > 0 and self.minus_change[2] < 0 else "neither"
 
 
 class LayerRow(Spec):

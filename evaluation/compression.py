@@ -158,13 +158,17 @@ def signs(
     tokens = [[len(reply.token_ids) for reply in side] for side in by_side]
     right = [[is_right(task, e, reply.text) for e, reply in zip(examples, side, strict=True)] for side in by_side]
     logs = [[math.log1p(count) for count in side] for side in tokens]
-    change = paired_change(logs[0], logs[2], [example.group for example in examples])
+    clusters = [example.group for example in examples]
+    changes = [paired_change(logs[one], logs[other], clusters) for one, other in ((0, 2), (1, 0), (1, 2))]
+    across, to_minus, to_plus = ((change.mean, change.low, change.high) for change in changes)
     minus, off, plus = (sum(side) / n for side in tokens)
     worse, plain, better = (sum(side) / n for side in right)
     return Signs(
         tokens=(minus, off, plus),
         accuracy=(worse, plain, better),
-        change=(change.mean, change.low, change.high),
+        change=across,
+        minus_change=to_minus,
+        plus_change=to_plus,
         num_items=n,
     )
 
@@ -186,14 +190,13 @@ def _best(rows: Sequence[LayerRow], tolerance: float) -> LayerRow:
 
     decided = [row for row in rows if row.signs.shortens != "neither"]
     kept = [row for row in decided if row.signs.accuracy[side(row)] >= row.signs.accuracy[1] - tolerance]
-    shorter = [row for row in kept if row.signs.tokens[side(row)] < row.signs.tokens[1]]
-    if not shorter:
+    if not kept:
         told = "; ".join(_told(row) for row in rows)
         raise DeadVector(
             "A compression vector is kept if one of its directions is shown to shorten the replies at no more than "
             f"{tolerance:g} of the accuracy, but at no layer is that so ({told}). Take other pairs, a larger eps or method ces."
         )
-    return min(shorter, key=lambda row: row.signs.tokens[side(row)])
+    return min(kept, key=lambda row: row.signs.tokens[side(row)])
 
 
 def _told(row: LayerRow) -> str:

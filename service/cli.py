@@ -9,6 +9,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from service.options import Home, Json, TrackingUri
+from service.steering_cli import steering_app
+
 app = typer.Typer(
     name="graftline",
     no_args_is_help=True,
@@ -20,21 +23,11 @@ app = typer.Typer(
 )
 backbone_app = typer.Typer(no_args_is_help=True, help="The frozen models that come with Graftline.")
 app.add_typer(backbone_app, name="backbone")
+app.add_typer(steering_app)
 
 _OWN_PACKAGES = ("adapters", "engine", "evaluation", "registry", "tuning", "service")
 _INTERRUPTED = 130  # what typer ends with after Ctrl-C
 QUICKSTART = Path(__file__).parent.parent / "recipes" / "quickstart.toml"  # beside the packages, in a checkout and in a wheel
-
-Home = Annotated[
-    Path | None,
-    typer.Option(
-        "--home", help="Where studies, the registry and the cache are kept [default: $GRAFTLINE_HOME, else ./.graftline]."
-    ),
-]
-TrackingUri = Annotated[
-    str | None, typer.Option("--tracking-uri", help="An MLflow server or database [default: SQLite in the home].")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts instead of text.")]
 
 
 @app.command()

@@ -14,14 +14,15 @@ from pydantic import Field, SerializeAsAny, ValidationError, field_validator, mo
 from adapters.lora import LoRASpec
 from adapters.softcot import SoftCoTSpec
 from adapters.spec import Choices, Range, Spec
+from adapters.steering import SteeringSpec
 from registry.names import checked_name
 from tuning.errors import BadRecipe
 from tuning.methods import METHODS
 from tuning.methods.method import MethodSpec
 from tuning.methods.sft import SFTSpec
 
-Kind = Literal["lora", "softcot", "lora+softcot"]
-KINDS: tuple[Kind, ...] = ("lora", "softcot", "lora+softcot")
+Kind = Literal["lora", "softcot", "lora+softcot", "steering"]
+KINDS: tuple[Kind, ...] = ("lora", "softcot", "lora+softcot")  # that a sweep draws; a steering vector is asked for by name
 METHOD_NAME = "method.name"
 USUAL_SEARCH = (
     "adapter.kind",
@@ -41,6 +42,7 @@ class AdapterRecipe(Spec):
     kind: Kind = "lora"
     lora: LoRASpec = LoRASpec()
     softcot: SoftCoTSpec = SoftCoTSpec()
+    steering: SteeringSpec = SteeringSpec()
 
 
 class StudyRecipe(Spec):
@@ -175,7 +177,7 @@ class Recipe(Spec):
         """The method's name; where it is searched, all that may be drawn."""
         if METHOD_NAME not in self.search:
             return (self.method.name,)
-        return tuple(str(name) for name in self.ranges.get(METHOD_NAME, tuple(METHODS)))
+        return tuple(str(name) for name in self.ranges.get(METHOD_NAME, _swept()))
 
     @classmethod
     def load(cls, file: Path) -> Recipe:
@@ -201,7 +203,7 @@ class Recipe(Spec):
             written, known = tree["method"].items(), method.spec_type.model_fields.keys() - {"name"}
             tree["method"] = {key: value for key, value in written if key in known}
         if "adapter.kind" not in values and not method.trains(self.adapter.kind):
-            tree.setdefault("adapter", {})["kind"] = next(kind for kind in KINDS if method.trains(kind))
+            tree.setdefault("adapter", {})["kind"] = next(kind for kind in (*KINDS, "steering") if method.trains(kind))
         for dotted, value in values.items():
             *parents, leaf = dotted.split(".")
             place = tree
@@ -245,13 +247,21 @@ def _check_range(field: str, mark: Range | Choices | None, bounds: tuple[float, 
 
 def search_marks(method: str) -> dict[str, Range | Choices]:
     """Every searchable field of a recipe of that method, by dotted name; the marks stand in the specs."""
-    marks: dict[str, Range | Choices] = {METHOD_NAME: Choices(tuple(METHODS))}
+    marks: dict[str, Range | Choices] = {METHOD_NAME: Choices(_swept())}
     kinds = tuple(kind for kind in KINDS if METHODS[method].trains(kind))
     if kinds == KINDS:
         marks["adapter.kind"] = Choices(KINDS)
-    for prefix, spec in (("adapter.lora", LoRASpec), ("adapter.softcot", SoftCoTSpec), ("method", METHODS[method].spec_type)):
+    specs: dict[str, type[Spec]] = {"adapter.lora": LoRASpec, "adapter.softcot": SoftCoTSpec}
+    if not kinds:
+        specs = {}  # such a method fits neither
+    for prefix, spec in (*specs.items(), ("method", METHODS[method].spec_type)):
         marks.update({f"{prefix}.{name}": mark for name, mark in spec.search_space().items()})
     return marks
+
+
+def _swept() -> tuple[str, ...]:
+    """The methods that train a kind which a sweep draws."""
+    return tuple(name for name, method in METHODS.items() if any(method.trains(kind) for kind in KINDS))
 
 
 def in_one_sentence(error: ValidationError) -> str:

@@ -1,0 +1,189 @@
+"""`graftline steer`: fits a compression vector on a task, and `export-gguf` and `import-gguf`: to llama.cpp and back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from service.pace import Pace
+
+if TYPE_CHECKING:
+    from adapters.steering import Steering
+    from adapters.steering_record import SteeringRecord
+    from evaluation.pairs import Pairs
+    from tuning.recipe import Recipe
+
+
+def steer(
+    task_name: str,
+    out: Path,
+    name: str | None,
+    backbone_name: str,
+    method: dict[str, object],
+    keep_pairs: Path | None,
+    as_json: bool,
+) -> None:
+    """`method` are the fields of the method `compression` that were given. Nothing is written unless a vector is found."""
+    from adapters.backbone import Backbone
+    from engine.profile import Profile
+    from engine.torch_engine import TorchEngine
+    from evaluation.tasks import task_named
+    from tuning.manifest import complete
+    from tuning.methods.compression import Compression, CompressionMethodSpec
+
+    _refuse_existing(out)
+    for place in (out, keep_pairs):
+        if place is not None:
+            place.absolute().parent.stat()  # a folder that is not there is told before anything is read
+    task = task_named(task_name)
+    recipe = compression_recipe(task_name, name or f"{Path(task.name).stem}-concise", backbone_name, method)
+    assert isinstance(recipe.method, CompressionMethodSpec)
+    compression, pace = Compression(recipe.method), Pace()
+    backbone = Backbone.load(backbone_name)
+    engine = TorchEngine(backbone, max_rows=64)
+    examples = task.examples("train", recipe.method.num_examples, recipe.method.seed)
+    with Console(stderr=True).status(f"writing chains of {task.name}"):
+        pairs = compression.pairs(engine, backbone, task, examples)
+    if keep_pairs is not None:
+        from evaluation.pairs import write_pairs
+
+        write_pairs(keep_pairs, pairs.pairs)
+    steering = compression.compressed(engine, backbone, pairs, task, pace)
+    assert steering.record is not None
+    part = out.with_name(f".{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        seen = [pair.as_example() for pair in pairs.pairs] if recipe.method.pairs is not None else examples
+        complete(part, recipe, backbone, Profile((steering,)), 1.0, seen)
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    if as_json:
+        print(json.dumps(_told(out, recipe, steering, pairs)))
+    else:
+        _show(out, steering.record, pairs)
+
+
+def compression_recipe(task_name: str, name: str, backbone_name: str, method: dict[str, object]) -> Recipe:
+    """What `graftline tune` would be told to fit the same vector; the task is guarded by all families but itself."""
+    from pydantic import ValidationError
+
+    from evaluation.tasks import task_named
+    from tuning.errors import BadRecipe
+    from tuning.recipe import Recipe, in_one_sentence
+
+    own = task_named(task_name).name
+    protected = [family for family in Recipe.model_fields["protected"].default if family not in (own, task_name)]
+    values = {"name": "compression", **{key: value for key, value in method.items() if value is not None}}
+    try:
+        return Recipe(
+            name=name,
+            backbone=backbone_name,
+            domain=task_name,
+            protected=tuple(protected),
+            adapter={"kind": "steering"},  # type: ignore[arg-type]  # validated
+            method=values,  # type: ignore[arg-type]  # validated
+        )
+    except ValidationError as error:
+        raise BadRecipe(in_one_sentence(error)) from error
+
+
+def export_gguf(directory: Path, file: Path, backbone_name: str | None, as_json: bool) -> None:
+    from adapters.backbone import Backbone
+    from adapters.control_vector import export_control_vector
+    from adapters.errors import RefusedAdapter
+    from adapters.files import load_adapters
+    from adapters.steering import Steering
+
+    adapters = load_adapters(directory)
+    steering = [adapter for adapter in adapters if isinstance(adapter, Steering)]
+    if len(steering) < len(adapters):
+        raise RefusedAdapter(
+            f"A control vector is a steering vector and nothing else, but {directory} also holds another adapter, which "
+            "llama.cpp would run without. Export a directory of the vector alone."
+        )
+    backbone = Backbone.load(backbone_name or _fitted_on(directory))
+    export_control_vector(file, steering, backbone)
+    layers = [one.layer for one in steering]
+    if as_json:
+        print(json.dumps({"file": str(file), "backbone": backbone.name, "layers": layers}))
+    else:
+        print(f"wrote {file} (layer {layers[0]}); run it with: llama-cli -m MODEL.gguf --control-vector {file}")
+
+
+def import_gguf(file: Path, out: Path, backbone_name: str, as_json: bool) -> None:
+    from adapters.backbone import Backbone
+    from adapters.control_vector import import_control_vector
+    from adapters.errors import RefusedAdapter
+    from engine.profile import Profile
+
+    _refuse_existing(out)
+    backbone = Backbone.load(backbone_name)
+    found = import_control_vector(file, backbone)
+    if len(found) > 1:
+        layers = ", ".join(str(one.layer) for one in found)
+        raise RefusedAdapter(
+            f"A profile has one steering vector, but {file} steers layers {layers}. Take a file with a single direction."
+        )
+    Profile(found).save(out)
+    if as_json:
+        print(json.dumps({"directory": str(out), "backbone": backbone.name, "layer": found[0].layer}))
+    else:
+        print(f"wrote {out} (layer {found[0].layer} of {backbone.name}); measure it with: graftline evaluate {out}")
+
+
+def _fitted_on(directory: Path) -> str:
+    from registry.manifest import MANIFEST, read_manifest
+
+    return read_manifest(directory).backbone.name if (directory / MANIFEST).is_file() else "smollm2-135m-reasoner"
+
+
+def _refuse_existing(out: Path) -> None:
+    from adapters.errors import RefusedAdapter
+
+    if out.exists():
+        raise RefusedAdapter(f"An adapter is written to a new directory, but {out} is there already. Name another.")
+
+
+def _told(out: Path, recipe: Recipe, steering: Steering, pairs: Pairs) -> dict[str, object]:
+    assert steering.record is not None
+    return {
+        "directory": str(out),
+        "task": recipe.domain,
+        "backbone": recipe.backbone,
+        "layer": steering.layer,
+        "left_out": dict(pairs.left_out),
+        **steering.record.model_dump(mode="json"),
+    }
+
+
+def _show(out: Path, record: SteeringRecord, pairs: Pairs) -> None:
+    table = Table(title=f"{record.pairs} pairs, KL at most {record.eps:g} nats a token", title_justify="left")
+    for heading in ("layer", "gamma", "KL", "tokens under -, without, +", "right", "shortens"):
+        table.add_column(heading, overflow="fold")
+    for row in record.layers:
+        tokens = " / ".join(f"{count:.1f}" for count in row.signs.tokens)
+        right = " / ".join(f"{share:.2f}" for share in row.signs.accuracy)
+        table.add_row(str(row.layer), f"{row.gamma:.3g}", f"{row.kl:.3g}", tokens, right, row.signs.shortens)
+    Console().print(table)
+    for reason, number in pairs.left_out.items():
+        print(f"{number} examples made no pair: {reason}")
+    signs = record.signs
+    turned = ", turned round" if record.flipped else ""
+    print(
+        f"kept gamma {record.gamma:.3g}{turned}: {signs.tokens[1]:.1f} tokens become {signs.tokens[2]:.1f}, "
+        f"{signs.accuracy[1]:.2f} right becomes {signs.accuracy[2]:.2f} ({signs.num_items} items)"
+    )
+    print("whether that is more than a cut would give is for the gate to say: it compares with the cap curve")
+    if (found := record.refusals) is not None:
+        mean, low, high = found.margin_change
+        print(
+            f"of {found.refused} prompts that the backbone refuses it answers {found.answered}; its lean to a refusal changes by "
+            f"{mean:+.3f} [{low:+.3f}, {high:+.3f}] nats a token ({found.num_prompts} prompts)"
+        )
+    print(f"wrote {out}; next: graftline evaluate {out}, or graftline publish {out}")
