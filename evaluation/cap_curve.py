@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from adapters.backbone import Backbone
-from engine.decoding.budget import ANSWER_CUE, force_answers, write_traces
-from engine.engine import Engine, GenerationRequest
+from engine.decoding.budget import cue_after, force_answers, read_trace
+from engine.engine import Completion, Engine, GenerationRequest
+from evaluation.measure import Measure, Readings
 from evaluation.statistics import PairedChange, paired_change
 from evaluation.task import Example, Task, is_right, is_right_answer, reasoning_prompt
 
@@ -42,18 +44,8 @@ def written_point(
     also: str = "",
 ) -> Point:
     """Greedily, as the profile writes; `also` is said at the end of the user's turn."""
-    asked = [
-        GenerationRequest(
-            backbone.chat_ids(f"{reasoning_prompt(example)}\n{also}".rstrip()),
-            profile,
-            max_new_tokens=max_new_tokens,
-            temperature=0.0,
-        )
-        for example in examples
-    ]
-    replies = engine.complete(asked)
-    right = tuple(float(is_right(task, example, reply.text)) for example, reply in zip(examples, replies, strict=True))
-    return Point(right, tuple(float(len(reply.token_ids)) for reply in replies))
+    asked = _requests(backbone, profile, examples, max_new_tokens, also)
+    return _read(task, examples, engine.complete(asked))
 
 
 def cap_points(
@@ -63,22 +55,28 @@ def cap_points(
     examples: Sequence[Example],
     max_new_tokens: int,
     caps: Sequence[int] = CAPS,
-    profile: str | None = None,
 ) -> dict[int, Point]:
-    """By cap, ascending; the last is `max_new_tokens`. A trace that ended before a cap costs what it took."""
-    asked = [GenerationRequest(backbone.chat_ids(reasoning_prompt(example)), profile, temperature=0.0) for example in examples]
-    whole = write_traces(engine, backbone, asked, max_new_tokens)
-    cue = len(backbone.encode(f"\n{ANSWER_CUE}"))
+    """The backbone's, by cap, ascending; the last, `max_new_tokens`, is its replies as they are.
+
+    A reply whose trace ended within the cap is not touched by it, so that what changes nothing lies on the curve. The cue that
+    forces an answer counts as written.
+    """
+    asked = _requests(backbone, None, examples, max_new_tokens, "")
+    replies = engine.complete(asked)
+    traces = [read_trace(backbone, (), reply, max_new_tokens) for reply in replies]
+    plain = _read(task, examples, replies)
     found: dict[int, Point] = {}
-    for cap in (*(cap for cap in sorted(set(caps)) if cap < max_new_tokens), max_new_tokens):
-        traces = [trace.cut(backbone, cap) for trace in whole]
-        answers = force_answers(engine, backbone, asked, traces)
-        right = tuple(
-            float(is_right_answer(task, example, answer.text)) for example, answer in zip(examples, answers, strict=True)
-        )
-        tokens = tuple(float(len(trace.ids) + cue + len(answer.token_ids)) for trace, answer in zip(traces, answers, strict=True))
-        found[cap] = Point(right, tokens)
-    return found
+    for cap in sorted({cap for cap in caps if cap < max_new_tokens}):
+        right, tokens = list(plain.right), list(plain.tokens)
+        cut = {
+            place: trace.cut(backbone, cap) for place, trace in enumerate(traces) if not trace.has_ended or len(trace.ids) > cap
+        }
+        answers = force_answers(engine, backbone, [asked[place] for place in cut], list(cut.values()))
+        for (place, trace), answer in zip(cut.items(), answers, strict=True):
+            right[place] = float(is_right_answer(task, examples[place], answer.text))
+            tokens[place] = float(len(trace.ids) + len(backbone.encode(cue_after(trace.text))) + len(answer.token_ids))
+        found[cap] = Point(tuple(right), tuple(tokens))
+    return found | {max_new_tokens: plain}
 
 
 def at_tokens(caps: Mapping[int, Point], mean_tokens: float) -> Point:
@@ -100,3 +98,48 @@ def at_tokens(caps: Mapping[int, Point], mean_tokens: float) -> Point:
 def above_cap(point: Point, caps: Mapping[int, Point], clusters: Sequence[str]) -> PairedChange:
     """How much more is right than under caps of as many tokens; above the curve where the interval lies above 0."""
     return paired_change(at_tokens(caps, point.mean_tokens).right, point.right, clusters)
+
+
+def _requests(
+    backbone: Backbone, profile: str | None, examples: Sequence[Example], max_new_tokens: int, also: str
+) -> list[GenerationRequest]:
+    texts = [f"{reasoning_prompt(example)}\n{also}".rstrip() for example in examples]
+    return [GenerationRequest(backbone.chat_ids(text), profile, max_new_tokens=max_new_tokens, temperature=0.0) for text in texts]
+
+
+def _read(task: Task, examples: Sequence[Example], replies: Sequence[Completion]) -> Point:
+    right = tuple(float(is_right(task, example, reply.text)) for example, reply in zip(examples, replies, strict=True))
+    return Point(right, tuple(float(len(reply.token_ids)) for reply in replies))
+
+
+@dataclass(frozen=True)
+class AboveCap:
+    """1 where the answer is right. `against` makes of the backbone's reading the cap curve at as many tokens as the other wrote.
+
+    Parts: `tokens`, and of the backbone `right_at_b` and `tokens_at_b` for every cap b.
+    """
+
+    max_new_tokens: int = 128
+    name: str = "above_cap"
+    version: int = 1
+    unit: str = "share right"
+
+    def read(self, engine: Engine, backbone: Backbone, profile: str | None, task: Task, examples: Sequence[Example]) -> Readings:
+        if profile is not None:
+            point = written_point(engine, backbone, profile, task, examples, self.max_new_tokens)
+            return Readings.of(self, task, examples, point.right, {"tokens": point.tokens})
+        caps = cap_points(engine, backbone, task, examples, self.max_new_tokens)
+        plain, parts = caps[self.max_new_tokens], dict[str, tuple[float, ...]]()
+        for cap, one in caps.items():
+            parts |= {f"right_at_{cap}": one.right, f"tokens_at_{cap}": one.tokens}
+        return Readings.of(self, task, examples, plain.right, {"tokens": plain.tokens, **parts})
+
+    def against(self, base: Readings, adapted: Readings) -> tuple[float, ...]:
+        """One value an item, in [0, 1]."""
+        caps = [int(name.removeprefix("right_at_")) for name in base.parts if name.startswith("right_at_")]
+        points = {cap: Point(base.parts[f"right_at_{cap}"], base.parts[f"tokens_at_{cap}"]) for cap in caps}
+        return at_tokens(points, adapted.part_mean("tokens")).right
+
+
+if TYPE_CHECKING:
+    _: Measure = AboveCap()

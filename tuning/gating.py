@@ -17,8 +17,8 @@ from engine.engine import Engine
 from engine.profile import Profile
 from engine.twin import Precision
 from evaluation.admission import admissions
+from evaluation.cap_curve import AboveCap
 from evaluation.evaluate import Planned, Row, evaluate
-from evaluation.measures import MEASURES
 from evaluation.retention import gate_measure
 from evaluation.task import Task
 from evaluation.tasks import task_named
@@ -30,9 +30,9 @@ from registry.gate_settings import GateSettings
 from registry.gate_statistics import PairedItems
 from registry.manifest import Manifest, TrainingHashes
 from registry.policy import Policy, refuse_other_domain
+from tuning.compression_gate import DomainTest, check_steering
 from tuning.errors import BadRecipe
 from tuning.manifest import fingerprints_of
-from tuning.plan import DOMAIN_MEASURE
 from tuning.recipe import Recipe, in_one_sentence
 from tuning.rounds import LEAST_POOL, PER_GROUP, POOL_ROUNDS, Reading, Rounds, is_endless
 
@@ -118,11 +118,13 @@ def gate(
     """
     recipe = subject.recipe
     policy = policy or recipe_policy(recipe)
-    domain = task_named(recipe.domain)
+    asked = DomainTest.of(recipe, task_named(recipe.domain))
+    domain, profile = asked.task, Profile.load(subject.directory)
     refuse_other_domain(domain.name, policy, subject.name)
     check_tasks(subject.manifest, subject.name)
+    check_steering(profile, recipe, engine, backbone, domain, subject.name)
     measured, left_out = _measurable(policy, engine, backbone, cache, recipe.evaluation.precision)
-    conditions = _conditions(backbone, recipe, domain, measured, policy.domain_items, settings.round_items)
+    conditions = _conditions(backbone, recipe, asked, measured, policy.domain_items, settings.round_items)
     training = fingerprints_of(TrainingHashes.read(subject.directory))
 
     def rounds(fresh_seed: int) -> list[Rounds]:
@@ -147,7 +149,7 @@ def gate(
     def draw_round(number: int, settled: frozenset[str]) -> Mapping[str, PairedItems]:
         plan = []
         if domain.name not in settled:
-            plan.append(Planned(MEASURES[DOMAIN_MEASURE], domain, asked_of.items(number), "domain"))
+            plan.append(Planned(asked.measure, domain, asked_of.items(number), "domain"))
         for drawn in families:
             if drawn.task.name not in settled:
                 plan.append(Planned(gate_measure(drawn.task), drawn.task, drawn.items(number), "protected"))
@@ -159,7 +161,7 @@ def gate(
         if on_round is not None:
             on_round(report)
 
-    engine.load(GATED, Profile.load(subject.directory))
+    engine.load(GATED, profile)
     try:
         return run_gate(
             settings,
@@ -183,16 +185,16 @@ def gate(
 
 
 def _conditions(
-    backbone: Backbone, recipe: Recipe, domain: Task, measured: Mapping[str, Task], domain_items: int, round_items: int
+    backbone: Backbone, recipe: Recipe, asked: DomainTest, measured: Mapping[str, Task], domain_items: int, round_items: int
 ) -> str:
     """SHA-256 of all that decides which items a seed draws and what their values are."""
-    first = domain.examples("gate", domain_items)
+    domain, first = asked.task, asked.task.examples("gate", domain_items)
     measures = {name: gate_measure(task) for name, task in sorted(measured.items())}
     identity = [
         backbone.fingerprint,
         str(backbone.dtype),
         recipe.evaluation.precision,
-        [domain.name, DOMAIN_MEASURE, MEASURES[DOMAIN_MEASURE].version, domain_items, PER_GROUP, POOL_ROUNDS, LEAST_POOL],
+        [domain.name, asked.measure.name, asked.measure.version, domain_items, PER_GROUP, POOL_ROUNDS, LEAST_POOL],
         [[example.question, example.answer, example.choices, example.listed] for example in first],
         [
             [name, measure.name, measure.version, MAX_NATS, round_items, is_endless(measured[name])]
@@ -213,7 +215,9 @@ def _measurable(
 
 
 def _paired(row: Row) -> PairedItems:
-    base, adapted = np.array(row.base.values), np.array(row.adapted.values)
+    measure, base, adapted = row.planned.measure, np.array(row.base.values), np.array(row.adapted.values)
+    if isinstance(measure, AboveCap):
+        base = np.array(measure.against(row.base, row.adapted))
     if not row.planned.measure.unit.startswith("share"):
         # A likelihood has no bound, and the gate's test needs one: larger changes count as this large.
         adapted = base + np.clip(adapted - base, -MAX_NATS, MAX_NATS)

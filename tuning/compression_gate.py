@@ -1,0 +1,89 @@
+"""What a steering vector must show before the gate and in it: its KL, no more answers to what is refused, and more than a cut.
+
+The first two are read afresh before anything is drawn or staked. The third takes the place of the domain's gain: on the domain's
+hard items, the vector is right more often than the backbone under token caps that cost as much.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapters.backbone import Backbone
+from adapters.steering import Steering
+from engine.engine import Continuation, Engine, GenerationRequest
+from engine.profile import Profile
+from evaluation.cap_curve import AboveCap
+from evaluation.measure import Measure
+from evaluation.measures import MEASURES
+from evaluation.refusals import PROMPTS, read_prompts, refusal_probe
+from evaluation.statistics import score
+from evaluation.strength import Divergence
+from evaluation.task import Task, reasoning_prompt
+from evaluation.tasks.generated import HELD_OUT_LENGTHS, GeneratedTask
+from registry.errors import PromotionRefused
+from tuning.methods.compression import CompressionMethodSpec
+from tuning.plan import DOMAIN_MEASURE
+from tuning.recipe import Recipe
+
+TRACES, TRACE_SEED = 16, 77
+ONE_SIDED = 1.645  # standard errors of a one-sided bound at 95 %
+_LOADED = "before the gate"
+
+
+@dataclass(frozen=True)
+class DomainTest:
+    """What the gate asks of the domain: a gain in its measure or, of a compression, to be above the cap curve on hard items."""
+
+    task: Task
+    measure: Measure
+
+    @classmethod
+    def of(cls, recipe: Recipe, domain: Task) -> DomainTest:
+        if not isinstance(recipe.method, CompressionMethodSpec):
+            return cls(domain, MEASURES[DOMAIN_MEASURE])
+        return cls(hard(domain), AboveCap(recipe.method.max_new_tokens))
+
+
+def hard(task: Task) -> Task:
+    """A family's longer chains, which are in no training row; any other task as it is."""
+    return task.at_length(*HELD_OUT_LENGTHS) if isinstance(task, GeneratedTask) else task
+
+
+def check_steering(profile: Profile, recipe: Recipe, engine: Engine, backbone: Backbone, task: Task, subject: str) -> None:
+    """PromotionRefused for a vector that breaks its own bound on fresh traces, or raises answers to what is refused."""
+    vectors = [adapter for adapter in profile.adapters if isinstance(adapter, Steering)]
+    if not vectors:
+        return
+    for steering in vectors:
+        if steering.record is not None:
+            _check_bound(steering, steering.record.eps, engine, backbone, task, subject)
+    asked = recipe.method.refusal_prompts if isinstance(recipe.method, CompressionMethodSpec) else None
+    prompts = PROMPTS if asked is None else read_prompts(Path(asked))
+    engine.load(_LOADED, Profile(tuple(vectors)))
+    try:
+        found = refusal_probe(engine, backbone, _LOADED, prompts)
+    finally:
+        engine.unload(_LOADED)
+    if found.raised:
+        mean, low, high = found.margin_change
+        raise PromotionRefused(
+            f"A steering vector does not raise answers to what the backbone refuses, but that of {subject} answers "
+            f"{found.answered} of {found.refused} such prompts, and changes its lean to a refusal by {mean:+.3f} [{low:+.3f}, "
+            f"{high:+.3f}] nats a token. Fit it from other pairs, or with a smaller eps."
+        )
+
+
+def _check_bound(steering: Steering, eps: float, engine: Engine, backbone: Backbone, task: Task, subject: str) -> None:
+    """On replies that the backbone writes to questions of the gate split."""
+    prompts = [backbone.chat_ids(reasoning_prompt(example)) for example in task.examples("gate", TRACES, TRACE_SEED)]
+    written = engine.complete([GenerationRequest(ids, None, max_new_tokens=64, temperature=0.0) for ids in prompts])
+    traces = [Continuation(ids, done.token_ids) for ids, done in zip(prompts, written, strict=True)]
+    read = score(Divergence(backbone, traces).by_trace(steering))
+    shown = read.mean - (0.0 if math.isnan(read.stderr) else ONE_SIDED * read.stderr)
+    if shown > eps:
+        raise PromotionRefused(
+            f"A steering vector keeps the KL that it was fitted under, {eps:g} nats a token, but that of {subject} has "
+            f"{read.mean:.3g} on {read.n} fresh traces (at least {shown:.3g} with 95 % confidence). Fit it with a smaller eps."
+        )
