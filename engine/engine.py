@@ -76,6 +76,21 @@ class Completion:
     prompt_tokens: int
     top_logprobs: tuple[tuple[TokenLogprob, ...], ...] = ()  # one entry a token, likeliest first; empty unless asked for
 
+    @classmethod
+    def of(cls, request: GenerationRequest, deltas: Sequence[Delta]) -> Completion:
+        """What a stream that was read to its end has written; EngineError where it has no end."""
+        if not deltas or deltas[-1].finish_reason is None:
+            raise EngineError(f"A stream ends with a finish reason, but this one stopped after {len(deltas)} deltas. Ask again.")
+        told = [(one.token_id, one.logprob) for one in deltas if one.token_id is not None and one.logprob is not None]
+        return cls(
+            "".join(delta.text for delta in deltas),
+            tuple(token_id for token_id, _ in told),
+            tuple(logprob for _, logprob in told),
+            deltas[-1].finish_reason,
+            len(request.prompt_ids) + len(request.begun_ids),
+            tuple(delta.top_logprobs for delta in deltas) if request.top_logprobs else (),
+        )
+
 
 @dataclass(frozen=True)
 class Continuation:

@@ -13,9 +13,11 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from engine.engine import GenerationRequest
+from engine.profile import DecodingPolicy
 from service import meters
 from service.asgi import new_application, request_id
 from service.bento_image import self_contained
+from service.decoding import generating, narrowed
 from service.errors import ApiError
 from service.lease import Lease
 from service.openai_shapes import ChatRequest, Choice, CompletionRequest, ObjectName, Reply
@@ -122,20 +124,24 @@ class Graftline:
 
     def _writing(self, lease: Lease, prompts: list[tuple[int, ...]], body: ChatRequest | CompletionRequest) -> Writing:
         # What the release adds to the prompt takes its part of the context.
-        context = self.parts.backbone.context_length - lease.served.prompt_overhead
+        engine, backbone, profile = self.parts.engine, self.parts.backbone, lease.served.profile
+        context = backbone.context_length - lease.served.prompt_overhead
+        policy = narrowed(DecodingPolicy() if profile is None else engine.profile(profile).policy, body.decoding)
         requests = tuple(
             GenerationRequest(
                 prompt_ids=prompt,
-                profile=lease.served.profile,
+                profile=profile,
                 max_new_tokens=min(body.token_limit or context, context - len(prompt)),
                 temperature=body.temperature,
                 top_p=body.top_p,
                 seed=body.seed,
                 stop=body.stop,
+                policy=policy,
             )
             for prompt in prompts
         )
-        return Writing(self.parts.engine, lease, requests, settings.request_timeout_s)
+        generate = generating(engine.generate, backbone, body.decoding.branches, policy, requests)
+        return Writing(generate, lease, requests, settings.request_timeout_s)
 
     def _reply(self, writing: Writing, prefix: str, request: Request, kind: ObjectName) -> Reply:
         fingerprint = f"fp_{self.parts.backbone.fingerprint[:12]}_{writing.lease.served.digest[:12]}"

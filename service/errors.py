@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from adapters.errors import AdapterError
+from engine.decoding.intervention import CannotRun
+from engine.decoding.narrowing import NotNarrower
 from engine.engine import EngineError, NotFinite, PromptTooLong
 
 
@@ -34,6 +36,8 @@ def from_engine(error: EngineError | AdapterError, model: str) -> ApiError:
     match error:
         case PromptTooLong():
             return ApiError(400, str(error), "context_length_exceeded", "messages")
+        case NotNarrower() | CannotRun():
+            return ApiError(400, str(error), "invalid_value", "decoding")
         case NotFinite():
             message = f"The model {model!r} computed values that are not finite, so it cannot answer. Roll it back."
             return ApiError(500, message, "model_not_finite", "model", "server_error", _FINAL)

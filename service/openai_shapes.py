@@ -20,6 +20,9 @@ from pydantic import (
     model_validator,
 )
 
+from engine.decoding.branches import Branches
+from engine.decoding.narrowing import Narrowing
+
 MAX_STOPS = 4
 
 
@@ -68,6 +71,12 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
+class Decoding(Narrowing):
+    """This service's own field: less of the release's decoding policy, and branches for one reply. Unknown keys are refused."""
+
+    branches: Branches | None = None
+
+
 class _Request(BaseModel):
     """What both kinds of request hold. `temperature` and `top_p` left out: as the release's decoding policy says."""
 
@@ -81,6 +90,7 @@ class _Request(BaseModel):
     stop: tuple[str, ...] = ()
     stream: bool = False
     stream_options: StreamOptions | None = None
+    decoding: Decoding = Decoding()
 
     @model_validator(mode="before")
     @classmethod
@@ -107,6 +117,11 @@ class _Request(BaseModel):
             raise ValueError(f"stop is a text or a list of at most {MAX_STOPS} texts, none empty, but got {list(value)!r}")
         return value
 
+    @field_validator("decoding", mode="before")
+    @classmethod
+    def _null_asks_for_nothing(cls, value: object) -> object:
+        return {} if value is None else value
+
     @field_validator("stream", mode="before")
     @classmethod
     def _null_is_false(cls, value: object) -> object:
@@ -116,6 +131,16 @@ class _Request(BaseModel):
     def _usage_only_when_streamed(self) -> _Request:
         if self.stream_options is not None and not self.stream:
             raise UnsupportedField("stream_options", "stream_options is only allowed when stream is true. Leave it out.")
+        return self
+
+    @model_validator(mode="after")
+    def _branches_are_greedy(self) -> _Request:
+        if self.decoding.branches is not None:
+            neutral = {"temperature": (None, 0), "top_p": (None, 1), "stop": ((),)}
+            for param, allowed in neutral.items():
+                if getattr(self, param) not in allowed:
+                    rule = f"{param} cannot be given together with decoding.branches: each branch is greedy after its first token"
+                    raise UnsupportedField(param, f"{rule} and ends with its answer line. Leave it out.")
         return self
 
     @property

@@ -6,24 +6,25 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 from adapters.errors import AdapterError
-from engine.engine import Delta, Engine, EngineError, GenerationRequest
+from engine.engine import Delta, EngineError, GenerationRequest
 from service import meters
 from service.errors import ApiError, from_engine
 from service.lease import Lease
 from service.openai_shapes import Usage
 
 log = logging.getLogger("graftline.writing")
+Generate = Callable[[GenerationRequest], AsyncIterator[Delta]]
 
 
 @dataclass
 class Writing:
     """`requests` is one a choice. The lease is released when `deltas` ends, however it ends."""
 
-    engine: Engine
+    generate: Generate
     lease: Lease
     requests: tuple[GenerationRequest, ...]
     timeout_s: float
@@ -83,9 +84,9 @@ class Writing:
                 ended.add_done_callback(lambda _: self._finish(len(rows)))
 
     async def _write(self, index: int, queue: asyncio.Queue[tuple[int, Delta | None]]) -> None:
-        stream = self.engine.generate(self.requests[index])
+        stream = self.generate(self.requests[index])
         try:
-            async with _closed_at_the_end(stream):
+            async with closed_at_the_end(stream):
                 async for delta in stream:
                     queue.put_nowait((index, delta))
         finally:
@@ -125,7 +126,7 @@ async def collect(writing: Writing) -> list[Written]:
 
 
 @contextlib.asynccontextmanager
-async def _closed_at_the_end(stream: AsyncIterator[Delta]) -> AsyncIterator[None]:
+async def closed_at_the_end(stream: AsyncIterator[Delta]) -> AsyncIterator[None]:
     """The protocol promises an iterator; where it is a generator, closing it frees the engine's row at once."""
     try:
         yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import JsonValue, ValidationError
 
-from service.openai_shapes import ChatRequest, Choice, CompletionRequest, Reply, UnsupportedField, Usage
+from service.openai_shapes import ChatRequest, Choice, CompletionRequest, Decoding, Reply, UnsupportedField, Usage
 
 HELLO: list[JsonValue] = [{"role": "user", "content": "Hello"}]
 REPLY = Reply(id="cmpl-1", object="text_completion", created=1, model="law@2", system_fingerprint="fp_0")
@@ -74,6 +74,23 @@ def test_logprobs_zero_asks_a_completion_for_log_probabilities() -> None:
 
 def test_a_field_that_nobody_knows_is_ignored() -> None:
     assert chat(store=True, metadata={"team": "a"}, made_up=7).turns == [{"role": "user", "content": "Hello"}]
+
+
+def test_the_decoding_field_is_empty_unless_given() -> None:
+    assert chat().decoding == chat(decoding=None).decoding == chat(decoding={}).decoding == Decoding()
+    branches = chat(decoding={"branches": {"num_branches": 4}}, temperature=0).decoding.branches
+    assert branches is not None and branches.num_branches == 4
+
+
+@pytest.mark.parametrize("wrong", [{"tipp": False}, {"branches": {"n": 2}}, {"branches": {"num_branches": 1}}, "off"])
+def test_a_wrong_decoding_field_is_refused(wrong: JsonValue) -> None:
+    with pytest.raises(ValidationError, match="decoding"):
+        chat(decoding=wrong)
+
+
+@pytest.mark.parametrize(("param", "value"), [("temperature", 0.5), ("top_p", 0.9), ("stop", "x")])
+def test_what_branches_would_ignore_is_refused_beside_them(param: str, value: JsonValue) -> None:
+    assert refused_field(**{"decoding": {"branches": {}}, param: value}) == param
 
 
 def test_content_may_be_a_list_of_text_parts() -> None:

@@ -1,0 +1,58 @@
+"""Branches as a request's option: CoT-decoding within the release's policy, and a vote for the one reply that is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from adapters.backbone import Backbone
+from adapters.spec import Spec
+from engine.decoding.budget import ANSWER_CUE, MAX_ANSWER_TOKENS
+from engine.decoding.cot_decoding import Branch, CoTDecoding, Decoded
+from engine.decoding.vote import length_filtered_vote
+from engine.engine import MAX_TOP_LOGPROBS
+from engine.profile import DecodingPolicy
+
+
+class Branches(Spec):
+    """`vote`: `margin` sums the margins of equal answers, `best` takes the surest branch, `length` filters by length."""
+
+    num_branches: Annotated[int, Field(ge=2, le=MAX_TOP_LOGPROBS)] = 10
+    max_trace_tokens: Annotated[int, Field(ge=1)] = 96
+    max_answer_tokens: Annotated[int, Field(ge=1)] = MAX_ANSWER_TOKENS
+    vote: Literal["margin", "best", "length"] = "margin"
+    steps_per_bin: Annotated[int, Field(ge=1)] = 2
+    num_bins: Annotated[int, Field(ge=1)] = 3
+
+    def within(self, backbone: Backbone, policy: DecodingPolicy, max_tokens: int) -> CoTDecoding:
+        """No branch is longer than `max_tokens`, or than the policy's budget where it has one."""
+        if policy.trace_end != ANSWER_CUE:
+            raise ValueError(
+                f"Branches are read by their {ANSWER_CUE!r} line, but the release's traces end with {policy.trace_end!r}. "
+                "Ask for one reply."
+            )
+        budget = policy.budget
+        answer = self.max_answer_tokens if budget is None else min(self.max_answer_tokens, budget.max_answer_tokens)
+        needed = len(backbone.encode(f"\n{ANSWER_CUE}")) + answer
+        caps = [self.max_trace_tokens, max_tokens - needed]
+        if budget is not None and budget.max_trace_tokens is not None:
+            caps.append(budget.max_trace_tokens)
+        if min(caps) < 1:
+            raise ValueError(
+                f"A branch is a trace of one token or more with {needed} for its answer, but {min(caps) + needed} are allowed. "
+                "Ask for more tokens, for shorter answers, or for one reply."
+            )
+        return CoTDecoding(self.num_branches, min(caps), answer)
+
+    def winner(self, decoded: Decoded, same: Callable[[str], str]) -> Branch:
+        """The surest of the branches that give the winning answer; the greedy branch where none answers."""
+        answered = decoded.answered
+        if self.vote == "best" or not answered:
+            return decoded.best
+        if self.vote == "margin":
+            answer = decoded.vote(same)
+        else:
+            answer = length_filtered_vote([b.ballot for b in answered], same, self.steps_per_bin, self.num_bins)
+        return max((b for b in answered if same(b.answer) == same(answer)), key=lambda branch: branch.margin)

@@ -1,0 +1,63 @@
+"""A reply chosen from several branches: they run as rows of the engine's batch, and the winner is sent as one piece."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+
+from adapters.backbone import Backbone
+from engine.decoding.branches import Branches
+from engine.decoding.cot_decoding import CoTDecoding
+from engine.engine import Completion, Delta, GenerationRequest
+from engine.profile import DecodingPolicy
+from evaluation.task import comparable
+from service.writing import Generate, closed_at_the_end
+
+
+@dataclass(frozen=True)
+class Branching:
+    """`generate` as an engine's, for requests whose reply is the winner of several branches.
+
+    Every token that is paid for comes as a delta without text, and at the end the winner's text as one delta without a token.
+    """
+
+    rows: Generate
+    backbone: Backbone
+    branches: Branches
+    decoding: CoTDecoding
+    policy: DecodingPolicy
+
+    @classmethod
+    def of(cls, rows: Generate, backbone: Backbone, branches: Branches, policy: DecodingPolicy, max_tokens: int) -> Branching:
+        """ValueError where the branches do not fit the policy, or `max_tokens`."""
+        decoding = branches.within(backbone, policy, max_tokens)
+        return cls(rows, backbone, branches, decoding, policy.model_copy(update={"budget": None}))
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
+        rounds = self.decoding.rounds(self.backbone, [replace(request, policy=self.policy)])
+        asked = next(rounds)
+        while True:
+            written = await self._together(asked)
+            for completion in written:
+                for token_id, logprob in zip(completion.token_ids, completion.logprobs, strict=True):
+                    yield Delta("", token_id, logprob)
+            try:
+                asked = rounds.send(written)
+            except StopIteration as done:
+                (decoded,) = done.value
+                break
+        yield Delta(self.branches.winner(decoded, comparable).text, None, None, "stop")
+
+    async def _together(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        rows = [asyncio.create_task(self._whole(request)) for request in requests]
+        try:
+            return await asyncio.gather(*rows)
+        finally:
+            for row in rows:
+                row.cancel()
+
+    async def _whole(self, request: GenerationRequest) -> Completion:
+        stream = self.rows(request)
+        async with closed_at_the_end(stream):
+            return Completion.of(request, [delta async for delta in stream])

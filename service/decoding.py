@@ -1,0 +1,37 @@
+"""A request's `decoding` field: what it makes of the release's policy, or the answer why it may not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from adapters.backbone import Backbone
+from engine.decoding.branches import Branches
+from engine.decoding.narrowing import Narrowing, NotNarrower
+from engine.engine import GenerationRequest
+from engine.profile import DecodingPolicy
+from service.branching import Branching
+from service.errors import ApiError, from_engine
+from service.writing import Generate
+
+
+def narrowed(policy: DecodingPolicy, asked: Narrowing) -> DecodingPolicy:
+    try:
+        return asked.of(policy)
+    except NotNarrower as error:
+        raise from_engine(error, "") from error
+
+
+def generating(
+    rows: Generate,
+    backbone: Backbone,
+    branches: Branches | None,
+    policy: DecodingPolicy,
+    requests: Sequence[GenerationRequest],
+) -> Generate:
+    """The engine's rows themselves, or their branches."""
+    if branches is None:
+        return rows
+    try:
+        return Branching.of(rows, backbone, branches, policy, min(request.max_new_tokens for request in requests)).generate
+    except ValueError as error:
+        raise ApiError(400, str(error), "invalid_value", "decoding") from error
