@@ -125,12 +125,30 @@ def test_a_minimum_above_what_the_reply_leaves_is_the_cap(engine: TorchEngine, p
 
 
 def test_a_ramp_ends_the_line_before_the_cap(engine: TorchEngine, prompts: list[tuple[int, ...]]) -> None:
-    hard, soft = (write(engine, prompts, Budget(max_trace_tokens=10, ramp=ramp)) for ramp in (0, 60))
-    assert any(text.partition("\nAnswer:")[0][-1] == ":" for text in (found.text for found in hard))
-    # From the ninth token on: the line ends, and the answer follows at once.
-    for found in soft:
-        line_end = found.token_ids.index(engine.backbone.encode("\n")[0])
-        assert line_end <= 9
+    hard, soft = (write(engine, prompts, Budget(max_trace_tokens=12, ramp=ramp)) for ramp in (0, 200))
+    (cue, _) = engine.backbone.encode("Answer:")
+    # The forced end takes its own line's beginning with it, behind the cap.
+    assert max(found.token_ids.index(cue) for found in hard) == 13
+    assert max(found.token_ids.index(cue) for found in soft) <= 12
+
+
+def test_a_ramp_rises_from_nine_tenths_of_the_cap(engine: TorchEngine) -> None:
+    encode, logits_V = engine.backbone.encode, torch.zeros(engine.backbone.embeddings.num_embeddings)
+    row = CompiledBudget.of(Budget(max_trace_tokens=100, ramp=5), engine.backbone, "Answer:").for_row(1000)
+    trace, (newline, cue, _) = Trace(engine.backbone.decode, "Answer:"), encode("\nAnswer:")
+    found = []
+    for _ in range(100):
+        adjusted_V = row.adjust(logits_V, trace)
+        found.append((float(adjusted_V[newline]), float(adjusted_V[cue])))
+        trace.take(encode("x")[0])
+    assert found[:90] == [(0, 0)] * 90
+    assert found[90:] == [(pytest.approx(place / 2), 0) for place in range(1, 11)]
+    trace = Trace(engine.backbone.decode, "Answer:")
+    for _ in range(94):
+        trace.take(newline)
+    # Where a line begins, the answer may.
+    adjusted_V = row.adjust(logits_V, trace)
+    assert (float(adjusted_V[newline]), float(adjusted_V[cue])) == (0, 2.5)
 
 
 def test_a_reply_that_began_with_an_answer_is_left_alone(engine: TorchEngine, prompts: list[tuple[int, ...]]) -> None:
