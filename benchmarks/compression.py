@@ -46,7 +46,7 @@ from tuning.isolation import use_threads
 
 MAX_NEW_TOKENS = 96
 OFF, CONCISE, CAPS = "off", "asked to be concise", "cap"
-EASY, HARD, DOMAIN = "easy", "hard", "icd10"
+EASY, HARD, DOMAIN = SETS = "easy", "hard", "icd10"
 _LOADED = "system"
 
 
@@ -78,6 +78,7 @@ class System:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, help="of each family, and of ICD-10")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS)
     parser.add_argument("--backbone", default=REASONER)
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks/compression"))
@@ -89,7 +90,7 @@ def main() -> None:
     backbone = Backbone.load(args.backbone)
     engine = TorchEngine(backbone, max_rows=64, precision="bfloat16")
     runs = args.runs / f"{backbone.fingerprint[:12]}-{size.items}{'-full' if args.full else ''}"
-    sets, read = sets_of(size), dict[tuple[str, str], Any]()
+    sets, read = {name: items for name, items in sets_of(size).items() if name in args.sets}, dict[tuple[str, str], Any]()
     for name, items in sets.items():
         read[name, CAPS] = kept(runs / name / "caps.json", partial(caps_of, engine, backbone, items))
     for system in systems(engine, backbone, size, runs):
@@ -100,7 +101,7 @@ def main() -> None:
             print(name, system.name, f"{one.accuracy:.2f} right", f"{one.mean_tokens:.1f} tokens", flush=True)
     names = list(dict.fromkeys(system for _, system in read if system != CAPS))
     clusters = {name: [example.group for _, examples in items for example in examples] for name, items in sets.items()}
-    text, verdict = tables(read, names, clusters), said(read, names, clusters[HARD])
+    text, verdict = tables(read, names, clusters), said(read, names, clusters[HARD]) if HARD in clusters else ""
     body = f"{provenance('compression')}\n\n{about(size, backbone)}\n\n{text}\n\n{verdict}"
     print(body)
     if args.results:
@@ -254,7 +255,7 @@ def compared(read: Mapping[tuple[str, str], Any], items: str, name: str, cluster
 
 def tables(read: Mapping[tuple[str, str], Any], names: Sequence[str], clusters: Mapping[str, Sequence[str]]) -> str:
     made = []
-    for items in (EASY, HARD, DOMAIN):
+    for items in clusters:
         caps = curve(read[items, CAPS])
         rows = [[f"cap {cap}", f"{one.accuracy:.2f}", f"{one.mean_tokens:.1f}", "", "", ""] for cap, one in caps.items()]
         for name in names:

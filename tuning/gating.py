@@ -122,7 +122,7 @@ def gate(
     domain, profile = asked.task, Profile.load(subject.directory)
     refuse_other_domain(domain.name, policy, subject.name)
     check_tasks(subject.manifest, subject.name)
-    check_steering(profile, recipe, engine, backbone, domain, subject.name)
+    check_steering(profile, recipe, engine, backbone, task_named(recipe.domain), subject.name)
     measured, left_out = _measurable(policy, engine, backbone, cache, recipe.evaluation.precision)
     conditions = _conditions(backbone, recipe, asked, measured, policy.domain_items, settings.round_items)
     training = fingerprints_of(TrainingHashes.read(subject.directory))

@@ -179,6 +179,8 @@ def _show(out: Path, record: SteeringRecord, pairs: Pairs) -> None:
         f"kept gamma {record.gamma:.3g}{turned}: {signs.tokens[1]:.1f} tokens become {signs.tokens[2]:.1f}, "
         f"{signs.accuracy[1]:.2f} right becomes {signs.accuracy[2]:.2f} ({signs.num_items} items)"
     )
+    if record.kl < 0.8 * record.eps:
+        print(f"its KL is {record.kl:.3g}: a larger gamma would add more than the median state's length, or break the bound")
     print("whether that is more than a cut would give is for the gate to say: it compares with the cap curve")
     if (found := record.refusals) is not None:
         mean, low, high = found.margin_change
