@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-import unicodedata
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
+
+from engine.decoding.comparable import comparable as comparable
 
 Split = Literal["train", "search", "select", "gate"]
 SPLITS: tuple[Split, ...] = ("train", "search", "select", "gate")
@@ -141,17 +142,6 @@ def same_answer(given: str | None, gold: str) -> bool:
     return said == meant if said or meant else _unstopped(given) == _unstopped(gold)
 
 
-def comparable(text: str) -> str:
-    """Words and numbers of any script, with minus signs, decimal points and mathematical symbols, case folded.
-
-    A hyphen inside a word is a space, and so are other symbols and all other punctuation.
-    """
-    folded = unicodedata.normalize("NFC", text.casefold()).replace("\N{MINUS SIGN}", "-")
-    plain = re.sub(r"(?<=\w)-(?=\w)|(?<=[^\W\d])\.|\.(?!\d)", " ", folded)
-    signed = re.sub(r"-(?![\d.])", " - ", plain)  # a minus that is no number's sign stands alone
-    return " ".join("".join(_kept(char) for char in signed).split())
-
-
 def _unstopped(text: str) -> str:
     """Without a closing full stop, unless there is nothing else."""
     return text.strip().rstrip(".").rstrip() or text.strip()
@@ -159,8 +149,3 @@ def _unstopped(text: str) -> str:
 
 def _lines(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip())
-
-
-def _kept(char: str) -> str:
-    kind = unicodedata.category(char)
-    return char if char in "-." or kind[0] in "LMN" else f" {char} " if kind == "Sm" else " "

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 from adapters.backbone import Backbone
 from engine.decoding.branches import Branches
+from engine.decoding.comparable import comparable
 from engine.decoding.cot_decoding import CoTDecoding
 from engine.engine import Completion, Delta, GenerationRequest
 from engine.profile import DecodingPolicy
-from evaluation.task import comparable
 from service.writing import Generate, closed_at_the_end
 
 
