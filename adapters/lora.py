@@ -27,13 +27,13 @@ from adapters.spec import Choices, Range, Spec
 from adapters.weights import read_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 _INITS = ("default", "gaussian", "orthogonal")
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
 _LAYER = re.compile(r"\.(\d+)\.")
-_KEY = re.compile(re.escape(_PREFIX) + r".+\.lora_(?:[AB]\.weight|B\.bias)")
-_BIAS = ".lora_B.bias"
+_KEY = re.compile(re.escape(PREFIX) + r".+\.lora_(?:[AB]\.weight|B\.bias)")
+BIAS = ".lora_B.bias"
 _CONVERT = "Convert it to a plain LoRA (merge it and extract the difference), or fit it again without that."
 # What a config may say of a plain LoRA: read here, told by the tensors, or of no effect once it is fitted.
 _PLAIN = frozenset(
@@ -123,9 +123,9 @@ class LoRA:
         for key, a_RI in tensors.items():
             if key.endswith("lora_A.weight"):
                 path = key.removesuffix(".lora_A.weight")
-                b_OR, bias_O = tensors[f"{path}.lora_B.weight"], tensors.get(path + _BIAS)
+                b_OR, bias_O = tensors[f"{path}.lora_B.weight"], tensors.get(path + BIAS)
                 scaling = self.spec.alpha * self.scale / self.spec.rank
-                low_rank[path.removeprefix(_PREFIX)] = LowRank(a_RI, b_OR * scaling, None if bias_O is None else bias_O * scaling)
+                low_rank[path.removeprefix(PREFIX)] = LowRank(a_RI, b_OR * scaling, None if bias_O is None else bias_O * scaling)
         return Contribution(low_rank)
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -160,7 +160,7 @@ class LoRA:
             lora_alpha=self.spec.alpha * self.scale,
             lora_dropout=self.spec.dropout,
             target_modules=sorted(
-                {key.removeprefix(_PREFIX).removesuffix(".lora_A.weight") for key in tensors if "lora_A" in key}
+                {key.removeprefix(PREFIX).removesuffix(".lora_A.weight") for key in tensors if "lora_A" in key}
             ),
             lora_bias=self._has_bias,
             task_type="CAUSAL_LM",
@@ -184,12 +184,12 @@ class LoRA:
             )
         tensors = read_tensors(directory / WEIGHTS)
         for key, tensor in tensors.items():
-            if not _KEY.fullmatch(key) or (key.endswith(_BIAS) and not config.lora_bias):
+            if not _KEY.fullmatch(key) or (key.endswith(BIAS) and not config.lora_bias):
                 raise RefusedAdapter(
                     f"A served LoRA is the pair lora_A and lora_B of linear layers, but {directory / WEIGHTS} also holds {key}, "
                     f"which would not act. {_CONVERT}"
                 )
-            if key.endswith(_BIAS):
+            if key.endswith(BIAS):
                 continue
             partner = key.replace("lora_A", "lora_B") if "lora_A" in key else key.replace("lora_B", "lora_A")
             rank = tensor.shape[0] if "lora_A" in key else tensor.shape[-1]
@@ -199,7 +199,7 @@ class LoRA:
                     f"{'' if partner in tensors else ' and no partner'}. Save or download the adapter again."
                 )
         paths = {key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")}
-        biased = {key.removesuffix(_BIAS) for key in tensors if key.endswith(_BIAS)}
+        biased = {key.removesuffix(BIAS) for key in tensors if key.endswith(BIAS)}
         if biased != (paths if config.lora_bias else set()):
             raise DamagedAdapter(
                 f"With lora_bias every B of a LoRA has a bias, but {directory} has {len(biased)} for {len(paths)} layers. Save "
@@ -226,11 +226,11 @@ class LoRA:
     @property
     def _has_bias(self) -> bool:
         """Whether its B layers have biases: a steering vector in PEFT's form is nothing else."""
-        return any(key.endswith(_BIAS) for key in self._tensors or ())
+        return any(key.endswith(BIAS) for key in self._tensors or ())
 
     def _target_paths(self, backbone: Backbone) -> list[str]:
         if self._tensors is not None:
-            return sorted({key.removeprefix(_PREFIX).removesuffix(".lora_A.weight") for key in self._tensors if "lora_A" in key})
+            return sorted({key.removeprefix(PREFIX).removesuffix(".lora_A.weight") for key in self._tensors if "lora_A" in key})
         count = len(backbone.layers)
         third = {
             "all": (0, count),

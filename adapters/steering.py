@@ -195,7 +195,7 @@ class Steering:
             "backbone_fingerprint": self._backbone_fingerprint,
             "record": self.record.model_dump(mode="json") if self.record else None,
         }
-        write(directory, self.tensors()["vector"], self.factor, self._place(), described)
+        write(directory, self.tensors()["vector"], self.factor, self.place(), described)
 
     @classmethod
     def load(cls, directory: Path) -> Steering:
@@ -223,7 +223,8 @@ class Steering:
             spec, scale, self.tensors()["vector"], self.layer, self._backbone_fingerprint, record, made_on=self._made_on
         )
 
-    def _place(self) -> LastLinear | None:
+    def place(self) -> LastLinear | None:
+        """The linear layer whose bias the vector can be; None where the hook alone acts."""
         assert self.layer is not None
         return last_linear(self._made_on, self.layer) if isinstance(self._made_on, Backbone) else self._made_on
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from adapters.backbone import Backbone
 from adapters.errors import DamagedAdapter
-from adapters.lora import CONFIG, WEIGHTS, adapters_off
+from adapters.lora import CONFIG, PREFIX, WEIGHTS, adapters_off
 from adapters.weights import read_tensors
 from adapters.whole_file import write_whole
 
@@ -30,7 +30,6 @@ from adapters.whole_file import write_whole
 STEERING = "steering.json"
 _TOLERANCE, _LOW_TOLERANCE = 1e-4, 0.05  # of the length of what is added, in float32 and in less; a norm changes far more
 _PROBE_IDS = (3, 1, 2, 0)
-_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def write(directory: Path, vector_H: Tensor, factor: float, place: LastLinear | 
         save_file({"vector": vector_H}, directory / WEIGHTS)
         write_whole(directory / CONFIG, json.dumps({"peft_type": "STEERING", "format_version": 2}, indent=2) + "\n")
     else:
-        lora = f"{_PREFIX}{place.path}.lora_"
+        lora = f"{PREFIX}{place.path}.lora_"
         tensors = {
             f"{lora}A.weight": torch.zeros(1, place.num_in),
             f"{lora}B.weight": torch.zeros(len(vector_H), 1),
@@ -99,7 +98,7 @@ def read(directory: Path) -> Stored:
         return Stored(tensors["vector"], described, None, None)
     described = json.loads((directory / STEERING).read_text())
     found = {key.rpartition(".lora_")[2]: tensor for key, tensor in tensors.items()}
-    paths = {key.removeprefix(_PREFIX).rpartition(".lora_")[0] for key in tensors}
+    paths = {key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in tensors}
     if set(found) != {"A.weight", "B.weight", "B.bias"} or len(paths) != 1 or found["A.weight"].any() or found["B.weight"].any():
         raise DamagedAdapter(
             f"A steering vector for PEFT is the bias of one layer whose A and B are 0, but {directory / WEIGHTS} holds more. "

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
-from fitted import fitted_lora, random_steering
+from fitted import fitted, fitted_lora, random_steering
 from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
@@ -21,10 +21,11 @@ from transformers import (
 )
 
 from adapters.backbone import Backbone
+from adapters.combined import combined
 from adapters.control_vector import export_control_vector, import_control_vector
 from adapters.errors import BackboneMismatch, DamagedAdapter, RefusedAdapter
 from adapters.files import load_adapters, save_adapters
-from adapters.lora import CONFIG, WEIGHTS, LoRA
+from adapters.lora import CONFIG, WEIGHTS, LoRA, LoRASpec
 from adapters.steering import Steering, SteeringSpec
 from adapters.steering_files import last_linear
 from engine.engine import Continuation, GenerationRequest
@@ -131,6 +132,35 @@ def test_a_bias_is_lost_by_no_sum_of_adapters(backbone: Backbone, tmp_path: Path
     engine.load("both", both)
     scores = engine.score([Continuation(backbone.chat_ids(QUESTION), (token,)) for token in range(20)], "both")
     torch.testing.assert_close(torch.tensor(scores)[:, 0], wanted[:20], atol=1e-4, rtol=0.0)
+
+
+@pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed")
+@pytest.mark.parametrize("targets", ["all-linear", "attention"])
+def test_a_lora_and_a_vector_are_one_lora_for_peft_too(
+    backbone: Backbone, backbone_directory: Path, tmp_path: Path, targets: Literal["all-linear", "attention"]
+) -> None:
+    lora = fitted(LoRA(LoRASpec(rank=4, target_modules=targets)), backbone, 1).scaled(0.5)
+    steering = random_steering(backbone, 1).at(0.7)
+    ids = torch.tensor([backbone.chat_ids(QUESTION)])
+    with lora.attach(backbone), steering.attach(backbone), torch.no_grad():
+        wanted = backbone.model(ids).logits
+    one = combined(lora, steering)
+    save_adapters((one,), tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(backbone_directory, dtype=torch.float32)
+    with torch.no_grad():
+        theirs = PeftModel.from_pretrained(plain, str(tmp_path)).eval()(ids).logits
+        with one.attach(backbone):
+            ours = backbone.model(ids).logits
+    torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=0.0)
+    torch.testing.assert_close(theirs, wanted, atol=1e-5, rtol=0.0)
+
+
+def test_a_vector_that_acts_by_the_hook_is_no_part_of_a_lora(backbone: Backbone) -> None:
+    other = with_block(backbone, "norm after the mlp")
+    with pytest.raises(RefusedAdapter, match="this one's does not"):
+        combined(fitted_lora(other, 1), random_steering(other, 1))
+    with pytest.raises(RefusedAdapter, match="of scale 0"):
+        combined(fitted_lora(backbone, 1).scaled(0.0), random_steering(backbone, 1))
 
 
 def test_a_strength_that_was_changed_by_hand_is_refused(backbone: Backbone, tmp_path: Path) -> None:
