@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import pytest
 import torch
@@ -26,7 +28,7 @@ END = "ses"  # stands in for the answer cue: the tiny backbone comes to write it
 
 @dataclass
 class Reference(LogitsProcessor):  # type: ignore[misc]
-    """TIP's equation 2 over one row, from the whole history at every step."""
+    """TIP's equation 2 over one row, or its constant or cyclic form, from the whole history at every step."""
 
     backbone: Backbone
     spaced: set[int]
@@ -35,19 +37,26 @@ class Reference(LogitsProcessor):  # type: ignore[misc]
     beta: int
     prompt_length: int
     end: str | None = None
+    schedule: str = "window"
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         written = input_ids[0, self.prompt_length :].tolist()
         if self.end and self.end in self.backbone.decode(written):
             return scores
+        if self.schedule == "cyclic":  # amplitude 6, period 9
+            return self.shifted(scores, written, 12 / math.pi * math.asin(math.sin(2 * math.pi * len(written) / 9)))
         start = 0
         for place, token in enumerate(written):
             if token in self.spaced or (token in self.bare and not self.in_word(written[:place])):
                 start = place + 1
-        if len(written) >= start + self.beta:
-            return scores
+        return self.shifted(scores, written, -self.alpha) if self.is_on(len(written) - start) else scores
+
+    def is_on(self, since_switch: int) -> bool:
+        return self.schedule == "const" or since_switch < self.beta
+
+    def shifted(self, scores: Tensor, written: list[int], shift: float) -> Tensor:
         scores = scores.clone()
-        scores[0, list(self.spaced | (set() if self.in_word(written) else self.bare))] -= self.alpha
+        scores[0, list(self.spaced | (set() if self.in_word(written) else self.bare))] += shift
         return scores
 
     def in_word(self, written: list[int]) -> bool:
@@ -88,18 +97,21 @@ def one(backbone: Backbone, form: str) -> list[int]:
     return ids if len(ids) == 1 else []
 
 
-@pytest.mark.parametrize(("alpha", "beta"), [(3.0, 600), (8.0, 4), (8.0, 1), (0.0, 600), (8.0, 0)])
+@pytest.mark.parametrize(
+    ("schedule", "alpha", "beta"),
+    [("window", 3.0, 600), ("window", 8.0, 4), ("window", 8.0, 1), ("window", 8.0, 0), ("const", 5.0, 0), ("cyclic", 0.0, 0)],
+)
 def test_the_engine_writes_what_generate_writes_under_a_plain_processor(
-    engine: TorchEngine, backbone: Backbone, alpha: float, beta: int
+    engine: TorchEngine, backbone: Backbone, schedule: Literal["window", "const", "cyclic"], alpha: float, beta: int
 ) -> None:
-    spaced, bare = form_tokens(backbone)
-    penalty = SwitchPenalty(alpha=alpha, beta=beta, words=WORDS)
+    spaced, _ = form_tokens(backbone)
+    penalty = SwitchPenalty(schedule=schedule, alpha=alpha, beta=beta, amplitude=6, period=9, words=WORDS)
     assert CompiledPenalty.of(penalty, backbone, END).spaced >= spaced
     engine.load("tip", Profile(policy=DecodingPolicy(tip=penalty, trace_end="never")))
     for question in (QUESTION, "Diagnosis: Cholera"):
         ids = backbone.chat_ids(question)
         compiled = CompiledPenalty.of(penalty, backbone, "never")
-        processor = Reference(backbone, set(compiled.spaced), set(compiled.bare), alpha, beta, len(ids))
+        processor = Reference(backbone, set(compiled.spaced), set(compiled.bare), alpha, beta, len(ids), schedule=schedule)
         assert engine.complete([GenerationRequest(ids, "tip", 40)])[0].token_ids == plain_generate(backbone, ids, 40, processor)
 
 
