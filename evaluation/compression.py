@@ -29,6 +29,7 @@ from evaluation.strength import Divergence, Strength, calibrated
 from evaluation.task import Example, Task, is_right, reasoning_prompt
 
 LAYERS = (0.4, 0.5, 0.6, 0.7, 0.8)
+FRESH = 1  # the seed of the items that the chosen layer is tested on again
 HELD_OUT = 4  # every so-many-th pair makes no vector: its long chain calibrates the strength
 _PLUS, _MINUS = "steered", "steered the other way"  # the names under which the engine holds the vector
 
@@ -71,6 +72,7 @@ def compress(
 ) -> Steering:
     """The vector of the layer that shortens most, its record beside it. DeadVector where no layer's does.
 
+    The layer is chosen among several, so that the one chosen is tested again on items drawn anew: those signs are the record's.
     `prompts` are those of the refusal probe; without any there is none, and the record says so.
     """
     made_on, held_out = split(pairs.pairs)
@@ -91,12 +93,17 @@ def compress(
     on_progress("layers", len(layers), len(layers))
     best = _best([one.row for one in tried], spec.tolerance)
     chosen = next(one for one in tried if one.row is best)
-    steering, strength, found = chosen.steering, chosen.strength, best.signs
+    steering, strength = chosen.steering, chosen.strength
     flipped = best.signs.shortens == "its negative"
     if flipped:
         strength = calibrated(divergence, steering.flipped, spec.eps)
         steering = steering.flipped.at(strength.gamma)
-        found = signs(engine, backbone, steering, task, examples, spec.max_new_tokens)
+    found = signs(engine, backbone, steering, task, task.examples("search", spec.items, seed=FRESH), spec.max_new_tokens)
+    if found.shortens != "the vector" or not _keeps(found, 2, spec.tolerance):
+        raise DeadVector(
+            f"The vector of layer {best.layer} shortened the replies that it was chosen by, but of the same on items drawn anew "
+            f"that is not shown ({_counts(found)}). Take more items, other pairs, a larger eps or method ces."
+        )
     refusals = None
     if prompts:
         engine.load(_PLUS, Profile((steering,)))
@@ -189,7 +196,7 @@ def _best(rows: Sequence[LayerRow], tolerance: float) -> LayerRow:
         return 0 if row.signs.shortens == "its negative" else 2
 
     decided = [row for row in rows if row.signs.shortens != "neither"]
-    kept = [row for row in decided if row.signs.accuracy[side(row)] >= row.signs.accuracy[1] - tolerance]
+    kept = [row for row in decided if _keeps(row.signs, side(row), tolerance)]
     if not kept:
         told = "; ".join(_told(row) for row in rows)
         raise DeadVector(
@@ -199,7 +206,16 @@ def _best(rows: Sequence[LayerRow], tolerance: float) -> LayerRow:
     return min(kept, key=lambda row: row.signs.tokens[side(row)])
 
 
+def _keeps(found: Signs, side: int, tolerance: float) -> bool:
+    """Whether that side has as many right as without the vector, but for the tolerance."""
+    return found.accuracy[side] >= found.accuracy[1] - tolerance
+
+
 def _told(row: LayerRow) -> str:
-    tokens = " / ".join(f"{count:.0f}" for count in row.signs.tokens)
-    right = " / ".join(f"{share:.2f}" for share in row.signs.accuracy)
-    return f"layer {row.layer}: {tokens} tokens and {right} right under minus, without, plus"
+    return f"layer {row.layer}: {_counts(row.signs)}"
+
+
+def _counts(found: Signs) -> str:
+    tokens = " / ".join(f"{count:.0f}" for count in found.tokens)
+    right = " / ".join(f"{share:.2f}" for share in found.accuracy)
+    return f"{tokens} tokens and {right} right under minus, without, plus"

@@ -19,6 +19,7 @@ from adapters.ces import CESSpec, contrastive
 from adapters.errors import RefusedAdapter
 from adapters.files import load_adapters, save_adapters
 from adapters.steering import Contrast, Steering, SteeringSpec
+from adapters.steering_record import Signs
 from engine.engine import Continuation
 from engine.profile import Profile
 from engine.torch_engine import TorchEngine
@@ -207,10 +208,10 @@ def test_the_record_tells_how_the_vector_was_made_and_stays_with_it(
 
 
 def test_a_vector_that_points_the_other_way_is_turned_round(engine: TorchEngine, testbed: Backbone, pairs: Pairs) -> None:
-    spec = CompressionSpec(layers=(LAST,), items=16, max_new_tokens=40, eps=0.5, tolerance=1.0)
+    spec = CompressionSpec(layers=(LAST,), items=40, max_new_tokens=40, eps=0.5, tolerance=1.0)
     found = compress(engine, testbed, pairs, ONE_STEP, spec, ())
     assert found.record is not None and found.record.flipped and found.record.refusals is None
-    assert found.record.layers[0].signs.shortens == "its negative" and found.record.signs.shortens != "its negative"
+    assert found.record.layers[0].signs.shortens == "its negative" and found.record.signs.shortens == "the vector"
     assert found.record.signs.tokens[2] < found.record.signs.tokens[1] and found.record.kl <= 0.5
 
 
@@ -219,6 +220,23 @@ def test_a_vector_that_shortens_in_neither_direction_is_refused(engine: TorchEng
     with pytest.raises(DeadVector, match="layer 2: .* tokens and .* right under minus, without, plus.*Take other pairs"):
         compress(engine, testbed, pairs, ONE_STEP, spec, ())
     assert engine.loaded == ()
+
+
+def test_a_vector_that_only_its_choice_made_look_short_is_refused(
+    engine: TorchEngine, testbed: Backbone, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def lucky(engine: Any, backbone: Any, steering: Any, task: Any, examples: Any, max_new_tokens: int) -> Signs:
+        asked.append(tuple(example.id for example in examples))
+        change, one = ((-0.5, -0.9, -0.1), (-0.2, -0.4, 0.1))[len(asked) > 1], (0.0, 0.0, 0.0)
+        return Signs(tokens=(9, 8, 7), accuracy=(1, 1, 1), change=change, minus_change=one, plus_change=change, num_items=8)
+
+    monkeypatch.setattr("evaluation.compression.signs", lucky)
+    with pytest.raises(DeadVector, match="on items drawn anew that is not shown"):
+        compress(engine, testbed, pairs, ONE_STEP, CompressionSpec(layers=(1,), items=8), ())
+    chosen_by, tested_on = asked
+    assert not set(chosen_by) & set(tested_on)
 
 
 def test_a_vector_that_costs_answers_is_refused(engine: TorchEngine, testbed: Backbone, pairs: Pairs) -> None:
