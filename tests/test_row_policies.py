@@ -158,6 +158,13 @@ def test_a_policy_that_an_engine_lacks_is_refused_by_name() -> None:
     refuse_unable(POLICIES["both"], TorchEngine.capabilities.fget(object.__new__(TorchEngine)), "the engine")  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("name", ["const", "capped"])
+def test_a_trace_end_that_never_shows_in_the_text_is_refused(engine: TorchEngine, name: str) -> None:
+    unseen = POLICIES[name].model_copy(update={"trace_end": engine.backbone.tokenizer.eos_token})
+    with pytest.raises(CannotRun, match="`trace_end` must be seen in the text"):
+        engine.load("unseen", Profile(policy=unseen))
+
+
 def test_a_refused_policy_leaves_what_was_loaded(engine: TorchEngine) -> None:
     broken = DecodingPolicy(tip=SwitchPenalty(words=("alternatively",)))
     with pytest.raises(CannotRun, match="'alternatively'"):

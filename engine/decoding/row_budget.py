@@ -31,12 +31,6 @@ class CompiledBudget:
 
     @classmethod
     def of(cls, spec: Budget, backbone: Backbone, end: str) -> CompiledBudget:
-        closing = backbone.encode(f"\n{end}")
-        if end not in backbone.decode(closing) or end not in backbone.decode(backbone.encode(end)):
-            raise CannotRun(
-                f"The policy's `budget` forces {end!r}, but {backbone.name!r} writes {backbone.decode(closing)!r} for it: its "
-                "tokenizer does not keep that text. Give another trace_end."
-            )
         cue, newline = backbone.encode(end)[0], backbone.encode("\n")
         if (spec.min_trace_tokens or spec.num_ignored_ends or spec.ramp) and not _begins_only(backbone, cue, end):
             raise CannotRun(
@@ -50,7 +44,8 @@ class CompiledBudget:
             )
         spaced = backbone.encode(f" {end}")[0]
         begins = {cue, spaced} if _begins_only(backbone, spaced, end) else {cue}
-        return cls(spec, backbone, len(closing), cue, newline[0], backbone.stop_ids | begins | _holding(backbone, end))
+        num_end_tokens = len(backbone.encode(f"\n{end}"))
+        return cls(spec, backbone, num_end_tokens, cue, newline[0], backbone.stop_ids | begins | _holding(backbone, end))
 
     @cached_property
     def ends_E(self) -> Tensor:
@@ -76,8 +71,10 @@ class RowBudget:
             return logits_V
         if trace.num_tokens < self._min or self._ignores(logits_V):
             held_V = logits_V.index_fill(0, self._compiled.ends_E, -torch.inf)
-            # An end that was begun by another token than its own first one.
-            held_V[self._compiled.backbone.encode(trace.rest_of_end)[:1]] = -torch.inf
+            # An end that was begun by another token than its own first one lacks its last.
+            rest = self._compiled.backbone.encode(trace.rest_of_end)
+            if len(rest) == 1:
+                held_V[rest[0]] = -torch.inf
             return held_V
         bias = self._bias(trace)
         if not bias:

@@ -34,6 +34,8 @@ class CompiledPolicy:
     @classmethod
     def of(cls, policy: DecodingPolicy, backbone: Backbone) -> CompiledPolicy:
         """CannotRun where a part cannot do its work on this backbone."""
+        if policy.interventions:
+            _refuse_unseen(policy.trace_end, backbone)
         parts = tuple(COMPILED[name](part, backbone, policy.trace_end) for name, part in policy.interventions.items())
         return cls(parts, backbone, policy)
 
@@ -75,6 +77,16 @@ class RowPolicy:
         self.trace.take(token_id)
         for part in self.parts:
             part.take(token_id, self.trace)
+
+
+def _refuse_unseen(end: str, backbone: Backbone) -> None:
+    for text in (end, f"\n{end}"):
+        read = backbone.decode(backbone.encode(text))
+        if end not in read:
+            raise CannotRun(
+                f"The policy's `trace_end` must be seen in the text, but {backbone.name!r} reads {read!r} where {end!r} was "
+                "written: a special token, or characters that its tokenizer changes. Give another trace_end."
+            )
 
 
 def refuse_unable(policy: DecodingPolicy, capabilities: frozenset[str], engine: str) -> None:
