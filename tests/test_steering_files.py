@@ -20,14 +20,14 @@ from transformers import (
     PreTrainedModel,
 )
 
-from adapters.backbone import Backbone
+from adapters.backbone import RAW, Backbone
 from adapters.combined import combined
 from adapters.control_vector import export_control_vector, import_control_vector
 from adapters.errors import BackboneMismatch, DamagedAdapter, RefusedAdapter
 from adapters.files import load_adapters, save_adapters
-from adapters.lora import CONFIG, WEIGHTS, LoRA, LoRASpec
+from adapters.lora import CONFIG, PREFIX, WEIGHTS, LoRA, LoRASpec
 from adapters.steering import Steering, SteeringSpec
-from adapters.steering_files import last_linear
+from adapters.steering_files import LastLinear, last_linear
 from engine.engine import Continuation, GenerationRequest
 from engine.profile import Profile
 from engine.torch_engine import TorchEngine
@@ -238,3 +238,22 @@ def test_a_file_that_is_no_control_vector_is_refused(backbone: Backbone, tmp_pat
         write()
     with pytest.raises(RefusedAdapter, match="has 'llama'"):
         import_control_vector(tmp_path / "m.gguf", backbone)
+
+
+@pytest.mark.slow
+def test_the_built_in_backbone_is_steered_by_a_bias_as_by_the_hook() -> None:
+    backbone = Backbone.load(RAW, device="cpu", dtype=torch.float32)
+    layer = SteeringSpec(layer=0.6).index(len(backbone.layers))
+    assert last_linear(backbone, layer) == LastLinear("model.layers.18.mlp.down_proj", 1536)
+    steering, ids = random_steering(backbone, layer, size=3.0), torch.tensor([backbone.chat_ids(QUESTION)])
+    zeros = {f"{PREFIX}model.layers.0.mlp.down_proj.lora_A.weight": torch.zeros(1, 1536)}
+    zeros |= {f"{PREFIX}model.layers.0.mlp.down_proj.lora_B.weight": torch.zeros(backbone.hidden_size, 1)}
+    packed = combined(LoRA(LoRASpec(rank=1, alpha=1), tensors=zeros), steering)
+    with torch.no_grad():
+        bare = backbone.model(ids).logits
+        with steering.attach(backbone):
+            hooked = backbone.model(ids).logits
+        with packed.attach(backbone):
+            biased = backbone.model(ids).logits
+    torch.testing.assert_close(biased, hooked, atol=1e-4, rtol=0.0)
+    assert (hooked - bare).abs().max() > 0.1
