@@ -66,7 +66,7 @@ def test_make_targets_in_the_readme_exist() -> None:
 
 
 def test_commands_in_the_readme_exist() -> None:
-    source = (ROOT / "service" / "cli.py").read_text()
+    source = "\n".join((ROOT / "service" / name).read_text() for name in ("cli.py", "steering_cli.py"))
     commands = set(re.findall(r"^def ([a-z_]+)\(", source, re.M)) | {"backbone", "install"}
     for command in re.findall(r"\bgraftline ([a-z][a-z-]*)", (ROOT / "README.md").read_text()):
         assert command.replace("-", "_") in commands, f"README names `graftline {command}`, which does not exist"
