@@ -80,14 +80,24 @@ def cap_points(
 
 
 def at_tokens(caps: Mapping[int, Point], mean_tokens: float) -> Point:
-    """The curve at that many tokens: the mixture of the two caps around it, which anyone can serve by drawing one of them."""
-    points = sorted(caps.values(), key=lambda point: point.mean_tokens)
-    means = [point.mean_tokens for point in points]
-    upper = int(np.searchsorted(means, mean_tokens))
-    if upper == 0 or upper == len(points):
-        return points[min(upper, len(points) - 1)]
-    share = (mean_tokens - means[upper - 1]) / (means[upper] - means[upper - 1])
-    low, high = points[upper - 1], points[upper]
+    """The curve at that many tokens: the best that a cap, or a draw between two of them, gives for no more.
+
+    A draw, since anyone can serve one: where no trace at all and a whole one are both better than half of one, what lies between
+    must beat the two. The best is taken on these very items, which favours the curve. Below its first point, it is that point.
+    """
+    points = sorted(caps.values(), key=lambda point: (point.mean_tokens, -point.accuracy))
+    reached = [point for point in points if point.mean_tokens <= mean_tokens] or points[:1]
+    drawn = [
+        _mixed(low, high, (mean_tokens - low.mean_tokens) / (high.mean_tokens - low.mean_tokens))
+        for low in reached
+        for high in points
+        if low.mean_tokens <= mean_tokens < high.mean_tokens
+    ]
+    return max((*reached, *drawn), key=lambda point: point.accuracy)
+
+
+def _mixed(low: Point, high: Point, share: float) -> Point:
+    """`share` of the draws go to the second."""
 
     def mixed(one: Sequence[float], other: Sequence[float]) -> tuple[float, ...]:
         return tuple((1 - share) * a + share * b for a, b in zip(one, other, strict=True))
@@ -96,7 +106,7 @@ def at_tokens(caps: Mapping[int, Point], mean_tokens: float) -> Point:
 
 
 def above_cap(point: Point, caps: Mapping[int, Point], clusters: Sequence[str]) -> PairedChange:
-    """How much more is right than under caps of as many tokens; above the curve where the interval lies above 0."""
+    """How much more is right than under caps of no more tokens; above the curve where the interval lies above 0."""
     return paired_change(at_tokens(caps, point.mean_tokens).right, point.right, clusters)
 
 

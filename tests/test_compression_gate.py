@@ -71,11 +71,18 @@ def with_bound(steering: Steering, eps: float) -> Steering:
     return steering.recorded(record)
 
 
-def test_between_two_caps_the_curve_is_their_mixture() -> None:
-    caps = {0: Point((0.0, 0.0), (2.0, 2.0)), 8: Point((1.0, 0.0), (10.0, 10.0)), 16: Point((1.0, 1.0), (14.0, 22.0))}
-    assert at_tokens(caps, 6.0) == Point((0.5, 0.0), (6.0, 6.0))
+def test_between_two_caps_the_curve_is_the_best_draw_between_any() -> None:
+    caps = {0: Point((0.0, 0.0), (2.0, 2.0)), 8: Point((1.0, 0.0), (6.0, 6.0)), 16: Point((1.0, 1.0), (14.0, 22.0))}
+    assert at_tokens(caps, 4.0) == Point((0.5, 0.0), (4.0, 4.0))
     assert at_tokens(caps, 1.0) == caps[0] and at_tokens(caps, 99.0) == caps[16]
-    assert at_tokens(caps, 14.0) == Point((1.0, 0.5), (12.0, 16.0))
+    assert at_tokens(caps, 12.0) == Point((1.0, 0.5), (10.0, 14.0))
+
+
+def test_half_a_trace_that_is_worse_than_none_is_not_on_the_curve() -> None:
+    caps = {0: Point((1.0, 0.0), (2.0, 2.0)), 8: Point((0.0, 0.0), (10.0, 10.0)), 16: Point((1.0, 1.0), (18.0, 18.0))}
+    assert at_tokens(caps, 10.0) == Point((1.0, 0.5), (10.0, 10.0))
+    between = Point((1.0, 0.0), (10.0, 10.0))  # above the cap of as many tokens, and no better than none at all
+    assert above_cap(between, caps, ["a", "b"]).mean == -0.25
 
 
 def test_what_is_a_cap_itself_is_not_above_the_curve_and_what_is_right_sooner_is() -> None:
