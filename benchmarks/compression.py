@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -121,27 +121,29 @@ def sets_of(size: Size) -> dict[str, Items]:
     return {EASY: drawn(TRAINED_LENGTHS), HARD: drawn(HELD_OUT_LENGTHS), DOMAIN: [(ICD10, ICD10.examples("select", size.items))]}
 
 
-def systems(engine: TorchEngine, backbone: Backbone, size: Size, runs: Path) -> list[System]:
-    """The vectors are made once, and kept as adapter directories with their KL."""
+def systems(engine: TorchEngine, backbone: Backbone, size: Size, runs: Path) -> Iterator[System]:
+    """Each is made when its turn comes; the vectors are made once, and kept as adapter directories with their KL."""
+    yield System(OFF)
+    yield System(CONCISE, also=BE_CONCISE)
     pairs = kept_pairs(engine, backbone, size, runs / "pairs.jsonl")
     made_on, held_out = split(pairs.pairs)
     bench = Bench(backbone, runs / "vectors", [pair.verbose_trace(backbone) for pair in held_out])
     contrasts = [pair.contrast(backbone) for pair in made_on]
-    found, middle = [System(OFF), System(CONCISE, also=BE_CONCISE)], size.eps[len(size.eps) // 2]
+    middle = size.eps[len(size.eps) // 2]
     layer = SteeringSpec(layer=size.layer).index(len(backbone.layers))
     for method in METHODS:
         spec = CompressionSpec(method=method, ces=CESSpec(steps=size.steps, eps=max(size.eps)))
         make = cache(partial(vector, backbone, contrasts, spec, layer))
-        of_method = [bench.bounded(f"{method} eps {eps:g}", make, eps) for eps in size.eps]
-        chosen = of_method[len(of_method) // 2].steering
+        of_method = {eps: bench.bounded(f"{method} eps {eps:g}", make, eps) for eps in size.eps}
+        yield from of_method.values()
+        chosen = of_method[middle].steering
         assert chosen is not None
         alike = random_like(backbone, chosen)
         longer = alike.at(length(chosen) / float(alike.tensors()["vector"].norm()))
-        found += [*of_method, bench.fixed(f"{method} turned round", chosen.flipped)]
-        found.append(bench.fixed(f"random as long as {method}", longer))
+        yield bench.fixed(f"{method} turned round", chosen.flipped)
+        yield bench.fixed(f"random as long as {method}", longer)
         if method == METHODS[0]:
-            found.append(bench.bounded(f"random at eps {middle:g}", partial(random_like, backbone, chosen), middle))
-    return found
+            yield bench.bounded(f"random at eps {middle:g}", partial(random_like, backbone, chosen), middle)
 
 
 @dataclass(frozen=True)
