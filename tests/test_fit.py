@@ -196,3 +196,14 @@ def test_a_row_longer_than_the_backbone_reads_is_named_with_the_way_out(backbone
     long = Example(id="long", question="word " * 3000, answer="1", rationale="", group="a")
     with pytest.raises(DataError, match=r"1 of 7 rows do not; the first has \d+ and \d+. Shorten"):
         SFT(SFTSpec(steps=1)).fit(backbone, [LoRA(LoRASpec(rank=4))], [*EXAMPLES, long])
+
+
+def test_a_fit_ends_with_the_step_that_reaches_its_token_budget(backbone: Backbone) -> None:
+    def fitted(**spec: int) -> Fit:
+        return SFT(SFTSpec(batch_size=3, **spec)).fit(backbone, [LoRA(LoRASpec(rank=4))], EXAMPLES)
+
+    whole = fitted(steps=6)
+    bounded = fitted(steps=1000, token_budget=whole.num_tokens)
+    assert (len(bounded.losses), bounded.num_tokens) == (6, whole.num_tokens)
+    assert len(fitted(steps=1000, token_budget=whole.num_tokens - 1).losses) == 6
+    assert len(fitted(steps=2, token_budget=whole.num_tokens).losses) == 2

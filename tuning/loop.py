@@ -19,6 +19,7 @@ from torch import nn
 
 from adapters.adapter import Stack
 from adapters.backbone import Backbone
+from evaluation.errors import DataError
 from tuning.errors import Diverged
 
 if TYPE_CHECKING:
@@ -67,8 +68,9 @@ def run(
     on_update: OnUpdate | None = None,
     directory: Path | None = None,
     identity: str = "",
+    num_written: int = 0,
 ) -> Progress:
-    """Trains what the stack trains for `spec.steps` steps.
+    """Trains what the stack trains for `spec.steps` steps, or until `spec.token_budget` is used up: `num_written` counts in it.
 
     With a directory, a checkpoint is kept there every 20 seconds, and a fit of the same `identity` (a digest of all that decides
     it) goes on at it. Diverged where a loss, a gradient or a weight is not finite.
@@ -79,6 +81,11 @@ def run(
     share = slice(accelerator.process_index, None, accelerator.num_processes)
     kept = Kept(directory / CHECKPOINT, identity) if directory and accelerator.num_processes == 1 else None
     progress, before = Progress(0, {}, 0, 0.0), time.monotonic()
+    if _share_done(spec, progress, num_written) >= 1:
+        raise DataError(
+            f"A fit learns from what was written for it, but the {num_written} tokens written reach token_budget = "
+            f"{spec.token_budget} before the first step. Raise it, or have less written (num_examples)."
+        )
     with quick_backward(backbone), stack.attach(backbone), torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         trained = [parameter for parameter in stack.parameters() if parameter.requires_grad]
@@ -86,10 +93,10 @@ def run(
         if kept:
             progress = kept.restore(trained, optimizer) or progress
             before -= progress.seconds
-        while progress.step < spec.steps:
+        while progress.step < spec.steps and (done := _share_done(spec, progress, num_written)) < 1:
             step = progress.step
             for group in optimizer.param_groups:
-                group["lr"] = spec.learning_rate * schedule(step, spec.steps, spec.warmup)
+                group["lr"] = spec.learning_rate * schedule(round(done * spec.steps), spec.steps, spec.warmup)
             batch = learner.batch(step)
             numbers = dict(learner.backward(batch[share], batch))
             if accelerator.num_processes > 1:
@@ -158,6 +165,14 @@ class Kept:
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
         return Progress(**state["progress"])
+
+
+def _share_done(spec: MethodSpec, progress: Progress, num_written: int) -> float:
+    """Of the steps, or of the tokens where they are what is limited."""
+    by_steps = progress.step / spec.steps
+    if spec.token_budget is None:
+        return by_steps
+    return max(by_steps, (num_written + progress.num_tokens) / spec.token_budget)
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:

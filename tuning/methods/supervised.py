@@ -93,7 +93,7 @@ class Supervised(Method):
         prepared_s = time.monotonic() - started
         learner = Rows.drawn(backbone, stack, self.spec, prepared.rows)
         identity = identity_of(backbone, adapters, self.spec, prepared.rows) if directory else ""
-        done = run(backbone, stack, self.spec, learner, on_step, on_update, directory, identity)
+        done = run(backbone, stack, self.spec, learner, on_step, on_update, directory, identity, prepared.num_generated)
         numbers = {name: tuple(values) for name, values in done.numbers.items()}
         return Fit(numbers, done.num_tokens, done.seconds, prepared.num_generated, {"prepare_s": prepared_s, **prepared.counts})
 
@@ -110,7 +110,13 @@ class Rows:
     @classmethod
     def drawn(cls, backbone: Backbone, stack: Stack, spec: SupervisedSpec, rows: Sequence[Row]) -> Rows:
         check_room(backbone, rows)
-        batches = list(islice(endless_batches(rows, spec.batch_size, spec.seed), spec.steps))
+        drawn_tokens = 0
+        batches = list[list[Row]]()
+        for batch in islice(endless_batches(rows, spec.batch_size, spec.seed), spec.steps):
+            batches.append(batch)
+            drawn_tokens += sum(map(len, batch))
+            if spec.token_budget is not None and drawn_tokens >= spec.token_budget:
+                break
         _think_ahead(backbone, stack, [row for batch in batches for row in batch])
         return cls(backbone, stack, spec, batches)
 
