@@ -130,6 +130,13 @@ class LoRA:
             raise RuntimeError("A LoRA has parameters only while it is attached: use `with lora.attach(backbone):`.")
         return (p for n, p in self._live.named_parameters() if "lora_" in n)
 
+    @property
+    def peft_model(self) -> PeftModel:
+        """PEFT's model around the backbone; only while attached."""
+        if self._live is None:
+            raise RuntimeError("A LoRA has a PEFT model only while it is attached: use `with lora.attach(backbone):`.")
+        return self._live
+
     def scaled(self, factor: float) -> LoRA:
         return LoRA(self.spec, self.scale * factor, self.tensors())
 

@@ -30,6 +30,7 @@ MAX_NORM = 1.0  # a batch's gradient is clipped to it
 CHECKPOINT, CHECKPOINT_S = "fit.pt", 20.0
 OnStep = Callable[[int, int, float], None]  # (step, steps, loss)
 OnUpdate = Callable[[int, torch.optim.Optimizer], None]  # (step, optimizer) after its update, while the adapters are attached
+NumWritten = int | Callable[[int], int]  # tokens written for a fit: before its first step, or by the number of its steps so far
 
 
 class Learner(Protocol[T]):
@@ -68,7 +69,7 @@ def run(
     on_update: OnUpdate | None = None,
     directory: Path | None = None,
     identity: str = "",
-    num_written: int = 0,
+    num_written: NumWritten = 0,
 ) -> Progress:
     """Trains what the stack trains for `spec.steps` steps, or until `spec.token_budget` is used up: `num_written` counts in it.
 
@@ -81,10 +82,10 @@ def run(
     share = slice(accelerator.process_index, None, accelerator.num_processes)
     kept = Kept(directory / CHECKPOINT, identity) if directory and accelerator.num_processes == 1 else None
     progress, before = Progress(0, {}, 0, 0.0), time.monotonic()
-    if _share_done(spec, progress, num_written) >= 1:
+    if share_done(spec, progress, num_written) >= 1:
         raise DataError(
-            f"A fit learns from what was written for it, but the {num_written} tokens written reach token_budget = "
-            f"{spec.token_budget} before the first step. Raise it, or have less written (num_examples)."
+            f"A fit learns from what was written for it, but the {written_by(num_written, 0)} tokens written reach token_budget "
+            f"= {spec.token_budget} before the first step. Raise it, or have less written (num_examples)."
         )
     with quick_backward(backbone), stack.attach(backbone), torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
@@ -93,7 +94,7 @@ def run(
         if kept:
             progress = kept.restore(trained, optimizer) or progress
             before -= progress.seconds
-        while progress.step < spec.steps and (done := _share_done(spec, progress, num_written)) < 1:
+        while progress.step < spec.steps and (done := share_done(spec, progress, num_written)) < 1:
             step = progress.step
             for group in optimizer.param_groups:
                 group["lr"] = spec.learning_rate * schedule(round(done * spec.steps), spec.steps, spec.warmup)
@@ -105,8 +106,8 @@ def run(
                 for parameter in trained:
                     own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                     parameter.grad = accelerator.reduce(own, "sum")
-            _require_finite("loss", numbers["loss"], step, spec)
-            _require_finite("gradient's norm", float(torch.nn.utils.clip_grad_norm_(trained, MAX_NORM)), step, spec)
+            require_finite("loss", numbers["loss"], step, spec)
+            require_finite("gradient's norm", float(torch.nn.utils.clip_grad_norm_(trained, MAX_NORM)), step, spec)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if on_update:
@@ -123,7 +124,7 @@ def run(
         if kept and kept.file.is_file():
             kept.save(progress, trained, optimizer)  # who is killed while the fit is measured need not fit again
         largest = torch.stack([parameter.detach().abs().max() for parameter in trained]).max()
-        _require_finite("largest weight", float(largest), spec.steps - 1, spec)
+        require_finite("largest weight", float(largest), spec.steps - 1, spec)
     return progress
 
 
@@ -167,12 +168,16 @@ class Kept:
         return Progress(**state["progress"])
 
 
-def _share_done(spec: MethodSpec, progress: Progress, num_written: int) -> float:
+def written_by(num_written: NumWritten, step: int) -> int:
+    return num_written if isinstance(num_written, int) else num_written(step)
+
+
+def share_done(spec: MethodSpec, progress: Progress, num_written: NumWritten) -> float:
     """Of the steps, or of the tokens where they are what is limited."""
     by_steps = progress.step / spec.steps
     if spec.token_budget is None:
         return by_steps
-    return max(by_steps, (num_written + progress.num_tokens) / spec.token_budget)
+    return max(by_steps, (written_by(num_written, progress.step) + progress.num_tokens) / spec.token_budget)
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:
@@ -195,7 +200,8 @@ def quick_backward(backbone: Backbone) -> Iterator[None]:
         backbone.model.set_attn_implementation(attention)
 
 
-def _require_finite(what: str, value: float, step: int, spec: MethodSpec) -> None:
+def require_finite(what: str, value: float, step: int, spec: MethodSpec) -> None:
+    """Raises Diverged, with the step (0, 1, ...) at which it was found and the way out."""
     if not math.isfinite(value):
         raise Diverged(
             f"The {what} must stay finite, but is {value} at step {step + 1} of {spec.steps} with "
