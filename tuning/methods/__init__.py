@@ -1,6 +1,7 @@
 """The training methods, by name."""
 
 from tuning.methods.method import Method
+from tuning.methods.rlvr import RLVR
 from tuning.methods.sft import SFT
 
-METHODS: dict[str, type[Method]] = {"sft": SFT}
+METHODS: dict[str, type[Method]] = {"sft": SFT, "rlvr": RLVR}

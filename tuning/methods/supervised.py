@@ -117,7 +117,7 @@ class Rows:
             drawn_tokens += sum(map(len, batch))
             if spec.token_budget is not None and drawn_tokens >= spec.token_budget:
                 break
-        _think_ahead(backbone, stack, [row for batch in batches for row in batch])
+        think_ahead(backbone, stack, [row.prompt_ids for batch in batches for row in batch])
         return cls(backbone, stack, spec, batches)
 
     def batch(self, step: int) -> Sequence[Row]:
@@ -194,12 +194,12 @@ def identity_of(backbone: Backbone, adapters: Sequence[Adapter], spec: MethodSpe
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
-def _think_ahead(backbone: Backbone, stack: Stack, rows: Sequence[Row]) -> None:
+def think_ahead(backbone: Backbone, stack: Stack, prompts: Sequence[tuple[int, ...]]) -> None:
     """Lets a soft-thought assistant read the prompts before any gradient is wanted: its states are then cached."""
     from adapters.softcot import SoftCoT
 
     for adapter in stack.adapters:
         if isinstance(adapter, SoftCoT) and not adapter.spec.static:
             with torch.no_grad():
-                for row in rows:
-                    adapter.states(backbone, row.prompt_ids)
+                for prompt_ids in prompts:
+                    adapter.states(backbone, prompt_ids)
