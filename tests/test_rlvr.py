@@ -218,9 +218,9 @@ def test_without_a_task_nothing_can_be_judged(backbone: Backbone) -> None:
     ("values", "said"),
     [
         ({"group_size": 5}, "multiple of group_size"),
-        ({"group_size": 1}, "multiple of group_size"),
+        ({"group_size": 1}, "has 2 completions or more"),
         ({"temperature": 0.0}, "temperature above 0"),
-        ({"beta": -0.1}, "beta must be at least 0"),
+        ({"beta": -0.1}, "beta is at least 0"),
         ({"history_epochs": 1}, "2 history_epochs or more"),
     ],
 )

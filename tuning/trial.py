@@ -158,7 +158,8 @@ def _fit_and_measure(job: Job, ground: Ground, report: Report) -> Outcome:
     engine.load("candidate", scaled)
     kl = forward_kl(engine, backbone, "candidate", examples[:8], max_new_tokens=32)
     report("measure", 1.0)
-    (job.directory / CHECKPOINT).unlink(missing_ok=True)
+    for checkpoint in job.directory.rglob(CHECKPOINT):
+        checkpoint.unlink()
     complete(job.directory / ADAPTER, recipe, backbone, scaled, chosen.scale.scale, examples)
     score = TrialScore(
         chosen.scale, tuple(scores), chosen.written, chosen.scale.retention(margins), chosen.constraints, kl, as_fitted

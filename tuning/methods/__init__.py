@@ -2,6 +2,7 @@
 
 from tuning.methods.method import Method
 from tuning.methods.rlvr import RLVR
+from tuning.methods.sdft import SDFT
 from tuning.methods.sft import SFT
 
-METHODS: dict[str, type[Method]] = {"sft": SFT, "rlvr": RLVR}
+METHODS: dict[str, type[Method]] = {"sft": SFT, "rlvr": RLVR, "sdft": SDFT}

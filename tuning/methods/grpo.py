@@ -41,8 +41,11 @@ class GRPOSpec(OnPolicySpec):
 
     @model_validator(mode="after")
     def _pulls(self) -> GRPOSpec:
-        if self.beta < 0:
-            raise ValueError(f"beta must be at least 0, but got {self.beta:g}.")
+        if self.beta < 0 or self.group_size < 2:
+            raise ValueError(
+                f"beta is at least 0 and a group, within which rewards are compared, has 2 completions or more, but got "
+                f"{self.beta:g} and {self.group_size}."
+            )
         return self
 
 
@@ -114,16 +117,16 @@ class GRPO:
     def backward(self, share: Sequence[Judged], batch: Sequence[Judged]) -> dict[str, float]:
         beta, num_labels = self.spec.beta, sum(judged.row.num_labels for judged in batch)
         numbers = {"loss": 0.0} | ({"kl": 0.0} if beta else {})
-        advantage_of = {id(judged.row): judged.advantage for judged in share}
-        learnt = [judged.row for judged in share if judged.advantage or beta]
+        learnt = [judged for judged in share if judged.advantage or beta]
         for part in micro_batches(learnt, self.spec.micro_batch_tokens):
-            logp_N = self._logp(self.stack, part)
-            advantages = [advantage_of[id(row)] for row in part for _ in range(row.num_labels)]
+            rows = [judged.row for judged in part]
+            logp_N = self._logp(self.stack, rows)
+            advantages = [judged.advantage for judged in part for _ in range(judged.row.num_labels)]
             # The ratio to the policy that wrote is 1 and has a gradient: clipping it could not bite.
             loss_N = -(logp_N - logp_N.detach()).exp() * torch.tensor(advantages, device=logp_N.device)
             if beta:
                 with torch.no_grad(), adapters_off(self.backbone.model):
-                    base_N = self._logp(Stack(()), part)
+                    base_N = self._logp(Stack(()), rows)
                 kl_N = (base_N - logp_N).exp() - (base_N - logp_N) - 1
                 numbers["kl"] += float(kl_N.detach().sum()) / num_labels
                 loss_N = loss_N + beta * kl_N
@@ -135,10 +138,10 @@ class GRPO:
         numbers["without_signal"] = sum(not judged.has_signal for judged in share) / len(batch)
         return numbers
 
-    def _logp(self, stack: Stack, part: Sequence[Row]) -> Tensor:
+    def _logp(self, stack: Stack, rows: Sequence[Row]) -> Tensor:
         """Of the distribution that was drawn from, [N]."""
         with self.backbone.autocast():
-            logits_NV, labels_N = label_logits(self.backbone, collate(self.backbone, stack, part))
+            logits_NV, labels_N = label_logits(self.backbone, collate(self.backbone, stack, rows))
         return -cross_entropy(logits_NV.float() / self.spec.temperature, labels_N, reduction="none")
 
     def _by_trl(self, lora: LoRA, on_step: OnStep | None, on_update: OnUpdate | None, directory: Path | None) -> Progress:

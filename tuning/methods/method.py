@@ -63,7 +63,10 @@ class Fit:
 
     @property
     def kl(self) -> tuple[float, ...]:
-        """Forward KL to the backbone in nats per token; empty without a pull towards it."""
+        """KL to the backbone in nats per token; empty without a pull towards it.
+
+        On rows that are given it is the forward one, KL(backbone || adapted); of what the adapted model wrote itself, the other.
+        """
         return self.numbers.get("kl", ())
 
     @property

@@ -37,14 +37,14 @@ class OnPolicySpec(MethodSpec):
 
     @model_validator(mode="after")
     def _groups(self) -> OnPolicySpec:
-        if self.group_size < 2 or self.batch_size % self.group_size:
+        if self.group_size < 1 or self.batch_size % self.group_size:
             raise ValueError(
-                f"A step's batch_size is a multiple of group_size, itself 2 or more, but got {self.batch_size} and "
-                f"{self.group_size}. Take 16 and 8."
+                f"A step's batch_size is a multiple of group_size, but got {self.batch_size} and {self.group_size}. "
+                "Take 16 and 8."
             )
         if self.temperature <= 0 or self.max_new_tokens < 1:
             raise ValueError(
-                f"Completions of a group differ only at a temperature above 0, and have at least 1 token, but got temperature = "
+                f"What is written is drawn at a temperature above 0 and has at least 1 token, but got temperature = "
                 f"{self.temperature:g} and max_new_tokens = {self.max_new_tokens}."
             )
         return self

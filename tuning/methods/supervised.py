@@ -12,11 +12,11 @@ import hashlib
 import json
 import time
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
 import torch
 from pydantic import model_validator
@@ -34,6 +34,8 @@ from tuning.loop import OnStep, OnUpdate, run
 from tuning.methods.method import Fit, Method, MethodSpec
 
 # Legend: N label positions of a batch, V vocabulary
+
+S = TypeVar("S", bound=Sized)
 
 
 class SupervisedSpec(MethodSpec):
@@ -166,9 +168,9 @@ def label_logits(backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor]:
     return logits_NV, batch.targets_BT[kept_BT]
 
 
-def micro_batches(rows: Sequence[Row], max_tokens: int) -> list[list[Row]]:
+def micro_batches(rows: Sequence[S], max_tokens: int) -> list[list[S]]:
     """Rows come sorted by length: a part is as many as fit under the padded limit, one at least."""
-    parts: list[list[Row]] = []
+    parts: list[list[S]] = []
     for row in rows:
         if not parts or len(row) * (len(parts[-1]) + 1) > max_tokens:
             parts.append([])
