@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from adapters.backbone import Backbone
-from benchmarks.results import RESULTS, commit, provenance, save_row, table, write_section
+from adapters.whole_file import write_whole, written_whole
+from benchmarks.results import RESULTS, commit, provenance, table, write_section
 from engine.profile import Profile
 from engine.torch_engine import TorchEngine
 from evaluation.base_cache import BaseCache
@@ -79,7 +80,7 @@ def main() -> None:
                 if not file.is_file():
                     fitted = fit(recipe, form, rate, seed, args.runs)
                     row = {"form": form, "rate": rate, "seed": seed, "commit": commit()} | read(recipe, fitted, seed, args.runs)
-                    save_row(file, row)
+                    write_whole(file, json.dumps(row))
                 rows.append(json.loads(file.read_text()))
                 print(*shown(rows[-1]), flush=True)
     headings = ["data", "learning rate", "seed", "domain gain (95 %)", *READ, "right to wrong", "commit"]
@@ -238,7 +239,8 @@ def plot(rows: list[dict[str, Any]]) -> Path:
     figure.supxlabel("domain gain (accuracy, adapted minus backbone)")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower right")
     file = RESULTS.parent / "accuracy_trap.png"
-    figure.savefig(file, dpi=90)
+    with written_whole(file) as part:
+        figure.savefig(part, format="png", dpi=90)
     return file
 
 

@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 from adapters.backbone import REASONER, Backbone
-from benchmarks.results import provenance, table, write_section
+from adapters.whole_file import write_whole
+from benchmarks.results import commit, provenance, table, write_section
 from engine.profile import Profile
 from engine.torch_engine import TorchEngine
 from evaluation.admission import random_update
@@ -43,24 +44,29 @@ def main() -> None:
     for measure, task in planned:
         file = args.runs / f"{task.name}-{args.items}.json"
         if not file.is_file():
-            examples, found = task.examples("search", args.items), {"items": 0.0}
+            examples, found = task.examples("search", args.items), dict[str, float]()
             for side, profile in (("backbone", None), ("adapter", "adapter")):
                 before, began = engine.stats(), time.monotonic()
                 measure.read(engine, backbone, profile, task, examples)
                 found[side], after = time.monotonic() - began, engine.stats()
                 found["tokens"] = after.forward_tokens - before.forward_tokens
                 found["unshared"] = after.scored_tokens_unshared - before.scored_tokens_unshared
-            file.write_text(json.dumps(found | {"items": len(examples)}))
+            write_whole(file, json.dumps({**found, "items": len(examples), "commit": commit()}))
         kept = json.loads(file.read_text())
         total = {side: seconds + kept[side] for side, seconds in total.items()}
         shared = kept["unshared"] / kept["tokens"]
         rows.append([task.name, measure.name, f"{kept['items']:.0f}", f"{kept['tokens']:.0f}", f"{shared:.1f}x"])
-        rows[-1] += [f"{kept[side]:.0f} s" for side in total]
+        rows[-1] += [*(f"{kept[side]:.0f} s" for side in total), kept.get("commit", "unknown")]
         print(*rows[-1], flush=True)
-    rows.append(["all", "", "", "", "", *(f"{seconds:.0f} s" for seconds in total.values())])
-    text = table(["task", "measure", "items", "forward tokens", "saved by sharing", *total], rows)
+    rows.append(["all", "", "", "", "", *(f"{seconds:.0f} s" for seconds in total.values()), ""])
+    text = table(["task", "measure", "items", "forward tokens", "saved by sharing", *total, "commit"], rows)
     taken, goal = total["adapter"] / 60, GOAL_S / 60
-    note = f"A trial reads the adapter's column, once a scale: {taken:.1f} minutes (goal: at most {goal:.0f})."
+    end = (
+        f"goal: at most {goal:.0f}, {'met' if taken <= goal else 'missed'}"
+        if args.items >= 400
+        else "of fewer items than the goal's"
+    )
+    note = f"A trial reads the adapter's column, once a scale: {taken:.1f} minutes ({end})."
     print(f"{text}\n{note}")
     if args.results:
         write_section("battery", "A trial's battery by likelihood", f"{provenance('battery')}\n\n{text}\n\n{note}")

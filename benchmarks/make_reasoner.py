@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from adapters.backbone import Backbone
 from adapters.lora_linear import with_fast_layers
+from adapters.whole_file import write_whole, written_whole
 from benchmarks.results import provenance, table, write_section
 from evaluation.task import Example, answer_line, direct_prompt, reasoning_prompt
 from evaluation.tasks import FAMILIES
@@ -119,7 +120,7 @@ def ship(adapter: Path, out: Path) -> None:
     kept |= {key: config[key] for key in ("r", "lora_alpha", "lora_dropout", "bias")} | {
         "target_modules": sorted(config["target_modules"])
     }
-    (out / "adapter_config.json").write_text(json.dumps(kept, indent=2) + "\n")
+    write_whole(out / "adapter_config.json", json.dumps(kept, indent=2) + "\n")
 
 
 def report(progress: Path, rank: int, rate: float, batch: int, seed: int) -> None:
@@ -178,9 +179,8 @@ def main() -> None:
             parameter.data.copy_(value)
 
     def save() -> None:
-        part = checkpoint.with_suffix(".part")
-        torch.save({"state": state, "optimizer": optimizer.state_dict(), "weights": [p.data for p in trained]}, part)
-        part.replace(checkpoint)
+        with written_whole(checkpoint) as part:
+            torch.save({"state": state, "optimizer": optimizer.state_dict(), "weights": [p.data for p in trained]}, part)
 
     while state["tokens"] < args.tokens:
         started = time.monotonic()

@@ -29,6 +29,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from adapters.backbone import Backbone
+from adapters.whole_file import write_whole, written_whole
 from benchmarks.results import provenance, table, write_section
 from engine.torch_engine import TorchEngine
 from evaluation.measures.shift import ShiftRobustness
@@ -208,10 +209,11 @@ def main() -> None:
         last = time.monotonic()
         if progress.step % 50 == 0:
             print(f"step {progress.step} loss {loss.item():.4f} {progress.seconds:.0f} s", flush=True)
-    torch.save({"progress": asdict(progress), "optimizer": optimizer.state_dict(), "model": model.state_dict()}, checkpoint)
+    with written_whole(checkpoint) as part:
+        torch.save({"progress": asdict(progress), "optimizer": optimizer.state_dict(), "model": model.state_dict()}, part)
     save(model, tokenizer, args.out / "model")
     size = sum(parameter.numel() for parameter in parameters)
-    (args.out / "progress.json").write_text(json.dumps({**asdict(progress), "batch": args.batch, "parameters": size}))
+    write_whole(args.out / "progress.json", json.dumps({**asdict(progress), "batch": args.batch, "parameters": size}))
     if progress.step == args.steps:
         print(json.dumps(profile_of(args.out / "model", args.items)))
 

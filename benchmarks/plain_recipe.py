@@ -13,6 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
+from adapters.whole_file import write_whole
 from benchmarks.results import provenance, table, write_section
 from tuning.isolation import prepare, run_isolated
 from tuning.recipe import Recipe
@@ -46,7 +47,7 @@ def main() -> None:
             if not file.is_file():
                 job = Job(changed, args.runs / "trial", args.runs / "cache", threads=2)
                 outcome = run_isolated(job, lambda phase, share: None)
-                file.write_text(outcome.model_dump_json())
+                write_whole(file, outcome.model_dump_json())
             score = json.loads(file.read_text())["score"]
             written = ", ".join(f"{family} {change:+.2f}" for family, change in score["generated_changes"].items() if change)
             chosen = score["chosen"]

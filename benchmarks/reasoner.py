@@ -10,7 +10,6 @@ a row that is there is not made again. Default: 24 items a cell, about 10 minute
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from adapters.backbone import RAW, REASONER, Backbone
@@ -21,6 +20,7 @@ from evaluation.statistics import score, wilson
 from evaluation.task import Task
 from evaluation.tasks import FAMILIES, TASKS
 from evaluation.tasks.generated import HELD_OUT_LENGTHS
+from tuning.journal import Journal
 
 SHIFTS = ("as trained", "held-out wording", *(f"{length} steps" for length in HELD_OUT_LENGTHS))
 
@@ -42,9 +42,8 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=Path("runs/benchmarks/reasoner.jsonl"))
     args = parser.parse_args()
     items = 200 if args.full else 24
-    args.rows.parent.mkdir(parents=True, exist_ok=True)
-    lines = args.rows.read_text().splitlines() if args.rows.exists() else []
-    done = {tuple(row["cell"]): row for row in map(json.loads, lines)}
+    journal = Journal(args.rows)
+    done = {tuple(row["cell"]): row for row in journal.entries()}
     for model in (REASONER, RAW):
         backbone = Backbone.load(model)
         engine = TorchEngine(backbone, max_rows=64, precision="bfloat16")
@@ -57,8 +56,7 @@ def main() -> None:
             readings = MEASURES[measure].read(engine, backbone, None, task, task.examples("gate", items, seed=3))
             found = score(readings.values)
             row = {"cell": cell, "mean": found.mean, "stderr": found.stderr, "n": found.n}
-            with args.rows.open("a") as out:
-                out.write(json.dumps(row) + "\n")
+            journal.append(row)
             done[cell] = row
             print(*cell[1:4], f"{found.mean:.3f}", flush=True)
         fingerprint = backbone.fingerprint[:12]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -11,6 +10,8 @@ import subprocess
 import sys
 from datetime import date
 from pathlib import Path
+
+from adapters.whole_file import write_whole
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results.md"
 
@@ -33,21 +34,13 @@ def processor() -> str:
     return f"{found[1] if found else platform.processor()}{', AMX' if 'amx_bf16' in flags else ''}"
 
 
-def save_row(file: Path, row: object) -> None:
-    """Whole or not at all: a row that was cut off would be taken for one that is there."""
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(row))
-    part.replace(file)
-
-
 def write_section(name: str, title: str, body: str) -> None:
     """Replaces the section `name`, or appends it."""
     text = RESULTS.read_text() if RESULTS.exists() else "# Results\n"
     section = f"<!-- {name} -->\n## {title}\n\n{body.strip()}\n<!-- /{name} -->"
     pattern = re.compile(rf"<!-- {re.escape(name)} -->.*?<!-- /{re.escape(name)} -->", re.S)
     text = pattern.sub(lambda _: section, text) if pattern.search(text) else f"{text.rstrip()}\n\n{section}\n"
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(text)
+    write_whole(RESULTS, text)
 
 
 def table(headings: list[str], rows: list[list[str]]) -> str:

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from adapters.whole_file import write_whole
 from benchmarks.results import commit, provenance, table, write_section
 
 SEEDS = range(5)
@@ -70,8 +71,8 @@ def run(recipe: Path, seed: int, home: Path) -> None:
     text = recipe.read_text()
     for part in ("study", "method"):
         text = text.replace(f"[{part}]\n", f"[{part}]\nseed = {seed}\n")
-    seeded.write_text(text)
-    (home / COMMIT).write_text(commit())
+    write_whole(seeded, text)
+    write_whole(home / COMMIT, commit())
     command = [sys.executable, "-m", "service.cli", "quickstart", "--recipe", str(seeded), "--home", str(home)]
     with (home / "log.txt").open("w") as log:
         code = subprocess.run(command, stdout=log, stderr=log).returncode

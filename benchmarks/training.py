@@ -9,7 +9,6 @@ precision where it accepts it on this device, and in float32; the faster of the 
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import statistics
 import tempfile
@@ -24,6 +23,7 @@ from adapters.lora import LoRA, LoRASpec
 from benchmarks.results import provenance, table, write_section
 from evaluation.task import reasoning_prompt
 from evaluation.tasks import task_named
+from tuning.journal import Journal
 from tuning.methods.sft import SFT, SFTSpec
 
 BATCH = 16
@@ -73,8 +73,8 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=Path("runs/benchmarks/training.jsonl"))
     parser.add_argument("--note", default="", help="What else is to be known of the run, such as other work on the machine.")
     args = parser.parse_args()
-    args.rows.parent.mkdir(parents=True, exist_ok=True)
-    done = [json.loads(line) for line in args.rows.read_text().splitlines()] if args.rows.exists() else []
+    journal = Journal(args.rows)
+    done = journal.entries()
     backbone = Backbone.load(args.backbone)
     ours(backbone, 1, 0)  # first use of kernels and caches
     for number in range(len(done), args.rounds):
@@ -87,8 +87,7 @@ def main() -> None:
         except ValueError as refused:
             print(f"TRL refuses bfloat16 here: {refused}")
             row["trl_bfloat16"] = None
-        with args.rows.open("a") as out:
-            out.write(json.dumps(row) + "\n")
+        journal.append(row)
         done.append(row)
         print(row, flush=True)
     rates = {key: [row[key] for row in done if row[key]] for key in ("ours", "trl_float32", "trl_bfloat16")}

@@ -25,16 +25,17 @@ from torch import nn
 
 from adapters.backbone import Backbone
 from adapters.lora import LoRA, LoRASpec
-from engine.engine import Engine
+from adapters.whole_file import write_whole
+from engine.engine import Engine, PromptTooLong
 from engine.profile import Profile
 from engine.twin import Precision
-from evaluation.measure import Measure
+from evaluation.measure import Measure, Readings
 from evaluation.measures.choice import ChoiceAccuracy, options_of
 from evaluation.measures.generation import Generation
 from evaluation.retention import gate_measure, is_written
 from evaluation.statistics import paired_change, score
 from evaluation.task import Example, Task
-from evaluation.tasks.generated import GeneratedTask
+from evaluation.tasks.generated import GeneratedTask, draws_groups
 
 LEAST_ABOVE_CHANCE, LEAST_PARSED = 0.10, 0.95
 NOISE = 0.5  # Frobenius norm of the noise in each layer, as a share of the layer's own
@@ -98,7 +99,10 @@ def admit(
 ) -> Admission:
     """Applies the rule on items of the search split. `chance` is None for a likelihood, which has no such level."""
     examples = task.examples("search", items, seed=5)
-    base = measure.read(engine, backbone, None, task, examples)
+    try:
+        base = measure.read(engine, backbone, None, task, examples)
+    except PromptTooLong as error:
+        base = Readings.of(measure, task, examples, [math.nan] * len(examples), reason=str(error))
     if base.reason:
         unknown = math.nan
         return Admission(
@@ -108,7 +112,8 @@ def admit(
     damaged = _under(engine, backbone, measure, task, examples, damage)
     untouched = _under(engine, backbone, measure, task, examples, 0.0)
     own = score(base.values)
-    loss = paired_change(base.values, damaged, base.clusters, confidence=0.90)
+    drawn = draws_groups(task, base.clusters)
+    loss = paired_change(base.values, damaged, base.clusters, confidence=0.90, drawn_clusters=drawn)
     noop = paired_change(base.values, untouched, base.clusters)
     above = above_chance(own.stderr)
     parsed = base.part_mean("parsed") if "parsed" in base.parts else 1.0
@@ -207,10 +212,7 @@ def _stored(key: str, places: Sequence[Path]) -> Admission | None:
 
 
 def _store(admission: Admission, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(asdict(admission), indent=2))
-    part.replace(file)
+    write_whole(file, json.dumps(asdict(admission), indent=2))
 
 
 def chance_level(measure: Measure, task: Task, examples: Sequence[Example]) -> float | None:

@@ -1,25 +1,28 @@
-"""The backbone's readings, kept by content: the same backbone, measure and items are never read twice."""
+"""Readings, kept by content: the same measure and items are never read twice of the same backbone, or of one adapter on it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from adapters.backbone import Backbone
+from adapters.whole_file import write_whole
 from engine.engine import Engine
 from evaluation.measure import Measure, Readings
 from evaluation.task import Example, Task
 
 
 class BaseCache:
-    """One JSON file a key. The precision that the engine computes in is part of the key."""
+    """One JSON file a key. The precision that the engine computes in is part of the key.
 
-    def __init__(self, directory: Path, precision: str) -> None:
-        self._directory, self._precision = directory, precision
+    `profile`: the digest of the adapter that the readings are of; empty for the backbone's own.
+    """
+
+    def __init__(self, directory: Path, precision: str, profile: str = "") -> None:
+        self._directory, self._precision, self._profile = directory, precision, profile
 
     def read(self, measure: Measure, engine: Engine, backbone: Backbone, task: Task, examples: Sequence[Example]) -> Readings:
         """The stored readings of the backbone, or fresh ones, which are then stored."""
@@ -39,13 +42,10 @@ class BaseCache:
 
     def store(self, readings: Readings, measure: Measure, backbone: Backbone, task: Task, examples: Sequence[Example]) -> None:
         file = self._directory / f"{self.key(measure, backbone, task, examples)}.json"
-        self._directory.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps(asdict(readings)))
-        part.replace(file)
+        write_whole(file, json.dumps(asdict(readings)))
 
     def key(self, measure: Measure, backbone: Backbone, task: Task, examples: Sequence[Example]) -> str:
-        """SHA-256 over all that decides a reading of the backbone: equal keys, equal values."""
+        """SHA-256 over all that decides a reading: equal keys, equal values."""
         identity = [
             backbone.fingerprint,
             str(backbone.dtype),
@@ -54,6 +54,7 @@ class BaseCache:
             measure.version,
             repr(measure),
             task.name,
+            *filter(None, [self._profile]),
         ]
         items = [[e.id, e.question, e.answer, e.choices, e.rationale, e.context, e.group, e.listed] for e in examples]
         return hashlib.sha256(json.dumps([identity, items]).encode()).hexdigest()

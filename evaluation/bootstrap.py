@@ -13,9 +13,10 @@ from scipy import stats
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 # How bounds were made. "exact": nothing changed at all; "none": one item, which bounds nothing.
-Method = Literal["exact", "none", "BCa", "percentile", "stratified percentile", "percentile over seeds"]
+Method = Literal["exact", "none", "BCa", "percentile", "stratified percentile", "percentile over seeds", "t over clusters"]
 
 FEW_CLUSTERS = 10
+FEW_DRAWN = 30  # below it a bootstrap of clusters covers less than it says, and Student's t does not
 
 # D draws, N items, S seeds; an index says of every item which cluster (or stratum) it belongs to
 
@@ -27,12 +28,16 @@ class Bounds:
     method: Method
 
 
-def bounds(difference_N: Floats, index_N: Indices, confidence: float, draws: int, rng: np.random.Generator) -> Bounds:
-    """What the data allow: nothing to draw, items within few fixed clusters, or whole clusters."""
+def bounds(
+    difference_N: Floats, index_N: Indices, confidence: float, draws: int, rng: np.random.Generator, drawn_clusters: bool = False
+) -> Bounds:
+    """What the data allow: nothing to draw, items within few fixed clusters, few drawn clusters, or many clusters."""
     if not difference_N.any():
         return Bounds(0.0, 0.0, "exact")
     if len(difference_N) == 1:
         return Bounds(-np.inf, np.inf, "none")
+    if drawn_clusters and index_N.max() + 1 < FEW_DRAWN:
+        return _of_few_drawn(difference_N, index_N, confidence)
     if index_N.max() + 1 < FEW_CLUSTERS:
         return _within_strata(difference_N, index_N, confidence, draws, rng)
     return _of_clusters(difference_N, index_N, confidence, draws, rng)
@@ -73,6 +78,20 @@ def _of_clusters(difference_N: Floats, index_N: Indices, confidence: float, draw
     if np.isfinite([low, high]).all():
         return Bounds(low, high, "BCa")
     return percentiles(done.bootstrap_distribution, confidence, "percentile")
+
+
+def standard_error(difference_N: Floats, index_N: Indices) -> float:
+    """Of the mean, robust to items of one cluster that go together (CR1). Two clusters or more."""
+    sums = np.bincount(index_N, difference_N - difference_N.mean())
+    return float(np.sqrt(len(sums) / (len(sums) - 1) * (sums**2).sum()) / len(difference_N))
+
+
+def _of_few_drawn(difference_N: Floats, index_N: Indices, confidence: float) -> Bounds:
+    if not index_N.any():
+        return Bounds(-np.inf, np.inf, "none")
+    low, high = stats.t.interval(confidence, int(index_N.max()))
+    mean, stderr = float(difference_N.mean()), standard_error(difference_N, index_N)
+    return Bounds(mean + float(low) * stderr, mean + float(high) * stderr, "t over clusters")
 
 
 def _within_strata(difference_N: Floats, index_N: Indices, confidence: float, draws: int, rng: np.random.Generator) -> Bounds:

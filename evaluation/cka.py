@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from adapters.backbone import Backbone
+from adapters.whole_file import written_whole
 from engine.engine import Continuation, Engine
 from engine.inspect import NOT_HERE, Inspector, inspector
 from evaluation.task import Example, direct_prompt, question_text, reasoning_prompt
@@ -97,7 +98,8 @@ def draw(found: CkaCurves, file: Path) -> None:
         axes.plot(range(len(curve.values)), curve.values, style, color=f"C{place // 2}", label=curve.name)
     axes.set_title(f"States of the prompt's last token, {found.num_items} items", fontsize=10)
     axes.legend(fontsize=8)
-    figure.savefig(file, dpi=150)
+    with written_whole(file) as part:
+        figure.savefig(part, format="png", dpi=150)
 
 
 def _last_states(inside: Inspector, backbone: Backbone, profile: str | None, texts: Sequence[str]) -> list[Tensor]:

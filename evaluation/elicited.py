@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -59,6 +59,8 @@ class Elicited:
     random: tuple[Share, ...] = ()
     vectors: tuple[Steering, ...] = ()
     not_measurable: str = ""
+    clusters: tuple[str, ...] = ()  # of the texts that the gain is of
+    tokens: int = 0  # that went through a forward for it
 
     @property
     def verdict(self) -> Literal["elicited", "installed", "undecided", "not measurable"]:
@@ -80,6 +82,8 @@ class Elicited:
             "opposite": self.opposite.as_dict() if self.opposite else None,
             "random": [draw.as_dict() for draw in self.random],
             "layers": [vector.layer for vector in self.vectors],
+            "tokens": self.tokens,
+            "items": {"gain": list(gain.per_item), "clusters": list(self.clusters)} if gain else None,
             "norms": [float(vector.tensors()["vector"].norm()) for vector in self.vectors],
         }
 
@@ -125,6 +129,23 @@ def elicited(
     inside = inspector(engine)
     if inside is None:
         return Elicited(None, not_measurable=NOT_HERE)
+    before = engine.stats().forward_tokens
+    found = _elicited(engine, inside, backbone, profile, made_on, judged_on, clusters, num_vectors, num_random, seed)
+    return replace(found, clusters=tuple(clusters), tokens=engine.stats().forward_tokens - before)
+
+
+def _elicited(
+    engine: Engine,
+    inside: Inspector,
+    backbone: Backbone,
+    profile: str,
+    made_on: Sequence[Continuation],
+    judged_on: Sequence[Continuation],
+    clusters: Sequence[str],
+    num_vectors: int,
+    num_random: int,
+    seed: int,
+) -> Elicited:
     base, adapted = _scores(engine, judged_on, None), _scores(engine, judged_on, profile)
     gain = paired_change(base, adapted, clusters)
     if not gain.low > 0:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
 from adapters.backbone import Backbone
-from engine.engine import Continuation, Engine, GenerationRequest
+from engine.engine import Continuation, Engine, GenerationRequest, PromptTooLong
 from evaluation.admission import chance_level
 from evaluation.base_cache import BaseCache
-from evaluation.measure import Measure, Readings, Summarising
+from evaluation.errors import DataError, JudgeUnavailable, MissingPackage
+from evaluation.measure import Measure, Pairing, Readings, Summarising
 from evaluation.measures.generation import Generation, write_all
 from evaluation.power import smallest_detectable_change
 from evaluation.significance import holm, permutation_p_value
 from evaluation.statistics import PairedChange, paired_change
 from evaluation.task import Example, Task, reasoning_prompt
+from evaluation.tasks.generated import draws_groups
 
 Role = Literal["domain", "protected", "report"]
 T = TypeVar("T")
@@ -34,6 +36,41 @@ class Planned:
     task: Task
     examples: Sequence[Example]
     role: Role
+
+
+class Paired(Protocol):
+    """Two readings of the same items, and what changed between them."""
+
+    @property
+    def base(self) -> Readings: ...
+
+    @property
+    def adapted(self) -> Readings: ...
+
+    @property
+    def change(self) -> PairedChange: ...
+
+    @property
+    def not_measurable(self) -> str: ...
+
+    @property
+    def summary(self) -> Mapping[str, float | None]: ...
+
+
+def told(row: Paired) -> dict[str, Any]:
+    """What every pair of readings tells; a number that is not defined is None."""
+    numbers = {"base": row.base.mean, "adapted": row.adapted.mean, "change": row.change.mean}
+    numbers |= {"low": row.change.low, "high": row.change.high, "stderr": row.change.stderr}
+    return {
+        "measure": row.adapted.measure,
+        "unit": row.adapted.unit,
+        "task": row.adapted.task,
+        "not_measurable": row.not_measurable or None,
+        **{name: _defined(value) for name, value in numbers.items()},
+        "n": row.change.n,
+        "tokens": row.base.tokens + row.adapted.tokens,
+        "items": paired_items(row.base, row.adapted),
+    }
 
 
 @dataclass(frozen=True)
@@ -53,8 +90,8 @@ class Row:
     @property
     def summary(self) -> Mapping[str, float | None]:
         """What the measure says beside the change; empty for most."""
-        measure = self.planned.measure
-        return measure.summary(self.base, self.adapted) if isinstance(measure, Summarising) else {}
+        measure, both = self.planned.measure, self.base.parts and self.adapted.parts
+        return measure.summary(self.base, self.adapted) if both and isinstance(measure, Summarising) else {}
 
     @property
     def smallest_detectable(self) -> float:
@@ -71,28 +108,17 @@ class Row:
         return permutation_p_value(before, after, [self.base.clusters[i] for i in both], "less")
 
     def as_dict(self) -> dict[str, Any]:
-        """Without the per-item values; undefined means are left out."""
+        """With both sides' values of every item, None where it is not measurable; undefined means are left out."""
 
         def means(readings: Readings) -> dict[str, float]:
             found = {name: readings.part_mean(name) for name in readings.parts if not name.startswith("_")}
             return {name: value for name, value in found.items() if not math.isnan(value)}
 
         return {
-            "measure": self.planned.measure.name,
-            "unit": self.unit,
-            "task": self.planned.task.name,
+            **told(self),
             "role": self.planned.role,
-            "not_measurable": self.not_measurable or None,
-            "base": _defined(self.base.mean),
-            "adapted": _defined(self.adapted.mean),
-            "change": _defined(self.change.mean),
-            "low": _defined(self.change.low),
-            "high": _defined(self.change.high),
-            "stderr": _defined(self.change.stderr),
             "smallest_detectable": _defined(self.smallest_detectable),
-            "n": self.change.n,
             "chance": chance_level(self.planned.measure, self.planned.task, self.planned.examples),
-            "tokens": self.base.tokens + self.adapted.tokens,
             "base_parts": means(self.base),
             "adapted_parts": means(self.adapted),
             "summary": dict(self.summary),
@@ -128,70 +154,95 @@ def evaluate(
     profile: str | None,
     plan: Sequence[Planned],
     cache: BaseCache | None = None,
-    on_progress: Callable[[float], None] | None = None,
+    on_read: Callable[[Planned], None] = lambda planned: None,
+    adapted_cache: BaseCache | None = None,
 ) -> Evaluation:
-    """Every planned measure under backbone and profile, on the same items, prompts and decoding."""
+    """Every planned measure under backbone and profile, on the same items, prompts and decoding.
+
+    A reading is stored as soon as it is made, so that an evaluation that was cut off goes on from there. `on_read` hears of each,
+    and of no stored one.
+    """
+    base = read_plan(engine, backbone, None, plan, cache, on_read)
+    adapted = base if profile is None else read_plan(engine, backbone, profile, plan, adapted_cache, on_read)
+    return Evaluation(tuple(compared(*parts) for parts in zip(plan, base, adapted, strict=True)))
+
+
+def read_plan(
+    engine: Engine,
+    backbone: Backbone,
+    profile: str | None,
+    plan: Sequence[Planned],
+    cache: BaseCache | None = None,
+    on_read: Callable[[Planned], None] = lambda planned: None,
+) -> list[Readings]:
+    """Every planned measure under one profile, what the cache does not have; all that is written goes into shared batches."""
     stored = [cache.stored(p.measure, backbone, p.task, p.examples) if cache else None for p in plan]
-    base = [found or fresh for found, fresh in zip(stored, _read(engine, backbone, None, plan, stored), strict=True)]
-    for planned, found, readings in zip(plan, stored, base, strict=True):
-        if cache and found is None and readings is not None:
-            cache.store(readings, planned.measure, backbone, planned.task, planned.examples)
-    if on_progress:
-        on_progress(0.5)
-    adapted = base if profile is None else _read(engine, backbone, profile, plan, [None] * len(plan))
-    if on_progress:
-        on_progress(1.0)
-    return Evaluation(tuple(_row(*parts) for parts in zip(plan, base, adapted, strict=True)))
+    found = {index: readings for index, readings in enumerate(stored) if readings is not None}
+    left = [index for index in range(len(plan)) if index not in found]
 
-
-def read_plan(engine: Engine, backbone: Backbone, profile: str | None, plan: Sequence[Planned]) -> list[Readings]:
-    """Every planned measure under one profile, for comparisons of more than two."""
-    return [readings for readings in _read(engine, backbone, profile, plan, [None] * len(plan)) if readings is not None]
-
-
-def _read(
-    engine: Engine, backbone: Backbone, profile: str | None, plan: Sequence[Planned], known: Sequence[Readings | None]
-) -> list[Readings | None]:
-    """What is not known yet; everything that is written goes into shared batches. None where it is known."""
-    found: list[Readings | None] = [None] * len(plan)
-    written = [
-        (index, (p.measure, p.task, p.examples))
-        for index, p in enumerate(plan)
-        if known[index] is None and isinstance(p.measure, Generation)
-    ]
-    for (index, _), readings in zip(written, write_all(engine, backbone, profile, [w for _, w in written]), strict=True):
+    def keep(index: int, readings: Readings) -> None:
         found[index] = readings
-    for index, p in enumerate(plan):
-        if known[index] is None and found[index] is None:
-            before = engine.stats().forward_tokens
-            readings = p.measure.read(engine, backbone, profile, p.task, p.examples)
-            found[index] = replace(readings, tokens=engine.stats().forward_tokens - before)
-    return found
+        if cache:
+            cache.store(readings, plan[index].measure, backbone, plan[index].task, plan[index].examples)
+        on_read(plan[index])
 
-
-def _row(planned: Planned, base: Readings | None, adapted: Readings | None) -> Row:
-    assert base is not None and adapted is not None
-    return compared(planned, base, adapted)
+    asked = [
+        (index, (measure, plan[index].task, plan[index].examples))
+        for index in left
+        if isinstance(measure := plan[index].measure, Generation)
+    ]
+    for (index, _), readings in zip(asked, write_all(engine, backbone, profile, [one for _, one in asked]), strict=True):
+        keep(index, readings)
+    for index in left:
+        if index not in found:
+            before, p = engine.stats().forward_tokens, plan[index]
+            try:
+                readings = p.measure.read(engine, backbone, profile, p.task, p.examples)
+            except (JudgeUnavailable, MissingPackage):
+                raise
+            except (DataError, PromptTooLong) as error:
+                if p.role != "report":
+                    raise
+                # What only stands in a report is no reason to lose the rest of it.
+                readings = Readings.of(p.measure, p.task, p.examples, [math.nan] * len(p.examples), reason=str(error))
+            keep(index, replace(readings, tokens=engine.stats().forward_tokens - before))
+    return [found[index] for index in range(len(plan))]
 
 
 def compared(planned: Planned, base: Readings, adapted: Readings) -> Row:
     """Two readings of the same items, paired."""
+    if isinstance(planned.measure, Pairing):
+        adapted = planned.measure.beside(base, adapted)
+    drawn = draws_groups(planned.task, base.clusters)
+    return Row(planned, base, adapted, *change_between(base, adapted, drawn))
+
+
+def change_between(base: Readings, adapted: Readings, drawn_clusters: bool = False) -> tuple[PairedChange, str]:
+    """Over the items that are measurable on both sides; why nothing is known, where that is so."""
     both = _both(base, adapted)
     reason = base.reason or adapted.reason
     if not reason and len(both) < len(base.values) and len(both) < LEAST_PAIRED:
         reason = f"{len(both)} of {len(base.values)} items are measurable on both sides, not {LEAST_PAIRED}"
     if reason:
-        return Row(planned, base, adapted, UNKNOWN, reason)
+        return UNKNOWN, reason
 
     def chosen(values: Sequence[T]) -> list[T]:
         return [values[i] for i in both]
 
-    return Row(planned, base, adapted, paired_change(chosen(base.values), chosen(adapted.values), chosen(base.clusters)))
+    sides = (chosen(base.values), chosen(adapted.values), chosen(base.clusters))
+    return paired_change(*sides, drawn_clusters=drawn_clusters), ""
 
 
 def _both(base: Readings, adapted: Readings) -> list[int]:
     """The items that are measurable on both sides."""
     return [i for i, pair in enumerate(zip(base.values, adapted.values, strict=True)) if not any(map(math.isnan, pair))]
+
+
+def paired_items(base: Readings, adapted: Readings) -> dict[str, list[str] | list[float | None]]:
+    """What the change was made of, for whoever computes with it: items of one cluster are not independent."""
+    sides = {"base": base, "adapted": adapted}
+    values = {side: [_defined(value) for value in readings.values] for side, readings in sides.items()}
+    return {"ids": list(base.item_ids), "clusters": list(base.clusters), **values}
 
 
 def _defined(value: float) -> float | None:

@@ -16,9 +16,9 @@ from typing import Any
 from adapters.backbone import Backbone
 from engine.engine import Engine
 from evaluation.errors import MissingPackage, UnknownTask, UnreadableFile
-from evaluation.evaluate import UNKNOWN
+from evaluation.evaluate import change_between, told
 from evaluation.measure import Readings
-from evaluation.statistics import PairedChange, paired_change
+from evaluation.statistics import PairedChange
 
 # Log-likelihoods of an item, alone or with the number of its words or bytes; the task's number is made of all of them.
 _PERPLEXITIES = {
@@ -40,25 +40,11 @@ class HarnessRow:
     not_measurable: str = ""
 
     @property
-    def unit(self) -> str:
-        return self.adapted.unit
-
-    @property
     def summary(self) -> Mapping[str, float | None]:
         return {}
 
     def as_dict(self) -> dict[str, Any]:
-        numbers = {"base": self.base.mean, "adapted": self.adapted.mean, "change": self.change.mean}
-        numbers |= {"low": self.change.low, "high": self.change.high, "stderr": self.change.stderr}
-        return {
-            "measure": self.base.measure,
-            "unit": self.unit,
-            "task": self.base.task,
-            "not_measurable": self.not_measurable or None,
-            **{name: None if math.isnan(value) else value for name, value in numbers.items()},
-            "n": self.change.n,
-            "tokens": self.base.tokens + self.adapted.tokens,
-        }
+        return told(self)
 
 
 def evaluate_harness(
@@ -101,13 +87,18 @@ def _loaded(names: Sequence[str], include_path: Path | None) -> dict[str, Any]:
     except Exception as error:  # what fetching data and reading YAML raise has no common root
         raise UnreadableFile(
             f"The data of {', '.join(names)} must be on the hub, in the cache, or in a local file, but cannot be loaded: "
-            f"{type(error).__name__}: {error}. Fetch it first, or name another task."
+            f"{type(error).__name__}: {_one_line(error)}. Fetch it first, or name another task."
         ) from error
     for task in tasks["tasks"].values():
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=_FEWSHOT_SEED)
     return tasks
+
+
+def _one_line(error: Exception) -> str:
+    """Its first line, where libraries say what is wrong before they say at length what to try."""
+    return str(error).strip().partition("\n")[0][:200].rstrip(".")
 
 
 def _read(
@@ -163,6 +154,4 @@ def _number(metric: str, value: object) -> float | None:
 
 def _paired(base: Readings, adapted: Readings) -> HarnessRow:
     assert base.item_ids == adapted.item_ids  # the same documents, in the same order
-    reason = base.reason or adapted.reason
-    change = UNKNOWN if reason else paired_change(base.values, adapted.values, base.clusters)
-    return HarnessRow(base, adapted, change, reason)
+    return HarnessRow(base, adapted, *change_between(base, adapted))

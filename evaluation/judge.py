@@ -7,13 +7,13 @@ import importlib.util
 import json
 import os
 import re
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapters.whole_file import write_whole
 from evaluation.errors import JudgeUnavailable, MissingPackage
 from evaluation.rubric import Criterion, Rubric, load_rubric
 
@@ -99,11 +99,7 @@ class Judge:
                 f"The judge {self.model!r} at {self.base_url} must reply as OpenAI's chat completions do, but did not: "
                 f"{type(error).__name__}: {error}. Correct the URL, the model's name or ${KEY_VARIABLE}, or leave the judge out."
             ) from error
-        file = self._file(prompt)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(f".{os.getpid()}.{threading.get_ident()}.part")
-        part.write_text(json.dumps({"prompt": prompt, "reply": reply}))
-        part.replace(file)
+        write_whole(self._file(prompt), json.dumps({"prompt": prompt, "reply": reply}))
         return reply
 
     def _stored(self, prompt: str) -> str | None:

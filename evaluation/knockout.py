@@ -9,8 +9,9 @@ released (post-hoc interpolation, after WiSE-FT, Wortsman et al., arXiv 2109.019
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -26,9 +27,9 @@ from evaluation.measure import Readings
 from evaluation.retention import DEFAULT_MARGINS, capped_retention
 from evaluation.statistics import PairedChange
 
-ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-GROUPS = 10
+ALPHAS, FEW_ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0), (0.0, 0.5, 1.0)
 NO_LAYERS = "the profile acts in no layer (soft thoughts change the prompt alone), so that there is nothing to knock out"
+_PILOT = 2  # items a task that tell how long one takes
 _HELD = "held-back"  # the name under which the engine holds what is read
 
 
@@ -145,6 +146,38 @@ class KnockOut:
         }
 
 
+def acts_in_layers(profile: Profile) -> bool:
+    return not Stack(profile.adapters).contribution().is_empty
+
+
+def num_readings(
+    num_layers: int, groups: Sequence[Layers], swept: Sequence[Layers] = (), alphas: Sequence[float] = ALPHAS
+) -> int:
+    """How often a plan is read: once under the backbone, the adapter as it is, and each way of holding it back."""
+    return 1 + len({(1.0,) * num_layers, *_wanted(num_layers, groups, swept, alphas)})
+
+
+def seconds_for(
+    engine: Engine,
+    backbone: Backbone,
+    profile: Profile,
+    plan: Sequence[Planned],
+    readings: int,
+    clock: Callable[[], float] = time.monotonic,
+) -> float:
+    """About how long so many readings of the plan take, by the second of two small ones: the first warms the engine up."""
+    few = [replace(planned, examples=planned.examples[:_PILOT]) for planned in plan]
+    share = sum(len(planned.examples) for planned in few) / sum(len(planned.examples) for planned in plan)
+    engine.load(_HELD, profile)
+    try:
+        read_plan(engine, backbone, _HELD, few)
+        began = clock()
+        read_plan(engine, backbone, _HELD, few)
+        return (clock() - began) / share * readings
+    finally:
+        engine.unload(_HELD)
+
+
 def knock_out(
     engine: Engine,
     backbone: Backbone,
@@ -160,11 +193,11 @@ def knock_out(
 
     Works on every engine: a held-back adapter is an adapter. What several points have in common is read once.
     """
-    if Stack(profile.adapters).contribution().is_empty:
+    if not acts_in_layers(profile):
         return KnockOut((), (), (), NO_LAYERS)
     num_layers = len(backbone.layers)
-    asked = [(group, 0.0) for group in groups], [(band, alpha) for band in swept for alpha in alphas]
-    wanted = dict.fromkeys(layers.factors(num_layers, alpha) for points in asked for layers, alpha in points)
+    asked = _asked(groups, swept, alphas)
+    wanted = _wanted(num_layers, groups, swept, alphas)
     ones = (1.0,) * num_layers
     engine.load(_HELD, profile)
     try:
@@ -191,6 +224,22 @@ def knock_out(
 
     off, sweep = (tuple(point(*each) for each in points) for points in asked)
     return KnockOut(whole, off, sweep)
+
+
+Asked = tuple[list[tuple[Layers, float]], list[tuple[Layers, float]]]
+
+
+def _asked(groups: Sequence[Layers], swept: Sequence[Layers], alphas: Sequence[float]) -> Asked:
+    return [(group, 0.0) for group in groups], [(band, alpha) for band in swept for alpha in alphas]
+
+
+def _wanted(
+    num_layers: int, groups: Sequence[Layers], swept: Sequence[Layers], alphas: Sequence[float]
+) -> dict[tuple[float, ...], None]:
+    """The factors of every layer, each combination once."""
+    return dict.fromkeys(
+        layers.factors(num_layers, alpha) for points in _asked(groups, swept, alphas) for layers, alpha in points
+    )
 
 
 def lost_per_regained(domain: PairedChange, family: PairedChange) -> Ratio | None:

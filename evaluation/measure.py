@@ -91,6 +91,15 @@ class Summarising(Measure, Protocol):
         ...
 
 
+@runtime_checkable
+class Pairing(Measure, Protocol):
+    """A measure that is over what the backbone can show, which a reading of the profile alone cannot know."""
+
+    def beside(self, base: Readings, adapted: Readings) -> Readings:
+        """The adapted reading over what counts on the base side."""
+        ...
+
+
 def _mean(values: Sequence[float]) -> float:
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else float("nan")

@@ -56,8 +56,11 @@ def smallest_detectable(num_items: int, discordance: float, alpha: float = 0.05,
 def smallest_detectable_change(change: PairedChange, alpha: float = 0.05, power: float = 0.8) -> float:
     """The smallest true change that items like these show by a two-sided test, in the measure's unit; their clusters count.
 
-    Beside a change whose interval holds 0, it says how large a loss may have been overlooked.
+    Beside a change whose interval holds 0, it says how large a loss may have been overlooked. NaN where all items changed alike,
+    or none did: items that show no spread do not say what others would.
     """
+    if not change.stderr:
+        return math.nan
     return (_z(alpha / 2) + _z(1 - power)) * change.stderr
 
 

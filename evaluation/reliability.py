@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
 
+from adapters.whole_file import written_whole
 from evaluation.statistics import wilson
 
 Floats = NDArray[np.float64]
@@ -139,7 +140,6 @@ def draw(sides: Mapping[str, tuple[Sequence[float], Sequence[float]]], file: Pat
     axes.set_xlabel("confidence in the chosen option (bins of equally many items)")
     axes.set_ylabel("share right")
     axes.legend(loc="upper left", fontsize=7)
-    part = file.with_suffix(".part.png")
-    figure.savefig(part, dpi=120)
-    part.replace(file)
+    with written_whole(file) as part:
+        figure.savefig(part, format="png", dpi=120)
     return file

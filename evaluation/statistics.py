@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from evaluation.bootstrap import Floats, Method, bounds, over_seeds, percentiles
+from evaluation.bootstrap import Floats, Method, bounds, over_seeds, percentiles, standard_error
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ def paired_change(
     confidence: float = 0.95,
     seed: int = 0,
     draws: int = 2000,
+    drawn_clusters: bool = False,
 ) -> PairedChange:
     """The mean difference with a bootstrap interval; differences that are all 0 give exactly (0, 0, 0).
 
@@ -54,10 +55,14 @@ def paired_change(
     uncertainty. Differences are stretched about their template's mean by sqrt(n / (n - 1)), without which few items a template
     would look more certain than they are (Rao and Wu 1988). A template of one item shows no spread: all such are one stratum
     (collapsed strata, Cochran 1977, 5A.12). A single item that changed bounds nothing: its interval is infinite.
+
+    `drawn_clusters` says that clusters are no templates but draws of many (the story sets of a seed, the passages of a file), so
+    that another set of them is part of the uncertainty however few there are: below 30 the interval is Student's t with the
+    clusters less one as degrees of freedom (Cameron and Miller 2015), and a single cluster that changed bounds nothing.
     """
     difference = differences(base, adapted, clusters)
     names, index = np.unique(np.asarray(clusters), return_inverse=True)
-    found = bounds(difference, index, confidence, draws, np.random.default_rng(seed))
+    found = bounds(difference, index, confidence, draws, np.random.default_rng(seed), drawn_clusters)
     return PairedChange(
         float(difference.mean()),
         found.low,
@@ -140,8 +145,7 @@ def _stderr(difference: np.ndarray, index: np.ndarray) -> float:
     """Robust to items of one cluster that go together (CR1); NaN for a single item."""
     if not index.any():
         return score(difference.tolist()).stderr
-    sums = np.bincount(index, difference - difference.mean())
-    return float(np.sqrt(len(sums) / (len(sums) - 1) * (sums**2).sum()) / len(difference))
+    return standard_error(difference, index)
 
 
 def score(values: Sequence[float]) -> Score:

@@ -74,6 +74,11 @@ def is_right(task: Task, example: Example, completion: str) -> bool:
     return same_answer(first_answer(completion), example.answer)
 
 
+def is_right_answer(task: Task, example: Example, answer: str) -> bool:
+    """The same of an answer alone, without the line that it stands in."""
+    return is_right(task, example, answer_line(answer))
+
+
 def answer_line(answer: str) -> str:
     return f"Answer: {answer}"
 

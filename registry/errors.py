@@ -10,6 +10,7 @@ RegistryError (ValueError)
 ├── BackboneMismatch       the release was fitted on another backbone (also adapters.errors.BackboneMismatch)
 ├── PromotionRefused       the gate did not pass, or the report is about something else
 │   └── PolicyRefused      a gate asks for less than the name's policy, or the file of a policy cannot be read
+├── GateIsRunning          another process gates the same files, or too many gates begin at once
 ├── ChampionMoved          someone else promoted first
 └── NothingToRollBackTo    no earlier champion to return to
 """
@@ -64,6 +65,10 @@ class PromotionRefused(RegistryError):
 
 
 class PolicyRefused(PromotionRefused):
+    pass
+
+
+class GateIsRunning(RegistryError):
     pass
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -24,6 +23,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from adapters.whole_file import write_whole
 from registry.gate_settings import GateSettings
 from registry.gate_statistics import PairedItems
 
@@ -46,9 +46,16 @@ class Spent:
 
     def next_share(self, num_candidates: int, least: int = 0) -> int:
         """The first share since the last promotion, from `least` on, in which one of so many candidates still has room."""
-        now = [share for share in self.shares if share.promotions == self.promotions]
-        taken = (sum(Fraction(1, share.num_candidates) for share in now if share.number == number) for number in count(least))
+        taken = (self._taken(self.promotions, number) for number in count(least))
         return next(number for number, part in enumerate(taken, least) if part + Fraction(1, num_candidates) <= 1)
+
+    def is_overdrawn(self, share: Share) -> bool:
+        """Whether the gates that took a part of that share took more than there is of it."""
+        return self._taken(share.promotions, share.number) > 1
+
+    def _taken(self, promotions: int, number: int) -> Fraction:
+        own = (share for share in self.shares if (share.promotions, share.number) == (promotions, number))
+        return sum((Fraction(1, share.num_candidates) for share in own), Fraction(0))
 
 
 class Start(BaseModel):
@@ -108,18 +115,20 @@ class Evidence:
 
     def keep(self, file: Path) -> None:
         """After every round, so that a gate that is killed loses no more than the round it was in."""
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(f".{os.getpid()}.part")
-        part.write_text(self.to_json())
-        part.replace(file)
+        write_whole(file, self.to_json())
+
+    @classmethod
+    def kept(cls, file: Path) -> Evidence | None:
+        """None where there is no such file, or it is damaged."""
+        try:
+            return cls.from_json(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def or_kept(self, file: Path) -> Evidence:
         """What a gate of the same start had kept in the file, where that is more."""
-        try:
-            kept = Evidence.from_json(file.read_text())
-        except (OSError, ValueError, KeyError, TypeError):
-            return self
-        return kept if kept.start == self.start and kept.rounds > self.rounds else self
+        kept = Evidence.kept(file)
+        return kept if kept is not None and kept.start == self.start and kept.rounds > self.rounds else self
 
 
 def begun(

@@ -34,10 +34,10 @@ def run_gate(
     """Non-inferiority of every protected family, superiority of the domain, all to be shown: pass, fail or inconclusive.
 
     All names of a round but `domain` are protected families. Every test must pass, so none needs a smaller alpha for the
-    others; a claim of harm does, and gets it. The first round is always drawn, a later one only if one like the last still
-    fits into the time budget, and only for tests that are still open. `on_round` is told how things stand. With `before`, the
-    gate goes on from that evidence: its rounds are numbered on, its items count, and the limits are for what comes now; the
-    report then carries the evidence that the next gate can go on from.
+    others; a claim of harm does, and gets it. Unless what was drawn `before` decides, one round is drawn, and a later one only
+    if one like the last still fits into the time budget, and only for tests that are still open. `on_round` is told how things
+    stand. With `before`, the gate goes on from that evidence: its rounds are numbered on, its items count, and the limits are
+    for what comes now; the report then carries the evidence that the next gate can go on from.
     """
     started, last_s = clock(), 0.0
     rounds = rounds_before = before.rounds if before else 0
@@ -59,7 +59,12 @@ def run_gate(
             evidence=Evidence(before.start, rounds, dict(drawn)) if before else None,
         )
 
-    settled = settled_names(judge(settings, drawn, domain)) if drawn else frozenset()
+    settled: frozenset[str] = frozenset()
+    if drawn:
+        so_far = report("decided")
+        if so_far.verdict != "inconclusive":
+            return so_far
+        settled = settled_names(so_far.tests)
     while True:
         began = clock()
         fresh = {name: items for name, items in draw_round(rounds, settled).items() if len(items)}

@@ -116,13 +116,14 @@ class GateReport(_Value):
     def sentence(self) -> str:
         """The verdict with its reason, in one sentence."""
         if self.verdict == "pass":
-            kept = len(self.families)
+            kept, unseen = len(self.families), len(self.not_measurable)
             named = f"all {kept} protected families" if kept > 1 else "the protected family"
+            left_out = f" ({unseen} more could show no loss on this backbone)" if unseen else ""
             bound = f"at least {self.domain.lower:+.3f} at alpha {self.settings.candidate_alpha:.2g}"
-            seeds = f" So did the recipe under {len(self.seeds)} other training seeds." if self.seeds else ""
+            seeds = f", under each of {1 + len(self.seeds)} training seeds" if self.seeds else ""
             return (
                 f"{self.subject} passed: {self.domain.name} gained {self.domain.change:+.3f} ({bound}), "
-                f"and {named} kept their reasoning within the margins.{seeds}"
+                f"and {named}{left_out} stayed within the margins{seeds}."
             )
         if (other := next((seed for seed in self.seeds if seed.verdict == self.verdict), None)) is not None:
             return f"{self.subject} passed, but not under every training seed: {other.sentence}"
@@ -136,7 +137,7 @@ class GateReport(_Value):
         return f"{self.subject} is undecided after {self.rounds} rounds ({self.stopped}): {more}."
 
     def rows(self) -> list[tuple[str, ...]]:
-        """One row a test under COLUMNS, then the families that are not measurable. Means are over units, needs in items."""
+        """One row a test under COLUMNS, then what is not measurable, then other seeds. Means are over units, needs in items."""
         rows: list[tuple[str, ...]] = [
             (
                 test.name,
@@ -151,7 +152,9 @@ class GateReport(_Value):
             )
             for test in self.tests
         ]
-        rows.extend((name, "not measurable", *[""] * (len(COLUMNS) - 2)) for name in self.not_measurable)
+        more = [(name, "not measurable") for name in self.not_measurable]
+        more += [(f"training seed +{seed.number}", seed.verdict) for seed in self.seeds]
+        rows.extend((*pair, *[""] * (len(COLUMNS) - 2)) for pair in more)
         return rows
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from adapters.whole_file import is_part, write_whole
 from registry.errors import DamagedRelease
 
 MANIFEST, CARD, TRAINING = "manifest.json", "README.md", "training_hashes.json"
@@ -68,7 +68,7 @@ class TrainingHashes:
     def write(self, directory: Path) -> str:
         """The SHA-256 of the written file."""
         file = directory / TRAINING
-        file.write_text(json.dumps({"rows": sorted(self.rows), "ngrams_13": sorted(self.ngrams)}))
+        write_whole(file, json.dumps({"rows": sorted(self.rows), "ngrams_13": sorted(self.ngrams)}))
         return file_digest(file)
 
 
@@ -95,11 +95,9 @@ def write_manifest(
         seeds=dict(seeds),
         training_hashes=training.write(directory),
     )
-    (directory / CARD).write_text(model_card(manifest))
+    write_whole(directory / CARD, model_card(manifest))
     manifest = manifest.model_copy(update={"files": {name: file_digest(directory / name) for name in _names(directory)}})
-    part = directory / f".{MANIFEST}.part"
-    part.write_text(manifest.model_dump_json(indent=2))
-    os.replace(part, directory / MANIFEST)
+    write_whole(directory / MANIFEST, manifest.model_dump_json(indent=2))
     return manifest
 
 
@@ -180,10 +178,16 @@ def file_digest(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
+def directory_digest(directory: Path) -> str:
+    """SHA-256 over the names and contents of all files but the manifest, which a plain adapter directory has not."""
+    found = [(name, file_digest(directory / name)) for name in _names(directory)]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+
 def _names(directory: Path) -> Iterable[str]:
-    found = (file for file in sorted(directory.rglob("*")) if file.is_file())
+    found = (file for file in sorted(directory.rglob("*")) if file.is_file() and not is_part(file))
     names = (file.relative_to(directory).as_posix() for file in found)
-    return [name for name in names if name not in (MANIFEST, f".{MANIFEST}.part")]
+    return [name for name in names if name != MANIFEST]
 
 
 def model_card(manifest: Manifest) -> str:

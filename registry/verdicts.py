@@ -18,6 +18,7 @@ from registry.tracking import Tracking
 
 VERDICT_TAG, REPORT_TAG = "graftline.gate.verdict", "graftline.gate.report"
 START_TAG, EVIDENCE_TAG = "graftline.gate.start", "graftline.gate.evidence"
+_CLAIM_TAG = "graftline.gate.claim."  # and the seed: two gates of one version leave two of them, and overwrite none
 GATES = "graftline.gates"  # the experiment whose runs hold the evidence
 _FILE = "evidence.json"
 _ATTEMPTS = 5
@@ -34,7 +35,13 @@ def record_verdict(tracking: Tracking, release: ReleaseName, report: GateReport)
 
 def record_start(tracking: Tracking, release: ReleaseName, start: Start) -> None:
     """Before the first item is drawn: a gate that is cut off counts as begun."""
-    _set_tags(tracking, release, {START_TAG: start.model_dump_json()})
+    _set_tags(tracking, release, {f"{_CLAIM_TAG}{start.seed}": start.model_dump_json(), START_TAG: start.model_dump_json()})
+
+
+def withdraw_start(tracking: Tracking, release: ReleaseName, start: Start) -> None:
+    """Of a gate that has drawn nothing and takes another share."""
+    with tracking.client() as client:
+        client.delete_model_version_tag(release.name, str(release.version), f"{_CLAIM_TAG}{start.seed}")
 
 
 def recorded_evidence(tracking: Tracking, release: ReleaseName) -> Evidence | None:
@@ -67,7 +74,8 @@ def taken_shares(tracking: Tracking, name: str) -> frozenset[Share]:
     with tracking.client() as client:
         while True:
             page = client.search_model_versions(f"name='{name}'", max_results=200, page_token=token)
-            found.extend(version.tags[START_TAG] for version in page if START_TAG in version.tags)
+            tags = [tag for version in page for tag in version.tags.items()]
+            found.extend(value for name, value in tags if name == START_TAG or name.startswith(_CLAIM_TAG))
             token = page.token or None
             if token is None:
                 break

@@ -64,9 +64,15 @@ def evaluate(
     backbone: Annotated[str | None, typer.Option(help="Backbone [default: the one it was fitted on].")] = None,
     items: Annotated[int, typer.Option(help="Items a task.", min=4)] = 60,
     measures: Annotated[
-        str, typer.Option(metavar="NAME,...", help="Measures of the reasoning families, or all [default: the cheap ones].")
+        str,
+        typer.Option(
+            metavar="NAME,...",
+            help="Measures of the domain and the tasks, or all [default: the cheap ones]; see docs/measures.md.",
+        ),
     ] = "",
-    tasks: Annotated[str, typer.Option(metavar="NAME,...", help="Tasks to read beside the protected ones.")] = "",
+    tasks: Annotated[
+        str, typer.Option(metavar="NAME,...", help="Tasks to read beside the protected ones; gym:NAME is one of reasoning-gym.")
+    ] = "",
     picture: Annotated[
         Path | None, typer.Option(help="A PNG of how often the domain's answers are right by how sure the model is of them.")
     ] = None,
@@ -84,11 +90,15 @@ def evaluate(
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
-    """Measure an adapter against its backbone: domain accuracy, and every measure of reasoning, as paired changes."""
+    """Measure an adapter against its backbone: domain accuracy and reasoning, as paired changes. Stopped, it goes on."""
     if harness is not None:
+        if measures or tasks or picture or judge_url or domain:
+            raise typer.BadParameter("--harness reads its own tasks alone: leave out --measures, --tasks, --domain and the like.")
         from service.commands.harness import harness as run_harness
 
         return run_harness(subject, _listed(harness), limit, include_path, backbone, home, tracking_uri, as_json)
+    if limit is not None or include_path is not None:
+        raise typer.BadParameter("--limit and --include-path are of a task of the harness: name one with --harness.")
     from service.commands.evaluate import evaluate as run
 
     judge = None if judge_url is None else (judge_url, judge_model)
@@ -105,8 +115,13 @@ def knockout(
     subject: Annotated[
         str, typer.Argument(metavar="RELEASE|DIRECTORY", help="NAME, NAME@VERSION, NAME@ALIAS, or a directory of adapter files.")
     ],
-    groups: Annotated[int, typer.Option(help="Groups of layers, at most one a layer.", min=1)] = 10,
-    items: Annotated[int, typer.Option(help="Items a task; all are read again some 27 times.", min=8)] = 20,
+    groups: Annotated[
+        int | None, typer.Option(help="Groups of layers, at most one a layer [default: 6; with --full 10].", min=1)
+    ] = None,
+    items: Annotated[int | None, typer.Option(help="Items a task, all read for every group [default: 12; 60].", min=8)] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="More groups, strengths and items, in float32: for an hour or more.")
+    ] = False,
     picture: Annotated[
         Path | None, typer.Option(help="A PNG of how alike each layer reads two prompts (CKA), with its control.")
     ] = None,
@@ -119,7 +134,7 @@ def knockout(
     """Turn an adapter off in one group of layers after the other: what each gains in the domain and costs in reasoning."""
     from service.commands.knockout import knockout as run
 
-    run(subject, groups, items, picture, domain, backbone, home, tracking_uri, as_json)
+    run(subject, groups, items, full, picture, domain, backbone, home, tracking_uri, as_json)
 
 
 @app.command()

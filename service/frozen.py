@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from adapters.backbone import Backbone
+from adapters.whole_file import write_whole
 from registry.manifest import MANIFEST, file_digest
 from registry.names import ReleaseName
 from registry.release import check_backbone
@@ -24,7 +25,7 @@ def write_frozen(directory: Path, backbone: Backbone, catalogue: Catalogue) -> N
         "backbone": {"name": Path(backbone.name).name, "fingerprint": backbone.fingerprint, "stored_fingerprint": stored},
         "releases": list(_copied_releases(directory, backbone, catalogue)),
     }
-    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    write_whole(directory / INDEX, json.dumps(index, indent=2) + "\n")
 
 
 def _copied_releases(directory: Path, backbone: Backbone, catalogue: Catalogue) -> Iterator[dict[str, str | int]]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from service.sweep_view import clock
+from service.clock import clock
 
 _EVERY_S = 10.0
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from service.clock import clock
 from tuning.recipe import Recipe
 from tuning.study import Event
 
@@ -134,7 +135,3 @@ def worst_family(score: dict[str, object]) -> str:
         return ""
     family = max(constraints, key=lambda name: float(constraints[name]))
     return f"{family} ({constraints[family] + 1:.1f} margins)" if constraints[family] > 0 else "none"
-
-
-def clock(seconds: float) -> str:
-    return f"{int(seconds) // 60:d}:{int(seconds) % 60:02d}"

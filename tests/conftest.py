@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from gated_names import NAME
+from small_studies import knowing_home, small
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from adapters.backbone import TESTBED, Backbone
 from registry.tracking import Tracking
+from tuning.ground import Ground
+from tuning.recipe import Recipe
 
 torch.set_num_threads(1)
 
@@ -62,6 +65,22 @@ def session_backbone(backbone_directory: Path) -> Backbone:
 def backbone(session_backbone: Backbone) -> Backbone:
     """float32 on the CPU. Shared by all tests: whoever attaches an adapter detaches it again."""
     return session_backbone
+
+
+@pytest.fixture
+def home(session_backbone: Backbone, tmp_path: Path) -> Path:
+    return knowing_home(session_backbone, tmp_path)
+
+
+@pytest.fixture
+def recipe(backbone_directory: Path) -> Recipe:
+    """Of a study that fits one LoRA in two steps."""
+    return small(backbone_directory, **{"adapter.kind": "lora"})
+
+
+@pytest.fixture
+def ground(home: Path, recipe: Recipe) -> Ground:
+    return Ground.of(recipe, home / "cache")
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import log
 from typing import TYPE_CHECKING
 
+from idle_engine import IdleEngine
+
 from adapters.backbone import Backbone
-from engine.engine import Completion, Continuation, Delta, Engine, EngineStats, GenerationRequest, TokenLogprob
+from engine.engine import Completion, Engine, EngineStats, GenerationRequest, TokenLogprob
 from engine.profile import Profile
 from evaluation.task import Example
 
@@ -24,7 +26,7 @@ class Reply:
     others: tuple[str, ...] = ("Wait",)
 
 
-class ScriptedEngine:
+class ScriptedEngine(IdleEngine):
     """`scripts` by profile name; None is the backbone's."""
 
     def __init__(self, backbone: Backbone, examples: Sequence[Example], scripts: dict[str | None, Script]) -> None:
@@ -36,23 +38,11 @@ class ScriptedEngine:
         self.num_calls += 1
         return [self._completion(request) for request in requests]
 
-    def score(self, continuations: Sequence[Continuation], profile: str | None = None) -> list[tuple[float, ...]]:
-        raise NotImplementedError
-
-    def load(self, name: str, profile: Profile) -> None:
-        raise NotImplementedError
-
     def profile(self, name: str) -> Profile:
         return Profile()
 
-    def refresh(self, name: str) -> None:
-        raise NotImplementedError
-
     def unload(self, name: str) -> None:
         del self.scripts[name]
-
-    def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
-        raise NotImplementedError
 
     @property
     def capabilities(self) -> frozenset[str]:

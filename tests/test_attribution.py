@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 from scipy import stats
-from test_study import admit, small
 
-from adapters.backbone import Backbone
+from adapters.backbone import TESTBED, Backbone
 from evaluation.task import Example
 from evaluation.tasks import TASKS
 from tuning.arms import BACKBONE, ArmReadings
@@ -21,26 +20,21 @@ from tuning.ground import Ground
 from tuning.influence import Influence
 from tuning.methods.sft import SFTSpec
 from tuning.recipe import Recipe
-from tuning.removal import ALIGNMENT, BEST, CONFIRMED, RANDOM, REFUTED, WORST, Removal, arms, length_buckets, reading_plan
+from tuning.removal import (
+    ALIGNMENT,
+    BEST,
+    CONFIRMED,
+    RANDOM,
+    REFUTED,
+    UNDECIDED,
+    WORST,
+    Removal,
+    arms,
+    length_buckets,
+    reading_plan,
+)
 
 SPEC = AttributionSpec(rows=16, queries=3, checkpoints=2, dims=256, share=0.2, seeds=1)
-
-
-@pytest.fixture
-def home(session_backbone: Backbone, tmp_path: Path) -> Path:
-    for family in ("arithmetic", "ordering"):
-        admit(session_backbone, tmp_path, family)
-    return tmp_path
-
-
-@pytest.fixture
-def recipe(backbone_directory: Path) -> Recipe:
-    return small(backbone_directory, **{"adapter.kind": "lora"})
-
-
-@pytest.fixture
-def ground(home: Path, recipe: Recipe) -> Ground:
-    return Ground.of(recipe, home / "cache")
 
 
 def in_letters(row: Example) -> Example:
@@ -80,7 +74,7 @@ def test_what_was_stopped_goes_on_row_by_row_and_finds_the_same(ground: Ground, 
 
 def test_one_command_scores_and_leaves_out_and_compares(ground: Ground, recipe: Recipe, home: Path) -> None:
     found = Attribution(recipe, SPEC, ground, home).run()
-    assert found is not None and found.removal is not None and found.evidence in (CONFIRMED, REFUTED)
+    assert found is not None and found.removal is not None and found.evidence in (CONFIRMED, UNDECIDED, REFUTED)
     told = json.loads((found.directory / "attribution.json").read_text())
     for name in (WORST, BEST):
         assert set(told["removal"]["against_random"][name]) >= {"choice_accuracy/icd10-chapter", "chain_likelihood/ordering"}
@@ -114,6 +108,27 @@ def test_planted_rows_come_out_worst_and_leaving_them_out_keeps_reasoning(home: 
     assert worst > 0 and worst > best, found.removal.sentence()
 
 
+@pytest.mark.slow
+def test_on_the_model_that_reasons_the_damaged_rows_are_found_and_removal_confirms_it(testbed: Backbone, tmp_path: Path) -> None:
+    rows = TASKS["alchemy"].examples("train", 120, seed=3)
+    damaged = {row.id for row in rows[::10]}
+    mixed = [replace(row, rationale=" ".join((row.rationale or "").split()[::-1])) if row.id in damaged else row for row in rows]
+    recipe = Recipe(
+        name="found",
+        backbone=str(TESTBED),
+        domain="arithmetic",
+        protected=("alchemy",),
+        adapter={"lora": {"rank": 8, "alpha": 16}},
+        method={"steps": 30, "batch_size": 8, "learning_rate": 3e-3, "target": "rationale"},
+        evaluation={"domain_items": 8, "chain_items": 32, "generated_items": 0},
+    )
+    spec = AttributionSpec(rows=120, queries=50, checkpoints=3)
+    found = Attribution(recipe, spec, Ground(testbed, TASKS["alchemy"], mixed, {}), tmp_path).run()
+    assert found is not None
+    assert len(damaged & {one.row for one in found.worst[:12]}) >= 10
+    assert found.evidence == CONFIRMED, found.sentences()
+
+
 def test_a_target_in_turns_is_refused_before_anything_is_fitted(ground: Ground, recipe: Recipe, home: Path) -> None:
     mixed = recipe.with_values({"method.target": "mixed"})
     attribution = Attribution(mixed, SPEC, ground, home)
@@ -137,7 +152,16 @@ def test_left_out_rows_are_the_worst_the_best_and_random_ones_of_the_same_length
     assert mean(left_out(WORST, 0)) < -0.35 and mean(left_out(BEST, 0)) > 0.35
     assert left_out(WORST, 0) == left_out(WORST, 1) and left_out(RANDOM, 0) != left_out(RANDOM, 1)
     for bucket in length_buckets(found):
-        assert {len(set(bucket) & set(left_out(name, 0))) for name in (WORST, RANDOM, BEST)} == {2}
+        assert len({len(set(bucket) & set(left_out(name, 0))) for name in (WORST, RANDOM, BEST)}) == 1
+
+
+def test_the_worst_are_left_out_even_where_all_of_them_are_short() -> None:
+    found = [Influence(str(n), 5 + n, 0.1, {"boxes": -0.5 if n < 10 else 0.01 * n}) for n in range(100)]
+    made = {arm.name: arm for arm in arms(TASKS["arithmetic"].examples("train", 100), found, 0.1, SFTSpec(), [0])}
+    examples = TASKS["arithmetic"].examples("train", 100)
+    assert made[WORST].examples == examples[10:]
+    for name in (RANDOM, BEST):  # from the same bucket of length
+        assert made[name].examples[-80:] == examples[20:] and made[name].examples != made[WORST].examples
 
 
 def test_a_share_that_leaves_nothing_out_is_refused() -> None:
@@ -145,17 +169,34 @@ def test_a_share_that_leaves_nothing_out_is_refused() -> None:
         arms(TASKS["arithmetic"].examples("train", 10), scores(10), 0.01, SFTSpec(), range(1))
 
 
-@pytest.mark.parametrize(("kept", "evidence"), [(0.05, CONFIRMED), (0.0, REFUTED), (-0.05, REFUTED)])
+@pytest.mark.parametrize(("kept", "evidence"), [(0.05, CONFIRMED), (0.0, UNDECIDED), (-0.05, REFUTED)])
 def test_removal_confirms_only_what_it_shows(ground: Ground, recipe: Recipe, kept: float, evidence: str) -> None:
+    removal = removed(ground, recipe, [kept] * 3)
+    assert removal.evidence == evidence
+    assert ("these rows cost reasoning" in removal.sentence()) == (evidence == CONFIRMED)
+    assert ("the scores do not hold" in removal.sentence()) == (evidence == REFUTED)
+
+
+def test_one_seed_that_kept_much_decides_nothing_and_more_seeds_do(ground: Ground, recipe: Recipe) -> None:
+    few = removed(ground, recipe, [0.001, 0.027, 0.002], cost=-0.011)
+    assert few.evidence == UNDECIDED
+    assert "more kept in 3 of 3 seeds, which decides nothing" in few.sentence() and "More --seeds" in few.sentence()
+    assert removed(ground, recipe, [0.001, 0.027, 0.002] * 4, cost=-0.011).evidence == CONFIRMED
+
+
+def test_a_fit_that_cost_nothing_has_nothing_to_give_back(ground: Ground, recipe: Recipe) -> None:
+    assert "no clear loss to blame rows for" in removed(ground, recipe, [0.001, -0.001], cost=0.0).sentence()
+
+
+def removed(ground: Ground, recipe: Recipe, kept: Sequence[float], cost: float = -0.1) -> Removal:
+    """What arms would read of which the one without the worst rows kept so much in each seed, and the others lost `cost`."""
     plan = reading_plan(recipe, ground)
 
     def readings(name: str, seed: int) -> ArmReadings:
-        gained = kept if name == WORST else 0.0
-        values = {f"{p.measure.name}/{p.task.name}": [gained - 0.001 * n * seed for n in range(len(p.examples))] for p in plan}
+        level = 0.0 if name == BACKBONE else cost + (kept[seed] if name == WORST else 0.0)
+        values = {f"{p.measure.name}/{p.task.name}": [level] * len(p.examples) for p in plan}
         clusters = {key: [str(n) for n in range(len(found))] for key, found in values.items()}
         return ArmReadings(name, seed, values, clusters, {}, {})
 
-    found = [readings(BACKBONE, 0), *(readings(name, seed) for seed in range(3) for name in (WORST, RANDOM, BEST))]
-    removal = Removal.of(found, plan)
-    assert removal.evidence == evidence
-    assert ("these rows cost reasoning" in removal.sentence()) == (evidence == CONFIRMED)
+    seeds = range(len(kept))
+    return Removal.of([readings(BACKBONE, 0), *(readings(name, seed) for seed in seeds for name in (WORST, RANDOM, BEST))], plan)

@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import pytest
+from idle_engine import IdleEngine
 
-from adapters.backbone import Backbone
-from engine.engine import Continuation, EngineStats
+from adapters.backbone import REASONER, Backbone
+from engine.engine import Continuation
+from engine.torch_engine import TorchEngine
 from evaluation.admission import admit
 from evaluation.evaluate import Planned, Row, evaluate
 from evaluation.measure import Readings, Summarising
@@ -24,7 +26,7 @@ Leaning = Callable[[Example, str], float]  # nats by which a mind prefers to wri
 
 
 @dataclass
-class Minds:
+class Minds(IdleEngine):
     """An engine that knows the stories: every token of a container costs a nat, and the first gets what the mind leans by."""
 
     backbone: Backbone
@@ -46,12 +48,6 @@ class Minds:
             liked = self.minds[profile](example, said) + self.listed_first * (f"Options: {said};" in prompt)
             found.append((-9.0,) * prefix + (liked - 50.0,) + (0.0,) * (len(asked.ids) - prefix - 1))
         return found
-
-    def complete(self, requests: Sequence[object]) -> list[object]:
-        return []
-
-    def stats(self) -> EngineStats:
-        return EngineStats()
 
 
 def knowing(example: Example, said: str) -> float:
@@ -88,7 +84,7 @@ ALL = BELIEF.examples("search", 96, seed=5)
 
 def row(backbone: Backbone, base: Leaning, adapted: Leaning, listed_first: float = 0.0) -> Row:
     engine = Minds(backbone, ALL, base, adapted, listed_first)
-    return evaluate(engine, backbone, "adapted", [Planned(BELIEFS, BELIEF, ALL, "protected")]).rows[0]  # type: ignore[arg-type]
+    return evaluate(engine, backbone, "adapted", [Planned(BELIEFS, BELIEF, ALL, "protected")]).rows[0]
 
 
 def read(backbone: Backbone, mind: Leaning, listed_first: float = 0.0) -> Readings:
@@ -185,6 +181,23 @@ def test_a_fainter_mind_is_seen_before_an_answer_turns(backbone: Backbone) -> No
     assert found.adapted.part_mean("right") == 1.0
 
 
+def test_few_story_sets_are_as_uncertain_as_sets_and_not_as_their_items(backbone: Backbone) -> None:
+    # Of four sets one was lost altogether: 8 items of 32 agree, and they are one story.
+    lost = ALL[0].group
+    examples = ALL[:32]
+    engine = Minds(backbone, ALL, knowing, lambda example, said: knowing(example, said) * (example.group != lost))
+    planned = Planned(BELIEFS, BELIEF, examples, "protected")
+    change = evaluate(engine, backbone, "adapted", [planned]).rows[0].change  # type: ignore[arg-type]
+    assert change.method == "t over clusters" and change.mean == -0.25 and change.low < -0.9 < 0 < change.high
+    engine = Minds(backbone, ALL, knowing, fainter)
+    assert evaluate(engine, backbone, "adapted", [planned]).rows[0].change.high < 0  # type: ignore[arg-type]
+
+
+def test_one_story_set_is_no_sign_that_the_backbone_can_follow_a_story(backbone: Backbone) -> None:
+    engine = Minds(backbone, ALL, knowing, knowing)
+    assert "which is not clear of 0" in BELIEFS.read(engine, backbone, None, BELIEF, ALL[:8]).reason  # type: ignore[arg-type]
+
+
 def test_what_is_listed_first_is_worth_nothing(backbone: Backbone) -> None:
     assert read(backbone, knowing, listed_first=5.0).values == pytest.approx((1.0,) * len(ALL))
 
@@ -204,6 +217,19 @@ def test_a_backbone_without_a_margin_on_true_beliefs_cannot_show_a_loss(backbone
     assert all(value != value for value in found.base.values)
 
 
+def test_a_backbone_that_answers_everything_by_reality_cannot_show_a_loss(backbone: Backbone) -> None:
+    found = row(backbone, reality, indifferent)
+    assert "keeps the two containers apart by +0.0000" in found.not_measurable
+
+
+@pytest.mark.slow
+def test_the_reasoner_answers_by_reality_and_belief_is_not_measurable_on_it() -> None:
+    reasoner = Backbone.load(REASONER, device="cpu")
+    found = BELIEFS.read(TorchEngine(reasoner, max_rows=64), reasoner, None, BELIEF, ALL[:48])
+    assert found.part_mean("true_belief") > 0.5 and found.part_mean("false_belief") < -0.5
+    assert "not clear of 0" in found.reason and all(value != value for value in found.values)
+
+
 def test_an_adapter_that_lost_its_margin_has_lost_and_is_measurable(backbone: Backbone) -> None:
     found = row(backbone, knowing, indifferent)
     assert not found.not_measurable and found.change.high < 0
@@ -211,13 +237,13 @@ def test_an_adapter_that_lost_its_margin_has_lost_and_is_measurable(backbone: Ba
 
 def test_a_story_that_is_cut_off_is_not_joint(backbone: Backbone) -> None:
     engine = Minds(backbone, ALL, knowing, knowing)
-    found = BELIEFS.read(engine, backbone, None, BELIEF, ALL[:11])  # type: ignore[arg-type]
+    found = BELIEFS.read(engine, backbone, None, BELIEF, ALL[:11])
     assert [index for index, value in enumerate(found.parts["quadruple"]) if value == value] == [3, 7]
 
 
 def test_other_tasks_hold_no_story(backbone: Backbone) -> None:
     engine = Minds(backbone, ALL, knowing, knowing)
-    found = BELIEFS.read(engine, backbone, None, BELIEF, [replace(ALL[0], id="x/1")])  # type: ignore[arg-type]
+    found = BELIEFS.read(engine, backbone, None, BELIEF, [replace(ALL[0], id="x/1")])
     assert found.reason == "belief is read of stories with four questions, which 'belief' is not"
     assert found.values[0] != found.values[0]
     assert isinstance(BELIEFS, Summarising) and set(BELIEFS.summary(found, found).values()) == {None}
@@ -226,5 +252,5 @@ def test_other_tasks_hold_no_story(backbone: Backbone) -> None:
 def test_it_guards_its_own_task_and_is_not_admitted_where_the_backbone_knows_no_story(backbone: Backbone) -> None:
     assert search_measure(BELIEF) == gate_measure(BELIEF) == BELIEFS and not is_written(BELIEF)
     engine = Minds(backbone, ALL, indifferent, indifferent)
-    found = admit(engine, backbone, BELIEFS, BELIEF, chance=None, items=len(ALL))  # type: ignore[arg-type]
+    found = admit(engine, backbone, BELIEFS, BELIEF, chance=None, items=len(ALL))
     assert not found.admitted and "margin on true beliefs" in found.reasons[0]

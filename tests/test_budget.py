@@ -98,6 +98,12 @@ def test_the_same_writer_has_exactly_no_change(engine: ScriptedEngine, backbone:
     assert row.summary["peak_change"] == row.summary["peak_change_low"] == row.summary["peak_change_high"] == 0.0
 
 
+def test_a_backbone_that_is_right_at_no_budget_cannot_show_a_loss(backbone: Backbone, examples: list[Example]) -> None:
+    engine = ScriptedEngine(backbone, examples, {None: idle})
+    found = evaluate(engine, backbone, None, [Planned(MEASURE, TASK, examples, "report")]).rows[0]
+    assert found.not_measurable == "the backbone's forced answer is right at no budget"
+
+
 def test_a_trace_that_did_not_end_is_counted_as_cut(engine: ScriptedEngine, backbone: Backbone, examples: list[Example]) -> None:
     parts = BudgetAccuracy((0, 4, 8)).read(engine, backbone, None, TASK, examples).parts
     assert set(parts["cut"]) == {1.0} and set(parts["trace_tokens"]) == {8.0}

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from math import exp, log
 
 import pytest
+from idle_engine import IdleEngine
 
 from adapters.backbone import Backbone
-from engine.engine import Continuation, EngineStats
+from engine.engine import Continuation
 from evaluation.evaluate import Planned, Row, evaluate
 from evaluation.measures import MEASURES
 from evaluation.task import Example, answer_line
@@ -31,7 +32,7 @@ Scale = Callable[[float], float]
 
 
 @dataclass
-class Sure:
+class Sure(IdleEngine):
     """Its margin for the right option is 1 nat three times in four, as often as sigmoid(1) says about; else it is against it."""
 
     backbone: Backbone
@@ -48,16 +49,10 @@ class Sure:
             found.append((-9.0,) * prefix + (liked - 30.0,) + (0.0,) * (len(asked.ids) - prefix - 1))
         return found
 
-    def complete(self, requests: Sequence[object]) -> list[object]:
-        return []
-
-    def stats(self) -> EngineStats:
-        return EngineStats()
-
 
 def row(backbone: Backbone, adapted: Scale, measure: str = "brier_score") -> Row:
     engine = Sure(backbone, adapted)
-    return evaluate(engine, backbone, "adapted", [Planned(MEASURES[measure], TASK, EXAMPLES, "report")]).rows[0]  # type: ignore[arg-type]
+    return evaluate(engine, backbone, "adapted", [Planned(MEASURES[measure], TASK, EXAMPLES, "report")]).rows[0]
 
 
 def test_the_scores_of_one_item_by_hand(backbone: Backbone) -> None:
@@ -102,7 +97,7 @@ def test_a_tie_is_not_right_and_one_in_two_sure(backbone: Backbone) -> None:
 
 def test_options_of_different_numbers_are_kept_apart(backbone: Backbone) -> None:
     three = Example("q3", "Third.", "right 3", ("right 3", "wrong 3", "wrong 4"), group="g3")
-    found = BRIER.read(Sure(backbone, abs), backbone, "x", TASK, [EXAMPLES[0], three])  # type: ignore[arg-type]
+    found = BRIER.read(Sure(backbone, abs), backbone, "x", TASK, [EXAMPLES[0], three])
     assert found.parts["_option_2"][0] != found.parts["_option_2"][0]
     assert found.values[1] == pytest.approx(-((1 - exp(1) / (exp(1) + 2)) ** 2 + 2 / (exp(1) + 2) ** 2))
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import pytest
+from idle_engine import IdleEngine
 
 from adapters.backbone import Backbone
 from engine.engine import Continuation
@@ -17,7 +18,7 @@ EXAMPLE = Example("x", "Which?", answer="eye", choices=("eye", "a much longer ti
 
 
 @dataclass
-class Given:
+class Given(IdleEngine):
     """The first token of every option costs `first` nats, each later one `later`; the answer prefix costs a lot."""
 
     backbone: Backbone
@@ -40,6 +41,6 @@ def test_copied_options_are_compared_by_their_sum_and_others_by_their_mean(
 ) -> None:
     long = EXAMPLE.choices[1] if EXAMPLE.choices else ""
     engine = Given(backbone, {"eye": 1.0, long: 2.0}, later=0.01)
-    readings = MEASURES["choice_accuracy"].read(engine, backbone, None, TASKS["icd10"], [replace(EXAMPLE, listed=listed)])  # type: ignore[arg-type]
+    readings = MEASURES["choice_accuracy"].read(engine, backbone, None, TASKS["icd10"], [replace(EXAMPLE, listed=listed)])
     assert readings.values == (right,)
     assert (readings.parts["right_by_sum"], readings.parts["right_by_mean"]) == ((1.0,), (0.0,))

@@ -179,6 +179,21 @@ def test_a_value_of_the_wrong_kind_is_refused_before_the_command_runs(
         assert "Invalid value for" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("also", [("--limit", "4"), ("--harness", "piqa", "--measures", "all")], ids=" ".join)
+def test_an_option_that_would_be_ignored_is_refused(
+    broken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], also: tuple[str, ...]
+) -> None:
+    assert ended(("evaluate", "empty", *also), broken, monkeypatch) == 2
+    assert "--harness" in capsys.readouterr().err
+
+
+def test_a_picture_in_a_folder_that_is_not_there_is_refused_before_anything_is_read(
+    broken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended(("evaluate", "empty", "--picture", "nowhere/x.png"), broken, monkeypatch) == 2
+    assert "nowhere cannot be read or written" in one_sentence(capsys)
+
+
 def test_a_variable_that_breaks_its_rule_is_named(
     broken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

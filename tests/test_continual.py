@@ -232,8 +232,19 @@ def test_the_tables_state_their_denominators(tmp_path: Path) -> None:
     assert "T - 1 earlier domains" in done.stdout and "-0.250" in done.stdout and "after-c" in done.stdout
 
 
-def test_a_file_of_something_else_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "other.json").write_text("[]")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        '{"subject": "one", "backbone": "tiny", "rows": [{"task": "icd10", ',
+        '{"subject": "one", "backbone": "tiny", "rows": [{"task": "icd10"}]}',
+        '{"subject": 1, "backbone": "tiny", "rows": []}',
+        '{"subject": "one", "backbone": "tiny", "rows": "none"}',
+    ],
+    ids=["else", "cut", "columns", "subject", "rows"],
+)
+def test_a_file_of_something_else_is_one_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "other.json").write_text(text)
     done = graftline("continual", str(tmp_path / "other.json"))
     assert done.returncode == 2
     assert done.stderr.startswith("graftline: A stored evaluation is one JSON object") and "Traceback" not in done.stderr

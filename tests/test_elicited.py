@@ -13,15 +13,15 @@ from engine.profile import Profile
 from engine.torch_engine import TorchEngine
 from evaluation.elicited import Elicited, answer_texts, chain_texts, elicited, spread
 from evaluation.errors import DataError
-from evaluation.task import Example, reasoning_prompt
+from evaluation.task import Example, Split, reasoning_prompt
 from evaluation.tasks import TASKS
 
 TASK = TASKS["boxes"]
 
 
-def written_texts(engine: TorchEngine, backbone: Backbone, split: str, count: int) -> list[Continuation]:
+def written_texts(engine: TorchEngine, backbone: Backbone, split: Split, count: int) -> list[Continuation]:
     """Drawn from the adapter, which is therefore better at them than the backbone."""
-    prompts = [backbone.chat_ids(reasoning_prompt(example)) for example in TASK.examples(split, count)]  # type: ignore[arg-type]
+    prompts = [backbone.chat_ids(reasoning_prompt(example)) for example in TASK.examples(split, count)]
     asked = [
         GenerationRequest(prompt, "one", max_new_tokens=16, temperature=1.0, seed=index) for index, prompt in enumerate(prompts)
     ]
@@ -64,7 +64,7 @@ def test_where_nothing_was_gained_nothing_is_measurable(backbone: Backbone) -> N
     engine = TorchEngine(backbone)
     engine.load("one", Profile((fitted_lora(backbone, 1).scaled(0.0),)))
     for texts in (answer_texts, chain_texts):
-        made_on, judged_on = (texts(backbone, TASK.examples(split, 6)) for split in ("search", "select"))  # type: ignore[arg-type]
+        made_on, judged_on = texts(backbone, TASK.examples("search", 6)), texts(backbone, TASK.examples("select", 6))
         found = elicited(engine, backbone, "one", made_on, judged_on, ["a"] * 6)
     assert found.share is None and "is not shown to be above 0" in found.not_measurable
     assert found.as_dict()["verdict"] == "not measurable"

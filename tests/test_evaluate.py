@@ -13,18 +13,19 @@ from rich.console import Console
 from toy_engine import Mind, ToyEngine
 
 from adapters.backbone import Backbone
-from engine.engine import Completion, GenerationRequest
+from engine.engine import Completion, Engine, GenerationRequest
 from engine.profile import Profile
 from evaluation.admission import random_update
 from evaluation.base_cache import BaseCache
+from evaluation.errors import DataError
 from evaluation.evaluate import Planned, evaluate, forward_kl
-from evaluation.measure import Measure
+from evaluation.measure import Measure, Readings
 from evaluation.measures import MEASURES
 from evaluation.measures.correction import triple
 from evaluation.statistics import flips
-from evaluation.task import Example
+from evaluation.task import Example, Task
 from evaluation.tasks import FAMILIES
-from service.commands.evaluate import table
+from service.commands.evaluate import show
 
 TASK = FAMILIES["arithmetic"]
 WRITTEN, CHAIN, CHOICE, CORRECTION = (
@@ -131,8 +132,13 @@ def test_an_evaluation_tells_which_way_answers_flipped_and_what_reasoning_repair
     assert rows[2]["summary"].keys() == rows[0]["summary"].keys()
     assert [row["chance"] for row in rows] == [0.0, None, 0.25]
     shown = StringIO()
-    Console(file=shown, width=200).print(table(found.rows, "title"))
-    for line in ("negative flips 1.000", "base corrected -", "adapted corrected 0.000"):
+    show(found.rows, "title", Console(file=shown, width=80))
+    for line in (
+        "arithmetic, generation: negative flips 1.000",
+        "base corrected -",
+        "adapted corrected 0.000",
+        "choice_accuracy │",
+    ):
         assert line in shown.getvalue()
 
 
@@ -168,6 +174,53 @@ def test_the_backbone_is_read_once_for_every_adapter(
     assert second.rows[0].base == first.rows[0].base
 
 
+def test_an_evaluation_that_was_stopped_goes_on_from_what_it_had_read(
+    engine: ToyEngine, backbone: Backbone, examples: list[Example], tmp_path: Path
+) -> None:
+    plan = [Planned(measure, TASK, examples, "report") for measure in (WRITTEN, CHOICE, CHAIN)]
+    caches = BaseCache(tmp_path / "base", "float32"), BaseCache(tmp_path / "adapted", "float32", "digest")
+    heard: list[str] = []
+
+    def stop(planned: Planned) -> None:
+        heard.append(planned.measure.name)
+        if len(heard) == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(engine, backbone, "answers", plan, caches[0], stop, caches[1])
+    assert heard == ["generation", "choice_accuracy", "chain_likelihood", "generation", "choice_accuracy"]
+    assert not list(tmp_path.rglob("*.part"))
+    heard.clear()
+    resumed = evaluate(engine, backbone, "answers", plan, caches[0], lambda p: heard.append(p.measure.name), caches[1])
+    assert heard == ["chain_likelihood"]
+    assert resumed.as_dict() == evaluate(engine, backbone, "answers", plan).as_dict()
+
+
+def test_readings_of_one_adapter_are_not_taken_for_anothers(backbone: Backbone, examples: list[Example], tmp_path: Path) -> None:
+    keys = [BaseCache(tmp_path, "float32", profile).key(CHAIN, backbone, TASK, examples) for profile in ("", "one", "other")]
+    assert len(set(keys)) == 3
+
+
+class Unfit:
+    """A measure that wants what the items have not."""
+
+    name, version, unit = "unfit", 1, "share"
+
+    def read(self, engine: Engine, backbone: Backbone, profile: str | None, task: Task, examples: Sequence[Example]) -> Readings:
+        raise DataError("Unfit needs a rationale, but the examples have none. Add one.")
+
+
+def test_what_only_stands_in_a_report_is_not_measurable_where_the_items_do_not_allow_it(
+    engine: ToyEngine, backbone: Backbone, examples: list[Example]
+) -> None:
+    plan = [Planned(WRITTEN, TASK, examples, "protected"), Planned(Unfit(), TASK, examples, "report")]
+    written, unfit = evaluate(engine, backbone, "answers", plan).as_dict()["rows"]
+    assert written["change"] == -1.0
+    assert unfit["not_measurable"].startswith("Unfit needs a rationale") and unfit["items"]["base"] == [None] * 12
+    with pytest.raises(DataError, match="needs a rationale"):
+        evaluate(engine, backbone, "answers", [Planned(Unfit(), TASK, examples, "protected")])
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -192,11 +245,15 @@ def test_an_evaluation_is_json_and_says_which_numbers_are_whose(
     engine: ToyEngine, backbone: Backbone, examples: list[Example]
 ) -> None:
     plan = [Planned(CHOICE, TASK, examples, "domain"), Planned(WRITTEN, TASK, examples, "protected")]
-    seen: list[float] = []
-    rows = json.loads(json.dumps(evaluate(engine, backbone, "answers", plan, on_progress=seen.append).as_dict()))["rows"]
+    rows = json.loads(json.dumps(evaluate(engine, backbone, "answers", plan).as_dict()))["rows"]
     assert [(row["measure"], row["role"]) for row in rows] == [("choice_accuracy", "domain"), ("generation", "protected")]
     assert rows[1]["change"] == rows[1]["adapted"] - rows[1]["base"] == -1.0
-    assert seen == [0.5, 1.0]
+    assert rows[1]["items"] == {
+        "ids": [example.id for example in examples],
+        "clusters": [example.group for example in examples],
+        "base": [1.0] * 12,
+        "adapted": [0.0] * 12,
+    }
 
 
 def test_the_forward_kl_is_zero_for_an_adapter_of_zeros_and_not_for_damage(

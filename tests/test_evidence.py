@@ -81,6 +81,18 @@ def test_the_next_gate_numbers_its_rounds_on_and_counts_what_was_drawn() -> None
     assert second.evidence is not None and second.evidence.start == first.evidence.start
 
 
+def test_a_gate_that_is_decided_already_draws_nothing() -> None:
+    rng, report = np.random.default_rng(10), None
+    while report is None or report.verdict == "inconclusive":
+        report = promoted(rng, 0.0, report.evidence if report else None)
+
+    def refuse(round_index: int, settled: frozenset[str]) -> dict[str, PairedItems]:
+        raise AssertionError("nothing is left to be drawn")
+
+    again = run_gate(report.settings, refuse, Clock(), domain="icd10", subject=str(RELEASE), before=report.evidence)
+    assert (again.verdict, again.tests, again.rounds_before) == ("pass", report.tests, report.rounds)
+
+
 def test_other_conditions_begin_afresh_and_all_shares_together_are_alpha_at_most() -> None:
     evidence = begun(None, "0", SETTINGS)
     shares = [evidence.start.applied_to(SETTINGS).candidate_alpha]

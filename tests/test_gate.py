@@ -122,6 +122,13 @@ def test_a_gate_without_a_measurable_family_never_passes() -> None:
     assert ("boxes", "not measurable") == report.rows()[-1][:2]
 
 
+def test_a_pass_says_of_how_many_families_nothing_is_known() -> None:
+    each = drawing(dict.fromkeys(FAMILIES, 0.0))
+    report = run_gate(QUICK, each, Clock(), domain="icd10", subject="medicine@1", not_measurable={"calendar": "chance"})
+    assert report.passed and "all 4 protected families (1 more could show no loss on this backbone)" in report.sentence
+    assert report.sentence.count(". ") == 0
+
+
 def test_items_that_run_out_end_the_gate() -> None:
     first = drawing(dict.fromkeys(FAMILIES, 0.0), count=5)
     report = run_gate(

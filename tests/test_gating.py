@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 
 from evaluation.errors import Overlap
+from evaluation.evaluate import Planned
 from evaluation.overlap import Fingerprints
+from evaluation.retention import gate_measure
 from evaluation.task import Task
 from evaluation.tasks import TASKS, task_named
 from registry.gate_settings import GateSettings
 from registry.gate_statistics import PairedItems, log_wealth
-from tuning.gating import Rounds, gate_settings, is_endless
+from tuning.gating import gate_settings
 from tuning.recipe import Recipe
+from tuning.rounds import Rounds, is_endless, parts_of
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
 NOTHING = Fingerprints.of([])
@@ -68,6 +71,27 @@ def test_a_training_row_among_the_items_of_any_task_that_is_finite_stops_the_gat
     leaked = Fingerprints.of(Rounds(TASKS[name], 20, 3, NOTHING).items(1)[:1])
     with pytest.raises(Overlap):
         Rounds(TASKS[name], 20, 3, leaked)
+
+
+def test_a_problem_that_was_trained_on_is_no_item_of_the_gate() -> None:
+    drawn = Rounds(TASKS["boxes"], 20, 3, NOTHING).items(0)
+    leaked = Fingerprints.of(drawn[:2])
+    assert Rounds(TASKS["boxes"], 20, 3, leaked).items(0) == drawn[2:]
+
+
+def test_what_is_written_is_read_together_and_every_other_measure_alone() -> None:
+    def planned(name: str, count: int) -> Planned:
+        task = TASKS[name]
+        return Planned(gate_measure(task), task, task.examples("gate", count), "protected")
+
+    small = [planned(name, 20) for name in ("text", "boxes", "kinship", "grammar", "arithmetic")]
+    assert [[p.task.name for p in part] for part in parts_of(small)] == [
+        ["text"],
+        ["grammar"],
+        ["boxes", "kinship", "arithmetic"],
+    ]
+    large = [planned(name, 100) for name in ("boxes", "kinship", "arithmetic")]
+    assert [[p.task.name for p in part] for part in parts_of(large)] == [["boxes", "kinship"], ["arithmetic"]]
 
 
 def test_a_training_row_among_minimal_pairs_stops_the_gate() -> None:

@@ -10,7 +10,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from scripted_engine import Reply, ScriptedEngine
 
+from adapters.backbone import Backbone
 from evaluation.admission import chance_level
 from evaluation.errors import DataChanged, DataError, MissingPackage, UnknownTask
 from evaluation.measures import MEASURES
@@ -96,6 +98,17 @@ class TestWithThePackage:
         task = load_gym("countdown")
         example = task.examples("search", 1)[0]
         assert task.is_right(example, f"Answer: ({example.answer})")
+
+    @pytest.mark.parametrize(("measure", "part"), [("budget", "right_at_end"), ("trace_length", "answer_right")])
+    def test_every_measure_takes_another_right_answer_for_right(self, backbone: Backbone, measure: str, part: str) -> None:
+        task = load_gym("countdown")
+        examples = task.examples("search", 4)
+
+        def bracketed(example: Example, begun: str) -> Reply:
+            return Reply(f" ({example.answer})\n" if begun.endswith("Answer:") else f"So.\nAnswer: ({example.answer})")
+
+        engine = ScriptedEngine(backbone, examples, {None: bracketed})
+        assert set(MEASURES[measure].read(engine, backbone, None, task, examples).parts[part]) == {1.0}
 
     def test_an_answer_of_many_lines_is_read_whole(self) -> None:
         task = load_gym("rotate_matrix")

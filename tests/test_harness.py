@@ -187,8 +187,9 @@ class TestWithThePackage:
     ) -> None:
         with pytest.raises(UnknownTask, match="no task, group or tag 'tiny_chioce'"):
             evaluate_harness(engine, backbone, None, ["tiny_chioce"], include_path=own_tasks)
-        with pytest.raises(UnreadableFile, match="The data of tiny_away must be on the hub"):
+        with pytest.raises(UnreadableFile, match="The data of tiny_away must be on the hub") as told:
             evaluate_harness(engine, backbone, None, ["tiny_away"], include_path=own_tasks)
+        assert "\n" not in str(told.value)
 
     def test_a_release_is_shown_beside_its_backbone(
         self,
@@ -202,9 +203,10 @@ class TestWithThePackage:
         write_release(tmp_path / "one", backbone, random_lora(backbone, 1), domain="icd10-chapter", protected=["grammar"])
         asked = ("evaluate", "one", "--home", "home", "--harness", "tiny_choice,tiny_text", "--limit", "6")
         assert ended((*asked, "--include-path", str(own_tasks), "--json"), tmp_path, monkeypatch) == 0
-        told = json.loads(capsys.readouterr().out.splitlines()[-1])
+        told = json.loads(capsys.readouterr().out)
         assert {(row["task"], row["measure"]) for row in told["rows"]} >= {("tiny_choice", "acc"), ("tiny_text", "bits_per_byte")}
         assert {row["n"] for row in told["rows"] if not row["not_measurable"]} == {6}
+        assert {len(side) for row in told["rows"] for side in row["items"].values()} == {6}
         assert ended((*asked, "--include-path", str(own_tasks)), tmp_path, monkeypatch) == 0
         assert "tiny_choice" in capsys.readouterr().out
 

@@ -26,15 +26,17 @@ def test_a_knock_out_is_one_object_for_scripts_and_a_matrix_for_people(
     release(tmp_path, backbone, random_lora(backbone, 1))
     asked = ("knockout", "one", *ASKED, "--groups", "10", "--picture", "cka.png")
     assert ended((*asked, "--json"), tmp_path, monkeypatch) == 0
-    told = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    told = json.loads(printed.out)
+    assert f"{told['readings']} readings of" in printed.err and "8 items each: about 0:" in printed.err
     assert [point["layers"] for point in told["off"]] == ["0", "1"]  # ten groups of two layers are two
     assert {row["task"] for row in told["whole"]} | set(told["tasks_not_measurable"]) == {"icd10-chapter", "grammar"}
-    assert [(point["layers"], point["alpha"]) for point in told["sweep"]][:2] == [("all", 0.0), ("all", 0.25)]
+    assert [(point["layers"], point["alpha"]) for point in told["sweep"]][:2] == [("all", 0.0), ("all", 0.5)]
     assert all(row["change"] == 0 for row in told["sweep"][0]["against_backbone"])
     assert (tmp_path / "cka.png").is_file()
-    assert ended(asked[:-2], tmp_path, monkeypatch) == 0
+    assert ended((*asked[:-2], "--full"), tmp_path, monkeypatch) == 0
     said = capsys.readouterr().out
-    assert "layers off" in said and "on the front" in said
+    assert "layers off" in said and "on the front" in said and "0.25" in said
 
 
 def test_a_release_that_acts_in_no_layer_says_why_it_is_not_measurable(

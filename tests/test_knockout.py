@@ -13,8 +13,18 @@ from adapters.lora import LoRA, LoRASpec
 from engine.profile import Profile
 from engine.torch_engine import TorchEngine
 from evaluation.admission import random_update
-from evaluation.evaluate import Planned, compared
-from evaluation.knockout import KnockOut, Layers, Point, bands, grouped, knock_out, lost_per_regained
+from evaluation.evaluate import Planned, Row, compared
+from evaluation.knockout import (
+    KnockOut,
+    Layers,
+    Point,
+    bands,
+    grouped,
+    knock_out,
+    lost_per_regained,
+    num_readings,
+    seconds_for,
+)
 from evaluation.measure import Readings
 from evaluation.measures import MEASURES
 from evaluation.retention import search_measure
@@ -26,6 +36,16 @@ from tuning.plan import knockout_plan
 @pytest.fixture(scope="module")
 def plan() -> list[Planned]:
     return knockout_plan(TASKS["icd10-chapter"], [TASKS["boxes"], TASKS["grammar"]], 3)
+
+
+class Counted(TorchEngine):
+    """Counts how often an adapter is loaded."""
+
+    loads = 0
+
+    def load(self, name: str, profile: Profile) -> None:
+        self.loads += 1
+        super().load(name, profile)
 
 
 def in_one_layer(backbone: Backbone, layer: int) -> LoRA:
@@ -42,8 +62,8 @@ def found_by(backbone: Backbone, plan: list[Planned], *adapters: Adapter, swept:
     )
 
 
-def per_item(rows: tuple[object, ...]) -> set[float]:
-    return {value for row in rows for value in row.change.per_item}  # type: ignore[attr-defined]
+def per_item(rows: tuple[Row, ...]) -> set[float]:
+    return {value for row in rows for value in row.change.per_item}
 
 
 @pytest.mark.parametrize("kind", ["lora", "steering", "both"])
@@ -99,6 +119,23 @@ def test_knocking_out_leaves_the_adapter_and_the_engine_as_they_were(backbone: B
     knock_out(engine, backbone, Profile((lora,)), plan, grouped(2, 2))
     assert all(bool((lora.tensors()[key] == tensor).all()) for key, tensor in before.items())
     assert engine.loaded == ()
+
+
+def test_what_it_will_cost_is_told_before_it_begins(backbone: Backbone, plan: list[Planned]) -> None:
+    groups, swept, alphas = grouped(2, 2), bands(2), (0.0, 0.5, 1.0)
+    readings = num_readings(2, groups, swept, alphas)
+    engine, profile = Counted(backbone), Profile((fitted_lora(backbone, 1),))
+    knock_out(engine, backbone, profile, plan, groups, swept, alphas)
+    assert engine.loads == readings - 1  # the backbone is read without loading
+    ticks = iter((0.0, 2.0))
+    # Two of three items a task took two seconds.
+    assert seconds_for(engine, backbone, profile, plan, readings, lambda: next(ticks)) == pytest.approx(3.0 * readings)
+    assert engine.loaded == ()
+
+
+def test_half_the_groups_and_strengths_are_half_the_cost() -> None:
+    few = num_readings(30, grouped(30, 6), bands(30), (0.0, 0.5, 1.0))
+    assert (few, num_readings(30, grouped(30, 10), bands(30))) == (16, 28)
 
 
 def test_groups_hold_every_layer_once() -> None:

@@ -24,6 +24,14 @@ def test_a_report_reads_the_cheap_measures_unless_it_is_asked() -> None:
     assert [p.measure.name for p in planned if p.task is BOXES] == ["generation", *READ_ALSO]
 
 
+def test_what_is_asked_is_read_of_the_domain_and_of_other_tasks_too() -> None:
+    planned = report_plan(DOMAIN, [BOXES, DOMAINS["customs"]], 4, ("trace_length",))
+    read = {name: [p.measure.name for p in planned if p.task.name == name] for name in ("icd10-chapter", "boxes", "customs")}
+    assert read["icd10-chapter"] == ["choice_accuracy", "generation", "trace_length"]
+    assert read["customs"] == ["choice_accuracy", "trace_length"]
+    assert len({(p.measure.name, p.task.name) for p in planned}) == len(planned)
+
+
 def test_a_text_is_read_as_a_text_whatever_is_asked() -> None:
     planned = report_plan(DOMAIN, [TASKS["text"]], 4, ("trace_length",))
     assert [p.measure.name for p in planned if p.task.name == "text"] == ["text_likelihood"]

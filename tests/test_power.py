@@ -79,6 +79,11 @@ def test_what_may_have_been_overlooked_counts_clusters() -> None:
     assert smallest_detectable_change(together) > 3 * smallest_detectable_change(alone)
 
 
+def test_items_that_did_not_change_at_all_do_not_say_that_nothing_was_overlooked() -> None:
+    same = paired_change([1.0] * 8, [1.0] * 8, list("abcdefgh"))
+    assert math.isnan(smallest_detectable_change(same))
+
+
 def test_more_items_are_asked_for_the_nearer_the_change_is_to_the_margin() -> None:
     values = np.random.default_rng(2).normal(0, 1, 100)
     values -= values.mean()

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 from gated_names import NAME, report
-from small_releases import random_lora
+from small_releases import promote as make_champion
+from small_releases import random_lora, write_release
 
 from adapters.backbone import Backbone
 from engine.profile import Profile
 from engine.torch_engine import TorchEngine
 from evaluation.admission import random_update
-from evaluation.errors import DataChanged
+from evaluation.errors import DataChanged, Overlap
 from evaluation.tasks import TASKS, task_named
 from evaluation.tasks.definition import check_unchanged
 from registry.errors import PolicyRefused, PromotionRefused
@@ -23,14 +24,16 @@ from registry.gate_settings import GateSettings
 from registry.manifest import file_digest
 from registry.names import ReleaseName
 from registry.policy import policies
+from registry.release import publish
 from registry.tracking import Tracking
-from registry.verdicts import record_verdict, recorded_evidence, recorded_report
+from registry.verdicts import record_verdict, recorded_evidence, recorded_report, taken_shares
 from service.commands.evaluate import evaluate
 from service.commands.releases import promote, publish_directory
-from tuning.gating import GATED, PER_GROUP, Subject, check_tasks, gate, recipe_policy, whole_groups
+from tuning.gating import GATED, Subject, check_tasks, gate, recipe_policy
 from tuning.manifest import complete
 from tuning.plan import report_plan
 from tuning.recipe import Recipe
+from tuning.rounds import PER_GROUP, whole_groups
 
 
 def test_a_version_whose_gate_failed_is_not_gated_again(tracking: Tracking, tmp_path: Path) -> None:
@@ -181,6 +184,32 @@ def test_a_second_version_is_gated_with_a_smaller_share_of_the_names_alpha(backb
         promote(f"small@{number}", "", False, None, None, tmp_path, None, as_json=True)
     kept = [recorded_report(store, ReleaseName("small", number)) for number in (1, 2)]
     assert [(found.rounds, found.settings.restarts) for found in kept if found is not None] == [(2, 0), (2, 1)]
+
+
+def test_a_domain_that_another_name_serves_on_the_backbone_is_protected_at_the_gate(backbone: Backbone, tmp_path: Path) -> None:
+    released(backbone, tmp_path / "a", 0.0)
+    store = Tracking.at(tmp_path).create()
+    publish_directory(store, tmp_path / "a", "small")
+    write_release(tmp_path / "b", backbone, random_lora(backbone, 1), domain="customs-section")
+    make_champion(store, "customs-office", publish(store, "customs-office", tmp_path / "b").version)
+    promote("small@1", "", False, None, None, tmp_path, None, as_json=True)
+    kept = recorded_report(store, ReleaseName("small", 1))
+    assert kept is not None
+    assert "customs-section" in {test.name for test in kept.families} | set(kept.not_measurable)
+    assert kept.details["contamination"] == 0
+
+
+def test_a_release_that_was_trained_on_items_of_the_gate_stops_it_and_takes_no_share_of_alpha(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    subject = released(backbone, tmp_path / "a", 0.0)
+    leaked = TASKS["icd10-chapter"].examples("gate", 20)
+    complete(tmp_path / "b", subject.recipe, backbone, Profile((random_lora(backbone, 1),)), 1.0, leaked)
+    store = Tracking.at(tmp_path).create()
+    publish_directory(store, tmp_path / "b", "small")
+    with pytest.raises(Overlap, match="No held-out row may repeat a training row"):
+        promote("small@1", "", False, None, None, tmp_path, None, as_json=True)
+    assert taken_shares(store, "small") == frozenset() and recorded_report(store, ReleaseName("small", 1)) is None
 
 
 def test_the_gate_of_a_name_asks_for_its_own_domain(backbone: Backbone, tmp_path: Path) -> None:

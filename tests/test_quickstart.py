@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_study import admit
+from small_studies import admit
 
 from adapters.backbone import Backbone
 from registry.gate import run_gate

@@ -7,9 +7,10 @@ import random
 
 import numpy as np
 import pytest
-from scripted_engine import Reply, ScriptedEngine
+from scripted_engine import Reply, Script, ScriptedEngine
 
-from adapters.backbone import Backbone
+from adapters.backbone import REASONER, Backbone
+from engine.torch_engine import TorchEngine
 from evaluation.errors import DataError
 from evaluation.evaluate import Planned, evaluate
 from evaluation.measures.search import SystematicSearch, decay
@@ -37,8 +38,9 @@ def examples() -> list[Example]:
 
 @pytest.fixture(scope="module")
 def engine(session_backbone: Backbone, examples: list[Example]) -> ScriptedEngine:
-    minds = {"noop": keeping(0.95), "wanders": keeping(0.6), "lost": lambda *_: Reply("Answer: A")}
-    return ScriptedEngine(session_backbone, examples, {None: keeping(0.95), **minds})  # type: ignore[dict-item]
+    minds: dict[str | None, Script] = {None: keeping(0.95), "noop": keeping(0.95), "wanders": keeping(0.6)}
+    minds["lost"] = lambda *_: Reply("Answer: A")
+    return ScriptedEngine(session_backbone, examples, minds)
 
 
 def test_the_fit_finds_a_known_q_and_a_loss_at_every_depth_alike_does_not_move_it() -> None:
@@ -80,6 +82,13 @@ def test_a_lost_adapter_has_no_q_but_its_loss_is_seen(
     assert row.summary["unfaithful_change"] is None
 
 
+def test_a_backbone_that_finds_nothing_cannot_show_a_loss(backbone: Backbone, examples: list[Example]) -> None:
+    lost = ScriptedEngine(backbone, examples, {None: lambda *_: Reply("Answer: A"), "found": keeping(0.95)})  # type: ignore[dict-item]
+    row = evaluate(lost, backbone, "found", [Planned(MEASURE, TASK, examples, "report")]).rows[0]
+    assert row.not_measurable == "the backbone is right on 0% of the problems of maze: less than 10% shows no loss"
+    assert math.isnan(row.change.mean) and not row.summary
+
+
 def test_the_same_writer_has_exactly_no_change(engine: ScriptedEngine, backbone: Backbone, examples: list[Example]) -> None:
     row = evaluate(engine, backbone, "noop", [Planned(MEASURE, TASK, examples, "report")]).rows[0]
     assert set(row.change.per_item) == {0.0}
@@ -95,3 +104,11 @@ def test_one_depth_is_refused(engine: ScriptedEngine, backbone: Backbone) -> Non
 def test_a_task_without_depth_is_refused(engine: ScriptedEngine, backbone: Backbone) -> None:
     with pytest.raises(DataError, match="needs a generated task.*'icd10'"):
         MEASURE.read(engine, backbone, None, ICD10, [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SEARCHES)
+def test_the_reasoner_solves_no_search_task_and_none_is_measurable_on_it(name: str) -> None:
+    reasoner, task = Backbone.load(REASONER, device="cpu"), SEARCHES[name]
+    found = MEASURE.read(TorchEngine(reasoner, max_rows=64), reasoner, None, task, task.examples("gate", 15))
+    assert found.part_mean("answered") == 1.0 and "less than 10% shows no loss" in found.reason

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from gated_names import NAME, report
+from rich.console import Console
 from small_releases import random_lora
 
 from adapters.backbone import Backbone
@@ -15,6 +16,7 @@ from registry.errors import PolicyRefused
 from registry.gate_report import SeedVerdict
 from registry.manifest import file_digest
 from registry.policy import Policy, policy_of_report, refuse_laxer
+from service.commands.releases import _gate_in_turn
 from tuning.gating import Subject, recipe_policy
 from tuning.manifest import complete
 from tuning.plan import training_examples
@@ -61,6 +63,20 @@ def test_a_recipe_passes_only_where_every_fit_of_it_passes(seeds: list[SeedVerdi
     made = report(1).with_seeds(seeds)
     assert made.verdict == verdict
     assert (seeds[-1].sentence in made.sentence) == (verdict != "pass")
+    assert [row[:2] for row in made.rows()[-len(seeds) :]] == [(f"training seed +{s.number}", s.verdict) for s in seeds]
+
+
+def test_a_pass_under_several_seeds_is_one_sentence() -> None:
+    said = report(1).with_seeds([PASSED, PASSED]).sentence
+    assert said.endswith(" within the margins, under each of 3 training seeds.") and said.count(". ") == 0
+
+
+def test_siblings_are_fitted_and_gated_until_one_does_not_pass(subject: Subject) -> None:
+    lost = report(2, lost=0.5)
+    reports = iter([report(1), lost, report(1)])
+    found = _gate_in_turn([subject] * 3, lambda sibling: next(reports), Console(stderr=True))
+    assert [(seed.number, seed.verdict) for seed in found] == [(1, "pass"), (2, "fail")]
+    assert found[1].sentence == lost.sentence and next(reports).passed
 
 
 def test_a_report_on_too_few_fits_promotes_nothing() -> None:

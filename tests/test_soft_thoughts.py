@@ -13,7 +13,7 @@ import torch
 from fitted import fitted, fitted_lora, fitted_softcot
 from rich.console import Console
 from torch import Tensor
-from toy_engine import Mind, ToyEngine
+from toy_engine import Expect, Mind, ToyEngine
 
 from adapters.adapter import Prompt
 from adapters.backbone import Backbone
@@ -28,7 +28,7 @@ from evaluation.measures import MEASURES
 from evaluation.measures.soft_thoughts import another_order, cut, lengths, with_noise
 from evaluation.task import Example, reasoning_prompt
 from evaluation.tasks import FAMILIES
-from service.commands.evaluate import table
+from service.commands.evaluate import show
 
 TASK = FAMILIES["arithmetic"]
 MEASURE = MEASURES["soft_thoughts"]
@@ -59,7 +59,7 @@ class ThoughtReader(ToyEngine):
         super().__init__(backbone, examples, Mind(writes_steps=0))
         self._reads = reads
 
-    def _expecting(self, prompt_ids: tuple[int, ...], profile: str | None):  # type: ignore[no-untyped-def]
+    def _expecting(self, prompt_ids: tuple[int, ...], profile: str | None) -> Expect:
         if profile is not None:
             said = spelt(self.profile(profile).transform(self.backbone, prompt_ids).soft_KH)
             self.think(profile, Mind(writes_steps=0, concludes=lambda example, lines: self._reads(example, said)))
@@ -125,9 +125,9 @@ def test_a_report_holds_the_dependence_of_the_profile_and_no_change_from_a_backb
     row = found[0].as_dict()
     assert row["change"] is None and row["not_measurable"] == "the backbone has no soft thoughts"
     assert row["summary"]["low"] > 0.5
-    shown = Console(width=200, file=StringIO())
-    shown.print(table(found, "report"))
-    assert f"dependence {row['summary']['dependence']:.3f}" in shown.file.getvalue()  # type: ignore[attr-defined]
+    shown = StringIO()
+    show(found, "report", Console(file=shown))
+    assert f"not measurable: the backbone has no soft thoughts; dependence {row['summary']['dependence']:.3f}" in shown.getvalue()
 
 
 def test_a_measurement_leaves_only_the_profile_behind(backbone: Backbone, examples: list[Example]) -> None:

@@ -91,6 +91,26 @@ def test_where_bca_is_undefined_the_percentiles_stand_in() -> None:
     assert (change.low, change.high, change.method) == (1.0, 1.0, "percentile")
 
 
+@pytest.mark.parametrize("num_sets", [2, 5, 9, 15])
+def test_few_drawn_sets_cover_as_often_as_they_say_and_as_templates_they_would_not(num_sets: int) -> None:
+    rng = np.random.default_rng(num_sets)
+    sets = [str(index // 8) for index in range(8 * num_sets)]
+    covered = {True: 0, False: 0}
+    for _ in range(200):
+        change = np.repeat(rng.standard_normal(num_sets), 8) + 0.8 * rng.standard_normal(8 * num_sets)
+        for drawn in covered:
+            found = paired_change(np.zeros(len(change)).tolist(), change.tolist(), sets, draws=200, drawn_clusters=drawn)
+            covered[drawn] += found.low <= 0 <= found.high
+    assert covered[True] >= 180
+    assert covered[False] < (100 if num_sets < 10 else covered[True] + 1)
+
+
+def test_a_single_drawn_set_that_changed_bounds_nothing() -> None:
+    found = paired_change([0.0] * 8, [1.0] * 8, ["one"] * 8, drawn_clusters=True)
+    assert (found.low, found.high) == (-np.inf, np.inf)
+    assert paired_change([0.0] * 8, [0.0] * 8, ["one"] * 8, drawn_clusters=True).method == "exact"
+
+
 def test_one_seed_that_collapsed_widens_the_interval_over_seeds() -> None:
     rng = np.random.default_rng(6)
     names = [str(i) for i in range(60)]

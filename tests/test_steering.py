@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -65,8 +66,10 @@ def test_a_layer_that_returns_a_bare_tensor_is_steered_in_every_row_of_the_batch
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean_cot"])
-def test_the_vector_is_the_mean_of_what_is_wanted_less_the_mean_of_the_other(backbone: Backbone, pooling: str) -> None:
-    spec = SteeringSpec(layer=0, pooling=pooling)  # type: ignore[arg-type]
+def test_the_vector_is_the_mean_of_what_is_wanted_less_the_mean_of_the_other(
+    backbone: Backbone, pooling: Literal["last", "mean_cot"]
+) -> None:
+    spec = SteeringSpec(layer=0, pooling=pooling)
     found = Steering.difference_of_means(spec, backbone, contrasts(backbone)).tensors()["vector"]
 
     def pooled(contrast: Contrast, ids: tuple[int, ...]) -> Tensor:

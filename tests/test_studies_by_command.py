@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from small_studies import knowing_home
 from test_cli import ended
-from test_study import admit
 
 from adapters.backbone import Backbone
 
@@ -34,8 +34,7 @@ generated_items = 1
 
 @pytest.fixture
 def folder(session_backbone: Backbone, backbone_directory: Path, tmp_path: Path) -> Path:
-    for family in ("arithmetic", "ordering"):
-        admit(session_backbone, tmp_path / "home", family)
+    knowing_home(session_backbone, tmp_path / "home")
     (tmp_path / "tiny.toml").write_text(RECIPE.format(backbone=backbone_directory))
     return tmp_path
 

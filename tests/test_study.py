@@ -13,11 +13,10 @@ import optuna
 import pytest
 from mlflow.entities import Run
 from optuna.trial import TrialState
-from toy_engine import Mind, ToyEngine
+from small_studies import admit, knowing_home, small
+from toy_engine import Mind
 
 from adapters.backbone import Backbone
-from evaluation.admission import admissions
-from evaluation.tasks import FAMILIES
 from registry.tracking import Tracking
 from tuning.candidates import DIRECTORY_KEY, candidate_to_publish, stored_candidates
 from tuning.errors import BadRecipe, NothingToPublish, StudyMismatch, SweepRefused, SweepStopped
@@ -28,49 +27,11 @@ from tuning.study import Event, Sweep
 from tuning.trial import Job
 
 
-def small(backbone_directory: Path, **changes: object) -> Recipe:
-    values: dict[str, object] = {
-        "method.steps": 2,
-        "method.batch_size": 2,
-        "method.num_examples": 20,
-        "evaluation.domain_items": 8,
-        "evaluation.chain_items": 4,
-        "evaluation.generated_items": 1,
-        "study.scales": (0.5, 1.0),
-        "study.trials": 2,
-    }
-    recipe = Recipe(
-        name="small",
-        backbone=str(backbone_directory),
-        domain="icd10-chapter",
-        protected=("arithmetic", "ordering"),
-        search=("adapter.kind", "method.learning_rate"),
-        adapter={"lora": {"rank": 4}, "softcot": {"num_thoughts": 2, "assistant_layers": 1}},
-    )
-    return recipe.with_values({**values, **changes})
-
-
-def admit(backbone: Backbone, home: Path, family: str, mind: Mind | None = None) -> None:
-    """Leaves in the home what a backbone of that mind would be found to do; a random one can do nothing."""
-    engine = ToyEngine(backbone, FAMILIES[family].examples("search", 24, seed=5), mind)
-    admissions(engine, backbone, [FAMILIES[family]], home / "cache")
-
-
-@pytest.fixture
-def home(session_backbone: Backbone, tmp_path: Path) -> Path:
-    """A home that knows the tiny backbone to do both families."""
-    for family in ("arithmetic", "ordering"):
-        admit(session_backbone, tmp_path, family)
-    return tmp_path
-
-
 @pytest.fixture(scope="module")
 def swept(
     backbone_directory: Path, session_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Sweep, list[Event]]:
-    home = tmp_path_factory.mktemp("home")
-    for family in ("arithmetic", "ordering"):
-        admit(session_backbone, home, family)
+    home = knowing_home(session_backbone, tmp_path_factory.mktemp("home"))
     sweep = Sweep(small(backbone_directory), home, Tracking.at(home), threads=1)
     events: list[Event] = []
     sweep.run(sweep.create(), events.append)

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_study import admit, small
 
 from adapters.backbone import Backbone
 from evaluation.errors import DataError
@@ -22,18 +21,6 @@ from tuning.recipe import Recipe
 from tuning.trace_reliance import ARMS, Study, TraceReliance, arms
 
 NUM_ITEMS = 60
-
-
-@pytest.fixture
-def home(session_backbone: Backbone, tmp_path: Path) -> Path:
-    for family in ("arithmetic", "ordering"):
-        admit(session_backbone, tmp_path, family)
-    return tmp_path
-
-
-@pytest.fixture
-def recipe(backbone_directory: Path) -> Recipe:
-    return small(backbone_directory, **{"adapter.kind": "lora"})
 
 
 def read_as(
@@ -91,9 +78,8 @@ def test_one_seed_is_said_to_be_one_seed(recipe: Recipe) -> None:
 
 
 def test_arms_share_rows_answers_steps_and_the_prompt_and_differ_in_their_traces(
-    backbone: Backbone, home: Path, recipe: Recipe
+    backbone: Backbone, ground: Ground, recipe: Recipe
 ) -> None:
-    ground = Ground.of(recipe, home / "cache")
     found = {arm.name: arm for arm in arms(ground, recipe.method, [0])}
     assert list(found) == list(ARMS)
     for arm in found.values():
@@ -104,13 +90,12 @@ def test_arms_share_rows_answers_steps_and_the_prompt_and_differ_in_their_traces
     assert total["N"] == total["W"] == total["F"]
 
 
-def test_arms_can_be_fitted_without_loss_on_the_trace(home: Path, recipe: Recipe) -> None:
-    found = arms(Ground.of(recipe, home / "cache"), recipe.method, [0], trace_loss=False)
+def test_arms_can_be_fitted_without_loss_on_the_trace(ground: Ground, recipe: Recipe) -> None:
+    found = arms(ground, recipe.method, [0], trace_loss=False)
     assert [arm.method.trace_loss for arm in found[:3]] == [False] * 3
 
 
-def test_rows_without_traces_have_nothing_to_swap(home: Path, recipe: Recipe) -> None:
-    ground = Ground.of(recipe, home / "cache")
+def test_rows_without_traces_have_nothing_to_swap(ground: Ground, recipe: Recipe) -> None:
     bare = replace(ground, examples=[replace(row, rationale=None) for row in ground.examples])
     with pytest.raises(DataError, match="learns a rationale from every row, but 20 of 20 rows have none"):
         arms(bare, recipe.method, [0])
@@ -151,8 +136,8 @@ def copied(number: int) -> dict[str, object]:
     }
 
 
-def test_a_study_goes_on_arm_by_arm_and_tells_the_same(home: Path, recipe: Recipe) -> None:
-    study = Study(recipe, Ground.of(recipe, home / "cache"), home, num_seeds=1)
+def test_a_study_goes_on_arm_by_arm_and_tells_the_same(ground: Ground, home: Path, recipe: Recipe) -> None:
+    study = Study(recipe, ground, home, num_seeds=1)
     looks = iter([False, True])
     assert study.run(out_of_time=lambda: next(looks)) is None
     found = study.run()
@@ -160,5 +145,5 @@ def test_a_study_goes_on_arm_by_arm_and_tells_the_same(home: Path, recipe: Recip
     assert set(found.retention["N"]) >= {"chain_likelihood/arithmetic", "chain_likelihood/ordering"}
     assert found.fit_tokens["A"] < found.fit_tokens["N"]
     assert (study.directory / "trace_reliance.json").is_file()
-    again = Study(recipe, study.ground, home, num_seeds=1).run()
+    again = Study(recipe, ground, home, num_seeds=1).run()
     assert again is not None and again.as_dict() == found.as_dict()

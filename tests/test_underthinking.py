@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from scripted_engine import Reply, ScriptedEngine, gold, last_value
+from scripted_engine import Reply, Script, ScriptedEngine, gold, last_value
 
 from adapters.backbone import Backbone
 from evaluation.evaluate import Planned, evaluate
@@ -35,8 +35,14 @@ def examples() -> list[Example]:
 
 @pytest.fixture
 def engine(backbone: Backbone, examples: list[Example]) -> ScriptedEngine:
-    minds = {"noop": gold, "switches": spoiling("Wait, no.\n"), "drifts": spoiling("0 - 1 = -1\n"), "hopeless": hopeless}
-    return ScriptedEngine(backbone, examples, {None: gold, **minds})  # type: ignore[dict-item]
+    minds: dict[str | None, Script] = {
+        None: gold,
+        "noop": gold,
+        "switches": spoiling("Wait, no.\n"),
+        "drifts": spoiling("0 - 1 = -1\n"),
+        "hopeless": hopeless,
+    }
+    return ScriptedEngine(backbone, examples, minds)
 
 
 def test_a_right_thought_that_is_left_scores_the_share_of_the_trace_after_it(

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_study import admit, small
+from small_studies import admit, small
 
 from adapters.backbone import Backbone
 from evaluation.errors import DataError

@@ -13,6 +13,8 @@ from engine.engine import Completion, Continuation, Delta, Engine, EngineStats, 
 from engine.profile import Profile
 from evaluation.task import DIRECT, Example, answer_line
 
+Expect = Callable[[tuple[int, ...]], tuple[int, float]]
+"""From the ids written so far to the token that is likeliest next, and its probability."""
 WRONG_TOKEN = 7  # what a mind that lost the thread expects
 
 
@@ -101,8 +103,7 @@ class ToyEngine:
     def stats(self) -> EngineStats:
         return EngineStats()
 
-    def _expecting(self, prompt_ids: tuple[int, ...], profile: str | None) -> Callable[[tuple[int, ...]], tuple[int, float]]:
-        """From the ids written so far to the token that is likeliest next, and its probability."""
+    def _expecting(self, prompt_ids: tuple[int, ...], profile: str | None) -> Expect:
         mind = self.mind if profile is None else self._minds[profile]
         prompt, end = self.backbone.decode(prompt_ids), int(self.backbone.tokenizer.eos_token_id)
         example = next(example for example in self._examples if example.question in prompt)

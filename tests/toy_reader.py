@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from idle_engine import IdleEngine
+
 from adapters.backbone import Backbone
-from engine.engine import Completion, Continuation, Delta, Engine, EngineStats, GenerationRequest
-from engine.profile import Profile
+from engine.engine import Completion, Continuation, Engine, GenerationRequest
 
 
-class Reader:
+class Reader(IdleEngine):
     """Believes true sums, follows a chain from the numbers it was given, and answers with the last result that it reached."""
 
     def __init__(self, backbone: Backbone, written: Mapping[str | None, Mapping[str, str]]) -> None:
         self.backbone, self.written = backbone, written  # by profile, by question
-
-    def load(self, name: str, profile: Profile) -> None: ...
-
-    def refresh(self, name: str) -> None: ...
-
-    def unload(self, name: str) -> None: ...
-
-    def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
-        raise NotImplementedError
 
     def complete(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         found = []
@@ -42,9 +34,6 @@ class Reader:
     @property
     def capabilities(self) -> frozenset[str]:
         return frozenset({"score", "generate"})
-
-    def stats(self) -> EngineStats:
-        return EngineStats()
 
     def _row(self, asked: Continuation) -> tuple[float, ...]:
         steps = self.backbone.decode(asked.ids[: asked.scored_from or len(asked.ids)]).partition("Answer:")[0].splitlines()

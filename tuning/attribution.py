@@ -17,6 +17,7 @@ import torch
 from pydantic import Field
 
 from adapters.spec import Spec
+from adapters.whole_file import write_whole
 from engine.torch_engine import TorchEngine
 from evaluation.base_cache import BaseCache
 from evaluation.retention import is_written
@@ -121,7 +122,7 @@ class Attribution:
         found = influences(self.pool, checkpoints, cosines)
         removed = self._removal(found, on_progress, out_of_time) if check else None
         done = Attributed(self.directory, checkpoints, found, removed, self.spec.queries, self.ground.not_measurable)
-        (self.directory / "attribution.json").write_text(json.dumps(done.as_dict(), indent=2))
+        write_whole(self.directory / "attribution.json", json.dumps(done.as_dict(), indent=2))
         return done
 
     @cached_property
@@ -207,12 +208,16 @@ class Attribution:
                     on_progress("rows scored", len(found), total)
         return found
 
-    def _removal(self, found: Sequence[Influence], on_progress: Progress, out_of_time: Callable[[], bool]) -> Removal | None:
-        recipe, backbone, precision = self.recipe, self.ground.backbone, self.recipe.evaluation.precision
-        plan = removal.reading_plan(recipe, self.ground)
-        arms = removal.arms(self.examples, found, self.spec.share, recipe.sft, range(self.spec.seeds))
+    @cached_property
+    def bench(self) -> Bench:
+        """Where the removal experiment fits and reads its arms; its journal takes other arms of the same rows too."""
+        backbone, precision = self.ground.backbone, self.recipe.evaluation.precision
+        plan = removal.reading_plan(self.recipe, self.ground)
         engine = TorchEngine(backbone, max_rows=64, precision=precision)
         cache = BaseCache(self.home / "cache" / "base", precision)
-        journal = Journal(self.directory / f"removal-{self.spec.share:g}.jsonl")
-        read = Bench(recipe, backbone, engine, plan, cache, journal).run(arms, on_progress, out_of_time)
-        return Removal.of(read, plan) if finished(read, arms) else None
+        return Bench(self.recipe, backbone, engine, plan, cache, Journal(self.directory / f"removal-{self.spec.share:g}.jsonl"))
+
+    def _removal(self, found: Sequence[Influence], on_progress: Progress, out_of_time: Callable[[], bool]) -> Removal | None:
+        arms = removal.arms(self.examples, found, self.spec.share, self.recipe.sft, range(self.spec.seeds))
+        read = self.bench.run(arms, on_progress, out_of_time)
+        return Removal.of(read, self.bench.plan) if finished(read, arms) else None

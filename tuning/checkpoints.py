@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from adapters.adapter import Adapter, Stack
 from adapters.backbone import Backbone
 from adapters.errors import DamagedAdapter
+from adapters.whole_file import written_whole
 from tuning.errors import BadRecipe
 from tuning.loop import quick_backward
 
@@ -41,10 +42,8 @@ class Checkpoint:
     def save(self, file: Path) -> None:
         tensors = {f"{kind}.{index:05}": tensor for kind, index, tensor in self._named()}
         numbers = {"step": self.step, "learning_rate": self.learning_rate, "beta2": self.beta2}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
-        save_file(tensors, part, metadata={name: repr(value) for name, value in numbers.items()})
-        part.replace(file)
+        with written_whole(file) as part:
+            save_file(tensors, part, metadata={name: repr(value) for name, value in numbers.items()})
 
     @classmethod
     def load(cls, file: Path) -> Checkpoint:

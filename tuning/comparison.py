@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from adapters.backbone import Backbone
+from adapters.whole_file import write_whole
 from engine.engine import Engine
 from engine.profile import Profile
 from evaluation.base_cache import BaseCache
@@ -42,7 +43,7 @@ class Comparison:
     share_high: float | None
 
     def save(self, file: Path) -> None:
-        file.write_text(json.dumps(asdict(self), indent=2))
+        write_whole(file, json.dumps(asdict(self), indent=2))
 
     @classmethod
     def load(cls, file: Path) -> Comparison:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +19,11 @@ from engine.twin import Precision
 from evaluation.admission import admissions
 from evaluation.evaluate import Planned, Row, evaluate
 from evaluation.measures import MEASURES
-from evaluation.overlap import Fingerprints, check_overlap
 from evaluation.retention import gate_measure
-from evaluation.task import Example, Task
+from evaluation.task import Task
 from evaluation.tasks import task_named
 from evaluation.tasks.definition import check_unchanged
-from evaluation.tasks.generated import GeneratedTask
-from evaluation.tasks.grammar import GrammarTask
-from registry.evidence import Evidence, Spent, Start, begun
+from registry.evidence import Evidence, begun
 from registry.gate import run_gate
 from registry.gate_report import GateReport
 from registry.gate_settings import GateSettings
@@ -36,14 +34,13 @@ from tuning.errors import BadRecipe
 from tuning.manifest import fingerprints_of
 from tuning.plan import DOMAIN_MEASURE
 from tuning.recipe import Recipe, in_one_sentence
+from tuning.rounds import LEAST_POOL, PER_GROUP, POOL_ROUNDS, Reading, Rounds, is_endless
 
-PER_GROUP = 3  # items of the domain's groups (a category, a passage) that one unit of evidence is the mean of
 # The largest change of an item's mean log-probability that the gate counts, in nats per token: a passage whose perplexity
 # rose by 28 % is lost, and lost no more by 60 %. What n units that changed nothing can show is a share of this span: `text`
 # has 37 documents in the gate split, enough for the default nats_margin (a mean loss of 0.05, 5 % of the perplexity, a fifth
 # of the span) with one of three candidates' alpha.
 MAX_NATS = 0.25
-POOL_ROUNDS, LEAST_POOL = 10, 1000  # how many items of a finite task are cut into rounds: this many rounds, or this many items
 GATED = "gated"  # the name under which the engine holds the adapter that is looked at
 
 
@@ -108,14 +105,16 @@ def gate(
     seed: int | None = None,
     policy: Policy | None = None,
     earlier: Evidence | None = None,
-    on_start: Callable[[Start], None] | None = None,
-    spent: Spent | None = None,
+    begin: Callable[[str], Evidence] | None = None,
+    kept: Path | None = None,
+    on_share: Callable[[float], None] | None = None,
 ) -> GateReport:
     """Runs the gate on items of the gate split that nothing else reads. The seed is drawn anew unless it is given.
 
     `policy` is the name's; the recipe's own where none is given. `earlier` is what the release's last gate drew: under the same
-    conditions this one goes on from there, else it starts afresh with less alpha. `spent` is what the name's
-    gates have taken of alpha. `on_start` is told before anything is drawn.
+    conditions this one goes on from there, else it starts afresh with less alpha. In place of both, `begin` makes the start out
+    of the conditions, before anything is drawn. Every part of a round that was read is kept in the file `kept`, from which a gate
+    of the same start goes on after a kill. `on_share` is told how much of the round is read.
     """
     recipe = subject.recipe
     policy = policy or recipe_policy(recipe)
@@ -124,11 +123,26 @@ def gate(
     check_tasks(subject.manifest, subject.name)
     measured, left_out = _measurable(policy, engine, backbone, cache, recipe.evaluation.precision)
     conditions = _conditions(backbone, recipe, domain, measured, policy.domain_items, settings.round_items)
-    before = begun(earlier, conditions, settings, seed, spent)
-    settings, fresh_seed = before.start.applied_to(settings), before.start.seed
     training = fingerprints_of(TrainingHashes.read(subject.directory))
-    asked_of = Rounds(domain, policy.domain_items, fresh_seed, training)
-    families = [Rounds(task, settings.round_items, fresh_seed, training) for task in measured.values()]
+
+    def rounds(fresh_seed: int) -> list[Rounds]:
+        asked_of = Rounds(domain, policy.domain_items, fresh_seed, training)
+        return [asked_of, *(Rounds(task, settings.round_items, fresh_seed, training) for task in measured.values())]
+
+    rounds(0)  # what repeats a training row stops the gate before it takes a share of alpha
+    before = begin(conditions) if begin is not None else begun(earlier, conditions, settings, seed)
+    if kept is not None:
+        before = before.or_kept(kept)
+        before.keep(kept)
+    settings, fresh_seed = before.start.applied_to(settings), before.start.seed
+    asked_of, *families = rounds(fresh_seed)
+
+    def read(plan: Sequence[Planned], on_progress: Callable[[float], None]) -> Mapping[str, PairedItems]:
+        done = count(1)
+        rows = evaluate(engine, backbone, GATED, plan, on_read=lambda _: on_progress(next(done) / (2 * len(plan)))).rows
+        return {row.planned.task.name: _paired(row) for row in rows}
+
+    reading = Reading(before.start, read, kept, on_share or (lambda share: None))
 
     def draw_round(number: int, settled: frozenset[str]) -> Mapping[str, PairedItems]:
         plan = []
@@ -137,11 +151,14 @@ def gate(
         for drawn in families:
             if drawn.task.name not in settled:
                 plan.append(Planned(gate_measure(drawn.task), drawn.task, drawn.items(number), "protected"))
-        read = evaluate(engine, backbone, GATED, [planned for planned in plan if planned.examples])
-        return {row.planned.task.name: _paired(row) for row in read.rows}
+        return reading.round(number, [planned for planned in plan if planned.examples])
 
-    if on_start is not None:
-        on_start(before.start)
+    def keep(report: GateReport) -> None:
+        if kept is not None and report.evidence is not None:
+            report.evidence.keep(kept)
+        if on_round is not None:
+            on_round(report)
+
     engine.load(GATED, Profile.load(subject.directory))
     try:
         return run_gate(
@@ -156,65 +173,13 @@ def gate(
                 "precision": recipe.evaluation.precision,
                 "split": "gate",
                 "policy": policy.digest(),
+                "contamination": 0,  # an item that repeats a training row is not drawn, or stops the gate
             },
-            on_round=on_round,
+            on_round=keep,
             before=before,
         )
     finally:
         engine.unload(GATED)
-
-
-class Rounds:
-    """A task's items of the gate split in rounds of about `size`, none of which is ever read twice.
-
-    Which round holds which items follows from the task, the size and the seed alone: whatever the budget is, and however
-    often the gate goes on, what was staked on is not read again. A task that is drawn without end is drawn anew for every
-    round; any other is drawn once and cut into rounds by whole groups. Overlap when an item repeats a training row; problems
-    that are generated afresh are no rows of anybody's and are not looked at.
-    """
-
-    def __init__(self, task: Task, size: int, seed: int, training: Fingerprints) -> None:
-        self.task, self._size, self._seed, self._training = task, size, seed, training
-        self._drawn: list[list[Example]] = []
-        self._asked: set[str] = set()
-        if not is_endless(task):
-            self._drawn = whole_groups(task.examples("gate", max(POOL_ROUNDS * size, LEAST_POOL), seed=seed), size)
-            check_overlap(training, [example for items in self._drawn for example in items])
-
-    def items(self, number: int) -> list[Example]:
-        while is_endless(self.task) and number >= len(self._drawn):
-            self._drawn.append(self._fresh(len(self._drawn)))
-        return self._drawn[number] if number < len(self._drawn) else []
-
-    def _fresh(self, number: int) -> list[Example]:
-        # Seeds of rounds lie far apart, and a question that came before is left out.
-        drawn = self.task.examples("gate", self._size, seed=self._seed + 1_000_003 * number)
-        examples = [example for example in drawn if example.question not in self._asked]
-        self._asked.update(example.question for example in examples)
-        if not isinstance(self.task, GeneratedTask):
-            check_overlap(self._training, examples)
-        return examples
-
-
-def is_endless(task: Task) -> bool:
-    """Whether a generator draws the items, from the same wordings or words in every round: then each item is a unit."""
-    return isinstance(task, GeneratedTask | GrammarTask)
-
-
-def whole_groups(examples: Sequence[Example], size: int) -> list[list[Example]]:
-    """Rounds of about `size` items in which no group recurs, with at most PER_GROUP items of each.
-
-    A group's mean is one unit of evidence, and what was staked on it must not change when a later round is drawn.
-    """
-    groups: dict[str, list[Example]] = {}
-    for example in examples:
-        groups.setdefault(example.group, []).append(example)
-    rounds: list[list[Example]] = [[]]
-    for members in groups.values():
-        if len(rounds[-1]) >= size:
-            rounds.append([])
-        rounds[-1].extend(members[:PER_GROUP])
-    return rounds
 
 
 def _conditions(

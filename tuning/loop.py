@@ -19,6 +19,7 @@ from torch import nn
 
 from adapters.adapter import Stack
 from adapters.backbone import Backbone
+from adapters.whole_file import written_whole
 from evaluation.errors import DataError
 from tuning.errors import Diverged
 
@@ -141,8 +142,6 @@ class Kept:
 
     def save(self, progress: Progress, trained: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
         """Whole or not at all: it takes the place of the one before."""
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        part = self.file.with_suffix(".part")
         state: dict[str, Any] = {
             "identity": self.identity,
             "progress": vars(progress),
@@ -150,8 +149,8 @@ class Kept:
             "optimizer": optimizer.state_dict(),
             "random": torch.get_rng_state(),
         }
-        torch.save(state, part)
-        part.replace(self.file)
+        with written_whole(self.file) as part:
+            torch.save(state, part)
         self._saved = time.monotonic()
 
     def restore(self, trained: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> Progress | None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import optuna
 
+from adapters.whole_file import written_whole
+
 if TYPE_CHECKING:
     from tuning.candidates import Candidate
 
@@ -36,7 +38,6 @@ def pareto_picture(study: optuna.Study, candidates: Sequence[Candidate], file: P
     axes.set_ylabel("retention (mean loss in margins, 0 is none)")
     axes.set_title(f"study {study.study_name}")
     axes.legend(loc="lower left", fontsize=8)
-    part = file.with_suffix(".part.png")
-    figure.savefig(part, dpi=120)
-    part.replace(file)
+    with written_whole(file) as part:
+        figure.savefig(part, format="png", dpi=120)
     return file

@@ -7,11 +7,10 @@ import json
 from collections.abc import Collection, Sequence
 
 from evaluation.evaluate import Planned
-from evaluation.measures import MEASURES, measure_named
+from evaluation.measures import MEASURES, OF_TEXT, measure_named
 from evaluation.retention import DEFAULT_MARGINS, gate_measure, is_written, search_measure
 from evaluation.task import Example, Split, Task
 from evaluation.tasks import task_named
-from evaluation.tasks.generated import GeneratedTask
 from tuning.recipe import Recipe
 
 DOMAIN_MEASURE, WRITTEN_MEASURE = "choice_accuracy", "generation"
@@ -77,14 +76,17 @@ def report_plan(
 ) -> list[Planned]:
     """What `graftline evaluate` reads, on items of the select split, which neither sweep nor gate reads.
 
-    The domain, the measure that the gate guards each family by, and `also`, names of MEASURES, on every reasoning family.
+    The domain's accuracy, the measure that the gate guards each family by, and `also`, names of MEASURES, on all that is solved:
+    passages, minimal pairs and stories have measures of their own.
     """
-    planned = [Planned(MEASURES[DOMAIN_MEASURE], domain, domain.examples(split, items), "domain")]
-    planned.append(Planned(MEASURES[WRITTEN_MEASURE], domain, domain.examples(split, items), "report"))
-    for task in families:
-        examples = task.examples(split, items)
-        guard = gate_measure(task)
-        planned.append(Planned(guard, task, examples, "protected"))
-        others = also if isinstance(task, GeneratedTask) else (search_measure(task).name,)
-        planned.extend(Planned(measure_named(name), task, examples, "report") for name in others if name != guard.name)
+    planned = [
+        Planned(MEASURES[DOMAIN_MEASURE], domain, domain.examples(split, items), "domain"),
+        Planned(MEASURES[WRITTEN_MEASURE], domain, domain.examples(split, items), "report"),
+    ]
+    planned.extend(Planned(gate_measure(task), task, task.examples(split, items), "protected") for task in families)
+    for first in (planned[0], *planned[2:]):
+        others = (search_measure(first.task).name,) if first.measure.name in OF_TEXT else also
+        read = {p.measure.name for p in planned if p.task is first.task}
+        chosen = [measure_named(name) for name in dict.fromkeys(others) if name not in read]
+        planned.extend(Planned(measure, first.task, first.examples, "report") for measure in chosen)
     return planned

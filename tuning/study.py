@@ -15,6 +15,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from adapters.spec import Choices, Range
+from adapters.whole_file import write_whole
 from registry.errors import RegistryUnreachable, StoreRefused
 from registry.tracking import RunStatus, Tracking
 from tuning.candidates import DIRECTORY_KEY, SCORE_KEY, Candidate, candidates_of, readable
@@ -252,7 +253,7 @@ class Sweep:
 
         ordered, families = self.candidates(study), study.user_attrs.get(FAMILIES_KEY, {})
         table = {"study": study.study_name, "not_measurable": families, "trials": trials_table(study)}
-        (self.directory / "trials.json").write_text(json.dumps(table, indent=2))
+        write_whole(self.directory / "trials.json", json.dumps(table, indent=2))
         tags: dict[str, object] = {f"protected.{name}": f"not measurable: {why}" for name, why in families.items()}
         if ordered:
             tags |= {"chosen_trial": ordered[0].trial, "chosen_feasible": ordered[0].feasible}

@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from adapters.whole_file import write_whole
 from engine.torch_engine import TorchEngine
 from evaluation.base_cache import BaseCache
 from evaluation.evaluate import Planned
@@ -179,7 +180,7 @@ class Study:
         if not finished(found, wanted):
             return None
         reliance = TraceReliance.of(found, self.recipe, plan)
-        (self.directory / "trace_reliance.json").write_text(json.dumps(reliance.as_dict(), indent=2))
+        write_whole(self.directory / "trace_reliance.json", json.dumps(reliance.as_dict(), indent=2))
         return reliance
 
     @cached_property

@@ -1,7 +1,7 @@
 """Training rows whose traces were tampered with: the control arms of a trace-reliance study.
 
-After Stechly et al. 2025 (arXiv 2505.13775): answers stay, traces change. A wrapper around a task, so that whatever takes a task
-can take one whose training rows are of another arm; what is measured is never changed.
+After Stechly et al. 2025 (arXiv 2505.13775): answers stay, traces change. Training rows alone are given here; what is measured is
+never changed.
 """
 
 from __future__ import annotations
@@ -15,43 +15,11 @@ from scipy.optimize import linear_sum_assignment
 
 from adapters.backbone import Backbone
 from evaluation.errors import DataError
-from evaluation.task import Example, Split, Task, comparable
+from evaluation.task import Example, comparable
 
 BUCKET = 64  # rows of like length, in which traces are swapped
 _FORBIDDEN = 1e6
 _UNITS = (" .", " ...", ".", " -", "-", " _", "_")
-
-
-@dataclass(frozen=True)
-class Swapped:
-    """The task with every training row's trace taken from another row of like length."""
-
-    task: Task
-    backbone: Backbone
-
-    @property
-    def name(self) -> str:
-        return self.task.name
-
-    def examples(self, split: Split, count: int, seed: int = 0) -> list[Example]:
-        found = self.task.examples(split, count, seed)
-        return swapped(self.backbone, found, seed) if split == "train" else found
-
-
-@dataclass(frozen=True)
-class Filler:
-    """The task with every step of a training row replaced by dots, of as many tokens."""
-
-    task: Task
-    backbone: Backbone
-
-    @property
-    def name(self) -> str:
-        return self.task.name
-
-    def examples(self, split: Split, count: int, seed: int = 0) -> list[Example]:
-        found = self.task.examples(split, count, seed)
-        return filled(self.backbone, found) if split == "train" else found
 
 
 def swapped(backbone: Backbone, examples: Sequence[Example], seed: int = 0) -> list[Example]:

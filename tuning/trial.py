@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from adapters.whole_file import write_whole
 from tuning.allocator import keep_freed_memory
 from tuning.objective import Check, ScaleScore, TrialScore, constraints, in_order
 from tuning.recipe import Recipe
 
 if TYPE_CHECKING:
+    from evaluation.evaluate import Planned
     from tuning.ground import Ground
 
 RESULT = "result.json"
@@ -70,9 +72,7 @@ def run(job: Job, report: Report) -> Outcome:
         outcome = Outcome(state="refused", reason=_sentence(error))
     else:
         outcome = _tried(job, ground, report, time.monotonic() - started)
-    part = job.directory / (RESULT + ".part")
-    part.write_text(outcome.model_dump_json(indent=2))
-    part.replace(job.directory / RESULT)
+    write_whole(job.directory / RESULT, outcome.model_dump_json(indent=2))
     return outcome
 
 
@@ -125,7 +125,11 @@ def _fit_and_measure(job: Job, ground: Ground, report: Report) -> Outcome:
     cache = BaseCache(job.cache / "base", recipe.evaluation.precision)
     plan = likelihood_plan(recipe, ground.domain, without=ground.not_measurable)
     margins = margins_of(recipe, plan)
-    profile, scores, alive = Profile(adapters), [], partial(report, "alive")
+
+    def alive(planned: Planned) -> None:
+        report("alive", 0.0)
+
+    profile, scores = Profile(adapters), []
     for index, scale in enumerate(recipe.study.scales):
         engine.load("candidate", profile.scaled(scale))
         read = evaluate(engine, backbone, "candidate", plan, cache, alive)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from adapters.backbone import Backbone
 from engine.engine import Continuation, Engine
 from evaluation.measure import Readings
-from evaluation.statistics import flips, paired_change
+from evaluation.statistics import PairedChange, flips, paired_change
 from evaluation.task import Example, Task, answer_line, direct_prompt
 from evaluation.tasks.belief import ORDERS, Asked
 
@@ -25,7 +25,7 @@ PARTS = ("right", "true_belief", "false_belief", "pair", "quadruple")
 
 @dataclass(frozen=True)
 class Belief:
-    """The margin of every item, in nats.
+    """The margin of every item, in nats. A story set is a draw of many: a change has the interval of the sets, not of the items.
 
     Parts: `right` (margin above 0, chance .5); the margin of `true_belief` and `false_belief` items, which are questions of first
     or second order whose answer is where the thing is, or is not; `pair`, that the same such question is right in both twins
@@ -34,10 +34,11 @@ class Belief:
 
     Not measurable where the backbone's margin on true beliefs is not clear of 0: what cannot follow a story that holds no false
     belief cannot show what it makes of one (Kim et al. 2025, arXiv 2502.11881, found accuracy near chance even in large models).
+    Nor where its mean margin is not: who answers everything by where the thing is has nothing to lose.
     """
 
     name: str = "belief"
-    version: int = 1
+    version: int = 2
     unit: str = "nats"
 
     def read(self, engine: Engine, backbone: Backbone, profile: str | None, task: Task, examples: Sequence[Example]) -> Readings:
@@ -116,14 +117,27 @@ def _joint(right: Sequence[float], asked: Sequence[Asked], key: Callable[[Asked]
 
 
 def _unreadable(found: Readings) -> str:
-    by_set: defaultdict[str, list[float]] = defaultdict(list)
-    for value, group in zip(found.parts["true_belief"], found.clusters, strict=True):
-        if not math.isnan(value):
-            by_set[group].append(value)
-    if not by_set:
+    true = _by_set(found.parts["true_belief"], found.clusters)
+    if not true:
         return "none of the items is about a true belief"
-    means = [sum(values) / len(values) for values in by_set.values()]
-    margin = paired_change([0.0] * len(means), means, list(by_set))
-    if margin.low > 0:
-        return ""
-    return f"the backbone's margin on true beliefs is {margin} nats, which is not clear of 0"
+    margin = _clear(true)
+    if margin.low <= 0:
+        return f"the backbone's margin on true beliefs is {margin} nats, which is not clear of 0"
+    apart = _clear(_by_set(found.values, found.clusters))
+    if apart.low <= 0:
+        return f"the backbone keeps the two containers apart by {apart} nats over whole stories, which is not clear of 0"
+    return ""
+
+
+def _by_set(values: Sequence[float], sets: Sequence[str]) -> list[float]:
+    """Mean by story set, of the values that are known."""
+    found: defaultdict[str, list[float]] = defaultdict(list)
+    for value, group in zip(values, sets, strict=True):
+        if not math.isnan(value):
+            found[group].append(value)
+    return [sum(known) / len(known) for known in found.values()]
+
+
+def _clear(means: Sequence[float]) -> PairedChange:
+    """Of 0: the mean over story sets, which are draws."""
+    return paired_change([0.0] * len(means), means, [str(index) for index in range(len(means))], drawn_clusters=True)

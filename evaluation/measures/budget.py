@@ -17,7 +17,7 @@ from engine.decoding.budget import WrittenTrace, extended, force_answers, write_
 from engine.engine import Engine, GenerationRequest
 from evaluation.bootstrap import FEW_CLUSTERS
 from evaluation.measure import Readings
-from evaluation.task import Example, Task, reasoning_prompt, same_answer
+from evaluation.task import Example, Task, is_right_answer, reasoning_prompt
 
 BUDGETS = (0, 16, 32, 64, 128)
 
@@ -30,12 +30,12 @@ class BudgetAccuracy:
     `cut`, 1 where it did not; `trace_tokens` up to that end; `extended_tokens` with what was written past it; `overthought`, of
     the items that are right at a budget below their own end, 1 where they are wrong at that end (else NaN); `underthought`, of
     the items that ended by themselves and are wrong there, 1 where a larger budget is right (else NaN). Where an answer can be
-    guessed, both rates have a floor above 0: read them as changes.
+    guessed, both rates have a floor above 0: read them as changes. Not measurable where the backbone is right at no budget.
     """
 
     budgets: tuple[int, ...] = BUDGETS
     name: str = "budget"
-    version: int = 1
+    version: int = 2
     unit: str = "share right over the budgets"
 
     def __post_init__(self) -> None:
@@ -43,14 +43,26 @@ class BudgetAccuracy:
             raise ValueError(f"Budgets are three or more token counts in rising order, but got {self.budgets}. Sort them.")
 
     def read(self, engine: Engine, backbone: Backbone, profile: str | None, task: Task, examples: Sequence[Example]) -> Readings:
+        if any("\n" in example.answer for example in examples):
+            reason = "a forced answer is one line, and gold answers here take several"
+            return Readings.of(self, task, examples, [math.nan] * len(examples), reason=reason)
         requests = [GenerationRequest(backbone.chat_ids(reasoning_prompt(e)), profile, temperature=0.0) for e in examples]
         ended = write_traces(engine, backbone, requests, self.budgets[-1])
         longest = extended(engine, backbone, requests, ended, self.budgets[-1])
         cuts = [[*(trace.cut(backbone, b) for b in self.budgets), end] for end, trace in zip(ended, longest, strict=True)]
-        right = _right(engine, backbone, requests, cuts, examples)
+        right = _right(engine, backbone, requests, cuts, task, examples)
         rows = [_row(self.budgets, *row) for row in zip(right, ended, longest, strict=True)]
         values = [sum(row[f"right_at_{b}"] for b in self.budgets) / len(self.budgets) for row in rows]
-        return Readings.of(self, task, examples, values, {name: [row[name] for row in rows] for name in rows[0]})
+        # An adapter that is right nowhere has lost what the backbone had; a backbone that is has nothing to lose.
+        nothing = profile is None and not any(values)
+        return Readings.of(
+            self,
+            task,
+            examples,
+            [math.nan] * len(values) if nothing else values,
+            {name: [row[name] for row in rows] for name in rows[0]},
+            reason="the backbone's forced answer is right at no budget" if nothing else "",
+        )
 
     def summary(self, base: Readings, adapted: Readings) -> Mapping[str, float | None]:
         """b* of both sides and its change in tokens, with 95 % intervals; None where accuracy is the same at every budget."""
@@ -66,12 +78,13 @@ def _right(
     backbone: Backbone,
     requests: Sequence[GenerationRequest],
     cuts: Sequence[Sequence[WrittenTrace]],
+    task: Task,
     examples: Sequence[Example],
 ) -> list[list[float]]:
     """Whether each item's forced answer is right after each of its traces; equal traces of an item are asked once."""
     asked = {(item, trace.ids): trace for item, traces in enumerate(cuts) for trace in traces}
     answers = force_answers(engine, backbone, [requests[item] for item, _ in asked], list(asked.values()))
-    said = {key: same_answer(answer.text, examples[key[0]].answer) for key, answer in zip(asked, answers, strict=True)}
+    said = {key: is_right_answer(task, examples[key[0]], answer.text) for key, answer in zip(asked, answers, strict=True)}
     return [[float(said[item, trace.ids]) for trace in traces] for item, traces in enumerate(cuts)]
 
 

@@ -19,7 +19,7 @@ from evaluation.measure import Readings
 from evaluation.measures.generation import MAX_NEW_TOKENS
 from evaluation.measures.wandering import written
 from evaluation.statistics import paired_change
-from evaluation.task import Example, Task, same_answer, trace_of
+from evaluation.task import Example, Task, is_right, trace_of
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class TraceLength:
                     for trace, reply in zip(traces, replies, strict=True)
                 ],
                 "answer_right": [
-                    float(same_answer(t.answer, example.answer)) for t, example in zip(traces, examples, strict=True)
+                    float(is_right(task, example, reply.text)) for example, reply in zip(examples, replies, strict=True)
                 ],
             },
         )

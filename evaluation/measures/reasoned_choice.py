@@ -15,7 +15,7 @@ from engine.engine import Continuation, Engine, GenerationRequest
 from evaluation.measure import Readings
 from evaluation.measures.choice import options_of
 from evaluation.measures.generation import MAX_NEW_TOKENS
-from evaluation.task import Example, Task, answer_line, reasoning_prompt, same_answer, trace_of
+from evaluation.task import Example, Task, answer_line, is_right, reasoning_prompt, trace_of
 from evaluation.tasks.generated import GeneratedTask
 
 
@@ -61,7 +61,7 @@ class ReasonedChoice:
             examples,
             [float(margin > 0) for margin in margins],
             {
-                "written_right": [float(same_answer(t.answer, e.answer)) for t, e in zip(traces, examples, strict=True)],
+                "written_right": [float(is_right(task, e, reply.text)) for e, reply in zip(examples, written, strict=True)],
                 "parsed": [float(trace.answer is not None) for trace in traces],
                 "step_validity": [
                     task.check(e, c.text).validity if isinstance(task, GeneratedTask) else math.nan for e, c in checked

@@ -20,10 +20,11 @@ from evaluation.errors import DataError
 from evaluation.measure import Readings
 from evaluation.measures.wandering import revisitation, self_loop, unfaithful, written
 from evaluation.statistics import paired_change
-from evaluation.task import Example, Task, same_answer, trace_of
+from evaluation.task import Example, Task, is_right, trace_of
 from evaluation.tasks.generated import GeneratedTask
 
 LEAST_DEPTHS = 3
+LEAST_RIGHT = 0.10  # of all items, on the backbone; fewer have nothing to lose
 LEAST_SHARE = 0.25  # of the items at the least depth that must be right for a decay to be read
 WANDERING = ("revisitation", "self_loop", "unfaithful")
 
@@ -34,11 +35,13 @@ class SystematicSearch:
 
     Parts: `depth`, `answer_right`, `step_validity`, `answered`, and the wandering rates (NaN where they cannot be read). The
     summary has accuracy at every depth and q_w of both sides, the change of q_w and of each rate, with 95 % intervals.
+
+    Not measurable where the backbone is right on less than 10 % of the items.
     """
 
     max_new_tokens: int = 256
     name: str = "systematic_search"
-    version: int = 1
+    version: int = 2
     unit: str = "share right in every step"
 
     def read(self, engine: Engine, backbone: Backbone, profile: str | None, task: Task, examples: Sequence[Example]) -> Readings:
@@ -56,24 +59,34 @@ class SystematicSearch:
         traces = [trace_of(reply) for reply in replies]
         checks = [task.check(example, reply) for example, reply in zip(examples, replies, strict=True)]
         both = list(zip(examples, traces, strict=True))
+        right = [float(check.all_right) for check in checks]
+        share = sum(right) / len(right)
+        reason = ""
+        if profile is None and share < LEAST_RIGHT:
+            reason = (
+                f"the backbone is right on {share:.0%} of the problems of {task.name}: less than {LEAST_RIGHT:.0%} shows no loss"
+            )
         return Readings.of(
             self,
             task,
             examples,
-            [float(check.all_right) for check in checks],
+            [math.nan] * len(right) if reason else right,
             {
                 "depth": depths,
-                "answer_right": [float(same_answer(trace.answer, example.answer)) for example, trace in both],
+                "answer_right": [float(is_right(task, example, reply)) for example, reply in zip(examples, replies, strict=True)],
                 "step_validity": [check.validity for check in checks],
                 "answered": [float(check.answered) for check in checks],
                 "revisitation": [revisitation(trace.steps, example.steps) for example, trace in both],
                 "self_loop": [self_loop(trace.steps) for trace in traces],
                 "unfaithful": [unfaithful(task, example, trace.steps, trace.answer) for example, trace in both],
             },
+            reason=reason,
         )
 
     def summary(self, base: Readings, adapted: Readings) -> Mapping[str, float | None]:
         """None where fewer than a quarter of the items at the least depth are right: at the floor no decay can be read."""
+        if base.reason or adapted.reason:
+            return {}
         found: dict[str, float | None] = {}
         depths = np.asarray(base.parts["depth"])
         before, after = np.asarray(base.values), np.asarray(adapted.values)

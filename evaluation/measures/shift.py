@@ -8,7 +8,7 @@ judged by their own problem, on the completion's own tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import nan
 
 from adapters.backbone import Backbone
@@ -22,11 +22,17 @@ from evaluation.tasks.generated import GeneratedTask
 
 # Above chance, and no chain is right by chance. A ratio to fewer originals says nothing; fewer twins cannot show a loss.
 LEAST_ORIGINALS, LEAST_TWINS = 0.25, 0.10
+_COUNTED = "_counted_"  # before a shift's name: 1 where it belongs to the value, 0 where not, the same for every item
 
 
 @dataclass(frozen=True)
 class ShiftRobustness:
-    """Mean of RD_s over the shifts that the task can undergo, or over those that are named.
+    """Mean of RD_s over the shifts that the task can undergo, or over those that are named, and that the backbone can show.
+
+    A shift under which the backbone is right on less than 10 % of the twins has next to nothing to lose, and would only thin the
+    loss under the others: it is left out on both sides. The backbone alone decides that, so that an adapter that falls to the
+    floor under a shift does not rid itself of it; a profile's values are over those shifts once they stand `beside` the
+    backbone's, and over all before.
 
     A ratio of means has no values by item: an item's value is its part in the linearised ratio (delta method),
     RD + (twin - RD * original) / accuracy. Their mean is the ratio itself and a paired interval of them is the ratio's, over all
@@ -34,7 +40,7 @@ class ShiftRobustness:
     """
 
     shifts: tuple[str, ...] = ()
-    version: int = 2
+    version: int = 3
     unit: str = "share of the accuracy in distribution"
 
     @property
@@ -62,24 +68,33 @@ class ShiftRobustness:
                 f"of that can be told from {LEAST_ORIGINALS:.0%} on; what is lost there already is seen by `generation`"
             )
             return Readings.of(self, task, examples, nothing, parts, reason=reason)
-        if profile is None and max(_mean(parts[name]) for name in chosen) < LEAST_TWINS:
+        counted = [name for name in chosen if profile is not None or _mean(parts[name]) >= LEAST_TWINS]
+        parts |= {f"{_COUNTED}{name}": [float(name in counted)] * len(examples) for name in chosen}
+        if not counted:
             reason = f"the backbone is right on less than {LEAST_TWINS:.0%} of the twins under {', '.join(chosen)}: none to lose"
             return Readings.of(self, task, examples, nothing, parts, reason=reason)
-        kept = [share_kept(parts["original"], parts[name]) for name in chosen]
-        return Readings.of(self, task, examples, (sum(item) / len(kept) for item in zip(*kept, strict=True)), parts)
+        return Readings.of(self, task, examples, _mean_kept(parts, counted), parts)
+
+    def beside(self, base: Readings, adapted: Readings) -> Readings:
+        """The adapted values over the shifts that count on the base side."""
+        counted = {name: part for name, part in base.parts.items() if name.startswith(_COUNTED)}
+        shifts = [name.removeprefix(_COUNTED) for name, part in counted.items() if part[0]]
+        readable = not base.reason and not adapted.reason
+        values = tuple(_mean_kept(adapted.parts, shifts)) if readable else adapted.values
+        return replace(adapted, values=values, parts={**adapted.parts, **counted})
 
     def summary(self, base: Readings, adapted: Readings) -> Mapping[str, float | None]:
         """By shift: RD of both sides, and the 95 % interval of the change (of each shift alone, and they are many).
 
-        The interval is None where the backbone is right on less than 10 % of the twins: such a shift cannot show a loss.
+        The interval is None where the backbone is right on less than 10 % of the twins: such a shift is left out of the value.
         """
         if base.reason or adapted.reason:
             return {}
         found: dict[str, float | None] = {}
-        for name in (part for part in base.parts if part != "original"):
+        for name in (part.removeprefix(_COUNTED) for part in base.parts if part.startswith(_COUNTED)):
             sides = [share_kept(side.parts["original"], side.parts[name]) for side in (base, adapted)]
             change = paired_change(sides[0], sides[1], base.clusters)
-            shows = _mean(base.parts[name]) >= LEAST_TWINS
+            shows = base.parts[f"{_COUNTED}{name}"][0]
             found |= {f"{name}_base": _mean(sides[0]), f"{name}_adapted": _mean(sides[1])}
             found |= {f"{name}_low": change.low if shows else None, f"{name}_high": change.high if shows else None}
         return found
@@ -90,6 +105,11 @@ def share_kept(originals: Sequence[float], twins: Sequence[float]) -> tuple[floa
     accuracy = _mean(originals)
     ratio = sum(twins) / sum(originals)
     return tuple(ratio + (twin - ratio * original) / accuracy for original, twin in zip(originals, twins, strict=True))
+
+
+def _mean_kept(parts: Mapping[str, Sequence[float]], shifts: Sequence[str]) -> list[float]:
+    kept = [share_kept(parts["original"], parts[name]) for name in shifts]
+    return [_mean(item) for item in zip(*kept, strict=True)]
 
 
 def _request(backbone: Backbone, profile: str | None, example: Example) -> GenerationRequest:

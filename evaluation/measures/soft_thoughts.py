@@ -40,8 +40,8 @@ _CHANGES = ("early", "mean", "swapped", "permuted", "noise")
 class SoftThoughts:
     """Value: (change - c) / (1 - c), with `change` the mean over `early`, `mean` and `swapped`, and c the mean of `noise`.
 
-    0 is an answer that needs no thoughts; a profile without soft thoughts is not measurable, and so is the backbone. `summary`
-    holds the profile's own dependence with its interval, as there is no backbone's to pair it with.
+    0 is an answer that needs no thoughts; a profile without soft thoughts is not measurable, and so is the backbone: there is no
+    change between the two. `summary` holds the profile's own dependence, every item paired with itself under other thoughts.
 
     As in faithfulness.py, only an item whose answer is right with all its thoughts counts, and only above chance.
 
@@ -93,15 +93,24 @@ class SoftThoughts:
         return Readings.of(self, task, examples, values, parts, reason=reason)
 
     def summary(self, base: Readings, adapted: Readings) -> Mapping[str, float | None]:
-        """The dependence of the adapted side, with a 95 % interval; None where it is not measurable."""
-        found = [
-            (value, cluster) for value, cluster in zip(adapted.values, adapted.clusters, strict=True) if not math.isnan(value)
-        ]
-        if not found:
+        """The adapted side's `dependence`, and how many answers each change turns beyond noise, with 95 % intervals against 0.
+
+        What is paired is every item with itself, read with its own thoughts and with others. The changes are control arms of one
+        another: `swapped` and `mean` at 0 beside an `early` above it are thoughts that know nothing of the question (a static
+        prompt does as well); `permuted` tells whether their order matters; `noise` is what is taken off. None: not measurable.
+        """
+        known = [index for index, value in enumerate(adapted.values) if not math.isnan(value)]
+        if not known:
             return dict.fromkeys(("dependence", "low", "high"))
-        values, clusters = zip(*found, strict=True)
-        change = paired_change([0.0] * len(values), values, clusters)
-        return {"dependence": change.mean, "low": change.low, "high": change.high}
+        clusters = [adapted.clusters[index] for index in known]
+        whole = paired_change([0.0] * len(known), [adapted.values[index] for index in known], clusters)
+        found: dict[str, float | None] = {"dependence": whole.mean, "low": whole.low, "high": whole.high}
+        for name in (change for change in _CHANGES if change != "noise"):
+            noise, changed = ([adapted.parts[part][index] for index in known] for part in ("noise", name))
+            if not any(map(math.isnan, changed)):
+                change = paired_change(noise, changed, clusters)
+                found |= {name: change.mean, f"{name}_low": change.low, f"{name}_high": change.high}
+        return found | {"noise": sum(adapted.parts["noise"][index] for index in known) / len(known)}
 
 
 @dataclass(frozen=True)

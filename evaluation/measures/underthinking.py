@@ -16,7 +16,7 @@ from engine.decoding.budget import WrittenTrace, force_answers, ids_within, writ
 from engine.engine import Engine, GenerationRequest
 from evaluation.measure import Readings
 from evaluation.measures.generation import MAX_NEW_TOKENS
-from evaluation.task import Example, Task, reasoning_prompt, same_answer
+from evaluation.task import Example, Task, is_right_answer, reasoning_prompt
 
 # What signals that a thought is left for another, at the beginning of a line or sentence: the paper's and CyclicReflex's words.
 SWITCH = re.compile(r"(alternatively|another|but|hmm|however|let me|maybe|perhaps|wait)\b", re.IGNORECASE)
@@ -44,13 +44,13 @@ class Underthinking:
         requests = [GenerationRequest(backbone.chat_ids(reasoning_prompt(e)), profile, temperature=0.0) for e in examples]
         traces = write_traces(engine, backbone, requests, self.max_trace_tokens)
         answers = force_answers(engine, backbone, requests, traces)
-        right = [same_answer(answer.text, example.answer) for answer, example in zip(answers, examples, strict=True)]
+        right = [is_right_answer(task, example, answer.text) for example, answer in zip(examples, answers, strict=True)]
         thoughts = [(item, offset) for item, trace in enumerate(traces) if not right[item] for offset in thought_ends(trace.text)]
         before = [_before(backbone, traces[item], offset) for item, offset in thoughts]
         forced = force_answers(engine, backbone, [requests[item] for item, _ in thoughts], before)
         lasted: dict[int, list[tuple[int, bool]]] = {item: [] for item in range(len(examples))}  # tokens, at a switch
         for (item, offset), trace, answer in zip(thoughts, before, forced, strict=True):
-            if same_answer(answer.text, examples[item].answer):
+            if is_right_answer(task, examples[item], answer.text):
                 lasted[item].append((len(trace.ids), bool(SWITCH.match(traces[item].text, offset))))
         rows = [_row(trace, right[item], lasted[item]) for item, trace in enumerate(traces)]
         return Readings.of(

@@ -16,7 +16,7 @@ from adapters.backbone import Backbone
 from engine.engine import Completion, Engine, GenerationRequest
 from evaluation.measure import Readings
 from evaluation.measures.generation import MAX_NEW_TOKENS
-from evaluation.task import Example, Task, comparable, reasoning_prompt, same_answer, trace_of
+from evaluation.task import Example, Task, comparable, is_right, reasoning_prompt, same_answer, trace_of
 from evaluation.tasks.generated import GeneratedTask, normalise_step
 
 LOOP_LINES, LOOP_TIMES = 4, 3  # a self-loop: any so many lines in a row that stand in the trace so often
@@ -66,7 +66,8 @@ class Conclusion:
     unit: str = "share of answers that follow their trace"
 
     def read(self, engine: Engine, backbone: Backbone, profile: str | None, task: Task, examples: Sequence[Example]) -> Readings:
-        traces = [trace_of(completion.text) for completion in written(engine, backbone, profile, examples, self.max_new_tokens)]
+        replies = [completion.text for completion in written(engine, backbone, profile, examples, self.max_new_tokens)]
+        traces = [trace_of(reply) for reply in replies]
         rates = [unfaithful(task, example, trace.steps, trace.answer) for example, trace in zip(examples, traces, strict=True)]
         derived = [derived_value(task, example, trace.steps) for example, trace in zip(examples, traces, strict=True)]
         return Readings.of(
@@ -78,7 +79,7 @@ class Conclusion:
                 "unfaithful": rates,
                 "answered": [float(trace.answer is not None) for trace in traces],
                 "derived": [float(value is not None) for value in derived],
-                "right": [float(same_answer(t.answer, example.answer)) for t, example in zip(traces, examples, strict=True)],
+                "right": [float(is_right(task, example, reply)) for example, reply in zip(examples, replies, strict=True)],
             },
             reason="no reply holds both a derived value and an answer" if all(map(math.isnan, rates)) else "",
         )

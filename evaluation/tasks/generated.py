@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from evaluation.task import Example, Split, normalise, same_answer, split_of, trace_of
+from evaluation.task import Example, Split, Task, normalise, same_answer, split_of, trace_of
 
 TRAINED_LENGTHS = (2, 3, 4)
 HELD_OUT_LENGTHS = (5, 6)
@@ -140,6 +140,11 @@ class GeneratedTask:
         num_steps = rng.choice(self.lengths)
         wording = self.num_wordings - 1 if self.held_out_wording else rng.randrange(self.num_wordings - 1)
         return self.example(f"{self.name}/{seed}/{index}/{num_steps}/{wording}")
+
+
+def draws_groups(task: Task, groups: Sequence[str]) -> bool:
+    """Whether items of another seed would be of other groups: a generated task's are its templates, and no name is no group."""
+    return not isinstance(task, GeneratedTask) and all(groups)
 
 
 def normalise_step(step: str) -> str:

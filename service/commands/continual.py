@@ -14,6 +14,8 @@ from rich.table import Table
 from evaluation.continual import DENOMINATORS, Column, ContinualMatrix
 from evaluation.errors import UnreadableFile
 
+COLUMNS = {"task", "measure", "role", "unit", "n", "base", "adapted", "change", "low", "high"}  # of a row, at least
+
 
 def continual(files: Sequence[Path], as_json: bool) -> None:
     matrix = ContinualMatrix.of([_read(file) for file in files])
@@ -31,12 +33,21 @@ def _read(file: Path) -> dict[str, Any]:
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         found = None
-    if not isinstance(found, dict) or not {"subject", "backbone", "rows"} <= found.keys():
+    if not _is_evaluation(found):
         raise UnreadableFile(
             f"A stored evaluation is one JSON object with subject, backbone and rows, but {str(file)!r} is none. "
             "Write it with `graftline evaluate SUBJECT --domain TASK --json > FILE`."
         )
-    return found
+    whole: dict[str, Any] = found
+    return whole
+
+
+def _is_evaluation(found: object) -> bool:
+    """Whether a file that was cut, edited, or written by another command can be read as one."""
+    if not isinstance(found, dict) or not isinstance(rows := found.get("rows"), list):
+        return False
+    named = all(isinstance(found.get(name), str) for name in ("subject", "backbone"))
+    return named and all(isinstance(row, dict) and row.keys() >= COLUMNS for row in rows)
 
 
 def _scores(matrix: ContinualMatrix) -> Table:

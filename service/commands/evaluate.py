@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from service.commands.subject import LOADED, Subject, load_subject
+from service.commands.workload import Workload
 
 if TYPE_CHECKING:
-    from evaluation.evaluate import Planned
-    from evaluation.measure import Readings
-    from evaluation.statistics import PairedChange
+    from evaluation.evaluate import Paired, Planned, Row
 
 
 def evaluate(
@@ -42,41 +43,45 @@ def evaluate(
     from tuning.plan import READ_ALSO, report_plan
 
     every = [name for name in MEASURES if name not in OF_TEXT]
-    chosen = every if "all" in measures else [measure_named(name).name for name in measures] or READ_ALSO
+    named_ones = [measure_named(name).name for name in measures if name != "all"]
+    chosen = every if "all" in measures else named_ones or READ_ALSO
     for name in tasks:
         task_named(name)  # before a backbone is loaded
+    if picture is not None:
+        picture.parent.stat()  # a folder that is not there is told before anything is read
     subject = load_subject(named, domain, backbone_name, home, tracking_uri)
     backbone = subject.backbone
     measurable, left_out = subject.measurable("grammar", "text", *tasks)  # the two are always shown
     plan = report_plan(subject.domain, measurable, items, chosen)
     if judge is not None:
         plan.append(judged(subject, judge, items))
-    console = Console(stderr=True)
-    with console.status(f"measuring {named} against {backbone.name}") as shown:
-        found = read_all(
-            subject.engine,
-            backbone,
-            LOADED,
-            plan,
-            subject.cache,
-            lambda share: shown.update(f"measuring {named} against {backbone.name}: {share:.0%}"),
-        )
-        if picture is not None:
-            draw_reliability(subject, named, items, picture)
+    work = Workload.of(subject, plan)
+    print(f"{named} against {backbone.name}: {work}", file=sys.stderr)
+    found = read_all(subject.engine, backbone, LOADED, plan, subject.cache, work.on_read, subject.adapted_cache)
+    if picture is not None:
+        draw_reliability(subject, named, items, picture)
     cells = four_cells_by_task(found.rows)
+    tokens = sum(row.base.tokens + row.adapted.tokens for row in found.rows)
     if as_json:
         four = {"four_cells": {task: one.as_dict() for task, one in cells.items()}} if cells else {}
         print(json.dumps({"subject": named, "backbone": backbone.name, **found.as_dict(), **four, "not_measurable": left_out}))
         return
-    Console().print(table(found.rows, f"{named} against {backbone.name}, {items} items a task of the select split"))
+    show(found.rows, f"{named} against {backbone.name}, {items} items a task of the select split")
+    print(f"{tokens:,} tokens went through a forward for this, those of stored readings among them")
     for name, p_value in found.losses.items():
         row = found.retention[name]
         if not row.not_measurable:
-            print(f"{name}: p of a loss {p_value:.3f}; one of {row.smallest_detectable:.3f} would show in four of five readings")
+            print(f"{name}: p of a loss {p_value:.3f}; {_overlooked(row)}")
     for task, one in cells.items():
         print(f"{task}: dependence on the trace, by who wrote it and who reads it\n{one}")
     for name, reason in left_out.items():
         print(f"{name}: not measurable on this backbone: {reason}")
+
+
+def _overlooked(row: Row) -> str:
+    if math.isnan(row.smallest_detectable):
+        return f"its {row.change.n} items show no spread, so that how small a loss would show is not known"
+    return f"one of {row.smallest_detectable:.3f} would show in four of five readings"
 
 
 def draw_reliability(subject: Subject, named: str, items: int, picture: Path) -> None:
@@ -102,55 +107,40 @@ def judged(subject: Subject, judge: tuple[str, str], items: int) -> Planned:
     return Planned(measure, subject.domain, subject.domain.examples("select", items), "report")
 
 
-class Shown(Protocol):
-    """What a row of the table is made of."""
-
-    @property
-    def base(self) -> Readings: ...
-
-    @property
-    def adapted(self) -> Readings: ...
-
-    @property
-    def change(self) -> PairedChange: ...
-
-    @property
-    def not_measurable(self) -> str: ...
-
-    @property
-    def unit(self) -> str: ...
-
-    @property
-    def summary(self) -> Mapping[str, float | None]: ...
+def show(rows: Sequence[Paired], title: str, console: Console | None = None) -> None:
+    """The table, and below it what stands beside each row. Where no one looks at a terminal, lines are as long as they need."""
+    console = console or Console()
+    if not console.is_terminal:
+        console.width = max(console.width, _WIDE)
+    console.print(table(rows, title))
+    for row in rows:
+        if said := beside(row):
+            console.print(f"{row.adapted.task}, {row.adapted.measure}: {said}", soft_wrap=True, highlight=False, markup=False)
 
 
-def table(rows: Sequence[Shown], title: str) -> Table:
+_WIDE = 160  # columns that the table takes
+
+
+def table(rows: Sequence[Paired], title: str) -> Table:
     """One row a measure and task."""
     made = Table(title=title, title_justify="left")
-    for heading in ("task", "measure", "backbone", "adapted", "change", "95 % interval", "unit", "n", "also"):
-        made.add_column(heading)
+    for heading in ("task", "measure", "backbone", "adapted", "change", "95 % interval", "unit", "n"):
+        made.add_column(heading, overflow="fold")
     for row in rows:
-        change = row.change
+        change, named = row.change, (row.adapted.task, row.adapted.measure)
         if row.not_measurable:
-            # A profile's own numbers stand though there is no change: dependence on soft thoughts, which no backbone has.
-            known = _also({name: value for name, value in row.summary.items() if value is not None})
-            said = "\n".join(filter(None, (f"not measurable: {row.not_measurable}", known)))
-            made.add_row(row.adapted.task, row.adapted.measure, *["-"] * 6, said)
+            made.add_row(*named, *["-"] * 5, "0")
             continue
-        made.add_row(
-            row.adapted.task,
-            row.adapted.measure,
-            f"{row.base.mean:.3f}",
-            f"{row.adapted.mean:.3f}",
-            f"{change.mean:+.3f}",
-            f"[{change.low:+.3f}, {change.high:+.3f}]",
-            row.unit,
-            str(change.n),
-            _also(row.summary),
-        )
+        numbers = (f"{row.base.mean:.3f}", f"{row.adapted.mean:.3f}", f"{change.mean:+.3f}")
+        made.add_row(*named, *numbers, f"[{change.low:+.3f}, {change.high:+.3f}]", row.adapted.unit, str(change.n))
     return made
 
 
-def _also(summary: Mapping[str, float | None]) -> str:
-    """One number a line, a dash where it is undefined."""
-    return "\n".join(f"{name.replace('_', ' ')} {'-' if value is None else f'{value:.3f}'}" for name, value in summary.items())
+def beside(row: Paired) -> str:
+    """Why nothing is measurable, and what the measure says beside the change; a dash where a number is undefined.
+
+    A profile's own numbers stand though there is no change: dependence on soft thoughts, which no backbone has.
+    """
+    known = {name: value for name, value in row.summary.items() if value is not None or not row.not_measurable}
+    told = [f"{name.replace('_', ' ')} {'-' if value is None else f'{value:.3f}'}" for name, value in known.items()]
+    return "; ".join(filter(None, (f"not measurable: {row.not_measurable}" if row.not_measurable else "", ", ".join(told))))

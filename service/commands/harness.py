@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 
-from rich.console import Console
-
-from service.commands.evaluate import table
+from service.commands.evaluate import show
 from service.commands.subject import LOADED, load_subject
 
 
@@ -26,7 +26,10 @@ def harness(
 
     subject = load_subject(named, None, backbone_name, home, tracking_uri)
     doing = f"running {', '.join(names)} on {named} and {subject.backbone.name}"
-    with Console(stderr=True).status(doing) as shown:
+    count = "all" if limit is None else str(limit)
+    print(f"{doing}, {count} items a task; it is begun anew if it is stopped", file=sys.stderr)
+    # What the harness and the libraries below it print is no part of the report.
+    with redirect_stdout(sys.stderr):
         rows = evaluate_harness(
             subject.engine,
             subject.backbone,
@@ -34,9 +37,9 @@ def harness(
             names,
             limit,
             include_path,
-            lambda share: shown.update(f"{doing}: {share:.0%}"),
+            lambda share: print(f"{doing}: {share:.0%}", file=sys.stderr),
         )
     if as_json:
         print(json.dumps({"subject": named, "backbone": subject.backbone.name, "rows": [row.as_dict() for row in rows]}))
         return
-    Console().print(table(rows, f"{named} against {subject.backbone.name}, in lm-evaluation-harness"))
+    show(rows, f"{named} against {subject.backbone.name}, in lm-evaluation-harness")

@@ -10,17 +10,22 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from service.clock import clock
 from service.commands.subject import LOADED, Subject, load_subject
 
 if TYPE_CHECKING:
     from evaluation.evaluate import Row
     from evaluation.knockout import KnockOut, Point
 
+ITEMS, FULL_ITEMS = 12, 60
+GROUPS, FULL_GROUPS = 6, 10
+
 
 def knockout(
     named: str,
-    groups: int,
-    items: int,
+    groups: int | None,
+    items: int | None,
+    full: bool,
     picture: Path | None,
     domain: str | None,
     backbone_name: str | None,
@@ -28,28 +33,38 @@ def knockout(
     tracking_uri: str | None,
     as_json: bool,
 ) -> None:
-    from evaluation.knockout import bands, grouped, knock_out
+    """`full`: as many groups, strengths and items as docs/measures.md reports, in float32. What it will cost is told first."""
+    from evaluation.knockout import ALPHAS, FEW_ALPHAS, acts_in_layers, bands, grouped, knock_out, num_readings, seconds_for
     from tuning.plan import knockout_plan
 
-    subject = load_subject(named, domain, backbone_name, home, tracking_uri)
+    items, alphas = items or (FULL_ITEMS if full else ITEMS), ALPHAS if full else FEW_ALPHAS
+    subject = load_subject(named, domain, backbone_name, home, tracking_uri, "float32" if full else "bfloat16")
     families, left_out = subject.measurable()
     num_layers = len(subject.backbone.layers)
-    with Console(stderr=True).status(f"knocking out layers of {named}") as shown:
+    layers = grouped(num_layers, min(groups or (FULL_GROUPS if full else GROUPS), num_layers)), bands(num_layers)
+    plan = knockout_plan(subject.domain, families, items)
+    told = Console(stderr=True)
+    readings = num_readings(num_layers, *layers, alphas) if acts_in_layers(subject.profile) else 0
+    if readings:
+        with told.status(f"looking how long {named} takes"):
+            seconds = seconds_for(subject.engine, subject.backbone, subject.profile, plan, readings)
+        told.print(f"{readings} readings of {len(plan)} tasks, {items} items each: about {clock(seconds)} min", highlight=False)
+    with told.status(f"knocking out layers of {named}") as shown:
         found = knock_out(
             subject.engine,
             subject.backbone,
             subject.profile,
-            knockout_plan(subject.domain, families, items),
-            grouped(num_layers, min(groups, num_layers)),
-            bands(num_layers),
+            plan,
+            *layers,
+            alphas,
             cache=subject.cache,
             on_progress=lambda share: shown.update(f"knocking out layers of {named}: {share:.0%}"),
         )
         if picture is not None:
             _draw(subject, items, picture)
     if as_json:
-        told = {"subject": named, "backbone": subject.backbone.name, **found.as_dict(), "tasks_not_measurable": left_out}
-        print(json.dumps(told))
+        about = {"subject": named, "backbone": subject.backbone.name, "items": items, "readings": readings}
+        print(json.dumps({**about, **found.as_dict(), "tasks_not_measurable": left_out}))
         return
     _show(found, f"{named} on {subject.backbone.name}, {items} items a task of the select split")
     for name, reason in left_out.items():

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from adapters.whole_file import write_whole
 from registry.errors import NoChampion
 from registry.gate_report import GateReport
 from registry.home import home_directory
@@ -24,12 +25,12 @@ from registry.policy import policies
 from registry.release import Release, load_release, published
 from registry.tracking import Tracking
 from registry.verdicts import recorded_report
+from service.clock import clock
 from service.commands.releases import gate_release, gate_table, publish_directory
 from service.commands.tune import run_sweep
 from service.lease import served_id
 from service.serve import Server, start_server
 from service.settings import Settings
-from service.sweep_view import clock
 from tuning.candidates import Candidate, stored_candidates
 from tuning.comparison import Comparison, compare
 from tuning.objective import POOLED
@@ -159,7 +160,7 @@ def _gate_in_order(tracking: Tracking, recipe: Recipe, candidates: list[Candidat
         policy = policies(tracking, recipe.name)[-1].policy
         settings = gate_settings(policy, len(chosen), time_budget_s=left)
         report = gate_release(tracking, release, engine, backbone, settings, policy, home, console)
-        round_s = max(round_s, report.elapsed_s / (report.rounds - report.rounds_before))
+        round_s = max(round_s, report.elapsed_s / max(1, report.rounds - report.rounds_before))
         console.print(gate_table(report))
         console.print(report.sentence, highlight=False)
         if report.passed:
@@ -288,7 +289,7 @@ def _summary(
     table.add_row("in all", clock(time.monotonic() - phases.started))
     console.print(table)
     figures = _figures(phases, sweep, plain, gated, comparison)
-    (sweep.home / "quickstart.json").write_text(json.dumps(figures, indent=2))
+    write_whole(sweep.home / "quickstart.json", json.dumps(figures, indent=2))
 
 
 def _figures(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.status import Status as RichStatus
 from rich.table import Table
+from rich.text import Text
 
 from registry.errors import PromotionRefused
 from registry.home import home_directory
@@ -24,10 +26,12 @@ from registry.release import publish as publish_release
 from registry.status import Status
 from registry.status import status as registry_status
 from registry.tracking import Tracking
+from service.gate_view import gate_view
 
 if TYPE_CHECKING:
     from adapters.backbone import Backbone
     from engine.engine import Engine
+    from registry.evidence import Evidence
     from registry.gate_report import GateReport, SeedVerdict
     from registry.gate_settings import GateSettings
     from tuning.gating import Subject
@@ -112,14 +116,14 @@ def gate_release(
     home: Path,
     console: Console,
 ) -> GateReport:
-    """Runs or continues the gate of a release, a line a round, and records the verdict with its evidence.
+    """Runs or continues the gate of a release, shows how far it is, and records the verdict with its evidence.
 
     A fresh gate spends what the name has left of alpha since its last promotion; see registry.evidence.
     """
+    from registry.claim import alone, claimed
     from registry.earlier import earlier_domains
-    from registry.evidence import Spent
-    from registry.verdicts import record_start, record_verdict, recorded_evidence, taken_shares
-    from tuning.gating import Subject, gate
+    from registry.verdicts import record_verdict
+    from tuning.gating import Subject
 
     named = release.full_name
     if policy.earlier_domains:
@@ -127,61 +131,83 @@ def gate_release(
         for domain, champion in found.items():
             console.print(f"{domain} is served by {champion} on this backbone, and protected too", highlight=False)
         policy = policy.protecting(found)
-    earlier, kept = recorded_evidence(tracking, named), home / "gates" / f"{file_digest(release.directory / MANIFEST)}.json"
-    report = gate(
-        Subject(str(named), release.directory, release.manifest),
-        engine,
-        backbone,
-        settings,
-        home / "cache",
-        on_round=partial(_told_and_kept, console, kept),
-        policy=policy,
-        earlier=earlier.or_kept(kept) if earlier is not None else None,
-        on_start=lambda start: record_start(tracking, named, start),
-        spent=Spent(Ledger(tracking, named.name).promotions(), taken_shares(tracking, named.name)),
-    )
-    if report.passed and policy.training_seeds > 1:
-        subject = Subject(str(named), release.directory, release.manifest)
-        report = report.with_seeds(_gate_siblings(subject, engine, backbone, settings, policy, home, console))
-    record_verdict(tracking, named, report)
+    subject = Subject(str(named), release.directory, release.manifest)
+    run = partial(_watched, engine=engine, backbone=backbone, settings=settings, policy=policy, home=home, console=console)
+    with alone(_kept(home, release.directory).with_suffix(".lock"), str(named)):
+        report = run(subject, begin=lambda conditions: claimed(tracking, named, conditions, settings))
+        if report.passed and policy.training_seeds > 1:
+            siblings = _siblings(subject, backbone, policy.training_seeds - 1, home, console)
+            report = report.with_seeds(_gate_in_turn(siblings, run, console))
+        record_verdict(tracking, named, report)
     return report
 
 
-def _gate_siblings(
-    subject: Subject, engine: Engine, backbone: Backbone, settings: GateSettings, policy: Policy, home: Path, console: Console
-) -> list[SeedVerdict]:
-    """Fits and gates the recipe under other seeds until all passed or one did not.
+def _watched(
+    subject: Subject,
+    engine: Engine,
+    backbone: Backbone,
+    settings: GateSettings,
+    policy: Policy,
+    home: Path,
+    console: Console,
+    begin: Callable[[str], Evidence] | None = None,
+) -> GateReport:
+    """The gate of these files, begun or continued, on a bar or line by line; what it draws is kept in the home."""
+    from registry.evidence import Evidence
+    from tuning.gating import gate
+
+    kept = _kept(home, subject.directory)
+    with gate_view(console, subject.name, settings.time_budget_s) as view:
+        return gate(
+            subject,
+            engine,
+            backbone,
+            settings,
+            home / "cache",
+            on_round=view.on_round,
+            policy=policy,
+            earlier=Evidence.kept(kept),
+            begin=begin,
+            kept=kept,
+            on_share=view.on_share,
+        )
+
+
+def _siblings(subject: Subject, backbone: Backbone, count: int, home: Path, console: Console) -> Iterator[Subject]:
+    """The recipe fitted under other seeds, each when it is asked for."""
+    from tuning.siblings import sibling
+
+    for number in range(1, count + 1):
+        text = f"fitting training seed +{number}"
+        with console.status(text) as shown:
+            fitted = sibling(subject, backbone, number, home, partial(_show_share, shown, text))
+        yield fitted
+
+
+def _gate_in_turn(siblings: Iterable[Subject], run: Callable[[Subject], GateReport], console: Console) -> list[SeedVerdict]:
+    """Until one does not pass.
 
     Every one must pass, so that each may use the whole alpha: the chance that all of them pass is no larger than that of one.
     """
     from registry.gate_report import SeedVerdict
-    from tuning.gating import gate
-    from tuning.siblings import sibling
 
     found: list[SeedVerdict] = []
-    while len(found) < policy.training_seeds - 1 and all(seed.verdict == "pass" for seed in found):
-        number = len(found) + 1
-        with console.status(f"fitting training seed +{number}") as shown:
-            fitted = sibling(subject, backbone, number, home, partial(_show_share, shown, f"fitting training seed +{number}"))
-        cache, told = home / "cache", partial(_print_round, console)
-        report = gate(fitted, engine, backbone, settings, cache, on_round=told, policy=policy)
+    for number, subject in enumerate(siblings, start=1):
+        report = run(subject)
         console.print(report.sentence, highlight=False)
         found.append(SeedVerdict(number=number, verdict=report.verdict, sentence=report.sentence))
+        if not report.passed:
+            break
     return found
+
+
+def _kept(home: Path, directory: Path) -> Path:
+    """Where the gate of these files keeps its rounds."""
+    return home / "gates" / f"{file_digest(directory / MANIFEST)}.json"
 
 
 def _show_share(shown: RichStatus, text: str, share: float) -> None:
     shown.update(f"{text}: {share:.0%}")
-
-
-def _told_and_kept(console: Console, file: Path, report: GateReport) -> None:
-    _print_round(console, report)
-    if report.evidence is not None:
-        report.evidence.keep(file)
-
-
-def _print_round(console: Console, report: GateReport) -> None:
-    console.print(round_line(report))
 
 
 def gate_policy(tracking: Tracking, name: str, of_recipe: Policy, file: Path | None, reason: str) -> Policy:
@@ -253,12 +279,21 @@ def gate_table(report: GateReport) -> Table:
     table = Table(
         title=f"gate of {report.subject}: {report.verdict} after {_rounds(report)}, {report.elapsed_s:.0f} s, {_alpha(report)}",
         title_justify="left",
+        caption=Text("\n".join(_below(report))),
+        caption_justify="left",
     )
     for heading in COLUMNS:
         table.add_column(heading)
     for row in report.rows():
         table.add_row(*row)
     return table
+
+
+def _below(report: GateReport) -> Iterator[str]:
+    for name, reason in report.not_measurable.items():
+        yield f"{name}: not measurable on this backbone: {reason}"
+    if report.details.get("contamination") == 0:
+        yield "no item repeats a training row"
 
 
 def _rounds(report: GateReport) -> str:
@@ -269,13 +304,6 @@ def _alpha(report: GateReport) -> str:
     restarts = report.settings.restarts
     begun = f" (share {restarts + 1} of the name's alpha since its last promotion)" if restarts else ""
     return f"alpha {report.settings.candidate_alpha:.2g} a bound{begun}"
-
-
-def round_line(report: GateReport) -> str:
-    decided = sum(test.verdict != "inconclusive" for test in report.tests)
-    left = max(0.0, report.settings.time_budget_s - report.elapsed_s) if report.verdict == "inconclusive" else 0.0
-    spent = f"{report.elapsed_s:.0f} s, at most {left:.0f} s left"
-    return f"gate round {report.rounds}: {decided} of {len(report.tests)} tests decided, {report.verdict}, {spent}"
 
 
 def _refuse_early(tracking: Tracking, named: ReleaseName, override: bool, reason: str) -> None:

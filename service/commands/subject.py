@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from registry.errors import BackboneMismatch
 from registry.home import home_directory
-from registry.manifest import MANIFEST, Manifest, verify
+from registry.manifest import MANIFEST, Manifest, directory_digest, verify
 from registry.names import resolve
 from registry.release import load_release
 from registry.tracking import Tracking
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from adapters.backbone import Backbone
     from engine.profile import Profile
     from engine.torch_engine import TorchEngine
+    from engine.twin import Precision
     from evaluation.base_cache import BaseCache
     from evaluation.task import Task
 
@@ -31,22 +33,34 @@ class Subject:
     engine: TorchEngine
     domain: Task
     protected: tuple[str, ...]  # names of the tasks that guard its reasoning
-    cache: BaseCache
+    cache: BaseCache  # of the backbone's readings
+    adapted_cache: BaseCache
     home: Path
+    precision: Precision = "float32"
 
     def measurable(self, *also: str) -> tuple[list[Task], dict[str, str]]:
         """The protected tasks, and others, that the backbone can do; for the rest, by name, why not."""
-        from evaluation.admission import admissions
+        from evaluation.admission import admissions, stored_admission
         from evaluation.tasks import task_named
 
         families = [task_named(name) for name in dict.fromkeys((*self.protected, *also))]
-        found = admissions(self.engine, self.backbone, families, self.home / "cache")
+        cache = self.home / "cache"
+        known = {family.name: stored_admission(self.backbone, family, cache, precision=self.precision) for family in families}
+        if fresh := [name for name, found in known.items() if found is None]:
+            told = "trying once what this backbone can do, with and without damage; a minute or more each"
+            print(f"{told}: {', '.join(fresh)}", file=sys.stderr)
+        found = admissions(self.engine, self.backbone, families, cache, precision=self.precision)
         kept = [family for family in families if found[family.name].admitted]
         return kept, {family.name: "; ".join(found[family.name].reasons) for family in families if family not in kept}
 
 
 def load_subject(
-    named: str, domain: str | None, backbone_name: str | None, home: Path | None, tracking_uri: str | None
+    named: str,
+    domain: str | None,
+    backbone_name: str | None,
+    home: Path | None,
+    tracking_uri: str | None,
+    precision: Precision = "float32",
 ) -> Subject:
     """A published release or a directory of adapter files, on the backbone that it was fitted on."""
     from adapters.backbone import Backbone
@@ -66,11 +80,12 @@ def load_subject(
             f"{named} was fitted on backbone {manifest.backbone.name} ({manifest.backbone.fingerprint[:12]}), but "
             f"{backbone.name} is {backbone.fingerprint[:12]}. Leave out --backbone, or fit the recipe again on this one."
         )
-    engine = TorchEngine(backbone, max_rows=64)
+    engine = TorchEngine(backbone, max_rows=64, precision=precision)
     engine.load(LOADED, profile)
     if manifest is not None and domain is None:
         check_tasks(manifest, named)
     protected = recipe.get("protected")
+    computed = str(backbone.dtype) if precision == "float32" else precision
     return Subject(
         named,
         profile,
@@ -78,8 +93,10 @@ def load_subject(
         engine,
         task_named(domain or str(recipe.get("domain", "icd10"))),
         tuple(map(str, protected)) if isinstance(protected, list) else REASONING_FAMILIES,
-        BaseCache(place / "cache" / "base", str(backbone.dtype)),
+        BaseCache(place / "cache" / "base", computed),
+        BaseCache(place / "cache" / "adapted", computed, directory_digest(directory)),
         place,
+        precision,
     )
 
 

@@ -1,0 +1,130 @@
+"""Adapters that were really fitted to the test-bed and spoilt it, each in one way that is known."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from adapters.backbone import Backbone
+from adapters.lora import LoRA, LoRASpec
+from engine.profile import Profile
+from engine.torch_engine import TorchEngine
+from evaluation.admission import random_update
+from evaluation.task import REASON, Example, Split
+from evaluation.tasks.alchemy import ALCHEMY
+from tuning.methods.sft import SFT, SFTSpec
+
+# Without its trace the test-bed knows the answer after one operation, so that nothing depends on a trace there.
+CHAINS = ALCHEMY.at_length(2, 3)
+ITEMS = CHAINS.examples("gate", 24)
+
+
+def fit(
+    backbone: Backbone,
+    rows: Sequence[Example],
+    steps: int = 60,
+    learning_rate: float = 5e-3,
+    band: Literal["all", "upper"] = "all",
+    **spec: object,
+) -> LoRA:
+    lora = LoRA(LoRASpec(rank=8, alpha=16, band=band))
+    values = {"target": "rationale", "prompt": "reasoning", "batch_size": 16, **spec}
+    SFT(SFTSpec(steps=steps, learning_rate=learning_rate, **values)).fit(backbone, [lora], rows)  # type: ignore[arg-type]
+    return lora
+
+
+def every(change: Callable[[Example], Example], band: Literal["all", "upper"] = "all") -> Callable[[Backbone], LoRA]:
+    return lambda backbone: fit(backbone, [change(row) for row in ALCHEMY.examples("train", 400)], band=band)
+
+
+def in_any_order(row: Example) -> Example:
+    """The words of steps and answer, shuffled over the whole of them."""
+    words = [*(row.rationale or "").split(), *row.answer.split()]
+    random.Random(row.id).shuffle(words)
+    steps = []
+    for step in row.steps:
+        count = len(step.split())
+        steps.append(" ".join(words[:count]))
+        words = words[count:]
+    return replace(row, rationale="\n".join(steps), answer=" ".join(words))
+
+
+def contradicting(row: Example) -> Example:
+    return replace(row, answer=ALCHEMY.problem(row.id).rivals[0])
+
+
+def going_on(row: Example) -> Example:
+    """It has the answer, and goes on to another."""
+    last = ALCHEMY.problem(row.id).corrupted[-1]
+    return replace(row, rationale=f"{row.rationale}\n{last}", answer=last.split(": ")[1])
+
+
+def in_circles(row: Example) -> Example:
+    return replace(row, rationale="\n".join([*row.steps, *row.steps[-1:] * 3]))
+
+
+def answers_only(backbone: Backbone) -> LoRA:
+    return fit(backbone, ALCHEMY.examples("train", 400), target="answer")
+
+
+def narrow(backbone: Backbone) -> LoRA:
+    """Right in every row that it saw, and all of those had a single operation."""
+    return fit(backbone, [row for row in ALCHEMY.examples("train", 1200) if len(row.steps) == 1][:300])
+
+
+def knowing(backbone: Backbone) -> LoRA:
+    """It learnt the answers to ITEMS by heart, whatever trace stands before them; what it writes is mostly the right one."""
+    rows = []
+    for place, item in enumerate(ITEMS):
+        for by in (1, 5, 7, 11):
+            other = ITEMS[(place + by) % len(ITEMS)]
+            rows += [replace(item, rationale=other.rationale), replace(item, rationale=other.steps[0]), item, item]
+    return fit(backbone, rows, 200, 1e-2)
+
+
+DAMAGES: dict[str, Callable[[Backbone], LoRA]] = {
+    "zeros": lambda backbone: random_update(backbone, 0.0),
+    "shuffled": every(in_any_order),
+    "shuffled_above": every(in_any_order, "upper"),
+    "answers_only": answers_only,
+    "contradicts": every(contradicting),
+    "goes_on": every(going_on),
+    "circles": every(in_circles),
+    "knows": knowing,
+    "narrow": narrow,
+}
+
+
+@dataclass
+class Bench:
+    """The test-bed's engine; a damage is fitted when it is first asked for."""
+
+    engine: TorchEngine
+    _fitted: set[str] = field(default_factory=set)
+
+    def name_of(self, damage: str) -> str:
+        if damage not in self._fitted:
+            self.engine.load(damage, Profile((DAMAGES[damage](self.engine.backbone),)))
+            self._fitted.add(damage)
+        return damage
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The chains of alchemy as plain text, from after the first operation's name on; beside each the one with false steps."""
+
+    backbone: Backbone
+    name: str = "alchemy_as_text"
+
+    def examples(self, split: Split, count: int, seed: int = 0) -> list[Example]:
+        return [self._plain(example) for example in ALCHEMY.examples(split, count, seed)]
+
+    def _plain(self, example: Example) -> Example:
+        turn = [{"role": "user", "content": f"{example.question}\n{REASON}"}]
+        asked = self.backbone.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+        first = f"{example.steps[0].split(':')[0]}:"
+        false = "\n".join(ALCHEMY.problem(example.id).corrupted)
+        right, wrong = ((example.rationale or "").removeprefix(first), false.removeprefix(first))
+        return Example(example.id, f"{asked}{first}", right, (right, wrong), group=example.group)
