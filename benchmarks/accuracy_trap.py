@@ -95,6 +95,9 @@ def main() -> None:
         f"At the same domain gain, interpolated between the learning rates of each seed:\n\n{matched(rows)}",
         PAPERS,
         f"What of that is seen here, by the fits whose interval is clear of 0:\n\n{reproduced(rows)}",
+        "IG over gold traces is l_t - l_0: it rises where l_0 falls by more than l_t, that is where a model knows less without "
+        "steps and still reads those that it is given. Dependence and shift can be read only where enough traces are right; what "
+        "is lost before that stands under traces right.",
         f"![domain gain against the change of each measure]({picture.name})",
     ]
     write_section("accuracy_trap", "The accuracy trap", "\n\n".join(body))
