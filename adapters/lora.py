@@ -101,7 +101,7 @@ class LoRA:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # PEFT reads a name that transformers renames
             torch.manual_seed(self.spec.seed)
-            peft_model = get_peft_model(backbone.model, with_fast_layers(self._config(backbone)))
+            peft_model = get_peft_model(backbone.model, with_fast_layers(self.config(backbone)))
         try:
             if self._tensors is not None:
                 set_peft_model_state_dict(peft_model, self._tensors)
@@ -111,7 +111,7 @@ class LoRA:
             if self._live is not None:
                 self._tensors = self._live_tensors()
                 self._live = None
-            _detach(backbone.model, modules_before)
+            detach(backbone.model, modules_before)
 
     def transform(self, backbone: Backbone, prompt: Prompt) -> Prompt:
         return prompt
@@ -205,7 +205,7 @@ class LoRA:
         spec = LoRASpec(rank=config.r, alpha=alpha, dropout=config.lora_dropout)
         return cls(spec, exact / alpha, tensors)
 
-    def _config(self, backbone: Backbone) -> LoraConfig:
+    def config(self, backbone: Backbone) -> LoraConfig:
         init: Any = True if self.spec.init == "default" else self.spec.init
         return LoraConfig(
             r=self.spec.rank,
@@ -257,7 +257,7 @@ def _refuse_more_than_lora(directory: Path) -> None:
             )
 
 
-def _detach(model: nn.Module, modules_before: dict[str, nn.Module]) -> None:
+def detach(model: nn.Module, modules_before: dict[str, nn.Module]) -> None:
     """Puts every original module back in its place, and removes what PEFT hung onto the model."""
     for path, module in modules_before.items():
         if path:

@@ -87,6 +87,8 @@ def test_commands_in_the_readme_exist() -> None:
         ["promote"],
         ["rollback"],
         ["status"],
+        ["merge"],
+        ["reduce-intruders"],
         ["serve"],
         ["backbone", "install"],
     ],

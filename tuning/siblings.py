@@ -10,6 +10,7 @@ from adapters.files import new_adapter
 from engine.profile import Profile
 from evaluation.tasks import task_named
 from registry.manifest import MANIFEST, file_digest, verify
+from tuning.errors import BadRecipe
 from tuning.gating import Subject
 from tuning.manifest import complete
 from tuning.methods import METHODS
@@ -26,6 +27,11 @@ def sibling(subject: Subject, backbone: Backbone, number: int, home: Path, on_st
     name = f"{subject.name}, training seed +{number}"
     if (directory / MANIFEST).is_file():
         return Subject(name, directory, verify(directory))
+    if subject.manifest.derived:
+        raise BadRecipe(
+            f"A sibling is fitted by a release's recipe, but {subject.name} was made of other adapters "
+            f"({subject.manifest.derived.get('how')}). Set gate.training_seeds = 1 for it, with a reason."
+        )
     recipe = reseeded(subject.recipe, number)
     task = task_named(recipe.domain)
     examples = training_examples(recipe, task)
