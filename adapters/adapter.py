@@ -90,6 +90,15 @@ class Adapter(Protocol):
         ...
 
 
+@runtime_checkable
+class Penalised(Protocol):
+    """An adapter that may add to the loss of whatever method fits it."""
+
+    def penalty(self) -> Tensor | None:
+        """With a gradient, while attached; None where nothing was asked for."""
+        ...
+
+
 class Stack:
     """Several adapters as one: attached together, prompts transformed in order."""
 
@@ -127,6 +136,11 @@ class Stack:
     def parameters(self) -> Iterator[nn.Parameter]:
         for adapter in self.adapters:
             yield from adapter.parameters()
+
+    def penalty(self) -> Tensor | None:
+        """The sum of the adapters' own; None where none has any."""
+        parts = [part for one in self.adapters if isinstance(one, Penalised) and (part := one.penalty()) is not None]
+        return torch.stack(parts).sum() if parts else None
 
 
 def _joined(one: LowRank, two: LowRank) -> LowRank:

@@ -24,7 +24,7 @@ from adapters.backbone import Backbone
 from adapters.errors import BackboneMismatch, DamagedAdapter, RefusedAdapter
 from adapters.lora import CONFIG, WEIGHTS, adapters_off
 from adapters.spec import Range, Spec
-from adapters.weights import read_tensors
+from adapters.weights import digest_of, read_tensors
 
 # Legend: K thoughts, D assistant width, H backbone width
 
@@ -152,6 +152,11 @@ class SoftCoT:
         if self._tensors is None:
             raise RuntimeError("This SoftCoT was never attached, so it has no weights yet.")
         return self._tensors
+
+    def digest(self) -> str:
+        """SHA-256 over what a fit starts from: the weights, if there are any, and the scale."""
+        fitted = self._projection is not None or self._tensors is not None
+        return digest_of(self.tensors() if fitted else {}, self.scale)
 
     def save(self, directory: Path) -> None:
         save_file({key: tensor.float().contiguous() for key, tensor in self.tensors().items()}, directory / WEIGHTS)

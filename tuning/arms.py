@@ -138,7 +138,7 @@ class Bench:
 
     def _fit_and_read(self, arm: Arm) -> tuple[ArmReadings, ArmReadings]:
         started = time.monotonic()
-        adapters = new_adapters(self.recipe, arm.seed)
+        adapters = new_adapters(self.recipe, self.backbone, arm.seed)
         method = arm.method.model_copy(update={"seed": arm.seed})
         fit = METHODS[method.name](method).fit(self.backbone, adapters, arm.examples)
         fitted = time.monotonic()

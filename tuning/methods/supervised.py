@@ -25,7 +25,8 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from adapters.adapter import Adapter, Stack
 from adapters.backbone import Backbone
-from adapters.lora import adapters_off
+from adapters.lora import LoRA, adapters_off
+from adapters.softcot import SoftCoT
 from adapters.spec import Choices, Range
 from evaluation.errors import DataError
 from evaluation.task import Example, Task
@@ -192,14 +193,13 @@ def check_room(backbone: Backbone, rows: Sequence[Row]) -> None:
 def identity_of(backbone: Backbone, adapters: Sequence[Adapter], spec: MethodSpec, rows: Sequence[object]) -> str:
     """SHA-256 over all that decides a fit: a checkpoint of another must not be taken for its own."""
     specs = [adapter.spec.model_dump(mode="json") for adapter in adapters]
-    deciding = [backbone.fingerprint, specs, spec.model_dump(mode="json"), [repr(row) for row in rows]]
+    starts = [adapter.digest() for adapter in adapters if isinstance(adapter, (LoRA, SoftCoT))]
+    deciding = [backbone.fingerprint, specs, starts, spec.model_dump(mode="json"), [repr(row) for row in rows]]
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
 def think_ahead(backbone: Backbone, stack: Stack, prompts: Sequence[tuple[int, ...]]) -> None:
     """Lets a soft-thought assistant read the prompts before any gradient is wanted: its states are then cached."""
-    from adapters.softcot import SoftCoT
-
     for adapter in stack.adapters:
         if isinstance(adapter, SoftCoT) and not adapter.spec.static:
             with torch.no_grad():
