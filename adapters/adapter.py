@@ -19,11 +19,15 @@ from adapters.spec import Spec
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the backbone reads: token ids, and vectors that stand in the place of the ids from `soft_at` on."""
+    """What the backbone reads: token ids, and vectors that stand in the place of the ids from `soft_at` on.
+
+    `chain` is which of an adapter's sets of soft thoughts it gets, or got.
+    """
 
     ids: tuple[int, ...]
     soft_KH: Tensor | None = None
     soft_at: int = 0
+    chain: int = 0
 
     def embed(self, embeddings: nn.Embedding) -> Tensor:
         """Input embeddings, [T, H]; gradients flow into the soft vectors."""

@@ -107,7 +107,7 @@ def _begun(new: Adapter, start: Adapter, named: str, backbone: Backbone) -> Adap
         strength = start.spec.alpha * start.scale / new.spec.alpha
         return LoRA(new.spec, strength, {key: tensor.clone() for key, tensor in start.tensors().items()})
     if isinstance(new, SoftCoT) and isinstance(start, SoftCoT):
-        for field in ("num_thoughts", "assistant_layers", "assistant", "static"):
+        for field in ("num_thoughts", "num_chains", "assistant_layers", "assistant", "static"):
             _same(named, f"adapter.softcot.{field}", getattr(new.spec, field), getattr(start.spec, field))
         return SoftCoT(new.spec, start.scale, {key: tensor.clone() for key, tensor in start.tensors().items()})
     raise BadRecipe(f"A fit goes on from a LoRA or soft thoughts, but {named} holds a {kind_of(start)}. Leave it out.")

@@ -23,6 +23,7 @@ from tuning.methods.sft import SFTSpec
 Kind = Literal["lora", "softcot", "lora+softcot"]
 KINDS: tuple[Kind, ...] = ("lora", "softcot", "lora+softcot")
 METHOD_NAME = "method.name"
+SOFTCOT = "softcot"  # the method that fits several sets of soft thoughts
 USUAL_SEARCH = (
     "adapter.kind",
     "method.learning_rate",
@@ -165,6 +166,13 @@ class Recipe(Spec):
                     f"search and ranges name searchable fields, but {field!r} is none. Known: {', '.join(sorted(known))}."
                 )
         METHODS[self.method.name].check_kind(self.adapter.kind)
+        chains = self.adapter.softcot.num_chains if "softcot" in self.adapter.kind.split("+") else 1
+        if chains > 1 and self.methods() != (SOFTCOT,):
+            raise ValueError(
+                f"Several sets of soft thoughts are fitted together by the method {SOFTCOT!r} alone, but "
+                f"adapter.softcot.num_chains is {chains} and the method {', '.join(map(repr, self.methods()))}. Set "
+                f'method.name = "{SOFTCOT}", or num_chains = 1.'
+            )
         if len(set(self.protected)) < len(self.protected) or self.domain in self.protected:
             raise ValueError(
                 f"protected names each task once and never the domain, but got {list(self.protected)} and {self.domain!r}."

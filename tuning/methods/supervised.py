@@ -31,7 +31,7 @@ from adapters.spec import Choices, Range
 from evaluation.errors import DataError
 from evaluation.task import Example, Task
 from tuning.batches import Batch, Row, collate, endless_batches
-from tuning.loop import OnStep, OnUpdate, run
+from tuning.loop import Learner, OnStep, OnUpdate, run
 from tuning.methods.method import Fit, Method, MethodSpec
 
 # Legend: N label positions of a batch, V vocabulary
@@ -80,6 +80,9 @@ class Supervised(Method):
     def prepare(self, given: Given) -> Prepared:
         """The rows, in an order that the same call gives again."""
 
+    def learner(self, backbone: Backbone, stack: Stack, rows: Sequence[Row]) -> Learner[Row]:
+        return Rows.drawn(backbone, stack, self.spec, rows)
+
     def fit(
         self,
         backbone: Backbone,
@@ -94,7 +97,7 @@ class Supervised(Method):
         started = time.monotonic()
         prepared, stack = self.prepare(Given(backbone, adapters, examples, task, directory)), Stack(adapters)
         prepared_s = time.monotonic() - started
-        learner = Rows.drawn(backbone, stack, self.spec, prepared.rows)
+        learner = self.learner(backbone, stack, prepared.rows)
         identity = identity_of(backbone, adapters, self.spec, prepared.rows) if directory else ""
         done = run(backbone, stack, self.spec, learner, on_step, on_update, directory, identity, prepared.num_generated)
         numbers = {name: tuple(values) for name, values in done.numbers.items()}
@@ -201,7 +204,7 @@ def identity_of(backbone: Backbone, adapters: Sequence[Adapter], spec: MethodSpe
 def think_ahead(backbone: Backbone, stack: Stack, prompts: Sequence[tuple[int, ...]]) -> None:
     """Lets a soft-thought assistant read the prompts before any gradient is wanted: its states are then cached."""
     for adapter in stack.adapters:
-        if isinstance(adapter, SoftCoT) and not adapter.spec.static:
+        if isinstance(adapter, SoftCoT) and not adapter.spec.static and adapter.spec.num_chains == 1:
             with torch.no_grad():
                 for prompt_ids in prompts:
                     adapter.states(backbone, prompt_ids)
