@@ -27,6 +27,7 @@ from adapters.residual import ResidualShift
 from adapters.spec import Choices, Range, Spec
 from adapters.weights import digest_of, read_tensors
 
+TargetModules = Literal["all-linear", "attention", "mlp"]
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 _INITS = ("default", "gaussian", "orthogonal", "null_space")
@@ -50,9 +51,7 @@ class LoRASpec(Spec):
     rank: Annotated[int, Range(4, 64, log=True)] = 16
     alpha: Annotated[int, Range(8, 128, log=True)] = 32
     dropout: Annotated[float, Range(0.0, 0.1)] = 0.0
-    target_modules: Annotated[Literal["all-linear", "attention", "mlp"], Choices(("all-linear", "attention", "mlp"))] = (
-        "all-linear"
-    )
+    target_modules: Annotated[TargetModules, Choices(("all-linear", "attention", "mlp"))] = "all-linear"
     band: Annotated[Literal["all", "lower", "middle", "upper"], Choices(("all", "lower", "middle", "upper"))] = (
         "all"  # which third of the layers
     )

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from adapters.backbone import Backbone
 from adapters.errors import RefusedAdapter
-from adapters.lora import LoRA, LoRASpec, detach
+from adapters.lora import LoRA, LoRASpec, TargetModules, detach
 from adapters.spec import Spec
 
 Combination = Literal["cat", "svd", "ties", "dare", "dare_ties"]
@@ -84,7 +84,7 @@ def merged(backbone: Backbone, loras: Sequence[LoRA], spec: MergeSpec) -> LoRA:
         tensors = get_peft_model_state_dict(model, adapter_name="merged")
         tensors = {key: tensor.detach().float().cpu().clone() for key, tensor in tensors.items()}
     modules = {lora.spec.target_modules for lora in loras}
-    target = modules.pop() if len(modules) == 1 else "all-linear"
+    target: TargetModules = modules.pop() if len(modules) == 1 else "all-linear"
     return LoRA(LoRASpec(rank=rank, alpha=rank, target_modules=target), tensors=tensors)
 
 

@@ -39,7 +39,7 @@ class Apart:
 
     def penalty(self, new: Mapping[str, Tensor]) -> Tensor:
         """`new` is A of each module of the new adapter, [R, I], by path."""
-        return self.weight * self.overlap(new)
+        return self.overlap(new) * self.weight
 
     def overlap(self, new: Mapping[str, Tensor]) -> Tensor:
         shared = [path for path in new if path in self.earlier]

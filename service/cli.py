@@ -256,6 +256,7 @@ def status(home: Home = None, tracking_uri: TrackingUri = None, as_json: Json = 
 
 
 app.command()(combining_cli.merge)
+app.command("softcot-arms")(combining_cli.softcot_arms)
 app.command("reduce-intruders")(combining_cli.reduce_intruders)
 
 

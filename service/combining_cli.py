@@ -1,4 +1,4 @@
-"""The commands that make adapters out of adapters; see service.cli."""
+"""The commands that make adapters out of adapters, and those that say what a part of one is worth; see service.cli."""
 
 from __future__ import annotations
 
@@ -58,3 +58,16 @@ def reduce_intruders(
     from service.commands.merge import reduce_intruders as run
 
     run(subject, out, {"top_k": top_k, "threshold": threshold, "kept": kept}, name, home, tracking_uri, as_json)
+
+
+def softcot_arms(
+    recipe: Annotated[Path, typer.Argument(help="A TOML file that fits soft thoughts; nothing is searched.")],
+    seeds: Annotated[int, typer.Option(help="Training seeds of each arm.", min=1)] = 3,
+    time_budget_s: Annotated[float | None, typer.Option(help="Seconds after which no arm is begun.", min=1)] = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Fit soft thoughts with an assistant, as a static prompt and not at all: whose is the gain? Exit code 1: run it again."""
+    from service.commands.softcot_arms import softcot_arms as run
+
+    raise typer.Exit(run(recipe, seeds, time_budget_s, home, as_json))

@@ -88,6 +88,7 @@ def test_commands_in_the_readme_exist() -> None:
         ["rollback"],
         ["status"],
         ["merge"],
+        ["softcot-arms"],
         ["reduce-intruders"],
         ["serve"],
         ["backbone", "install"],

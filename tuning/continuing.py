@@ -37,7 +37,7 @@ def pinned(recipe: Recipe, tracking: Tracking) -> Recipe:
     The directory is the registry's read-only copy, named by the digest of its manifest: what a study began from stays that,
     whoever is promoted in the meantime.
     """
-    adapter, changed = recipe.adapter, {}
+    adapter, changed = recipe.adapter, dict[str, object]()
     if adapter.warm_start is not None:
         changed["adapter.warm_start"] = _directory(adapter.warm_start, tracking)
     if adapter.orthogonal_to:

@@ -80,7 +80,7 @@ def reduce_intruders(
         )
     found = without_intruders(backbone, parents.loras[0], spec)
     intruders: dict[str, JsonValue] = dict(found.intruders)
-    told = {"how": "reduce-intruders", **spec.model_dump(mode="json"), "intruders": intruders}
+    told: dict[str, JsonValue] = {"how": "reduce-intruders", **spec.model_dump(mode="json"), "intruders": intruders}
     return _write(parents, backbone, found.lora, directory, name, told)
 
 
@@ -137,6 +137,5 @@ def _recipe(parents: Parents, lora: LoRA, name: str | None) -> Recipe:
 
 def _all_hashes(parents: Parents) -> TrainingHashes:
     found = [TrainingHashes.read(subject.directory) for subject in parents.subjects]
-    return TrainingHashes(
-        frozenset().union(*(hashes.rows for hashes in found)), frozenset().union(*(hashes.ngrams for hashes in found))
-    )
+    rows, ngrams = (hashes.rows for hashes in found), (hashes.ngrams for hashes in found)
+    return TrainingHashes(frozenset[str]().union(*rows), frozenset[str]().union(*ngrams))
