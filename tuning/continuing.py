@@ -1,7 +1,7 @@
 """Going on from earlier adapters: a warm start, a LoRA kept apart from others, a start in the null space of what is protected.
 
-None of it hangs on the method: what is fitted starts elsewhere, or pays a penalty in the loop that all methods share. The
-reference of every KL stays the backbone, and never the adapter that the fit started from.
+None of it hangs on the method: what is fitted starts elsewhere, or pays a penalty in the loop that methods share (and under TRL's
+trainers). The reference of every KL stays the backbone, and never the adapter that the fit started from.
 """
 
 from __future__ import annotations
