@@ -1,4 +1,4 @@
-"""docs/methods.md: every example is a recipe."""
+"""docs/methods.md: every method has its section, and every example is a recipe."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from tuning.methods import METHODS
 from tuning.recipe import Recipe
 
 PAGE = (Path(__file__).parent.parent / "docs" / "methods.md").read_text()
 EXAMPLES = re.findall(r"```toml\n(.+?)```", PAGE, re.S)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_a_section(name: str) -> None:
+    assert re.search(rf"^## `{re.escape(name)}`", PAGE, re.M)
 
 
 @pytest.mark.parametrize("text", EXAMPLES)
