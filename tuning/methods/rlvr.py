@@ -10,7 +10,7 @@ import random
 import statistics
 import time
 from collections.abc import Sequence
-from copy import copy
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -114,7 +114,7 @@ class RLVR(Method):
         before = replace(
             self, spec=spec.model_copy(update={"examples": "all", "reward": "accuracy", "steps": steps, "token_budget": None})
         )
-        alike = [copy(adapter) for adapter in adapters]  # that begin where these do
+        alike = [deepcopy(adapter) for adapter in adapters]  # that begin where these do
         _, learner = before._learn(backbone, alike, pool, task, directory / "history" if directory else None)
         variances = historical_variance(task, learner.policy.history(steps), len(pool))
         best = max(range(len(pool)), key=lambda index: variances[index])
