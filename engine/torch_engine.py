@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
+from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -106,8 +107,9 @@ class TorchEngine:
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
         voters = self._voters(request)
         if len(voters) == 1:
-            async for delta in self._written(voters[0]):
-                yield delta
+            async with aclosing(self._written(voters[0])) as deltas:
+                async for delta in deltas:
+                    yield delta
             return
         for delta in await elected_stream([self._written(voter) for voter in voters]):
             yield delta
