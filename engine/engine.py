@@ -34,6 +34,9 @@ class GenerationRequest:
 
     `begun_ids` is how the reply begins: it is read after the prompt as the profile transforms that (soft thoughts do not depend
     on it), and is not returned.
+
+    `chain` is which of the profile's sets of soft thoughts is read. None: a profile with several writes a reply under each, and
+    the completion is the one that the majority of their answers elects; see engine.voting.
     """
 
     prompt_ids: tuple[int, ...]
@@ -45,6 +48,7 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()  # texts; matched across token borders and not returned
     begun_ids: tuple[int, ...] = ()
     top_logprobs: int = 0  # how many of the likeliest tokens the completion lists at every place, at most 20
+    chain: int | None = None
 
 
 class TokenLogprob(NamedTuple):
@@ -78,7 +82,7 @@ class Completion:
 class Continuation:
     """What `score` is asked: the log-probability of `ids[scored_from:]` after `prompt_ids` and the ids before.
 
-    `prompt_ids` is what the profile transforms: soft thoughts depend on it, and not on `ids`.
+    `prompt_ids` is what the profile transforms: soft thoughts depend on it, and not on `ids`. Of several sets the first is read.
     """
 
     prompt_ids: tuple[int, ...]

@@ -9,6 +9,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from service import combining_cli
+from service.options import Home, Json, TrackingUri
+
 app = typer.Typer(
     name="graftline",
     no_args_is_help=True,
@@ -23,17 +26,6 @@ app.add_typer(backbone_app, name="backbone")
 
 _OWN_PACKAGES = ("adapters", "engine", "evaluation", "registry", "tuning", "service")
 QUICKSTART = Path(__file__).parent.parent / "recipes" / "quickstart.toml"  # beside the packages, in a checkout and in a wheel
-
-Home = Annotated[
-    Path | None,
-    typer.Option(
-        "--home", help="Where studies, the registry and the cache are kept [default: $GRAFTLINE_HOME, else ./.graftline]."
-    ),
-]
-TrackingUri = Annotated[
-    str | None, typer.Option("--tracking-uri", help="An MLflow server or database [default: SQLite in the home].")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts instead of text.")]
 
 
 @app.command()
@@ -276,6 +268,11 @@ def status(home: Home = None, tracking_uri: TrackingUri = None, as_json: Json = 
     from service.commands.releases import status as run
 
     run(home, tracking_uri, as_json)
+
+
+app.command()(combining_cli.merge)
+app.command("softcot-arms")(combining_cli.softcot_arms)
+app.command("reduce-intruders")(combining_cli.reduce_intruders)
 
 
 @app.command()

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fitted import fitted_lora
 
 from adapters.backbone import Backbone
 from adapters.lora import LoRA, LoRASpec
+from adapters.orthogonal import Apart
 from evaluation.errors import MissingPackage
 from tuning.errors import BadRecipe, Diverged
 from tuning.loop import OnStep, OnUpdate, Progress
@@ -69,6 +71,21 @@ def test_the_reference_is_the_backbone_and_not_the_adapter_as_it_was(backbone: B
     fitted(backbone, lora)
     assert abs(fitted(backbone, lora).numbers["margin"][0]) > 0.1
     assert not any("ref" in key for key in lora.tensors())
+
+
+def test_what_is_kept_apart_from_an_earlier_adapter_is_so_under_a_trainer_too(backbone: Backbone) -> None:
+    earlier = fitted_lora(backbone, 1)
+
+    def overlap(weight: float) -> tuple[float, Progress]:
+        lora = LoRA(LoRASpec(rank=4))
+        lora.apart = Apart.of(weight, [earlier]) if weight else None
+        done = fitted(backbone, lora)
+        rows = {path: low.a_RI for path, low in lora.contribution().low_rank.items()}
+        return float(Apart.of(1.0, [earlier]).overlap(rows)), done
+
+    (kept, told), (free, plain) = overlap(0.5), overlap(0.0)
+    assert kept < 0.8 * free
+    assert len(told.numbers["penalty"]) == SPEC.steps and "penalty" not in plain.numbers
 
 
 def test_all_is_left_as_it_was_found(backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,8 +90,12 @@ def endless_batches(rows: Sequence[Row], batch_size: int, seed: int) -> Iterator
 
 def collate(backbone: Backbone, adapters: Stack, rows: Sequence[Row]) -> Batch:
     """Embeds prompts as the adapters transform them; gradients flow into soft thoughts."""
+    return padded(backbone, [adapters.transform(backbone, Prompt(row.prompt_ids)) for row in rows], rows)
+
+
+def padded(backbone: Backbone, prompts: Sequence[Prompt], rows: Sequence[Row]) -> Batch:
+    """The rows' completions, each after its transformed prompt."""
     embeddings: nn.Embedding = backbone.embeddings
-    prompts = [adapters.transform(backbone, Prompt(row.prompt_ids)) for row in rows]
     lengths = [len(prompt.ids) + len(row.completion_ids) for prompt, row in zip(prompts, rows, strict=True)]
     width, device = max(lengths), embeddings.weight.device
     targets_BT = torch.full((len(rows), width), -100, device=device)

@@ -109,6 +109,9 @@ def run(
                     parameter.grad = accelerator.reduce(own, "sum")
             require_finite("loss", numbers["loss"], step, spec)
             require_finite("gradient's norm", float(torch.nn.utils.clip_grad_norm_(trained, MAX_NORM)), step, spec)
+            if (penalty := stack.penalty()) is not None:
+                penalty.backward()  # after the clipping: it must not shrink what the method learns
+                numbers["penalty"] = float(penalty.detach())
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if on_update:

@@ -110,7 +110,7 @@ def _fit_and_measure(job: Job, ground: Ground, report: Report) -> Outcome:
     from tuning.plan import data_digest, generated_plan, likelihood_plan, margins_of
 
     recipe, backbone, examples = job.recipe, ground.backbone, ground.examples
-    adapters = new_adapters(recipe)
+    adapters = new_adapters(recipe, backbone)
     started = time.monotonic()
     fit = METHODS[recipe.method.name](recipe.method).fit(
         backbone,

@@ -92,7 +92,8 @@ def run_trl(
         trained = [parameter for parameter in lora.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=spec.learning_rate, weight_decay=spec.weight_decay)
         progress = (kept.restore(trained, optimizer) if kept else None) or Progress(0, {}, 0, 0.0)
-        watch = _Watch(spec, progress, optimizer, trained, {"loss": "loss", **logged}, kept, on_step, on_update, num_written)
+        named = {"loss": "loss", **logged}
+        watch = _Watch(lora, spec, progress, optimizer, trained, named, kept, on_step, on_update, num_written)
         if not watch.is_done:
             arguments = _arguments(backbone, spec, progress.step, nowhere, rows_per_forward or spec.batch_size)
             # The watch sets the rate of every step itself: of a fit that goes on, the trainer counts its own steps alone.
@@ -127,6 +128,7 @@ class _Watch:
 
     def __init__(
         self,
+        lora: LoRA,
         spec: MethodSpec,
         progress: Progress,
         optimizer: torch.optim.Optimizer,
@@ -137,7 +139,7 @@ class _Watch:
         on_update: OnUpdate | None,
         num_written: NumWritten,
     ) -> None:
-        self.spec, self.progress, self.optimizer, self.trained = spec, progress, optimizer, trained
+        self.lora, self.spec, self.progress, self.optimizer, self.trained = lora, spec, progress, optimizer, trained
         self.logged, self.kept, self.on_step, self.on_update = logged, kept, on_step, on_update
         self.num_written = num_written
         self.began, self.tokens_before = time.monotonic() - progress.seconds, progress.num_tokens
@@ -155,6 +157,12 @@ class _Watch:
         for group in self.optimizer.param_groups:
             group["lr"] = spec.learning_rate * schedule(round(self.share_done * spec.steps), spec.steps, spec.warmup)
         torch.manual_seed(random.Random(f"{self.spec.seed}/{self.progress.step}").getrandbits(63))
+
+    def penalise(self) -> None:
+        """After the clipping and before the update, as in our own loop."""
+        if (penalty := self.lora.penalty()) is not None:
+            penalty.backward()
+            self.progress.numbers.setdefault("penalty", []).append(float(penalty.detach()))
 
     def updated(self) -> None:
         if self.on_update:
@@ -182,6 +190,9 @@ def _watch(trainer: Trainer, watch: _Watch) -> None:
     class Callback(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             watch.begin()
+
+        def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+            watch.penalise()
 
         def on_optimizer_step(self, *_: Any, **__: Any) -> None:
             watch.updated()

@@ -72,7 +72,7 @@ def load_subject(
     from tuning.recipe import REASONING_FAMILIES
 
     place = home_directory(home)
-    directory, manifest = _files(named, place, tracking_uri)
+    directory, manifest = files_of(named, place, tracking_uri)
     profile, recipe = Profile.load(directory), manifest.recipe if manifest else {}
     backbone = Backbone.load(backbone_name or (manifest.backbone.name if manifest else "smollm2-135m-reasoner"))
     if manifest is not None and manifest.backbone.fingerprint != backbone.fingerprint:
@@ -100,7 +100,7 @@ def load_subject(
     )
 
 
-def _files(named: str, home: Path, tracking_uri: str | None) -> tuple[Path, Manifest | None]:
+def files_of(named: str, home: Path, tracking_uri: str | None) -> tuple[Path, Manifest | None]:
     """A directory as its manifest says it is (plain PEFT directories have none), or a published release."""
     directory = Path(named)
     if directory.is_dir():

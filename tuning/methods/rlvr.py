@@ -10,6 +10,7 @@ import random
 import statistics
 import time
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,11 +20,7 @@ from pydantic import model_validator
 
 from adapters.adapter import Adapter, Stack
 from adapters.backbone import Backbone
-from adapters.files import new_adapter
-from adapters.lora import LoRASpec
-from adapters.softcot import SoftCoTSpec
 from adapters.spec import Choices
-from adapters.steering import SteeringSpec
 from evaluation.errors import DataError
 from evaluation.task import Example, Task, first_answer, is_right
 from tuning.loop import OnStep, OnUpdate, Progress
@@ -117,9 +114,8 @@ class RLVR(Method):
         before = replace(
             self, spec=spec.model_copy(update={"examples": "all", "reward": "accuracy", "steps": steps, "token_budget": None})
         )
-        specs = [adapter.spec for adapter in adapters]
-        unfitted = [new_adapter(spec) for spec in specs if isinstance(spec, LoRASpec | SoftCoTSpec | SteeringSpec)]
-        _, learner = before._learn(backbone, unfitted, pool, task, directory / "history" if directory else None)
+        alike = [deepcopy(adapter) for adapter in adapters]  # that begin where these do
+        _, learner = before._learn(backbone, alike, pool, task, directory / "history" if directory else None)
         variances = historical_variance(task, learner.policy.history(steps), len(pool))
         best = max(range(len(pool)), key=lambda index: variances[index])
         return best, variances[best], learner.num_written(steps)

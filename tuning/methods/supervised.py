@@ -25,12 +25,13 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from adapters.adapter import Adapter, Stack
 from adapters.backbone import Backbone
-from adapters.lora import adapters_off
+from adapters.lora import LoRA, adapters_off
+from adapters.softcot import SoftCoT
 from adapters.spec import Choices, Range
 from evaluation.errors import DataError
 from evaluation.task import Example, Task
 from tuning.batches import Batch, Row, collate, endless_batches
-from tuning.loop import OnStep, OnUpdate, run
+from tuning.loop import Learner, OnStep, OnUpdate, run
 from tuning.methods.method import Fit, Method, MethodSpec
 
 # Legend: N label positions of a batch, V vocabulary
@@ -79,6 +80,9 @@ class Supervised(Method):
     def prepare(self, given: Given) -> Prepared:
         """The rows, in an order that the same call gives again."""
 
+    def learner(self, backbone: Backbone, stack: Stack, rows: Sequence[Row]) -> Learner[Row]:
+        return Rows.drawn(backbone, stack, self.spec, rows)
+
     def fit(
         self,
         backbone: Backbone,
@@ -93,7 +97,7 @@ class Supervised(Method):
         started = time.monotonic()
         prepared, stack = self.prepare(Given(backbone, adapters, examples, task, directory)), Stack(adapters)
         prepared_s = time.monotonic() - started
-        learner = Rows.drawn(backbone, stack, self.spec, prepared.rows)
+        learner = self.learner(backbone, stack, prepared.rows)
         identity = identity_of(backbone, adapters, self.spec, prepared.rows) if directory else ""
         done = run(backbone, stack, self.spec, learner, on_step, on_update, directory, identity, prepared.num_generated)
         numbers = {name: tuple(values) for name, values in done.numbers.items()}
@@ -192,16 +196,15 @@ def check_room(backbone: Backbone, rows: Sequence[Row]) -> None:
 def identity_of(backbone: Backbone, adapters: Sequence[Adapter], spec: MethodSpec, rows: Sequence[object]) -> str:
     """SHA-256 over all that decides a fit: a checkpoint of another must not be taken for its own."""
     specs = [adapter.spec.model_dump(mode="json") for adapter in adapters]
-    deciding = [backbone.fingerprint, specs, spec.model_dump(mode="json"), [repr(row) for row in rows]]
+    starts = [adapter.digest() for adapter in adapters if isinstance(adapter, (LoRA, SoftCoT))]
+    deciding = [backbone.fingerprint, specs, starts, spec.model_dump(mode="json"), [repr(row) for row in rows]]
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
 def think_ahead(backbone: Backbone, stack: Stack, prompts: Sequence[tuple[int, ...]]) -> None:
     """Lets a soft-thought assistant read the prompts before any gradient is wanted: its states are then cached."""
-    from adapters.softcot import SoftCoT
-
     for adapter in stack.adapters:
-        if isinstance(adapter, SoftCoT) and not adapter.spec.static:
+        if isinstance(adapter, SoftCoT) and not adapter.spec.static and adapter.spec.num_chains == 1:
             with torch.no_grad():
                 for prompt_ids in prompts:
                     adapter.states(backbone, prompt_ids)

@@ -1,0 +1,122 @@
+"""SoftCoT and SoftCoT++: soft thoughts fitted on written chains, several sets of them pushed apart.
+
+With one set it is the cross-entropy of the chain after the thoughts (arXiv 2502.12134). With N sets (arXiv 2505.11484) the loss
+is the sum over the sets of that cross-entropy, and per example a contrast (InfoNCE): each set of thoughts, flattened and
+normalised, must be more like itself under dropout than like the other sets. What is stepped on is that sum divided by N.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, dropout, normalize
+
+from adapters.adapter import Stack
+from adapters.backbone import Backbone
+from adapters.softcot import SoftCoT
+from adapters.spec import Choices, Range
+from evaluation.task import Example, Task
+from tuning.batches import Row, check_rationales, padded, rows_of
+from tuning.loop import Learner
+from tuning.methods.supervised import (
+    Given,
+    Prepared,
+    Rows,
+    Supervised,
+    SupervisedSpec,
+    label_logits,
+    micro_batches,
+    pull_to_base,
+    token_loss,
+)
+
+# Legend: N chains, K thoughts, H hidden, F = K * H
+
+TEMPERATURE, DROPOUT = 0.05, 0.5  # of the contrast, as published
+
+
+class SoftCoTFitSpec(SupervisedSpec):
+    """`contrast_weight` is that of the InfoNCE term, 1 as published; a single set of thoughts has none."""
+
+    name: Literal["softcot"] = "softcot"
+    target: Annotated[Literal["answer", "rationale", "mixed"], Choices(("answer", "rationale", "mixed"))] = "rationale"
+    prompt: Annotated[Literal["reasoning", "matching"], Choices(("reasoning", "matching"))] = "reasoning"
+    contrast_weight: Annotated[float, Range(0.0, 2.0)] = 1.0
+
+
+@dataclass(frozen=True)
+class SoftCoTPlusPlus(Supervised):
+    spec: SoftCoTFitSpec
+    spec_type = SoftCoTFitSpec
+    kinds = frozenset({"softcot"})
+
+    def check(self, examples: Sequence[Example], task: Task) -> None:
+        check_rationales(examples, self.spec.target)
+
+    def prepare(self, given: Given) -> Prepared:
+        return Prepared(rows_of(given.backbone, given.examples, self.spec.target, self.spec.prompt))
+
+    def learner(self, backbone: Backbone, stack: Stack, rows: Sequence[Row]) -> Learner[Row]:
+        plain = Rows.drawn(backbone, stack, self.spec, rows)
+        (softcot,) = stack.adapters
+        assert isinstance(softcot, SoftCoT)
+        return plain if softcot.spec.num_chains == 1 else Chains(plain, softcot, self.spec)
+
+
+@dataclass(frozen=True)
+class Chains:
+    """A learner of rows under every set of thoughts."""
+
+    rows: Rows
+    softcot: SoftCoT
+    spec: SoftCoTFitSpec
+
+    @property
+    def num_chains(self) -> int:
+        return self.softcot.spec.num_chains
+
+    def batch(self, step: int) -> Sequence[Row]:
+        return self.rows.batch(step)
+
+    def num_tokens(self, batch: Sequence[Row]) -> int:
+        return self.num_chains * self.rows.num_tokens(batch)
+
+    def backward(self, share: Sequence[Row], batch: Sequence[Row]) -> dict[str, float]:
+        backbone, spec, count = self.rows.backbone, self.spec, self.num_chains
+        num_labels, told = count * sum(row.num_labels for row in batch), {"loss": 0.0, "contrast": 0.0, "kl": 0.0}
+        for part in micro_batches(share, max(1, spec.micro_batch_tokens // count)):
+            each = [row for row in part for _ in range(count)]
+            with backbone.autocast():
+                thoughts = [self.softcot.thoughts(backbone, row.prompt_ids) for row in part]
+                prompts = [
+                    self.softcot.placed(backbone, row.prompt_ids, soft_KH, chain)
+                    for row, soft_NKH in zip(part, thoughts, strict=True)
+                    for chain, soft_KH in enumerate(soft_NKH)
+                ]
+                logits_NV, labels_N = label_logits(backbone, padded(backbone, prompts, each))
+            written = token_loss(logits_NV.float(), labels_N, spec.loss) / num_labels
+            apart = torch.stack([contrast(soft_NKH) for soft_NKH in thoughts]).sum() / len(batch)
+            loss = written + spec.contrast_weight / count * apart
+            told["loss"] += float(written.detach())
+            told["contrast"] += float(apart.detach())
+            if spec.kl_weight:
+                pull = pull_to_base(backbone, logits_NV, each) / num_labels
+                told["kl"] += float(pull.detach())
+                loss = loss + spec.kl_weight * pull
+            loss.backward()
+        return told if spec.kl_weight else {name: value for name, value in told.items() if name != "kl"}
+
+
+def contrast(soft_NKH: Tensor) -> Tensor:
+    """InfoNCE over the sets of one example, in nats: log N where all sets are alike, towards 0 where they are apart.
+
+    Of each example by itself: sets of other examples in the batch are neither its positives nor its negatives.
+    """
+    student_NF = soft_NKH.flatten(1).float()
+    teacher_NF = dropout(student_NF, DROPOUT, training=True)
+    logits_NN = normalize(student_NF, dim=-1) @ normalize(teacher_NF, dim=-1).T / TEMPERATURE
+    return cross_entropy(logits_NN, torch.arange(len(logits_NN), device=logits_NN.device))
