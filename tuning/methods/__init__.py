@@ -5,10 +5,12 @@ from tuning.methods.rewrite import Rewrite
 from tuning.methods.rlvr import RLVR
 from tuning.methods.sdft import SDFT
 from tuning.methods.sft import SFT
+from tuning.methods.star import STaR
 
 METHODS: dict[str, type[Method]] = {
     "sft": SFT,
     "rewrite": Rewrite,
+    "star": STaR,
     "rlvr": RLVR,
     "sdft": SDFT,
 }
