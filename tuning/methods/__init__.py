@@ -1,5 +1,6 @@
 """The training methods, by name."""
 
+from tuning.methods.critique import CritiqueTuning
 from tuning.methods.method import Method
 from tuning.methods.rewrite import Rewrite
 from tuning.methods.rlvr import RLVR
@@ -11,6 +12,7 @@ METHODS: dict[str, type[Method]] = {
     "sft": SFT,
     "rewrite": Rewrite,
     "star": STaR,
+    "critique": CritiqueTuning,
     "rlvr": RLVR,
     "sdft": SDFT,
 }
