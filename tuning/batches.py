@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -97,17 +96,10 @@ def check_rationales(examples: Sequence[Example], target: str) -> None:
 
 
 def endless_rows(rows: Sequence[Row], seed: int | str) -> Iterator[Row]:
-    """Shuffled passes over the rows, without end."""
+    """Shuffled passes over the rows, without end: every row is seen before one comes again."""
     rng = random.Random(f"batches/{seed}")
     while True:
         yield from rng.sample(rows, len(rows))
-
-
-def endless_batches(rows: Sequence[Row], batch_size: int, seed: int) -> Iterator[list[Row]]:
-    """Shuffled passes over the rows, without end; a batch is sorted by length so that it can be split evenly."""
-    drawn = endless_rows(rows, seed)
-    while True:
-        yield sorted(islice(drawn, batch_size), key=len)
 
 
 def collate(backbone: Backbone, adapters: Stack, rows: Sequence[Row]) -> Batch:

@@ -6,14 +6,18 @@ up to a step and another row's from there on. The critic is never told where tha
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from itertools import chain, cycle, islice, zip_longest
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from evaluation.task import Example, Task, answer_line, is_right, same_answer
+from evaluation.tasks import FAMILIES
 from evaluation.tasks.generated import GeneratedTask, StepCheck, normalise_step
 
+Problems = Literal["domain", "families", "both"]
 MAX_DONORS = 64  # rows that a false continuation is looked for in
 
 
@@ -38,6 +42,31 @@ class Response:
     @property
     def text(self) -> str:
         return "\n".join(self.lines)
+
+
+class Posed(NamedTuple):
+    """A problem, with rows of its task that may lend it what is false or idle in it."""
+
+    task: Task
+    example: Example
+    others: Sequence[Example]
+
+
+def posed_of(task: Task, examples: Sequence[Example], problems: Problems, seed: int) -> Iterator[Posed]:
+    """Problems that have steps, without end: the domain's own, those of the generated families, or the two in turn."""
+    sources = list[list[Posed]]()
+    if problems != "families":
+        with_steps = [example for example in examples if example.steps]
+        sources.append([Posed(task, example, with_steps) for example in with_steps])
+    if problems != "domain":
+        share = math.ceil(len(examples) / len(FAMILIES))
+        drawn = {own: own.examples("train", share, seed) for own in FAMILIES.values()}
+        in_turns = chain.from_iterable(zip_longest(*([Posed(own, one, rows) for one in rows] for own, rows in drawn.items())))
+        sources.append([posed for posed in in_turns if posed is not None])
+    passes = [cycle(source) for source in sources]
+    while any(sources):
+        for one in passes:
+            yield from islice(one, 1)
 
 
 def gold(example: Example) -> Response:

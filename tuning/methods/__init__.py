@@ -1,5 +1,6 @@
 """The training methods, by name."""
 
+from tuning.methods.criteria import Criteria
 from tuning.methods.critique import CritiqueTuning
 from tuning.methods.method import Method
 from tuning.methods.rewrite import Rewrite
@@ -13,6 +14,7 @@ METHODS: dict[str, type[Method]] = {
     "rewrite": Rewrite,
     "star": STaR,
     "critique": CritiqueTuning,
+    "criteria": Criteria,
     "rlvr": RLVR,
     "sdft": SDFT,
 }

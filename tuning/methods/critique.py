@@ -7,12 +7,11 @@ critiques alone forgets to answer, so `answer_share` of the rows are the domain'
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, cycle, islice, zip_longest
-from typing import Annotated, Literal, NamedTuple
+from itertools import islice
+from typing import Annotated, Literal
 
 from pydantic import model_validator
 
@@ -20,13 +19,11 @@ from adapters.backbone import Backbone
 from adapters.spec import Choices, Range
 from evaluation.errors import DataError
 from evaluation.task import Example, Task
-from evaluation.tasks import FAMILIES
 from tuning.batches import Row, check_rationales, rows_of
 from tuning.critiques import Critique
 from tuning.methods.supervised import Given, Prepared, Supervised, SupervisedSpec
-from tuning.mistakes import astray, first_wrong, gold
+from tuning.mistakes import Problems, astray, first_wrong, gold, posed_of
 
-Problems = Literal["domain", "families", "both"]
 LOOKED_AT = 32  # rows, before a sweep
 MAX_CRITIQUES = 4000
 
@@ -49,14 +46,6 @@ class CritiqueSpec(SupervisedSpec):
         if not 0 <= self.answer_share < 1:
             raise ValueError(f"answer_share leaves room for critiques: 0 <= answer_share < 1, but got {self.answer_share:g}.")
         return self
-
-
-class Posed(NamedTuple):
-    """A problem, with the rows that may lend it a false continuation."""
-
-    task: Task
-    example: Example
-    others: Sequence[Example] = ()
 
 
 @dataclass(frozen=True)
@@ -88,7 +77,7 @@ class CritiqueTuning(Supervised):
         """
         found: list[Critique] = []
         tried = max(1, count // 2)
-        for number, posed in enumerate(islice(self._posed(task, examples), tried)):
+        for number, posed in enumerate(islice(posed_of(task, examples, self.spec.problems, self.spec.seed), tried)):
             rng = random.Random(f"critique/{self.spec.seed}/{number}/{posed.example.id}")
             wrong = astray(posed.task, posed.example, posed.others, rng)
             pair = [
@@ -116,18 +105,3 @@ class CritiqueTuning(Supervised):
             giver = dict(zip(order, order[1:] + order[:1], strict=True))
             said = [said[giver[index]] for index in range(len(said))]
         return [Row(ids, completion) for ids, completion in zip(asked, said, strict=True)]
-
-    def _posed(self, task: Task, examples: Sequence[Example]) -> Iterator[Posed]:
-        """Problems without end, those of the domain and of the families in turn where both are wanted."""
-        sources = []
-        if self.spec.problems != "families":
-            with_steps = [example for example in examples if example.steps]
-            sources.append([Posed(task, example, with_steps) for example in with_steps])
-        if self.spec.problems != "domain":
-            share = math.ceil(len(examples) / len(FAMILIES))
-            drawn = [[Posed(own, one) for one in own.examples("train", share, self.spec.seed)] for own in FAMILIES.values()]
-            sources.append([posed for posed in chain.from_iterable(zip_longest(*drawn)) if posed is not None])
-        passes = [cycle(source) for source in sources]
-        while any(sources):
-            for one in passes:
-                yield from islice(one, 1)
