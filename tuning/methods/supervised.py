@@ -90,7 +90,7 @@ class Given(NamedTuple):
     def judge(self) -> Task:
         """The task that says what is right."""
         if self.task is None:
-            raise ValueError("This method judges what was written, so its fit is given the task of the examples: task=...")
+            raise DataError("This method goes by the task's own check, but its fit was given no task. Name it.")
         return self.task
 
     def kept_in(self, purpose: str) -> Path | None:
