@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from adapters.lora import LoRA, LoRASpec
 from adapters.softcot import SoftCoTSpec
 from evaluation.errors import DataError
 from evaluation.task import Example
-from tuning.batches import collate, endless_batches, rows_of
+from tuning.batches import collate, endless_rows, rows_of
 from tuning.errors import Diverged
 from tuning.loop import OnStep
 from tuning.methods.method import Fit
@@ -120,8 +121,7 @@ def test_logits_at_the_labels_are_those_of_the_whole_model(backbone: Backbone) -
 
 def test_every_row_is_seen_before_one_comes_again(backbone: Backbone) -> None:
     rows = rows_of(backbone, EXAMPLES, "answer")
-    batches = endless_batches(rows, 2, seed=0)
-    seen = [row.completion_ids for _ in range(3) for row in next(batches)]
+    seen = [row.completion_ids for row in islice(endless_rows(rows, seed=0), len(rows))]
     assert len(set(seen)) == len(rows)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from adapters.adapter import Adapter
-from adapters.backbone import Backbone
+from adapters.backbone import Backbone, cache_directory
 from engine.engine import Completion, Engine, GenerationRequest
 from tuning.journal import Journal
 
@@ -27,11 +27,16 @@ _COMPLETION = TypeAdapter(Completion)
 
 @dataclass
 class Rollouts:
-    """`num_generated` counts the tokens that this process wrote; what was kept before costs nothing."""
+    """`num_generated` counts the tokens that this process wrote; what was kept before costs nothing.
+
+    `num_used` counts the tokens of all that was asked for, kept before or not: the same every time.
+    """
 
     engine: Engine
     journal: Journal | None = None
     num_generated: int = 0
+    num_used: int = 0
+    on_chunk: Callable[[], None] | None = None  # called when some requests are written, of what may take minutes in all
     _kept: dict[str, Completion] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -55,11 +60,19 @@ class Rollouts:
                 self._kept[key] = written
                 if self.journal:
                     self.journal.append({"key": key, "written": asdict(written)})
+            if self.on_chunk:
+                self.on_chunk()
+        self.num_used += sum(len(self._kept[key].token_ids) for key in keys)
         return [self._kept[key] for key in keys]
 
 
 @contextmanager
-def rollouts(backbone: Backbone, adapters: Sequence[Adapter] = (), directory: Path | None = None) -> Iterator[Rollouts]:
+def rollouts(
+    backbone: Backbone,
+    adapters: Sequence[Adapter] = (),
+    directory: Path | None = None,
+    on_chunk: Callable[[], None] | None = None,
+) -> Iterator[Rollouts]:
     """An engine over the same backbone, without a second copy of it; the adapters, where given, are loaded as WRITER.
 
     The journal in the directory is of these very adapters as they are now: pass none for one that is being trained.
@@ -71,9 +84,20 @@ def rollouts(backbone: Backbone, adapters: Sequence[Adapter] = (), directory: Pa
     try:
         if adapters:
             engine.load(WRITER, Profile(tuple(adapters)))
-        yield Rollouts(engine, Journal(directory / "rollouts.jsonl") if directory else None)
+        yield Rollouts(engine, Journal(directory / "rollouts.jsonl") if directory else None, on_chunk=on_chunk)
     finally:
         engine.close()
+
+
+def room_for(backbone: Backbone, prompt_ids: Sequence[int], most: int) -> int:
+    """How many tokens can be written after the prompt, at most so many; 0 when it fills the context."""
+    return max(0, min(most, backbone.context_length - len(prompt_ids)))
+
+
+def own_words(backbone: Backbone, purpose: str) -> Path:
+    """Where what the backbone alone wrote is kept for whoever asks for it again: another trial, another study."""
+    dtype = str(backbone.dtype).removeprefix("torch.")
+    return cache_directory() / "written" / f"{backbone.fingerprint[:24]}-{dtype}" / purpose
 
 
 def _key(request: GenerationRequest) -> str:

@@ -60,8 +60,8 @@ class SoftCoTPlusPlus(Supervised):
     def prepare(self, given: Given) -> Prepared:
         return Prepared(rows_of(given.backbone, given.examples, self.spec.target, self.spec.prompt))
 
-    def learner(self, backbone: Backbone, stack: Stack, rows: Sequence[Row]) -> Learner[Row]:
-        plain = Rows.drawn(backbone, stack, self.spec, rows)
+    def learner(self, backbone: Backbone, stack: Stack, rows: Sequence[Row], replay: Sequence[Row]) -> Learner[Row]:
+        plain = Rows.drawn(backbone, stack, self.spec, rows, replay)
         (softcot,) = stack.adapters
         assert isinstance(softcot, SoftCoT)
         return plain if softcot.spec.num_chains == 1 else Chains(plain, softcot, self.spec)
@@ -86,29 +86,40 @@ class Chains:
         return self.num_chains * self.rows.num_tokens(batch)
 
     def backward(self, share: Sequence[Row], batch: Sequence[Row]) -> dict[str, float]:
-        backbone, spec, count = self.rows.backbone, self.spec, self.num_chains
-        num_labels, told = count * sum(row.num_labels for row in batch), {"loss": 0.0, "contrast": 0.0, "kl": 0.0}
-        for part in micro_batches(share, max(1, spec.micro_batch_tokens // count)):
-            each = [row for row in part for _ in range(count)]
-            with backbone.autocast():
-                thoughts = [self.softcot.thoughts(backbone, row.prompt_ids) for row in part]
-                prompts = [
-                    self.softcot.placed(backbone, row.prompt_ids, soft_KH, chain)
-                    for row, soft_NKH in zip(part, thoughts, strict=True)
-                    for chain, soft_KH in enumerate(soft_NKH)
-                ]
-                logits_NV, labels_N = label_logits(backbone, padded(backbone, prompts, each))
-            written = token_loss(logits_NV.float(), labels_N, spec.loss) / num_labels
-            apart = torch.stack([contrast(soft_NKH) for soft_NKH in thoughts]).sum() / len(batch)
-            loss = written + spec.contrast_weight / count * apart
-            told["loss"] += float(written.detach())
-            told["contrast"] += float(apart.detach())
-            if spec.kl_weight:
-                pull = pull_to_base(backbone, logits_NV, each) / num_labels
-                told["kl"] += float(pull.detach())
-                loss = loss + spec.kl_weight * pull
-            loss.backward()
+        spec, count, learnt = self.spec, self.num_chains, [row for row in batch if not row.held]
+        num_labels = count * sum(row.num_labels for row in learnt)
+        num_pulled = count * sum(row.num_labels for row in batch if row.held) if spec.holds else num_labels
+        told = {"loss": 0.0, "contrast": 0.0, "kl": 0.0}
+        for held in (False, True):
+            for part in micro_batches([row for row in share if row.held == held], max(1, spec.micro_batch_tokens // count)):
+                logits_NV, labels_N, thoughts, each = self._read(part)
+                loss = logits_NV.new_zeros((), dtype=torch.float32)
+                if not held:
+                    written = token_loss(logits_NV.float(), labels_N, spec.loss) / num_labels
+                    apart = torch.stack([contrast(soft_NKH) for soft_NKH in thoughts]).sum() / len(learnt)
+                    loss = written + spec.contrast_weight / count * apart
+                    told["loss"] += float(written.detach())
+                    told["contrast"] += float(apart.detach())
+                if spec.kl_weight and held == spec.holds:
+                    pull = pull_to_base(self.rows.backbone, logits_NV, each) / num_pulled
+                    told["kl"] += float(pull.detach())
+                    loss = loss + spec.kl_weight * pull
+                loss.backward()
         return told if spec.kl_weight else {name: value for name, value in told.items() if name != "kl"}
+
+    def _read(self, part: Sequence[Row]) -> tuple[Tensor, Tensor, list[Tensor], list[Row]]:
+        """Logits and labels of every row under every set of thoughts, the thoughts by row, and the row of each reading."""
+        backbone = self.rows.backbone
+        each = [row for row in part for _ in range(self.num_chains)]
+        with backbone.autocast():
+            thoughts = [self.softcot.thoughts(backbone, row.prompt_ids) for row in part]
+            prompts = [
+                self.softcot.placed(backbone, row.prompt_ids, soft_KH, chain)
+                for row, soft_NKH in zip(part, thoughts, strict=True)
+                for chain, soft_KH in enumerate(soft_NKH)
+            ]
+            logits_NV, labels_N = label_logits(backbone, padded(backbone, prompts, each))
+        return logits_NV, labels_N, thoughts, each
 
 
 def contrast(soft_NKH: Tensor) -> Tensor:

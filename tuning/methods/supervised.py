@@ -3,7 +3,7 @@
 What differs between the supervised methods is where the rows come from; the loss and its retention levers are theirs in common.
 The pull towards the backbone is the forward KL, KL(backbone || adapted), averaged over completion tokens: of the distances
 between the two it is the one that predicts forgetting (RL's Razor, arXiv 2509.04259), and it needs one more forward with the
-adapter off.
+adapter off. On the domain's own completions it pulls against what is learnt there; on replay (see tuning.replay) it does not.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import hashlib
 import json
 import time
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence, Sized
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence, Sized
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, TypeVar
@@ -30,9 +30,11 @@ from adapters.softcot import SoftCoT
 from adapters.spec import Choices, Range
 from evaluation.errors import DataError
 from evaluation.task import Example, Task
-from tuning.batches import Batch, Row, collate, endless_batches
+from tuning.batches import Batch, Row, collate, endless_rows
 from tuning.loop import Learner, OnStep, OnUpdate, run
 from tuning.methods.method import Fit, Method, MethodSpec
+from tuning.replay import Replay
+from tuning.rollouts import own_words, rollouts
 
 # Legend: N label positions of a batch, V vocabulary
 
@@ -40,15 +42,37 @@ S = TypeVar("S", bound=Sized)
 
 
 class SupervisedSpec(MethodSpec):
-    """`loss` dft weighs each token by its own probability, without a gradient through it (Wu et al., arXiv 2508.05629)."""
+    """`loss` dft weighs each token by its own probability, without a gradient through it (Wu et al., arXiv 2508.05629).
+
+    `replay_share` of the rows of every batch are replay. With `kl_on` replay, a quarter as many rows as a batch has are read on
+    top of it, for the pull alone.
+    """
 
     loss: Annotated[Literal["nll", "dft"], Choices(("nll", "dft"))] = "nll"
     kl_weight: Annotated[float, Range(0.0, 1.0)] = 0.0
+    kl_on: Annotated[Literal["completions", "replay"], Choices(("completions", "replay"))] = "completions"
+    replay_share: Annotated[float, Range(0.0, 0.3)] = 0.0
+    replay_from: Annotated[Literal["backbone", "families"], Choices(("backbone", "families"))] = "backbone"
+    num_replay: int = 64  # different prompts
+
+    @property
+    def replays(self) -> bool:
+        return self.replay_share > 0 or self.holds
+
+    @property
+    def holds(self) -> bool:
+        """Whether the pull is read on replay."""
+        return self.kl_weight > 0 and self.kl_on == "replay"
 
     @model_validator(mode="after")
-    def _pulls(self) -> SupervisedSpec:
+    def _retains(self) -> SupervisedSpec:
         if self.kl_weight < 0:
             raise ValueError(f"kl_weight must be at least 0, but got {self.kl_weight:g}.")
+        if not 0 <= self.replay_share < 1 or self.num_replay < 1:
+            raise ValueError(
+                f"A fit needs 0 <= replay_share < 1 and num_replay of at least 1, but got {self.replay_share:g} and "
+                f"{self.num_replay}."
+            )
         return self
 
 
@@ -60,14 +84,33 @@ class Given(NamedTuple):
     examples: Sequence[Example]
     task: Task | None = None
     directory: Path | None = None
+    alive: Callable[[], None] | None = None  # called while rows are written: minutes, on a large backbone
+    replay: Sequence[Row] = ()
+
+    @property
+    def judge(self) -> Task:
+        """The task that says what is right."""
+        if self.task is None:
+            raise DataError("This method goes by the task's own check, but its fit was given no task. Name it.")
+        return self.task
+
+    def kept_in(self, purpose: str) -> Path | None:
+        """Where what the backbone alone writes is kept, for a fit that keeps anything."""
+        return own_words(self.backbone, purpose) if self.directory else None
 
 
 class Prepared(NamedTuple):
-    """The rows of a fit, what was written to get them, and what is to be said of them."""
+    """The rows of a fit, what was written and trained to get them, and what is to be said of them.
+
+    What was written counts whether or not it was kept from before: the same fit costs the same, in tokens, every time.
+    """
 
     rows: Sequence[Row]
     num_generated: int = 0
+    num_new: int = 0  # of these, written in this very call
     counts: Mapping[str, float] = {}
+    num_tokens: int = 0  # that fits before the last one trained on
+    seconds: float = 0.0  # of their steps
 
 
 @dataclass(frozen=True)
@@ -80,8 +123,8 @@ class Supervised(Method):
     def prepare(self, given: Given) -> Prepared:
         """The rows, in an order that the same call gives again."""
 
-    def learner(self, backbone: Backbone, stack: Stack, rows: Sequence[Row]) -> Learner[Row]:
-        return Rows.drawn(backbone, stack, self.spec, rows)
+    def learner(self, backbone: Backbone, stack: Stack, rows: Sequence[Row], replay: Sequence[Row]) -> Learner[Row]:
+        return Rows.drawn(backbone, stack, self.spec, rows, replay)
 
     def fit(
         self,
@@ -95,13 +138,52 @@ class Supervised(Method):
         directory: Path | None = None,
     ) -> Fit:
         started = time.monotonic()
-        prepared, stack = self.prepare(Given(backbone, adapters, examples, task, directory)), Stack(adapters)
-        prepared_s = time.monotonic() - started
-        learner = self.learner(backbone, stack, prepared.rows)
-        identity = identity_of(backbone, adapters, self.spec, prepared.rows) if directory else ""
-        done = run(backbone, stack, self.spec, learner, on_step, on_update, directory, identity, prepared.num_generated)
-        numbers = {name: tuple(values) for name, values in done.numbers.items()}
-        return Fit(numbers, done.num_tokens, done.seconds, prepared.num_generated, {"prepare_s": prepared_s, **prepared.counts})
+        alive = (lambda: on_step(0, self.spec.steps, 0.0)) if on_step else None
+        given = Given(backbone, adapters, examples, task, directory, alive)
+        replayed = replay_of(given, self.spec)
+        given = given._replace(replay=replayed.rows)
+        prepared = self.prepare(given)
+        prepared_s, num_generated = time.monotonic() - started - prepared.seconds, replayed.num_generated + prepared.num_generated
+        learner = self.learner(backbone, Stack(adapters), prepared.rows, given.replay)
+        fit = learnt(given, self.spec, learner, prepared.rows, num_generated + prepared.num_tokens, on_step, on_update)
+        sizes = {
+            "rows": len(prepared.rows),
+            "replay_rows": len(replayed.rows),
+            "written_anew": replayed.num_new + prepared.num_new,
+        }
+        return replace(
+            fit,
+            num_tokens=fit.num_tokens + prepared.num_tokens,
+            seconds=fit.seconds + prepared.seconds,
+            num_generated=num_generated,
+            counts={"prepare_s": prepared_s, **sizes, **prepared.counts},
+        )
+
+
+def replay_of(given: Given, spec: SupervisedSpec) -> Prepared:
+    """The replay rows that the spec asks for; none where nothing replays."""
+    if not spec.replays:
+        return Prepared([])
+    domain = given.task.name if given.task else ""
+    replay = Replay(spec.replay_from, spec.num_replay, spec.seed, domain)
+    with rollouts(given.backbone, directory=given.kept_in("replay"), on_chunk=given.alive) as writer:
+        return Prepared(replay.rows(given.backbone, writer), writer.num_used, writer.num_generated)
+
+
+def learnt(
+    given: Given,
+    spec: SupervisedSpec,
+    learner: Learner[Row],
+    rows: Sequence[Row],
+    num_written: int = 0,
+    on_step: OnStep | None = None,
+    on_update: OnUpdate | None = None,
+) -> Fit:
+    """Fits the given adapters to the rows and the replay, in place. `num_written` tokens of the budget are used up already."""
+    stack = Stack(given.adapters)
+    identity = identity_of(given.backbone, given.adapters, spec, [*rows, *given.replay]) if given.directory else ""
+    done = run(given.backbone, stack, spec, learner, on_step, on_update, given.directory, identity, num_written)
+    return Fit({name: tuple(values) for name, values in done.numbers.items()}, done.num_tokens, done.seconds)
 
 
 @dataclass(frozen=True)
@@ -114,15 +196,11 @@ class Rows:
     batches: Sequence[Sequence[Row]]
 
     @classmethod
-    def drawn(cls, backbone: Backbone, stack: Stack, spec: SupervisedSpec, rows: Sequence[Row]) -> Rows:
-        check_room(backbone, rows)
-        drawn_tokens = 0
-        batches = list[list[Row]]()
-        for batch in islice(endless_batches(rows, spec.batch_size, spec.seed), spec.steps):
-            batches.append(batch)
-            drawn_tokens += sum(map(len, batch))
-            if spec.token_budget is not None and drawn_tokens >= spec.token_budget:
-                break
+    def drawn(
+        cls, backbone: Backbone, stack: Stack, spec: SupervisedSpec, rows: Sequence[Row], replay: Sequence[Row] = ()
+    ) -> Rows:
+        check_room(backbone, [*rows, *replay])
+        batches = drawn_batches(spec, rows, replay)
         think_ahead(backbone, stack, [row.prompt_ids for batch in batches for row in batch])
         return cls(backbone, stack, spec, batches)
 
@@ -133,19 +211,42 @@ class Rows:
         return sum(map(len, batch))
 
     def backward(self, share: Sequence[Row], batch: Sequence[Row]) -> dict[str, float]:
-        spec, num_labels = self.spec, sum(row.num_labels for row in batch)
+        spec, num_labels = self.spec, sum(row.num_labels for row in batch if not row.held)
+        num_pulled = sum(row.num_labels for row in batch if row.held) if spec.holds else num_labels
         total, pulled = 0.0, 0.0
-        for part in micro_batches(share, spec.micro_batch_tokens):
-            with self.backbone.autocast():
-                logits_NV, labels_N = label_logits(self.backbone, collate(self.backbone, self.stack, part))
-            loss = token_loss(logits_NV.float(), labels_N, spec.loss) / num_labels
-            total += float(loss.detach())
-            if spec.kl_weight:
-                pull = pull_to_base(self.backbone, logits_NV, part) / num_labels
-                pulled += float(pull.detach())
-                loss = loss + spec.kl_weight * pull
-            loss.backward()
+        for held in (False, True):
+            for part in micro_batches([row for row in share if row.held == held], spec.micro_batch_tokens):
+                with self.backbone.autocast():
+                    logits_NV, labels_N = label_logits(self.backbone, collate(self.backbone, self.stack, part))
+                loss = logits_NV.new_zeros((), dtype=torch.float32)
+                if not held:
+                    loss = token_loss(logits_NV.float(), labels_N, spec.loss) / num_labels
+                    total += float(loss.detach())
+                if spec.kl_weight and held == spec.holds:
+                    pull = pull_to_base(self.backbone, logits_NV, part) / num_pulled
+                    pulled += float(pull.detach())
+                    loss = loss + spec.kl_weight * pull
+                loss.backward()
         return {"loss": total} | ({"kl": pulled} if spec.kl_weight else {})
+
+
+def drawn_batches(spec: SupervisedSpec, rows: Sequence[Row], replay: Sequence[Row]) -> list[list[Row]]:
+    """What each step learns from and is held to, sorted by length.
+
+    Replay's share is kept over the steps as a whole, and within one row after every step.
+    """
+    own, again = endless_rows(rows, spec.seed), endless_rows(replay, f"{spec.seed}/replay")
+    held = (replace(row, held=True) for row in endless_rows(replay, f"{spec.seed}/held"))
+    num_held, wanted = max(1, spec.batch_size // 4) if spec.holds else 0, spec.replay_share * spec.batch_size
+    batches, num_tokens = list[list[Row]](), 0
+    for step in range(spec.steps):
+        num_again = int((step + 1) * wanted) - int(step * wanted)
+        batch = [*islice(own, spec.batch_size - num_again), *islice(again, num_again), *islice(held, num_held)]
+        batches.append(sorted(batch, key=len))
+        num_tokens += sum(map(len, batch))
+        if spec.token_budget is not None and num_tokens >= spec.token_budget:
+            break
+    return batches
 
 
 def token_loss(logits_NV: Tensor, labels_N: Tensor, loss: str) -> Tensor:
