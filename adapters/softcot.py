@@ -87,7 +87,7 @@ class _Projection(nn.Module):
 def _noise(count: int, like: Tensor, generator: torch.Generator) -> Tensor:
     """[count, *like.shape], each vector about as long as those it is like; zeros first."""
     size = like.norm(dim=-1, keepdim=True) / like.shape[-1] ** 0.5
-    noise = torch.randn((count, *like.shape), generator=generator) * size
+    noise: Tensor = torch.randn((count, *like.shape), generator=generator) * size
     noise[0] = 0.0
     return noise
 

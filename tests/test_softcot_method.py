@@ -85,7 +85,7 @@ def test_of_a_batch_every_example_has_its_own_contrast(backbone: Backbone, monke
 
     def told(chosen: list[int]) -> float:
         with softcot.attach(backbone):
-            learner = fit.learner(backbone, Stack([softcot]), rows)
+            learner = fit.learner(backbone, Stack([softcot]), rows, [])
             assert isinstance(learner, Chains)
             batch = [rows[index] for index in chosen]
             return learner.backward(batch, batch)["contrast"]

@@ -60,7 +60,7 @@ class SoftCoTPlusPlus(Supervised):
     def prepare(self, given: Given) -> Prepared:
         return Prepared(rows_of(given.backbone, given.examples, self.spec.target, self.spec.prompt))
 
-    def learner(self, backbone: Backbone, stack: Stack, rows: Sequence[Row], replay: Sequence[Row]) -> Learner[Row]:
+    def learner(self, backbone: Backbone, stack: Stack, rows: Sequence[Row], replay: Sequence[Row] = ()) -> Learner[Row]:
         plain = Rows.drawn(backbone, stack, self.spec, rows, replay)
         (softcot,) = stack.adapters
         assert isinstance(softcot, SoftCoT)

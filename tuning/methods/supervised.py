@@ -123,7 +123,7 @@ class Supervised(Method):
     def prepare(self, given: Given) -> Prepared:
         """The rows, in an order that the same call gives again."""
 
-    def learner(self, backbone: Backbone, stack: Stack, rows: Sequence[Row], replay: Sequence[Row]) -> Learner[Row]:
+    def learner(self, backbone: Backbone, stack: Stack, rows: Sequence[Row], replay: Sequence[Row] = ()) -> Learner[Row]:
         return Rows.drawn(backbone, stack, self.spec, rows, replay)
 
     def fit(
