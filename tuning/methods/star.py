@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import model_validator
 
 from adapters.adapter import Adapter, Stack
-from adapters.files import SPECS, kind_of, new_adapter
 from adapters.spec import Choices, Range
 from engine.engine import Completion, GenerationRequest
 from evaluation.errors import DataError
@@ -80,7 +80,7 @@ class STaR(Supervised):
             )
             if last:
                 break
-            adapters = [unfitted(adapter) for adapter in given.adapters]
+            adapters = [deepcopy(adapter) for adapter in given.adapters]  # which are still as their own fit begins
             if given.directory:
                 digest = identity_of(given.backbone, adapters, spec, [number, *done.rows])
                 directory = given.directory / f"round-{number}-{digest[:16]}"
@@ -168,11 +168,6 @@ def counted(groups: Sequence[Group]) -> dict[str, float]:
         "different_right": sum(len(group.right) for group in groups),
         "rationalised": sum(group.hinted is not None for group in groups),
     }
-
-
-def unfitted(adapter: Adapter) -> Adapter:
-    """A new one of the same spec."""
-    return new_adapter(SPECS[kind_of(adapter)].model_validate(adapter.spec.model_dump()))
 
 
 def check_prompts(given: Given, examples: Sequence[Example]) -> None:
