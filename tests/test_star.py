@@ -113,6 +113,7 @@ def share_right(backbone: Backbone, adapters: Sequence[Adapter] = ()) -> float:
     return sum(is_right(ALCHEMY, example, one.text) for example, one in zip(examples, written, strict=True)) / len(examples)
 
 
+@pytest.mark.slow
 def test_learning_the_right_samples_makes_it_right_more_often_and_learning_them_all_does_not(unsure: Backbone) -> None:
     def after(keep: str) -> tuple[Fit, float]:
         lora, values = LoRA(LoRASpec(rank=8)), {"steps": 20, "batch_size": 8, "learning_rate": 5e-3, "num_questions": 32}
