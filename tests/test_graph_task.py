@@ -179,6 +179,7 @@ def test_a_graph_task_is_shifted_like_any_generated_one() -> None:
     for name, twins in shifted.items():
         twin = twins.example(example.id)
         assert twins.check(twin, twin.chain).all_right, name
+        assert len(set(twin.choices or ())) == 4, name
     same = shifted["casing"].example(example.id)
     assert same.rationale == example.rationale and same.question == example.question.upper()
 

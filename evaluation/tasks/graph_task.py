@@ -52,10 +52,17 @@ class GraphTask(GeneratedTask):
         return replace(self, lengths=lengths, held_out_lengths=lengths)
 
     def example(self, example_id: str) -> Example:
-        drawn, found = super().example(example_id), self.found(example_id)
-        choices = [drawn.answer, *found.rivals]
+        problem = self.problem(example_id)
+        choices = [problem.answer, *problem.rivals]
         random.Random(f"choices/{example_id}").shuffle(choices)
-        return replace(drawn, choices=tuple(choices), group=found.walk.ends)
+        return Example(
+            id=example_id,
+            question=problem.question,
+            answer=problem.answer,
+            choices=tuple(choices),
+            rationale="\n".join(problem.steps),
+            group=self.found(example_id).walk.ends,
+        )
 
     def found(self, example_id: str) -> Found:
         """The walk behind an example's id: its gold path, before any shift."""

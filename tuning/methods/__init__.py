@@ -5,6 +5,7 @@ from tuning.methods.critique import CritiqueTuning
 from tuning.methods.method import Method
 from tuning.methods.rewrite import Rewrite
 from tuning.methods.rlag import RLAG
+from tuning.methods.rlag_grpo import RLAGGRPO
 from tuning.methods.rlvr import RLVR
 from tuning.methods.sdft import SDFT
 from tuning.methods.sft import SFT
@@ -21,4 +22,5 @@ METHODS: dict[str, type[Method]] = {
     "rlvr": RLVR,
     "sdft": SDFT,
     "rlag": RLAG,
+    "rlag_grpo": RLAGGRPO,
 }
