@@ -97,6 +97,14 @@ def evaluate(
     run(subject, domain, backbone, items, home, tracking_uri, as_json, _listed(measures), _listed(tasks), picture, judge)
 
 
+def _numbers(listed: str) -> tuple[int, ...]:
+    """Whole numbers between commas."""
+    try:
+        return tuple(map(int, _listed(listed)))
+    except ValueError as error:
+        raise typer.BadParameter(f"numbers between commas, such as 1,2,3, but got {listed!r}") from error
+
+
 def _listed(names: str) -> tuple[str, ...]:
     """What an option lists between commas."""
     return tuple(name for name in map(str.strip, names.split(",")) if name)
@@ -164,6 +172,27 @@ def continual(
     from service.commands.continual import continual as run
 
     run(files, as_json)
+
+
+@app.command()
+def curriculum(
+    graph: Annotated[
+        str,
+        typer.Argument(
+            metavar="GRAPH",
+            help="icd10, a file (TSV or CSV of head, relation, tail; GraphML; node-link JSON), or a task's TOML with a `graph`.",
+        ),
+    ],
+    hops: Annotated[str, typer.Option(metavar="N,...", help="Of training items, of a file [default: 1 to 3].")] = "",
+    held_out_hops: Annotated[str, typer.Option(metavar="N,...", help="Of all other items, of a file [default: 2 to 5].")] = "",
+    items: Annotated[int, typer.Option(help="Items to draw a split.", min=1)] = 200,
+    sample: Annotated[Path | None, typer.Option(help="A JSONL file for the items, with their gold paths.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a knowledge graph gives as a domain: items by hops, relations, held-out paths; and write a sample."""
+    from service.commands.curriculum import curriculum as run
+
+    run(graph, _numbers(hops), _numbers(held_out_hops), items, sample, as_json)
 
 
 @app.command()

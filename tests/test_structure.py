@@ -81,6 +81,7 @@ def test_commands_in_the_readme_exist() -> None:
         ["knockout"],
         ["elicited"],
         ["continual"],
+        ["curriculum"],
         ["attribute"],
         ["trace-reliance"],
         ["publish"],

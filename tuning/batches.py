@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from evaluation.errors import DataError
 from evaluation.task import Example, answer_line, direct_prompt, reasoning_prompt
 
 # Legend: B batch, T tokens, H hidden
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def check_rationales(examples: Sequence[Example], target: str) -> None:
         )
 
 
-def endless_rows(rows: Sequence[Row], seed: int | str) -> Iterator[Row]:
+def endless_rows(rows: Sequence[Item], seed: int | str) -> Iterator[Item]:
     """Shuffled passes over the rows, without end: every row is seen before one comes again."""
     rng = random.Random(f"batches/{seed}")
     while True:

@@ -4,6 +4,8 @@ from tuning.methods.criteria import Criteria
 from tuning.methods.critique import CritiqueTuning
 from tuning.methods.method import Method
 from tuning.methods.rewrite import Rewrite
+from tuning.methods.rlag import RLAG
+from tuning.methods.rlag_grpo import RLAGGRPO
 from tuning.methods.rlvr import RLVR
 from tuning.methods.sdft import SDFT
 from tuning.methods.sft import SFT
@@ -19,4 +21,6 @@ METHODS: dict[str, type[Method]] = {
     "criteria": Criteria,
     "rlvr": RLVR,
     "sdft": SDFT,
+    "rlag": RLAG,
+    "rlag_grpo": RLAGGRPO,
 }
