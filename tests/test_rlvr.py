@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -202,6 +202,8 @@ def test_the_parts_of_a_reward_are_the_tasks_check_an_answer_line_and_a_coin() -
     assert [part["format"] for part in parts[:3]] == [1.0, 0.0, 0.0]
     assert [part["accuracy"] for part in parts[:3]] == [0.0, 0.0, 1.0]
     assert 20 < sum(part["random"] for part in parts) < 43 and parts == parts_of(Vowels(), group)
+    later = parts_of(Vowels(), replace(group, key="another step"))
+    assert [part["random"] for part in later] != [part["random"] for part in parts]
 
 
 def test_a_prompt_that_leaves_no_room_for_the_completion_is_refused(backbone: Backbone) -> None:

@@ -44,3 +44,16 @@ def test_a_kill_in_the_middle_of_a_line_costs_that_line_alone(backbone: Backbone
 def test_a_rollout_that_samples_without_a_seed_is_refused(backbone: Backbone) -> None:
     with rollouts(backbone) as writer, pytest.raises(ValueError, match="has a seed, but 1 of 1 have none"):
         writer.write([GenerationRequest((1, 2), temperature=1.0)])
+
+
+def test_completions_of_one_prompt_read_it_once_and_are_what_they_are_alone(backbone: Backbone) -> None:
+    one, other = (backbone.chat_ids(f"What comes after {n}?") for n in (1, 22))
+    asked = [GenerationRequest(ids, max_new_tokens=6, temperature=1.0, seed=seed) for ids in (one, other) for seed in range(4)]
+    with rollouts(backbone) as writer:
+        together = writer.write(asked)
+        stats = writer.engine.stats()
+    assert stats.prompt_tokens == len(one) + len(other)
+    assert [written.prompt_tokens for written in together] == [len(one)] * 4 + [len(other)] * 4
+    assert len({written.token_ids for written in together}) > 4
+    with rollouts(backbone) as writer:
+        assert [writer.write([request])[0].token_ids for request in asked] == [written.token_ids for written in together]

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 from adapters.adapter import Adapter
 from adapters.backbone import Backbone, cache_directory
 from engine.engine import Completion, Engine, GenerationRequest
+from engine.twin import Precision
 from tuning.journal import Journal
 
 WRITER = "writer"  # the profile of the adapters that write
@@ -72,6 +73,7 @@ def rollouts(
     adapters: Sequence[Adapter] = (),
     directory: Path | None = None,
     on_chunk: Callable[[], None] | None = None,
+    precision: Precision | None = None,
 ) -> Iterator[Rollouts]:
     """An engine over the same backbone, without a second copy of it; the adapters, where given, are loaded as WRITER.
 
@@ -80,7 +82,7 @@ def rollouts(
     from engine.profile import Profile
     from engine.torch_engine import TorchEngine
 
-    engine = TorchEngine(backbone, max_rows=MAX_ROWS)
+    engine = TorchEngine(backbone, max_rows=MAX_ROWS, precision=precision)
     try:
         if adapters:
             engine.load(WRITER, Profile(tuple(adapters)))

@@ -62,6 +62,7 @@ class Group:
     example: Example
     prompt_ids: tuple[int, ...]
     completions: tuple[Completion, ...]
+    key: str = ""  # of this group alone: its fit, step and place
 
     @property
     def rows(self) -> list[Row]:
@@ -124,21 +125,22 @@ class Policy:
 
     def _written(self, step: int) -> list[Group]:
         size, drawn = self.spec.group_size, self.prompts(step)
+        keys = [f"{self.identity}/{step}/{place}" for place in range(len(drawn))]
         requests = [
             GenerationRequest(
                 self.asked[index],
                 WRITER,
                 self.spec.max_new_tokens,
                 self.spec.temperature,
-                seed=random.Random(f"{self.identity}/{step}/{place}/{draw}").getrandbits(63),
+                seed=random.Random(f"{key}/{draw}").getrandbits(63),
             )
-            for place, index in enumerate(drawn)
+            for key, index in zip(keys, drawn, strict=True)
             for draw in range(size)
         ]
         completions = self.rollouts.write(requests)
         return [
-            Group(index, self.examples[index], self.asked[index], tuple(completions[place * size : (place + 1) * size]))
-            for place, index in enumerate(drawn)
+            Group(index, self.examples[index], self.asked[index], tuple(completions[place * size : (place + 1) * size]), key)
+            for place, (key, index) in enumerate(zip(keys, drawn, strict=True))
         ]
 
     def history(self, steps: int) -> list[Group]:

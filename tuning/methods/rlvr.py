@@ -132,12 +132,12 @@ class RLVR(Method):
 
 
 def parts_of(task: Task, group: Group) -> list[dict[str, float]]:
-    """Of each completion: whether it is right, whether it has an answer line with something in it, and a coin of its own."""
+    """Of each completion: whether it is right, whether it has an answer line with something in it, and a coin."""
     return [
         {
             "accuracy": float(is_right(task, group.example, completion.text)),
             "format": float(bool(first_answer(completion.text))),
-            "random": float(random.Random(f"{group.example.id}/{place}/{completion.token_ids}").random() < 0.5),
+            "random": float(random.Random(f"coin/{group.key}/{place}").random() < 0.5),
         }
         for place, completion in enumerate(group.completions)
     ]
