@@ -166,7 +166,7 @@ class TestWithThePackage:
         }
         assert "only one for the whole task" in found["tiny_choice", "mcc"].not_measurable
         moved = found["tiny_text", "word_perplexity"]
-        assert moved.unit == "nats per word" and moved.change.n == 12 and any(moved.change.per_item)
+        assert moved.adapted.unit == "nats per word" and moved.change.n == 12 and any(moved.change.per_item)
         json.dumps([row.as_dict() for row in rows], allow_nan=False)
 
     def test_the_accuracy_is_that_of_the_likeliest_choice(self, engine: TorchEngine, backbone: Backbone, own_tasks: Path) -> None:

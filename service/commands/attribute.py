@@ -58,7 +58,7 @@ def _show(found: Attributed) -> None:
     told, console = found.as_dict(), Console()
     families = Table(title=f"{len(found.influences)} rows by family ({found.evidence})", title_justify="left")
     for heading in ("family", "rows below 0", "conflicts with the domain", "rank correlation with length"):
-        families.add_column(heading)
+        families.add_column(heading, overflow="fold")
     for name, below in told["below_zero"].items():
         correlation = told["length_correlation"][name]
         families.add_row(
@@ -67,7 +67,7 @@ def _show(found: Attributed) -> None:
     console.print(families)
     rows = Table(title="the rows that cost most (s < 0: training on the row raises the loss of reasoning)", title_justify="left")
     for heading in ("row", "tokens", "retention", "domain", "worst family", ""):
-        rows.add_column(heading)
+        rows.add_column(heading, overflow="fold")
     for one in found.worst[:_SHOWN]:
         worst = min(one.families, key=lambda name: one.families[name])
         cells = (f"{one.retention:+.3f}", f"{one.domain:+.3f}", f"{worst} {one.families[worst]:+.3f}", one.advice)
@@ -86,7 +86,7 @@ def contrasts(found: dict[str, dict[str, Contrast]], title: str) -> Table:
     """One row an arm and measure."""
     made = Table(title=title, title_justify="left")
     for heading in ("arm", "measure/task", "change", "95 % interval", "by seed", "n"):
-        made.add_column(heading)
+        made.add_column(heading, overflow="fold")
     for arm, by_key in found.items():
         for key, one in by_key.items():
             made.add_row(arm, key, *contrast_cells(one))

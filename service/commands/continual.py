@@ -66,7 +66,7 @@ def _scores(matrix: ContinualMatrix) -> Table:
 def _transfer(matrix: ContinualMatrix) -> Table:
     made = Table(title=f"over the domains, T = {len(matrix.stages)}", title_justify="left")
     for heading in ("", "value", "mean over"):
-        made.add_column(heading)
+        made.add_column(heading, overflow="fold")
     for name, value in asdict(matrix.transfer).items():
         made.add_row(name.replace("_", " "), _number(value, signed="transfer" in name), DENOMINATORS[name])
     return made
@@ -75,7 +75,7 @@ def _transfer(matrix: ContinualMatrix) -> Table:
 def _moves(matrix: ContinualMatrix) -> Table:
     made = Table(title="against the backbone, on the same items", title_justify="left")
     for heading in ("stage", "column", "change", "95 % interval", "lost", "won", "same answer", "share kept"):
-        made.add_column(heading)
+        made.add_column(heading, overflow="fold")
     for stage, name in enumerate(matrix.stages, start=1):
         for column in (*matrix.domains, *matrix.retention):
             made.add_row(name, column.task, *_move(column, stage))

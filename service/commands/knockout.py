@@ -111,7 +111,7 @@ def sweep(found: KnockOut) -> Table:
     """One row a band and strength, against the backbone; marked where no other is better in both."""
     made = Table(title="strength by band: domain gain and mean loss of retention in margins", title_justify="left")
     for heading in ("layers", "alpha", "domain gain", "retention", "on the front"):
-        made.add_column(heading)
+        made.add_column(heading, overflow="fold")
     front: Sequence[Point] = found.front
     for point in found.sweep:
         gain, kept = point.scores

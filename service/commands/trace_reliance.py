@@ -53,7 +53,7 @@ def _show(found: TraceReliance, trace_loss: bool) -> None:
     console, loss = Console(), "with" if trace_loss else "without"
     arms = Table(title=f"four arms, {found.num_seeds} seeds, {loss} loss on the trace", title_justify="left")
     for heading in ("arm", "", "domain accuracy", "trace validity", "trace tokens", "fit tokens", "retention (margins)"):
-        arms.add_column(heading)
+        arms.add_column(heading, overflow="fold")
     for arm, words in ARMS.items():
         validity = found.trace_validity[arm]
         arms.add_row(
@@ -68,7 +68,7 @@ def _show(found: TraceReliance, trace_loss: bool) -> None:
     console.print(arms)
     effects = Table(title="effects on domain accuracy", title_justify="left")
     for heading in ("effect", "arms", "change", "95 % interval", "by seed", "n"):
-        effects.add_column(heading)
+        effects.add_column(heading, overflow="fold")
     for effect, (one, other) in EFFECTS.items():
         effects.add_row(effect, f"{one} - {other}", *contrast_cells(found.effects[effect]))
     console.print(effects)
