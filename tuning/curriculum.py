@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapters.whole_file import write_whole
 from evaluation.errors import DataError
 from evaluation.task import SPLITS, Example, Split
 from evaluation.tasks import task_named
@@ -67,9 +68,7 @@ class Curriculum:
 
     def write(self, file: Path) -> None:
         """As JSONL; whole or not at all."""
-        part = file.with_name(f"{file.name}.part")
-        part.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in self.rows()), encoding="utf-8")
-        part.replace(file)
+        write_whole(file, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in self.rows()))
 
 
 def graph_task(source: str, hops: Hops = (), held_out_hops: Hops = ()) -> GraphTask:

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from adapters.whole_file import write_whole
 from engine.torch_engine import TorchEngine
 from evaluation.base_cache import BaseCache
 from evaluation.evaluate import Planned
@@ -147,7 +148,7 @@ class Study:
         if not finished(found, wanted):
             return None
         read = SoftCoTArms.of(found, plan)
-        (self.directory / "softcot_arms.json").write_text(json.dumps(read.as_dict(), indent=2))
+        write_whole(self.directory / "softcot_arms.json", json.dumps(read.as_dict(), indent=2))
         return read
 
     @cached_property
