@@ -90,7 +90,7 @@ def main() -> None:
         f"Changes against the backbone with 95 % intervals over {ITEMS} items of each of {len(FAMILIES)} families, other items "
         f"for each seed; the domain's over {DOMAIN_ITEMS} items. IG in nats per answer token; l_0 and l_t: the gold answer "
         "before and after the gold steps. In brackets: on how many items, where not on all; n.m.: not measurable (too few "
-        "traces are right to say).",
+        "traces are right to say). Intervals are those of each row's commit.",
         table(headings, [shown(row) for row in rows]),
         f"At the same domain gain, interpolated between the learning rates of each seed:\n\n{matched(rows)}",
         PAPERS,

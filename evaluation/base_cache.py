@@ -36,9 +36,12 @@ class BaseCache:
         file = self._directory / f"{self.key(measure, backbone, task, examples)}.json"
         if not file.is_file():
             return None
-        stored = json.loads(file.read_text())
-        tuples = {name: tuple(stored[name]) for name in ("item_ids", "values", "clusters")}
-        return Readings(**{**stored, **tuples, "parts": {name: tuple(part) for name, part in stored["parts"].items()}})
+        try:
+            stored = json.loads(file.read_text(encoding="utf-8"))
+            tuples = {name: tuple(stored[name]) for name in ("item_ids", "values", "clusters")}
+            return Readings(**{**stored, **tuples, "parts": {name: tuple(part) for name, part in stored["parts"].items()}})
+        except (ValueError, KeyError, TypeError, AttributeError):  # damaged: it is read again, and takes the file's place
+            return None
 
     def store(self, readings: Readings, measure: Measure, backbone: Backbone, task: Task, examples: Sequence[Example]) -> None:
         file = self._directory / f"{self.key(measure, backbone, task, examples)}.json"

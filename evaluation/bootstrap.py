@@ -12,8 +12,10 @@ from scipy import stats
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
-# How bounds were made. "exact": nothing changed at all; "none": one item, which bounds nothing.
-Method = Literal["exact", "none", "BCa", "percentile", "stratified percentile", "percentile over seeds", "t over clusters"]
+# How bounds were made. "exact": nothing changed; "all alike": all changed by the same; "none": one item, which bounds nothing.
+Method = Literal[
+    "exact", "none", "all alike", "BCa", "percentile", "stratified percentile", "percentile over seeds", "t over clusters"
+]
 
 FEW_CLUSTERS = 10
 FEW_DRAWN = 30  # below it a bootstrap of clusters covers less than it says, and Student's t does not
@@ -34,13 +36,32 @@ def bounds(
     """What the data allow: nothing to draw, items within few fixed clusters, few drawn clusters, or many clusters."""
     if not difference_N.any():
         return Bounds(0.0, 0.0, "exact")
-    if len(difference_N) == 1:
+    if len(difference_N) == 1 or (drawn_clusters and not index_N.any()):
         return Bounds(-np.inf, np.inf, "none")
-    if drawn_clusters and index_N.max() + 1 < FEW_DRAWN:
+    few = not drawn_clusters and index_N.max() + 1 < FEW_CLUSTERS
+    units_N: Indices = np.arange(len(difference_N)) if few else index_N
+    sums, sizes = np.bincount(units_N, difference_N), np.bincount(units_N)
+    if alike(sums / sizes):
+        return all_alike(float(difference_N.mean()), len(sums), confidence)
+    if drawn_clusters and len(sums) < FEW_DRAWN:
         return _of_few_drawn(difference_N, index_N, confidence)
-    if index_N.max() + 1 < FEW_CLUSTERS:
-        return _within_strata(difference_N, index_N, confidence, draws, rng)
-    return _of_clusters(difference_N, index_N, confidence, draws, rng)
+    strata_N = strata(difference_N, index_N)
+    if few and strata_N.any():
+        found = _within_strata(difference_N, strata_N, confidence, draws, rng)
+    else:
+        found = _of_clusters(difference_N, units_N, confidence, draws, rng)
+    return with_zero(found, int(np.count_nonzero(sums)), confidence)
+
+
+def with_zero(found: Bounds, moved: int, confidence: float) -> Bounds:
+    """Widened to hold 0 where fewer items or clusters moved than can show a direction: below 6, at 95 %.
+
+    Exact McNemar and every other test of signs gives m that moved the same way 2 / 2^m at best, and a bootstrap, which draws only
+    what it saw, would call three of them clear.
+    """
+    if 2.0 ** (1 - moved) <= 1 - confidence:
+        return found
+    return Bounds(min(found.low, 0.0), max(found.high, 0.0), found.method)
 
 
 def over_seeds(difference_SN: Floats, index_N: Indices, draws: int, rng: np.random.Generator) -> Floats:
@@ -50,7 +71,8 @@ def over_seeds(difference_SN: Floats, index_N: Indices, draws: int, rng: np.rand
     # Three seeds drawn with replacement show two thirds of their variance: their means are stretched to show it all.
     stretched_SN = difference_SN + (np.sqrt(num_seeds / (num_seeds - 1)) - 1) * off_S1
     few = index_N.max() + 1 < FEW_CLUSTERS
-    taken_DN = _items_drawn(_collapsed(index_N), draws, rng) if few else _clusters_drawn(index_N, draws, rng)
+    strata_N = strata(difference_SN.mean(0), index_N)
+    taken_DN = _items_drawn(strata_N, draws, rng) if few else _clusters_drawn(index_N, draws, rng)
     seeds_DS = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), draws)
     means: Floats = ((seeds_DS @ stretched_SN) * taken_DN).sum(1) / (num_seeds * taken_DN.sum(1))
     return means
@@ -86,22 +108,44 @@ def standard_error(difference_N: Floats, index_N: Indices) -> float:
     return float(np.sqrt(len(sums) / (len(sums) - 1) * (sums**2).sum()) / len(difference_N))
 
 
+def all_alike(change: float, count: int, confidence: float) -> Bounds:
+    """Of so many items or clusters that all changed by the same: as many may do otherwise as would still have stayed unseen.
+
+    At least the share (tail)^(1 / count) changes like these (Clopper and Pearson 1934), and the others at worst as much the other
+    way, so that it is clear of 0 just where exact McNemar is.
+    """
+    least = ((1 - confidence) / 2) ** (1 / count)
+    low, high = sorted((change, change * (2 * least - 1)))
+    return Bounds(low, high, "all alike")
+
+
 def _of_few_drawn(difference_N: Floats, index_N: Indices, confidence: float) -> Bounds:
-    if not index_N.any():
-        return Bounds(-np.inf, np.inf, "none")
     low, high = stats.t.interval(confidence, int(index_N.max()))
     mean, stderr = float(difference_N.mean()), standard_error(difference_N, index_N)
     return Bounds(mean + float(low) * stderr, mean + float(high) * stderr, "t over clusters")
 
 
-def _within_strata(difference_N: Floats, index_N: Indices, confidence: float, draws: int, rng: np.random.Generator) -> Bounds:
-    strata_N = _collapsed(index_N)
+def _within_strata(difference_N: Floats, strata_N: Indices, confidence: float, draws: int, rng: np.random.Generator) -> Bounds:
     sizes = np.bincount(strata_N)
     means_N = (np.bincount(strata_N, difference_N) / np.maximum(sizes, 1))[strata_N]
     widen_N = np.sqrt(sizes / np.maximum(sizes - 1, 1))[strata_N]
     stretched_N = means_N + (difference_N - means_N) * widen_N
     drawn = _items_drawn(strata_N, draws, rng) @ stretched_N / len(difference_N)
     return percentiles(drawn, confidence, "stratified percentile")
+
+
+def strata(difference_N: Floats, index_N: Indices) -> Indices:
+    """What items are drawn within: their clusters, or all of them where a cluster's items all changed alike.
+
+    Few items that agree do not make their template certain: drawn within it they would have no share in the uncertainty.
+    """
+    strata_N = _collapsed(index_N)
+    any_alike = any(alike(difference_N[strata_N == name]) for name in np.unique(strata_N))
+    return np.zeros_like(index_N) if any_alike else strata_N
+
+
+def alike(changes: Floats) -> bool:
+    return bool(np.ptp(changes) < 1e-9)
 
 
 def _collapsed(index_N: Indices) -> Indices:

@@ -13,6 +13,7 @@ from adapters.backbone import Backbone
 from engine.engine import Continuation, Engine, GenerationRequest, PromptTooLong
 from evaluation.admission import chance_level
 from evaluation.base_cache import BaseCache
+from evaluation.bootstrap import FEW_CLUSTERS
 from evaluation.errors import DataError, JudgeUnavailable, MissingPackage
 from evaluation.measure import Measure, Pairing, Readings, Summarising
 from evaluation.measures.generation import Generation, write_all
@@ -100,12 +101,17 @@ class Row:
 
     @property
     def p_value_of_loss(self) -> float:
-        """Of the paired permutation test, one-sided, with the signs of whole clusters flipped; 1 where nothing is measurable."""
+        """Of the paired permutation test, one-sided; 1 where nothing is measurable.
+
+        The signs of whole clusters flip together, or of items where there are few fixed templates, as in the interval.
+        """
         both = _both(self.base, self.adapted)
         if self.not_measurable:
             return 1.0
         before, after = ([values[i] for i in both] for values in (self.base.values, self.adapted.values))
-        return permutation_p_value(before, after, [self.base.clusters[i] for i in both], "less")
+        clusters = [self.base.clusters[i] for i in both]
+        templates = not draws_groups(self.planned.task, self.base.clusters) and len(set(clusters)) < FEW_CLUSTERS
+        return permutation_p_value(before, after, [str(i) for i in both] if templates else clusters, "less")
 
     def as_dict(self) -> dict[str, Any]:
         """With both sides' values of every item, None where it is not measurable; undefined means are left out."""

@@ -8,7 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from evaluation.bootstrap import Floats, Method, bounds, over_seeds, percentiles, standard_error
+from evaluation.bootstrap import (
+    FEW_CLUSTERS,
+    Floats,
+    Method,
+    alike,
+    all_alike,
+    bounds,
+    over_seeds,
+    percentiles,
+    standard_error,
+    with_zero,
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +65,12 @@ def paired_change(
     of them present, so items are drawn within each template (stratified). What the templates stand for is then not part of the
     uncertainty. Differences are stretched about their template's mean by sqrt(n / (n - 1)), without which few items a template
     would look more certain than they are (Rao and Wu 1988). A template of one item shows no spread: all such are one stratum
-    (collapsed strata, Cochran 1977, 5A.12). A single item that changed bounds nothing: its interval is infinite.
+    (collapsed strata, Cochran 1977, 5A.12). Where the items of any stratum still changed alike, they are drawn from all templates
+    together: that two items of a template were both lost does not say that its next one will be.
+
+    A bootstrap knows only what it saw. Items (clusters, from 10 on) that all changed alike have the bound of Clopper and Pearson;
+    where fewer than 6 of them moved (5 at 90 %) the interval is never clear of 0, since no exact test of their signs would be. A
+    single item that changed bounds nothing: its interval is infinite.
 
     `drawn_clusters` says that clusters are no templates but draws of many (the story sets of a seed, the passages of a file), so
     that another set of them is part of the uncertainty however few there are: below 30 the interval is Student's t with the
@@ -98,7 +114,11 @@ def change_over_seeds(
     difference_SN = np.array([differences(base, values, clusters) for values in adapted.values()])
     names, index = np.unique(np.asarray(clusters), return_inverse=True)
     drawn = over_seeds(difference_SN, index, draws, np.random.default_rng(seed))
-    found, per_item = percentiles(drawn, confidence, "percentile over seeds"), difference_SN.mean(0)
+    per_item = difference_SN.mean(0)
+    moved = int(np.count_nonzero(per_item if len(names) < FEW_CLUSTERS else np.bincount(index, per_item)))
+    found = with_zero(percentiles(drawn, confidence, "percentile over seeds"), moved, confidence)
+    if per_item.any() and alike(difference_SN):
+        found = all_alike(float(per_item.mean()), moved, confidence)
     return PairedChange(
         float(per_item.mean()),
         found.low,
@@ -129,9 +149,11 @@ def ratio(
 ) -> tuple[float, float, float]:
     """Mean of `to` over mean of `of` on the same items, with a 95 % interval (percentile bootstrap over clusters).
 
-    The ratio of two noisy means has heavy tails: where draws put the first mean at 0 or below, an end is infinite.
+    Below 10 clusters items are drawn: of a single cluster every draw would be the same, and its interval a point. The ratio of
+    two noisy means has heavy tails: where draws put the first mean at 0 or below, an end is infinite.
     """
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
+    index = index if index.max() + 1 >= FEW_CLUSTERS else np.arange(len(index))
     below, above = np.bincount(index, np.asarray(of)), np.bincount(index, np.asarray(to))
     rng = np.random.default_rng(seed)
     chosen = rng.integers(0, len(below), (draws, len(below)))

@@ -44,18 +44,28 @@ def claimed(tracking: Tracking, release: ReleaseName, conditions: str, settings:
 
 @contextmanager
 def alone(file: Path, subject: str) -> Iterator[None]:
-    """Holds the lock file; GateIsRunning where another process does. The lock goes with its process, however that ends."""
+    """Holds the lock file; GateIsRunning where another process does."""
+    with held(file) as holder:
+        if holder:
+            raise GateIsRunning(
+                f"A release is gated by one process at a time, but {holder} gates the files of {subject} now. Wait for it: what "
+                "it draws is kept."
+            )
+        yield
+
+
+@contextmanager
+def held(file: Path) -> Iterator[str]:
+    """Holds the lock file and gives "", or holds nothing and names who does. The lock goes with its process, however it ends."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except OSError:
             lock.seek(0)
-            raise GateIsRunning(
-                f"A release is gated by one process at a time, but process {lock.read().strip() or 'of another user'} gates the "
-                f"files of {subject} now. Wait for it: what it draws is kept."
-            ) from error
+            yield f"process {lock.read().strip() or 'of another user'}"
+            return
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
-        yield
+        yield ""

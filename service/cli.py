@@ -25,6 +25,7 @@ backbone_app = typer.Typer(no_args_is_help=True, help="The frozen models that co
 app.add_typer(backbone_app, name="backbone")
 
 _OWN_PACKAGES = ("adapters", "engine", "evaluation", "registry", "tuning", "service")
+_INTERRUPTED = 130  # what typer ends with after Ctrl-C
 QUICKSTART = Path(__file__).parent.parent / "recipes" / "quickstart.toml"  # beside the packages, in a checkout and in a wheel
 
 
@@ -54,7 +55,7 @@ def evaluate(
     ],
     domain: Annotated[str | None, typer.Option(help="A task's name or TOML file [default: what it was fitted on].")] = None,
     backbone: Annotated[str | None, typer.Option(help="Backbone [default: the one it was fitted on].")] = None,
-    items: Annotated[int, typer.Option(help="Items a task.", min=4)] = 60,
+    items: Annotated[int | None, typer.Option(help="Items a task [default: 60].", min=4)] = None,
     measures: Annotated[
         str,
         typer.Option(
@@ -72,7 +73,7 @@ def evaluate(
         str | None,
         typer.Option(help="An OpenAI-compatible endpoint that also judges explanations; its key: $GRAFTLINE_JUDGE_API_KEY."),
     ] = None,
-    judge_model: Annotated[str, typer.Option(help="The judge's model, as its endpoint names it.")] = "judge",
+    judge_model: Annotated[str | None, typer.Option(help="The judge's model, as its endpoint names it [default: judge].")] = None,
     harness: Annotated[
         str | None, typer.Option(metavar="TASK[,TASK]", help="Instead, these tasks of lm-evaluation-harness, item by item.")
     ] = None,
@@ -83,18 +84,24 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure an adapter against its backbone: domain accuracy and reasoning, as paired changes. Stopped, it goes on."""
+    if judge_model is not None and judge_url is None:
+        raise typer.BadParameter("--judge-model is of a judge: say with --judge-url where it is asked.")
     if harness is not None:
         if measures or tasks or picture or judge_url or domain:
             raise typer.BadParameter("--harness reads its own tasks alone: leave out --measures, --tasks, --domain and the like.")
+        if items is not None:
+            raise typer.BadParameter("--items is of Graftline's own tasks: how many items --harness reads says --limit.")
+        if not (named := _listed(harness)):
+            raise typer.BadParameter("--harness takes the name of one task or more, but got none.")
         from service.commands.harness import harness as run_harness
 
-        return run_harness(subject, _listed(harness), limit, include_path, backbone, home, tracking_uri, as_json)
+        return run_harness(subject, named, limit, include_path, backbone, home, tracking_uri, as_json)
     if limit is not None or include_path is not None:
         raise typer.BadParameter("--limit and --include-path are of a task of the harness: name one with --harness.")
     from service.commands.evaluate import evaluate as run
 
-    judge = None if judge_url is None else (judge_url, judge_model)
-    run(subject, domain, backbone, items, home, tracking_uri, as_json, _listed(measures), _listed(tasks), picture, judge)
+    judge = None if judge_url is None else (judge_url, judge_model or "judge")
+    run(subject, domain, backbone, items or 60, home, tracking_uri, as_json, _listed(measures), _listed(tasks), picture, judge)
 
 
 def _numbers(listed: str) -> tuple[int, ...]:
@@ -356,6 +363,10 @@ def main() -> NoReturn:
     """Runs a command; an error of ours, or of the file system, is one sentence on stderr (or in JSON) and exit code 2."""
     try:
         app(standalone_mode=True)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:
+            print("graftline: stopped by Ctrl-C. What was stored until then is kept in the home.", file=sys.stderr)
+        raise
     except OSError as error:
         _end(
             error,

@@ -157,6 +157,7 @@ def broken(tmp_path: Path) -> Path:
         (("evaluate", "empty"), "holds no adapter_config.json"),
         (("evaluate", "list"), "not a JSON object"),
         (("evaluate", "cut"), "not a JSON object"),
+        (("evaluate", "./nowhere"), "is neither. Correct the path"),
         (("publish", "empty"), "neither"),
         (("serve", "--backbone", "nowhere"), "a built-in name"),
         (("serve", "--host", "localhost"), "IP address"),
@@ -179,19 +180,43 @@ def test_a_value_of_the_wrong_kind_is_refused_before_the_command_runs(
         assert "Invalid value for" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("also", [("--limit", "4"), ("--harness", "piqa", "--measures", "all")], ids=" ".join)
+@pytest.mark.parametrize(
+    ("also", "said"),
+    [
+        (("--limit", "4"), "--harness"),
+        (("--harness", "piqa", "--measures", "all"), "--harness"),
+        (("--harness", "piqa", "--items", "8"), "--limit"),
+        (("--harness", ","), "--harness takes"),
+        (("--judge-model", "x"), "--judge-url"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
 def test_an_option_that_would_be_ignored_is_refused(
-    broken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], also: tuple[str, ...]
+    broken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], also: tuple[str, ...], said: str
 ) -> None:
     assert ended(("evaluate", "empty", *also), broken, monkeypatch) == 2
-    assert "--harness" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["evaluate", "knockout"])
 def test_a_picture_in_a_folder_that_is_not_there_is_refused_before_anything_is_read(
-    broken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    broken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
-    assert ended(("evaluate", "empty", "--picture", "nowhere/x.png"), broken, monkeypatch) == 2
+    assert ended((command, "empty", "--picture", "nowhere/x.png"), broken, monkeypatch) == 2
     assert "nowhere cannot be read or written" in one_sentence(capsys)
+
+
+def test_a_command_that_is_stopped_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import service.commands.evaluate as command
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "evaluate", stopped)
+    assert ended(("evaluate", "icd10@1"), tmp_path, monkeypatch) == 130
+    assert "stopped by Ctrl-C" in one_sentence(capsys)
 
 
 def test_a_variable_that_breaks_its_rule_is_named(

@@ -17,11 +17,13 @@ from adapters.backbone import Backbone
 from engine.profile import Profile
 from engine.torch_engine import TorchEngine
 from evaluation.admission import random_update
+from evaluation.base_cache import BaseCache
 from evaluation.continual import ContinualMatrix
-from evaluation.errors import IncompleteMatrix
+from evaluation.errors import IncompleteMatrix, UnreadableFile
 from evaluation.evaluate import Planned, Role, evaluate
 from evaluation.measures import MEASURES
 from evaluation.tasks import TASKS
+from service.commands.continual import continual
 from service.commands.evaluate import draw_reliability
 from service.commands.subject import LOADED
 
@@ -221,15 +223,28 @@ def test_what_an_evaluation_stores_makes_a_matrix(engine: TorchEngine, backbone:
 
 
 def test_the_reliability_of_the_domain_is_drawn(engine: TorchEngine, backbone: Backbone, tmp_path: Path) -> None:
-    subject = SimpleNamespace(engine=engine, backbone=backbone, domain=TASKS["icd10-chapter"])
+    caches = {name: BaseCache(tmp_path / name, "float32") for name in ("cache", "adapted_cache")}
+    subject = SimpleNamespace(engine=engine, backbone=backbone, domain=TASKS["icd10-chapter"], **caches)
     draw_reliability(subject, "one", 8, tmp_path / "sure.png")  # type: ignore[arg-type]
     assert (tmp_path / "sure.png").is_file()
+    before = engine.stats().forward_tokens
+    draw_reliability(subject, "one", 8, tmp_path / "again.png")  # type: ignore[arg-type]
+    assert engine.stats().forward_tokens == before  # what was read is stored
 
 
 def test_the_tables_state_their_denominators(tmp_path: Path) -> None:
     done = graftline("continual", *stored(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "T - 1 earlier domains" in done.stdout and "-0.250" in done.stdout and "after-c" in done.stdout
+
+
+def test_a_row_with_something_else_in_a_column_is_one_sentence(tmp_path: Path) -> None:
+    for column, value in (("task", ["icd10"]), ("low", "x"), ("summary", ["x"]), ("chance", "x")):
+        document = deepcopy(documents()[0])
+        document["rows"][0][column] = value
+        (tmp_path / "edited.json").write_text(json.dumps(document))
+        with pytest.raises(UnreadableFile):
+            continual([tmp_path / "edited.json"], as_json=False)
 
 
 @pytest.mark.parametrize(

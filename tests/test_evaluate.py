@@ -18,7 +18,7 @@ from engine.profile import Profile
 from evaluation.admission import random_update
 from evaluation.base_cache import BaseCache
 from evaluation.errors import DataError
-from evaluation.evaluate import Planned, evaluate, forward_kl
+from evaluation.evaluate import Planned, compared, evaluate, forward_kl
 from evaluation.measure import Measure, Readings
 from evaluation.measures import MEASURES
 from evaluation.measures.correction import triple
@@ -74,6 +74,15 @@ def test_a_loss_is_claimed_by_a_test_and_no_change_is_none(
     lost, same = evaluate(engine, backbone, "lost", plan), evaluate(engine, backbone, "empty", plan)
     assert lost.losses["arithmetic"] < 0.05 and same.losses == {"arithmetic": 1.0}
     assert lost.as_dict()["p_values_of_loss"] == lost.losses
+
+
+def test_a_loss_in_every_item_of_few_templates_is_one_of_as_many_items() -> None:
+    # Three templates have eight patterns of signs, by which no loss could ever be claimed.
+    task = TASK.at_length(2)
+    items = task.examples("search", 12)
+    base, adapted = (Readings.of(WRITTEN, task, items, [value] * 12) for value in (1.0, 0.0))
+    row = compared(Planned(WRITTEN, task, items, "protected"), base, adapted)
+    assert len(set(base.clusters)) <= 3 and row.p_value_of_loss == pytest.approx(2**-12)
 
 
 def test_the_likelihood_of_the_chain_falls_where_the_chain_is_no_longer_written(
@@ -194,6 +203,20 @@ def test_an_evaluation_that_was_stopped_goes_on_from_what_it_had_read(
     resumed = evaluate(engine, backbone, "answers", plan, caches[0], lambda p: heard.append(p.measure.name), caches[1])
     assert heard == ["chain_likelihood"]
     assert resumed.as_dict() == evaluate(engine, backbone, "answers", plan).as_dict()
+
+
+def test_a_stored_reading_that_is_damaged_is_read_again(
+    engine: ToyEngine, backbone: Backbone, examples: list[Example], tmp_path: Path
+) -> None:
+    cache, plan = BaseCache(tmp_path, "float32"), [Planned(CHAIN, TASK, examples, "protected")]
+    first = evaluate(engine, backbone, None, plan, cache)
+    (file,) = tmp_path.glob("*.json")
+    whole = file.read_text()
+    for damaged in (whole[:100], "[]", '{"parts": []}', ""):
+        file.write_text(damaged)
+        assert cache.stored(CHAIN, backbone, TASK, examples) is None
+        assert evaluate(engine, backbone, None, plan, cache).as_dict() == first.as_dict()
+        assert file.read_text() == whole
 
 
 def test_readings_of_one_adapter_are_not_taken_for_anothers(backbone: Backbone, examples: list[Example], tmp_path: Path) -> None:

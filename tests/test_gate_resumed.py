@@ -32,7 +32,7 @@ from tuning.gating import Subject, gate, recipe_policy
 from tuning.manifest import complete
 from tuning.recipe import Recipe
 
-ROUNDS = 1
+ROUNDS = 2  # of each run: the first is killed in its second
 SETTINGS = GateSettings(max_rounds=ROUNDS, round_items=8)
 
 
@@ -99,7 +99,7 @@ def test_a_gate_that_was_killed_in_a_round_reads_no_item_twice(
     assert first and second and not set(first) & set(second)
     assert (report.rounds, report.rounds_before) == (1 + ROUNDS, 1)
     assert recorded_report(store, ReleaseName("small", 1)) == report.model_copy(update={"evidence": None})
-    assert "2 rounds (1 of an earlier gate)" in str(gate_table(report).title)
+    assert f"{1 + ROUNDS} rounds (1 of an earlier gate)" in str(gate_table(report).title)
 
     # A gate that nobody killed: nothing was lost, and nothing counts twice.
     straight = gate(

@@ -8,6 +8,7 @@ import math
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -194,6 +195,14 @@ def test_a_judge_that_answers_at_random_measures_nothing(
     assert all(math.isnan(value) for value in row.base.values)
     agreements = [value for name, value in row.summary.items() if name.startswith("agreement") and value is not None]
     assert all(abs(value) < 0.6 for value in agreements)
+
+
+def test_a_judge_that_could_not_be_tried_measures_nothing(
+    serve: Serve, tmp_path: Path, backbone: Backbone, examples: list[Example]
+) -> None:
+    bare = [replace(example, rationale=None) for example in examples]
+    row = read(backbone, bare, Judge(serve(careful).url, "m", tmp_path))
+    assert "no gold trace to try the judge on" in row.not_measurable
 
 
 def test_replies_that_cannot_be_read_are_counted_and_their_items_left_out(

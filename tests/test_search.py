@@ -13,7 +13,7 @@ from adapters.backbone import REASONER, Backbone
 from engine.torch_engine import TorchEngine
 from evaluation.errors import DataError
 from evaluation.evaluate import Planned, evaluate
-from evaluation.measures.search import SystematicSearch, decay
+from evaluation.measures.search import SystematicSearch, decay, interval
 from evaluation.task import Example
 from evaluation.tasks import ICD10, SEARCHES
 
@@ -56,6 +56,13 @@ def test_at_the_floor_there_is_no_decay_to_read() -> None:
     depths = np.repeat([2, 3, 4, 5], 20)
     assert math.isnan(decay(depths, np.zeros(80)))
     assert decay(depths, (depths == 2).astype(float)) < 0.05
+
+
+def test_few_items_that_agree_at_every_depth_bound_no_change_of_q() -> None:
+    depths, before = np.repeat([2.0, 3.0, 4.0], 4), np.ones(12)
+    assert interval(depths, before, (depths < 4).astype(float)) == (None, None)
+    low, high = interval(depths, before, (np.arange(12) < 9).astype(float))  # 3 of 4 lost at the last depth
+    assert low is not None and low < 0 == high
 
 
 def test_an_adapter_that_loses_levels_is_flagged_by_its_q(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from evaluation.retention import capped_retention, violations
-from evaluation.statistics import change_over_seeds, flips, paired_change, score, wilson
+from evaluation.statistics import change_over_seeds, flips, paired_change, ratio, score, wilson
 
 
 def test_no_difference_is_exactly_zero() -> None:
@@ -48,9 +49,50 @@ def test_one_cluster_has_the_standard_error_of_its_items() -> None:
 
 
 def test_a_few_fixed_templates_are_kept_in_their_shares() -> None:
-    # Two templates that differ for sure, and no spread inside them: nothing is uncertain.
-    change = paired_change([0.0] * 8, [1.0] * 4 + [0.0] * 4, ["a"] * 4 + ["b"] * 4)
-    assert (change.low, change.high) == (0.5, 0.5)
+    # Two templates that differ for sure: which of them an item is of is not uncertain.
+    values = np.repeat([1.0, 0.0], 30) + np.random.default_rng(9).normal(0, 0.1, 60)
+    within = paired_change([0.0] * 60, values.tolist(), ["a"] * 30 + ["b"] * 30)
+    across = paired_change([0.0] * 60, values.tolist(), ["a"] * 60)
+    assert within.high - within.low < 0.3 * (across.high - across.low)
+
+
+def test_two_items_lost_of_one_template_are_not_clear_of_zero() -> None:
+    base, adapted = [1.0] * 8, [0.0] * 2 + [1.0] * 6
+    change = paired_change(base, adapted, list("aabbccdd"))
+    assert change.low < change.mean == -0.25 < 0 <= change.high and flips(base, adapted).p_value == 0.5
+
+
+@pytest.mark.parametrize("templates", [1, 4, 8, 24])
+@pytest.mark.parametrize("moved", range(1, 9))
+def test_what_all_moved_one_way_is_clear_of_zero_just_where_exact_mcnemar_is(templates: int, moved: int) -> None:
+    base, adapted = [1.0] * 24, [0.0] * moved + [1.0] * (24 - moved)
+    change = paired_change(base, adapted, [str(item * templates // 24) for item in range(24)])
+    assert (change.high < 0) == (flips(base, adapted).p_value <= 0.05), str(change)
+
+
+@pytest.mark.parametrize("moved", range(2, 9))
+def test_items_that_were_all_lost_are_clear_of_zero_just_where_exact_mcnemar_is(moved: int) -> None:
+    lost = [1.0] * moved, [0.0] * moved
+    for names in (["a"] * moved, [str(item) for item in range(moved)]):
+        change = paired_change(*lost, names)
+        assert change.method == "all alike" and change.low == -1.0 < change.high
+        assert (change.high < 0) == (flips(*lost).p_value <= 0.05), str(change)
+    same = change_over_seeds(lost[0], {"1": lost[1], "2": lost[1]}, ["a"] * moved)
+    assert (same.high < 0) == (flips(*lost).p_value <= 0.05), str(same)
+
+
+@pytest.mark.parametrize(("count", "templates"), [(8, 4), (16, 8), (24, 9)])
+def test_right_or_wrong_items_of_few_templates_cover_as_often_as_they_say(count: int, templates: int) -> None:
+    # Every other template is lost nearly always, so that most hold items that agree.
+    rng, covered = np.random.default_rng(count), 0
+    names = [item * templates // count for item in range(count)]
+    lost = np.where(np.array(names) % 2, 0.02, 0.7)
+    for seed in range(300):
+        change = paired_change(
+            np.zeros(count), -(rng.random(count) < lost).astype(float), [*map(str, names)], seed=seed, draws=400
+        )
+        covered += change.low <= -lost.mean() <= change.high
+    assert covered / 300 >= 0.92
 
 
 def test_a_few_clusters_of_one_item_each_are_not_certain() -> None:
@@ -86,9 +128,11 @@ def test_a_skewed_change_has_an_interval_that_leans_with_it() -> None:
     assert change.high - change.mean > 1.2 * (change.mean - change.low)
 
 
-def test_where_bca_is_undefined_the_percentiles_stand_in() -> None:
-    change = paired_change([0.0] * 20, [1.0] * 20, [str(i) for i in range(20)])
-    assert (change.low, change.high, change.method) == (1.0, 1.0, "percentile")
+def test_clusters_that_all_changed_alike_say_what_others_may_do() -> None:
+    change = paired_change([0.0] * 20, [0.5, 1.5] * 10, [str(i // 2) for i in range(20)])
+    assert change.method == "all alike" and change.high == 1.0
+    least = 0.025 ** (1 / 10)  # Clopper and Pearson for 10 of 10
+    assert change.low == pytest.approx(2 * least - 1) and stats.binomtest(10, 10).proportion_ci().low == pytest.approx(least)
 
 
 @pytest.mark.parametrize("num_sets", [2, 5, 9, 15])
@@ -155,6 +199,12 @@ def test_unequal_lengths_are_refused() -> None:
         paired_change([0.0], [0.0, 1.0], ["a"])
 
 
+def test_a_ratio_over_one_template_is_not_certain() -> None:
+    gains = np.random.default_rng(8).normal(1, 0.5, 12)
+    value, low, high = ratio(gains.tolist(), (0.5 * gains**2).tolist(), ["a"] * 12)
+    assert low < value < high
+
+
 def test_flips_are_counted_in_both_directions() -> None:
     found = flips([1, 1, 1, 0], [0, 0, 1, 1])
     assert (found.negative, found.positive) == (0.5, 0.25)
@@ -175,3 +225,13 @@ def test_gains_buy_nothing_and_every_loss_counts() -> None:
     assert violations({"a": -0.1}, {"a": 0.1}) == {"a": pytest.approx(0.0)}
     with pytest.raises(ValueError, match="Protect at least one"):
         capped_retention({}, {})
+
+
+def test_items_that_changed_alike_under_every_seed_are_as_uncertain_as_they_are_few() -> None:
+    def over_seeds(count: int) -> tuple[float, float]:
+        change = change_over_seeds([1.0] * count, {str(seed): [0.0] * count for seed in range(3)}, ["a"] * count)
+        return change.low, change.high
+
+    assert over_seeds(4)[1] >= 0  # exact McNemar of 4 lost and none won: .125
+    low, high = over_seeds(8)
+    assert low == -1.0 and -1.0 < high < 0

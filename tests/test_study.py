@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from registry.tracking import Tracking
 from tuning.candidates import DIRECTORY_KEY, candidate_to_publish, stored_candidates
 from tuning.errors import BadRecipe, NothingToPublish, StudyMismatch, SweepRefused, SweepStopped
 from tuning.isolation import ChildDied, run_isolated
+from tuning.loop import CHECKPOINT
 from tuning.objective import POOLED, ScaleScore, constraints, in_order, tolerance
 from tuning.recipe import Recipe
 from tuning.study import Event, Sweep
@@ -188,13 +190,14 @@ def test_trial_after_trial_that_dies_stops_the_sweep_with_its_reason_in_every_ru
 def test_an_error_that_would_come_again_prunes_the_trial(backbone_directory: Path, home: Path) -> None:
     short = Sweep(small(backbone_directory, **{"study.trials": 1}), home, Tracking.at(home), threads=1)
     short.run(short.create(), lambda event: None)
-    for file in (home / "cache" / "base").iterdir():
-        file.write_text("{}")
     sweep = Sweep(small(backbone_directory), home, short.tracking, threads=1)
     study = sweep.create(resume=True)
+    checkpoint = sweep.directory / "trials" / "1" / CHECKPOINT
+    checkpoint.parent.mkdir()
+    checkpoint.write_text("no checkpoint")
     sweep.run(study, lambda event: None)
     assert study.trials[1].state == TrialState.PRUNED
-    assert "KeyError" in study.trials[1].user_attrs["failure"] and "base_cache.py:" in study.trials[1].user_attrs["failure"]
+    assert re.search(r"^\w+Error: .*\(\w+\.py:\d+\)", study.trials[1].user_attrs["failure"], re.S)
 
 
 def test_a_store_that_goes_away_stops_the_sweep_after_the_trial_is_kept(backbone_directory: Path, home: Path) -> None:

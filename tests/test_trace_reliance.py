@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,9 +15,12 @@ from adapters.backbone import Backbone
 from evaluation.errors import DataError
 from evaluation.evaluate import Planned
 from evaluation.measures import MEASURES
+from evaluation.measures.choice import ChoiceAccuracy
 from evaluation.tasks import TASKS
 from tuning.arms import BACKBONE, ArmReadings
+from tuning.errors import StudyIsRunning
 from tuning.ground import Ground
+from tuning.journal import alone_in
 from tuning.recipe import Recipe
 from tuning.trace_reliance import ARMS, Study, TraceReliance, arms
 
@@ -99,6 +103,22 @@ def test_rows_without_traces_have_nothing_to_swap(ground: Ground, recipe: Recipe
     bare = replace(ground, examples=[replace(row, rationale=None) for row in ground.examples])
     with pytest.raises(DataError, match="learns a rationale from every row, but 20 of 20 rows have none"):
         arms(bare, recipe.method, [0])
+
+
+def test_a_study_is_another_where_what_is_read_is_read_otherwise(
+    ground: Ground, recipe: Recipe, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Study(recipe, ground, home).directory
+    assert Study(recipe, ground, home).directory == before
+    monkeypatch.setitem(MEASURES, "choice_accuracy", ChoiceAccuracy(version=ChoiceAccuracy.version + 1))
+    assert Study(recipe, ground, home).directory != before
+
+
+def test_two_processes_do_not_run_one_study(tmp_path: Path) -> None:
+    with alone_in(tmp_path), pytest.raises(StudyIsRunning, match=f"process {os.getpid()} runs the one in"), alone_in(tmp_path):
+        pass
+    with alone_in(tmp_path):
+        pass
 
 
 @pytest.mark.slow

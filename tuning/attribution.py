@@ -31,7 +31,7 @@ from tuning.errors import SweepRefused
 from tuning.gradients import Weighted
 from tuning.ground import Ground, new_adapters
 from tuning.influence import Influence, Pool, conflicts, influences, length_correlations, lens
-from tuning.journal import Journal
+from tuning.journal import Journal, alone_in
 from tuning.methods import METHODS
 from tuning.queries import DOMAIN, ENOUGH, domain_query, family_query
 from tuning.recipe import Recipe
@@ -115,12 +115,13 @@ class Attribution:
     ) -> Attributed | None:
         """None when time ran out before every row was scored; call again to go on. `check`: make the removal experiment too."""
         self._refuse_what_cannot_end(check)
-        checkpoints = self._checkpoints(on_progress)
-        cosines = self._cosines(checkpoints, on_progress, out_of_time)
-        if cosines is None:
-            return None
-        found = influences(self.pool, checkpoints, cosines)
-        removed = self._removal(found, on_progress, out_of_time) if check else None
+        with alone_in(self.directory):
+            checkpoints = self._checkpoints(on_progress)
+            cosines = self._cosines(checkpoints, on_progress, out_of_time)
+            if cosines is None:
+                return None
+            found = influences(self.pool, checkpoints, cosines)
+            removed = self._removal(found, on_progress, out_of_time) if check else None
         done = Attributed(self.directory, checkpoints, found, removed, self.spec.queries, self.ground.not_measurable)
         write_whole(self.directory / "attribution.json", json.dumps(done.as_dict(), indent=2))
         return done
@@ -139,7 +140,7 @@ class Attribution:
     @cached_property
     def directory(self) -> Path:
         scoring = self.spec.model_dump(mode="json", exclude={"share", "seeds"})
-        digest = self.ground.digest(self.recipe, self.examples, scoring)
+        digest = self.ground.digest(self.recipe, self.examples, scoring, removal.reading_plan(self.recipe, self.ground))
         return self.home / "attribution" / f"{self.recipe.name}-{digest[:12]}"
 
     @property

@@ -13,6 +13,7 @@ from pydantic import JsonValue
 from adapters.adapter import Adapter
 from adapters.backbone import Backbone
 from adapters.files import new_adapter
+from evaluation.evaluate import Planned
 from evaluation.task import Example, Task
 from evaluation.tasks import task_named
 from tuning.continuing import check_start, started
@@ -40,14 +41,17 @@ class Ground:
         check_start(recipe, backbone)
         return cls(backbone, domain, examples, not_measurable(recipe, backbone, cache, on_admission))
 
-    def digest(self, recipe: Recipe, examples: Sequence[Example], settings: Mapping[str, JsonValue]) -> str:
-        """SHA-256 over all that decides a study of fits: what of the recipe concerns a fit and its reading, and the rows."""
+    def digest(
+        self, recipe: Recipe, examples: Sequence[Example], settings: Mapping[str, JsonValue], plan: Sequence[Planned]
+    ) -> str:
+        """SHA-256 over all that decides a study of fits: what of the recipe concerns a fit, the rows, and what is read how."""
         fields = {"backbone", "domain", "protected", "adapter", "method", "evaluation"}
         deciding = [
             recipe.model_dump(mode="json", include=fields),
             dict(settings),
             self.backbone.fingerprint,
             data_digest(examples),
+            [[one.measure.name, one.measure.version, one.task.name, data_digest(one.examples)] for one in plan],
         ]
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from registry.claim import held
+from tuning.errors import StudyIsRunning
 
 
 @dataclass(frozen=True)
@@ -38,3 +43,15 @@ class Journal:
             if out.read(1) != b"\n":
                 out.seek(0)
                 out.truncate(out.read().rfind(b"\n") + 1)
+
+
+@contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """Holds a study's folder, since two processes that append to its journals would cut each other's lines. StudyIsRunning."""
+    with held(directory / "lock") as holder:
+        if holder:
+            raise StudyIsRunning(
+                f"A study is run by one process at a time, but {holder} runs the one in {directory} now. Wait for it: what it "
+                "fits is kept, and the same command then reads it."
+            )
+        yield

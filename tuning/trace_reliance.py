@@ -27,7 +27,7 @@ from evaluation.task import Example
 from tuning.arms import BACKBONE, Arm, ArmReadings, Bench, Contrast, Progress, contrast, finished, key_of
 from tuning.batches import check_rationales
 from tuning.ground import Ground
-from tuning.journal import Journal
+from tuning.journal import Journal, alone_in
 from tuning.methods.sft import SFTSpec
 from tuning.plan import generated_plan, likelihood_plan, margins_of
 from tuning.recipe import Recipe
@@ -171,12 +171,13 @@ class Study:
         self, on_progress: Progress = lambda what, done, of: None, out_of_time: Callable[[], bool] = lambda: False
     ) -> TraceReliance | None:
         """None when time ran out before every arm was read."""
-        precision, plan = self.recipe.evaluation.precision, reading_plan(self.recipe, self.ground)
+        precision, plan = self.recipe.evaluation.precision, self.plan
         wanted = arms(self.ground, self.recipe.sft, range(self.num_seeds), self.trace_loss)
         engine = TorchEngine(self.ground.backbone, max_rows=64, precision=precision)
         cache = BaseCache(self.home / "cache" / "base", precision)
         bench = Bench(self.recipe, self.ground.backbone, engine, plan, cache, Journal(self.directory / "arms.jsonl"))
-        found = bench.run(wanted, on_progress, out_of_time)
+        with alone_in(self.directory):
+            found = bench.run(wanted, on_progress, out_of_time)
         if not finished(found, wanted):
             return None
         reliance = TraceReliance.of(found, self.recipe, plan)
@@ -184,8 +185,12 @@ class Study:
         return reliance
 
     @cached_property
+    def plan(self) -> list[Planned]:
+        return reading_plan(self.recipe, self.ground)
+
+    @cached_property
     def directory(self) -> Path:
-        digest = self.ground.digest(self.recipe, self.ground.examples, {"trace_loss": self.trace_loss})
+        digest = self.ground.digest(self.recipe, self.ground.examples, {"trace_loss": self.trace_loss}, self.plan)
         return self.home / "trace_reliance" / f"{self.recipe.name}-{digest[:12]}"
 
 

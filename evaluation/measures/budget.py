@@ -15,7 +15,7 @@ import numpy as np
 from adapters.backbone import Backbone
 from engine.decoding.budget import WrittenTrace, extended, force_answers, write_traces
 from engine.engine import Engine, GenerationRequest
-from evaluation.bootstrap import FEW_CLUSTERS
+from evaluation.bootstrap import FEW_CLUSTERS, Bounds, with_zero
 from evaluation.measure import Readings
 from evaluation.task import Example, Task, is_right_answer, reasoning_prompt
 
@@ -138,7 +138,13 @@ def peaks(
     whole = found(np.arange(len(members)))
     drawn = np.array([found(rng.integers(0, len(members), len(members))) for _ in range(draws)]).T
     names = ("base_peak", "adapted_peak", "peak_change")
-    return {name: _interval(value, row) for name, value, row in zip(names, whole, drawn, strict=True)}
+    ends = {name: _interval(value, row) for name, value, row in zip(names, whole, drawn, strict=True)}
+    value, low, high = ends["peak_change"]
+    if low is not None and high is not None:
+        moved = sum(bool((base[index] != adapted[index]).any()) for index in members)
+        wide = with_zero(Bounds(low, high, "percentile"), moved, 0.95)
+        ends["peak_change"] = value, wide.low, wide.high
+    return ends
 
 
 def _interval(value: float, drawn: np.ndarray) -> Interval:

@@ -110,9 +110,9 @@ def explanation(trace: Trace) -> str:
 
 
 def _unfit(own: Sequence[float], swapped: Sequence[float], examples: Sequence[Example]) -> str:
-    """Why this judge measures nothing here; empty when it passed, or when there are no gold traces to try it on."""
+    """Why this judge measures nothing here; empty when it passed."""
     if not any(example.steps for example in examples):
-        return ""
+        return "there is no gold trace to try the judge on"
     pairs = [(a, b, e.group) for a, b, e in zip(own, swapped, examples, strict=True) if not math.isnan(a + b)]
     if len(pairs) < LEAST_ITEMS:
         return f"the judge gave readable scores for {len(pairs)} pairs of a trace and its swap, not for {LEAST_ITEMS}"

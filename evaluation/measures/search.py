@@ -16,6 +16,7 @@ from scipy import stats
 
 from adapters.backbone import Backbone
 from engine.engine import Engine
+from evaluation.bootstrap import percentiles, with_zero
 from evaluation.errors import DataError
 from evaluation.measure import Readings
 from evaluation.measures.wandering import revisitation, self_loop, unfaithful, written
@@ -26,6 +27,7 @@ from evaluation.tasks.generated import GeneratedTask
 LEAST_DEPTHS = 3
 LEAST_RIGHT = 0.10  # of all items, on the backbone; fewer have nothing to lose
 LEAST_SHARE = 0.25  # of the items at the least depth that must be right for a decay to be read
+CONFIDENCE = 0.95
 WANDERING = ("revisitation", "self_loop", "unfaithful")
 
 
@@ -94,7 +96,7 @@ class SystematicSearch:
             found |= {f"{side}_p_{depth:.0f}": float(right[depths == depth].mean()) for depth in np.unique(depths)}
             found[f"{side}_q_w"] = _known(decay(depths, right))
         found["q_w_change"] = _known(decay(depths, after) - decay(depths, before))
-        found["q_w_low"], found["q_w_high"] = _interval(depths, before, after)
+        found["q_w_low"], found["q_w_high"] = interval(depths, before, after)
         for name in WANDERING:
             found |= _changed(name, base, adapted)
         return found
@@ -117,8 +119,11 @@ def decay(depths: np.ndarray, right: np.ndarray) -> float:
     return float(np.exp(stats.linregress(levels[:end], np.log(used)).slope))
 
 
-def _interval(depths: np.ndarray, before: np.ndarray, after: np.ndarray, draws: int = 500) -> tuple[float | None, float | None]:
-    """Of the change of q_w: items are drawn within each depth, the same on both sides. A draw at the floor is left out."""
+def interval(depths: np.ndarray, before: np.ndarray, after: np.ndarray, draws: int = 500) -> tuple[float | None, float | None]:
+    """Of the change of q_w: items are drawn within each depth, the same on both sides. A draw at the floor is left out.
+
+    None where the items of every depth agree, so that all draws are one and bound nothing.
+    """
 
     def change(index: np.ndarray) -> float:
         return decay(depths[index], after[index]) - decay(depths[index], before[index])
@@ -129,8 +134,11 @@ def _interval(depths: np.ndarray, before: np.ndarray, after: np.ndarray, draws: 
         return 0.0, 0.0
     rng, places = np.random.default_rng(0), [np.flatnonzero(depths == level) for level in np.unique(depths)]
     drawn = [change(np.concatenate([rng.choice(place, len(place)) for place in places])) for _ in range(draws)]
-    low, high = np.nanquantile(drawn, [0.025, 0.975])
-    return float(low), float(high)
+    found = percentiles(np.asarray(drawn)[~np.isnan(drawn)], CONFIDENCE, "percentile")
+    if found.low == found.high:
+        return None, None
+    found = with_zero(found, int(np.count_nonzero(after - before)), CONFIDENCE)
+    return found.low, found.high
 
 
 def _changed(name: str, base: Readings, adapted: Readings) -> dict[str, float | None]:

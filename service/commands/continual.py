@@ -14,7 +14,8 @@ from rich.table import Table
 from evaluation.continual import DENOMINATORS, Column, ContinualMatrix
 from evaluation.errors import UnreadableFile
 
-COLUMNS = {"task", "measure", "role", "unit", "n", "base", "adapted", "change", "low", "high"}  # of a row, at least
+WORDS = ("task", "measure", "role", "unit")  # of a row, at least
+NUMBERS = ("n", "base", "adapted", "change", "low", "high")  # where one is not defined, None
 
 
 def continual(files: Sequence[Path], as_json: bool) -> None:
@@ -47,7 +48,22 @@ def _is_evaluation(found: object) -> bool:
     if not isinstance(found, dict) or not isinstance(rows := found.get("rows"), list):
         return False
     named = all(isinstance(found.get(name), str) for name in ("subject", "backbone"))
-    return named and all(isinstance(row, dict) and row.keys() >= COLUMNS for row in rows)
+    return named and all(isinstance(row, dict) and _is_row(row) for row in rows)
+
+
+def _is_row(row: dict[str, Any]) -> bool:
+    told = row.get("summary") or {}
+    return (
+        all(isinstance(row.get(name), str) for name in WORDS)
+        and all(name in row and _is_number(row[name]) for name in NUMBERS)
+        and _is_number(row.get("chance"))
+        and isinstance(told, dict)
+        and all(map(_is_number, told.values()))
+    )
+
+
+def _is_number(value: object) -> bool:
+    return value is None or isinstance(value, int | float)
 
 
 def _scores(matrix: ContinualMatrix) -> Table:

@@ -86,14 +86,18 @@ def _overlooked(row: Row) -> str:
 
 def draw_reliability(subject: Subject, named: str, items: int, picture: Path) -> None:
     """Of backbone and subject on the domain's items, as a PNG."""
+    from evaluation.evaluate import Planned, read_plan
     from evaluation.measures.calibration import BrierScore
     from evaluation.reliability import draw
 
-    examples = subject.domain.examples("select", items)
+    plan = [Planned(BrierScore(), subject.domain, subject.domain.examples("select", items), "report")]
     sides = {}
-    for side, profile in ((subject.backbone.name, None), (named, LOADED)):
-        parts = BrierScore().read(subject.engine, subject.backbone, profile, subject.domain, examples).parts
-        sides[side] = parts["confidence"], parts["right"]
+    for side, profile, cache in (
+        (subject.backbone.name, None, subject.cache),
+        (named, LOADED, subject.adapted_cache),
+    ):
+        (readings,) = read_plan(subject.engine, subject.backbone, profile, plan, cache)
+        sides[side] = readings.parts["confidence"], readings.parts["right"]
     draw(sides, picture)
 
 

@@ -37,6 +37,8 @@ def knockout(
     from evaluation.knockout import ALPHAS, FEW_ALPHAS, acts_in_layers, bands, grouped, knock_out, num_readings, seconds_for
     from tuning.plan import knockout_plan
 
+    if picture is not None:
+        picture.parent.stat()  # a folder that is not there is told before anything is read
     items, alphas = items or (FULL_ITEMS if full else ITEMS), ALPHAS if full else FEW_ALPHAS
     subject = load_subject(named, domain, backbone_name, home, tracking_uri, "float32" if full else "bfloat16")
     families, left_out = subject.measurable()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from registry.errors import BackboneMismatch
+from registry.errors import BackboneMismatch, UnknownRelease
 from registry.home import home_directory
 from registry.manifest import MANIFEST, Manifest, directory_digest, verify
 from registry.names import resolve
@@ -105,6 +105,11 @@ def files_of(named: str, home: Path, tracking_uri: str | None) -> tuple[Path, Ma
     directory = Path(named)
     if directory.is_dir():
         return directory, verify(directory) if (directory / MANIFEST).is_file() else None
+    if "/" in named:
+        raise UnknownRelease(
+            f"What is measured is a release (NAME, NAME@VERSION, NAME@ALIAS) or a directory of adapter files, but {named!r} is "
+            "neither. Correct the path."
+        )
     tracking = Tracking.at(home, tracking_uri).existing()
     found = resolve(tracking, named)
     release = load_release(tracking, found.name, found.version)

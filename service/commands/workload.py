@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -28,10 +29,13 @@ class Workload:
     @classmethod
     def of(cls, subject: Subject, plan: Sequence[Planned]) -> Workload:
         """Tries what is not read yet on a few items; that takes a hundredth of the whole, or a few seconds."""
-        from evaluation.forecast import forecast
+        from evaluation.forecast import TRIED, forecast
 
         sides = (subject.cache, subject.adapted_cache)
         unread = [p for side in sides for p in plan if side.stored(p.measure, subject.backbone, p.task, p.examples) is None]
+        if unread:
+            named = len({planned.measure.name for planned in unread})
+            print(f"trying {named} measures on {TRIED} items each, to tell how long the whole will take", file=sys.stderr)
         return cls(unread, len(sides) * len(plan), forecast(subject.engine, subject.backbone, LOADED, unread))
 
     def __str__(self) -> str:
