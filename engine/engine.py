@@ -107,6 +107,12 @@ class EngineStats:
         return self.prompt_tokens + sum(self.generated_tokens.values()) + self.scored_tokens
 
 
+class Completes(Protocol):
+    """What a decoding policy asks of an engine, or of whatever stands before one."""
+
+    def complete(self, requests: Sequence[GenerationRequest]) -> list[Completion]: ...
+
+
 class Engine(Protocol):
     """Rows of one batch may use different profiles; none sees another's weights."""
 

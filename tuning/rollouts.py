@@ -66,6 +66,10 @@ class Rollouts:
         self.num_used += sum(len(self._kept[key].token_ids) for key in keys)
         return [self._kept[key] for key in keys]
 
+    def complete(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        """Decoding policies write through it as through an engine."""
+        return self.write(requests)
+
 
 @contextmanager
 def rollouts(

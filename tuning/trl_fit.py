@@ -113,6 +113,12 @@ def only_lora(adapters: Sequence[Adapter]) -> LoRA | None:
     return first if isinstance(first, LoRA) and not others else None
 
 
+def rows_at_once(spec: MethodSpec, longest: int) -> int:
+    """The largest part of a batch that divides it and stays within micro_batch_tokens, at `longest` tokens a row."""
+    dividing = [rows for rows in range(1, spec.batch_size + 1) if spec.batch_size % rows == 0]
+    return max([rows for rows in dividing if rows * longest <= spec.micro_batch_tokens], default=1)
+
+
 def require_trl(method: str) -> None:
     """MissingPackage, with the way out, where TRL is not installed."""
     missing = [name for name in ("trl", "datasets") if importlib.util.find_spec(name) is None]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from adapters.backbone import Backbone
-from engine.engine import MAX_TOP_LOGPROBS, Completion, Engine, GenerationRequest, TokenLogprob
+from engine.engine import MAX_TOP_LOGPROBS, Completes, Completion, GenerationRequest, TokenLogprob
 
 ANSWER_CUE = "Answer:"
 MAX_ANSWER_TOKENS = 32
@@ -43,7 +43,7 @@ class Budgeted:
 
     @property
     def text(self) -> str:
-        return f"{self.trace.text}{_cue_after(self.trace.text)} {self.answer}"
+        return f"{self.trace.text}{cue_after(self.trace.text)} {self.answer}"
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Budget:
                 f"{self.num_ignored_ends} ignored ends and {self.max_answer_tokens} answer tokens. Give 0 for no trace at all."
             )
 
-    def complete(self, engine: Engine, backbone: Backbone, requests: Sequence[GenerationRequest]) -> list[Budgeted]:
+    def complete(self, engine: Completes, backbone: Backbone, requests: Sequence[GenerationRequest]) -> list[Budgeted]:
         traces = write_traces(engine, backbone, requests, self.max_trace_tokens)
         for _ in range(self.num_ignored_ends):
             traces = extended(engine, backbone, requests, traces, self.max_trace_tokens)
@@ -74,7 +74,7 @@ class Budget:
 
 
 def write_traces(
-    engine: Engine, backbone: Backbone, requests: Sequence[GenerationRequest], max_tokens: int
+    engine: Completes, backbone: Backbone, requests: Sequence[GenerationRequest], max_tokens: int
 ) -> list[WrittenTrace]:
     """The beginning of every reply up to its answer cue, cut after `max_tokens`; a request's `begun_ids` belong to its trace."""
     # Room for the cue, so that a trace of just `max_tokens` is seen to have ended.
@@ -95,7 +95,7 @@ def write_traces(
 
 
 def extended(
-    engine: Engine,
+    engine: Completes,
     backbone: Backbone,
     requests: Sequence[GenerationRequest],
     traces: Sequence[WrittenTrace],
@@ -115,7 +115,7 @@ def extended(
 
 
 def force_answers(
-    engine: Engine,
+    engine: Completes,
     backbone: Backbone,
     requests: Sequence[GenerationRequest],
     traces: Sequence[WrittenTrace],
@@ -126,7 +126,7 @@ def force_answers(
     asked = [
         replace(
             request,
-            begun_ids=(*trace.ids, *backbone.encode(_cue_after(trace.text))),
+            begun_ids=(*trace.ids, *backbone.encode(cue_after(trace.text))),
             max_new_tokens=max_answer_tokens,
             stop=("\n",),
             top_logprobs=top_logprobs,
@@ -160,5 +160,6 @@ def _other(listed: Sequence[TokenLogprob], ends: set[int]) -> int | None:
     return next((one.token_id for one in listed if one.token_id not in ends), None)
 
 
-def _cue_after(text: str) -> str:
+def cue_after(text: str) -> str:
+    """What stands between a trace and its answer: the cue on a line of its own."""
     return ANSWER_CUE if not text or text.endswith("\n") else f"\n{ANSWER_CUE}"

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from adapters.backbone import Backbone
-from engine.decoding.budget import MAX_ANSWER_TOKENS, WrittenTrace, force_answers, ids_within, write_traces
-from engine.engine import MAX_TOP_LOGPROBS, Completion, Engine, GenerationRequest
+from engine.decoding.budget import MAX_ANSWER_TOKENS, WrittenTrace, cue_after, force_answers, ids_within, write_traces
+from engine.engine import MAX_TOP_LOGPROBS, Completes, Completion, GenerationRequest
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,10 @@ class Branch:
     trace: str
     answer: str
     margin: float
+
+    @property
+    def text(self) -> str:
+        return f"{self.trace}{cue_after(self.trace)} {self.answer}"
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,7 @@ class Decoded:
 
     @property
     def text(self) -> str:
-        best = self.best
-        return f"{best.trace}Answer: {best.answer}"
+        return self.best.text
 
     def vote(self, same: Callable[[str], str]) -> str:
         """The answer with the largest sum of margins; answers that `same` makes equal are one. Empty where no branch answers."""
@@ -70,7 +73,7 @@ class CoTDecoding:
         if not 2 <= self.num_branches <= MAX_TOP_LOGPROBS:
             raise ValueError(f"CoT-decoding takes from 2 to {MAX_TOP_LOGPROBS} branches, but got {self.num_branches}.")
 
-    def complete(self, engine: Engine, backbone: Backbone, requests: Sequence[GenerationRequest]) -> list[Decoded]:
+    def complete(self, engine: Completes, backbone: Backbone, requests: Sequence[GenerationRequest]) -> list[Decoded]:
         asked = [replace(request, temperature=0.0, begun_ids=()) for request in requests]
         opened = engine.complete([replace(request, max_new_tokens=1, top_logprobs=self.num_branches) for request in asked])
         begun = [

@@ -6,6 +6,7 @@ from tuning.methods.method import Method
 from tuning.methods.rewrite import Rewrite
 from tuning.methods.rlag import RLAG
 from tuning.methods.rlag_grpo import RLAGGRPO
+from tuning.methods.rlsf import RLSF
 from tuning.methods.rlvr import RLVR
 from tuning.methods.sdft import SDFT
 from tuning.methods.sft import SFT
@@ -20,6 +21,7 @@ METHODS: dict[str, type[Method]] = {
     "critique": CritiqueTuning,
     "criteria": Criteria,
     "rlvr": RLVR,
+    "rlsf": RLSF,
     "sdft": SDFT,
     "rlag": RLAG,
     "rlag_grpo": RLAGGRPO,

@@ -28,7 +28,7 @@ from tuning.errors import NoSignal
 from tuning.loop import OnStep, OnUpdate, Progress, run
 from tuning.methods.on_policy import Group, OnPolicySpec, Policy
 from tuning.methods.supervised import label_logits, micro_batches, think_ahead
-from tuning.trl_fit import Begun, Trainer, only_lora, run_trl
+from tuning.trl_fit import Begun, Trainer, only_lora, rows_at_once, run_trl
 
 # Legend: N label positions of a batch, V vocabulary
 
@@ -188,7 +188,7 @@ class GRPO:
 
         logged = {f"rewards/{name}/mean": name for name in names} | {"frac_reward_zero_std": "without_signal"}
         logged |= {"reward": "reward"} | ({"kl": "kl"} if spec.beta else {})
-        rows, identity = _rows_per_forward(spec, self.policy.longest), self.policy.identity
+        rows, identity = rows_at_once(spec, self.policy.longest), self.policy.identity
         return run_trl(
             self.backbone, lora, spec, trainer_of, logged, on_step, on_update, directory, identity, rows, self.num_written
         )
@@ -202,12 +202,6 @@ def _told(name: str) -> Callable[..., list[float]]:
 
     told.__name__ = name
     return told
-
-
-def _rows_per_forward(spec: GRPOSpec, longest: int) -> int:
-    """The largest part of a batch that divides it and stays within micro_batch_tokens."""
-    dividing = [rows for rows in range(1, spec.batch_size + 1) if spec.batch_size % rows == 0]
-    return max([rows for rows in dividing if rows * longest <= spec.micro_batch_tokens], default=1)
 
 
 def _no_signal(spec: GRPOSpec, groups: Sequence[Sequence[Judged]]) -> str:
