@@ -23,7 +23,7 @@ from evaluation.measures import MEASURES
 from tuning.arms import BACKBONE, PLACEHOLDER, Arm, ArmReadings, Bench, Contrast, Progress, contrast, finished, key_of
 from tuning.errors import BadRecipe
 from tuning.ground import Ground
-from tuning.journal import Journal
+from tuning.journal import Journal, alone_in
 from tuning.plan import generated_plan, likelihood_plan
 from tuning.recipe import Recipe
 
@@ -139,12 +139,13 @@ class Study:
         self, on_progress: Progress = lambda what, done, of: None, out_of_time: Callable[[], bool] = lambda: False
     ) -> SoftCoTArms | None:
         """None when time ran out before every arm was read."""
-        wanted, plan = arms(self.recipe, self.ground, range(self.num_seeds)), reading_plan(self.recipe, self.ground)
-        precision = self.recipe.evaluation.precision
+        precision, plan = self.recipe.evaluation.precision, self.plan
+        wanted = arms(self.recipe, self.ground, range(self.num_seeds))
         engine = TorchEngine(self.ground.backbone, max_rows=64, precision=precision)
         cache = BaseCache(self.home / "cache" / "base", precision)
         bench = Bench(self.recipe, self.ground.backbone, engine, plan, cache, Journal(self.directory / "arms.jsonl"))
-        found = bench.run(wanted, on_progress, out_of_time)
+        with alone_in(self.directory):
+            found = bench.run(wanted, on_progress, out_of_time)
         if not finished(found, wanted):
             return None
         read = SoftCoTArms.of(found, plan)
@@ -152,6 +153,10 @@ class Study:
         return read
 
     @cached_property
+    def plan(self) -> list[Planned]:
+        return reading_plan(self.recipe, self.ground)
+
+    @cached_property
     def directory(self) -> Path:
-        digest = self.ground.digest(self.recipe, self.ground.examples, {"study": "softcot-arms"})
+        digest = self.ground.digest(self.recipe, self.ground.examples, {"study": "softcot-arms"}, self.plan)
         return self.home / "softcot_arms" / f"{self.recipe.name}-{digest[:12]}"
