@@ -32,8 +32,10 @@ from tuning.methods.rlsf import RLSF, RLSFSpec, has_begun, pair_of, parted, pref
 from tuning.rollouts import own_words, rollouts
 from tuning.self_feedback import Branched, at_random, branched, calibration, counted, published, surest_over_least, trusted
 
-EXAMPLES = ALCHEMY.examples("train", 100)
-SMALL = {"num_questions": 16, "num_labelled": 32, "max_trace_tokens": 32, "steps": 10, "batch_size": 8, "learning_rate": 3e-4}
+# Of one depth: an easy question is another thing to be sure of than a hard one.
+EXAMPLES = [example for example in ALCHEMY.examples("train", 400) if example.group.startswith("alchemy/3")][:100]
+ASKED = {"num_questions": 24, "num_labelled": 64, "max_trace_tokens": 40, "min_auroc": 0.55}
+SMALL = ASKED | {"steps": 6, "batch_size": 4, "learning_rate": 1e-3}
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,13 @@ def spec(**values: Any) -> RLSFSpec:
 
 @pytest.fixture(scope="module")
 def unsure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backbone]:
-    """The tiny model with noise in its weights: right about every second time, and surer then. What it wrote is kept."""
+    """The tiny model with noise in its weights: right every fifth time, and surer then. What it wrote is kept."""
     backbone = Backbone.load(str(TESTBED), device="cpu", dtype=torch.float32)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, weight in backbone.model.named_parameters():
             if weight.dim() == 2 and "embed" not in name:
-                weight.add_(0.7 * weight.std() * torch.randn(weight.shape, generator=generator))
+                weight.add_(0.5 * weight.std() * torch.randn(weight.shape, generator=generator))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRAFTLINE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield backbone
@@ -95,15 +97,15 @@ def question(*margins: tuple[str, float]) -> Branched:
 
 
 def test_confidence_that_predicts_what_is_right_is_trusted(labelled: list[Branched]) -> None:
-    found = trusted(ALCHEMY, labelled, 0.6)
-    assert 0.6 < found.low < found.auroc < found.high and found.within is not None
+    found = trusted(ALCHEMY, labelled, 0.55)
+    assert 0.55 < found.low < found.auroc < found.high and found.within is not None
 
 
 def test_confidence_that_predicts_nothing_is_refused_with_the_value_and_the_way_out(
     unsure: Backbone, labelled: list[Branched], tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match=r"must be above 0.6, but it is 0.[345]\d \(AUROC 0.[45]\d on 1\d\d branches of 32 rows"):
-        trusted(Coin(), labelled, 0.6)
+    with pytest.raises(DataError, match=r"must be above 0.55, but it is 0.[345]\d \(AUROC 0.[45]\d on 3\d\d branches of 64 rows"):
+        trusted(Coin(), labelled, 0.55)
     with pytest.raises(DataError, match="or take a method that goes by the answer"):
         fitted(unsure, tmp_path, spec(), task=Coin())
     assert not list(tmp_path.iterdir())
@@ -140,7 +142,8 @@ def test_the_surer_branch_becomes_likelier_than_the_other(
     pairs = [pair_of(unsure, one) for one in preferred(asked, spec())]
     assert preference(unsure, pairs, lora) > preference(unsure, pairs, None) + 2.0
     assert fit.losses[-1] < 0.9 * fit.losses[0] and fit.numbers["margin"][-1] > 0.2 and len(fit.losses) == SMALL["steps"]
-    assert fit.counts["pairs"] == len(pairs) and fit.counts["auroc_low"] > 0.6 and fit.num_generated > 0 < fit.num_tokens
+    assert fit.counts["chosen_right"] > fit.counts["rejected_right"]
+    assert fit.counts["pairs"] == len(pairs) and fit.counts["auroc_low"] > 0.55 and fit.num_generated > 0 < fit.num_tokens
     names = ("accuracy", "confidence", "brier", "calibration_error")
     assert {f"{name}_{when}" for name in names for when in ("before", "after")} <= set(fit.counts)
 
@@ -173,7 +176,7 @@ def test_a_kill_in_a_rollout_and_one_in_the_fit_change_nothing(
 
     def kill(step: int, steps: int, loss: float) -> None:
         seen.append(step)
-        if step == 6:
+        if step == 4:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -184,7 +187,7 @@ def test_a_kill_in_a_rollout_and_one_in_the_fit_change_nothing(
         fitted(unsure, tmp_path / "killed", spec(), kill)
     seen.clear()
     resumed, in_parts = fitted(unsure, tmp_path / "killed", spec(), lambda step, steps, loss: seen.append(step))
-    assert [step for step in seen if step] == [6, 7, 8, 9, 10] and resumed.counts["written_anew"] == 0
+    assert [step for step in seen if step] == [4, 5, 6] and resumed.counts["written_anew"] == 0
     assert (resumed.numbers, resumed.num_tokens, resumed.num_generated) == (whole.numbers, whole.num_tokens, whole.num_generated)
     for name in set(whole.counts) - {"prepare_s", "written_anew"}:
         assert resumed.counts[name] == pytest.approx(whole.counts[name], abs=1e-5), name
@@ -216,7 +219,7 @@ def test_a_question_without_a_pair_is_counted_by_its_cause() -> None:
 
 
 def test_without_any_pair_the_way_out_is_said(asked: list[Branched]) -> None:
-    with pytest.raises(DataError, match=r"none of 16 questions gave a pair: in \d+ .+ without a gap of 1. Lower method.min_gap"):
+    with pytest.raises(DataError, match=r"none of 24 questions gave a pair: in \d+ .+ without a gap of 1. Lower method.min_gap"):
         preferred(asked, spec(min_gap=1.0))
     with pytest.raises(DataError, match=r"a confidence of 0.99. Lower method.threshold"):
         preferred([question(("4", 0.9), ("5", 0.1))], spec(pairs="published", threshold=0.99))
@@ -235,11 +238,18 @@ def test_a_greedy_branch_without_an_answer_is_wrong_and_not_sure() -> None:
 
 
 def test_no_group_is_both_labelled_and_asked() -> None:
-    found = parted(EXAMPLES, spec())
-    assert len(found.labelled) == 32 and 0 < len(found.asked) <= 16
+    codes = [Example(id=f"{code}", question="", answer="", group=f"{code // 3}") for code in range(100)]
+    found = parted(codes, spec())
+    assert len(found.labelled) == 64 and 0 < len(found.asked) <= 24
     assert not {example.group for example in found.labelled} & {example.group for example in found.asked}
-    assert parted(EXAMPLES, spec(seed=1)).labelled != found.labelled
-    with pytest.raises(DataError, match=r"keeps 100 labelled rows apart .+ leave 0 to ask. Lower method.num_labelled"):
+    assert parted(codes, spec(seed=1)).labelled != found.labelled
+
+
+def test_of_few_templates_each_is_both_labelled_and_asked() -> None:
+    found = parted(EXAMPLES, spec())
+    assert {example.group for example in found.labelled} == {example.group for example in found.asked}
+    assert not {example.id for example in found.labelled} & {example.id for example in found.asked}
+    with pytest.raises(DataError, match=r"keeps 100 labelled rows apart .+ of 3 groups leave 0 to ask. Lower method.num_label"):
         RLSF(spec(num_labelled=100)).check(EXAMPLES, ALCHEMY)
 
 

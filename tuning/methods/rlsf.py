@@ -32,6 +32,7 @@ from tuning.methods.method import Fit, Method
 from tuning.methods.supervised import identity_of
 from tuning.rollouts import WRITER, own_words, rollouts
 from tuning.self_feedback import (
+    FEW_GROUPS,
     Branched,
     Preference,
     at_random,
@@ -84,7 +85,7 @@ class RLSFSpec(DPOSpec):
 
 
 class Parted(NamedTuple):
-    """Rows of a training split, no group of which is in both."""
+    """Rows of a training split, none of which is in both."""
 
     labelled: Sequence[Example]
     asked: Sequence[Example]
@@ -153,21 +154,26 @@ class RLSF(Method):
 
 
 def parted(examples: Sequence[Example], spec: RLSFSpec) -> Parted:
-    """Whole groups drawn by the seed are labelled, as many as hold the rows. DataError where nothing is left to ask."""
-    groups: dict[str, list[Example]] = {}
+    """Whole groups drawn by the seed are labelled, as many as hold the rows; single rows, where the groups are few.
+
+    Few groups are fixed templates, and how sure the model may be on some of them says nothing about the others: both parts need
+    rows of each. DataError where nothing is left to ask.
+    """
+    num_groups = len({example.group for example in examples})
+    units: dict[str, list[Example]] = {}
     for example in examples:
-        groups.setdefault(example.group, []).append(example)
+        units.setdefault(example.group if num_groups >= FEW_GROUPS else example.id, []).append(example)
     labelled, held = list[Example](), set[str]()
-    for group in random.Random(f"labelled/{spec.seed}").sample(sorted(groups), len(groups)):
+    for unit in random.Random(f"labelled/{spec.seed}").sample(sorted(units), len(units)):
         if len(labelled) < spec.num_labelled:
-            labelled += groups[group]
-            held.add(group)
-    asked = [example for example in examples if example.group not in held]
+            labelled += units[unit]
+            held |= {example.id for example in units[unit]}
+    asked = [example for example in examples if example.id not in held]
     if len(labelled) < spec.num_labelled or not asked:
         raise DataError(
-            f"RLSF keeps {spec.num_labelled} labelled rows apart from those that it asks, by whole groups, but the "
-            f"{len(examples)} rows of {len(groups)} groups leave {len(asked)} to ask. Lower method.num_labelled, or give more "
-            "rows (method.num_examples) or groups."
+            f"RLSF keeps {spec.num_labelled} labelled rows apart from those that it asks, by whole groups if there are "
+            f"{FEW_GROUPS}, but the {len(examples)} rows of {num_groups} groups leave {len(asked)} to ask. Lower "
+            "method.num_labelled, or give more rows (method.num_examples) or groups."
         )
     return Parted(labelled[: spec.num_labelled], asked[: spec.num_questions])
 
