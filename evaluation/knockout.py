@@ -245,10 +245,11 @@ def _wanted(
 def lost_per_regained(domain: PairedChange, family: PairedChange) -> Ratio | None:
     """Minus the domain's change over the family's, with the interval of Fieller (1954) for two means of other items.
 
-    None where the family's change is not shown to be above 0: there is nothing to divide by.
+    None where the family's change is not shown to be above 0, so that there is nothing to divide by, and where the domain's items
+    show no spread.
     """
     z = float(stats.norm.ppf((1 + family.confidence) / 2))
-    if not family.low > 0 or not z * family.stderr < family.mean:
+    if not family.low > 0 or not z * family.stderr < family.mean or not domain.stderr > 0:
         return None
     value, g = -domain.mean / family.mean, (z * family.stderr / family.mean) ** 2
     half = z / family.mean * math.sqrt(domain.stderr**2 * (1 - g) + value**2 * family.stderr**2)

@@ -158,7 +158,7 @@ def test_the_bands_are_those_that_a_lora_can_be_fitted_in(backbone: Backbone) ->
 def test_the_ratio_is_domain_lost_over_retention_regained() -> None:
     clusters = [str(index) for index in range(40)]
     noise = np.random.default_rng(0).normal(0, 0.01, 40)
-    domain = paired_change([0.0] * 40, [-0.10] * 40, clusters)
+    domain = paired_change([0.0] * 40, (-0.10 + noise[::-1]).tolist(), clusters)
     family = paired_change([0.0] * 40, (0.05 + noise).tolist(), clusters)
     found = lost_per_regained(domain, family)
     assert found is not None and found.low < found.value < found.high
@@ -171,6 +171,14 @@ def test_nothing_is_divided_by_what_is_not_shown_to_be_regained() -> None:
     for mean in (0.0, -0.5):
         noise = np.random.default_rng(0).normal(mean, 0.1, 40).tolist()
         assert lost_per_regained(domain, paired_change([0.0] * 40, noise, clusters)) is None
+
+
+@pytest.mark.parametrize("lost", [0.0, -0.10])
+def test_a_domain_whose_items_all_changed_alike_has_no_ratio(lost: float) -> None:
+    clusters = [str(index) for index in range(40)]
+    regained = np.random.default_rng(0).normal(0.3, 0.1, 40).tolist()
+    family = paired_change([0.0] * 40, regained, clusters)
+    assert family.low > 0 and lost_per_regained(paired_change([0.0] * 40, [lost] * 40, clusters), family) is None
 
 
 def test_the_interval_of_the_ratio_covers() -> None:
