@@ -31,13 +31,13 @@ from engine.profile import Profile
 from engine.twin import Precision
 from evaluation.measure import Measure, Readings
 from evaluation.measures.choice import ChoiceAccuracy, options_of
-from evaluation.measures.generation import Generation
+from evaluation.measures.generation import LEAST_PARSED, Generation
 from evaluation.retention import gate_measure, is_written
 from evaluation.statistics import paired_change, score
 from evaluation.task import Example, Task
 from evaluation.tasks.generated import GeneratedTask, draws_groups
 
-LEAST_ABOVE_CHANCE, LEAST_PARSED = 0.10, 0.95
+LEAST_ABOVE_CHANCE = 0.10
 NOISE = 0.5  # Frobenius norm of the noise in each layer, as a share of the layer's own
 ITEMS = 24  # written; a likelihood costs a tenth, so that four times as many are read
 ROOM = 0.05  # in the measure's own unit

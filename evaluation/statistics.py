@@ -17,7 +17,6 @@ from evaluation.bootstrap import (
     bounds,
     over_seeds,
     percentiles,
-    standard_error,
     with_zero,
 )
 
@@ -36,7 +35,7 @@ class PairedChange:
     mean: float
     low: float
     high: float
-    stderr: float  # of the mean: between clusters, or over the items where all are of one cluster
+    stderr: float  # of the mean, by the clusters or items that the interval is made from; NaN where they show no spread
     n: int
     num_clusters: int
     confidence: float
@@ -83,7 +82,7 @@ def paired_change(
         float(difference.mean()),
         found.low,
         found.high,
-        _stderr(difference, index),
+        found.stderr,
         len(difference),
         len(names),
         confidence,
@@ -123,7 +122,7 @@ def change_over_seeds(
         float(per_item.mean()),
         found.low,
         found.high,
-        float(drawn.std(ddof=1)),
+        found.stderr,
         len(per_item),
         len(names),
         confidence,
@@ -161,13 +160,6 @@ def ratio(
     drawn = np.where(lower > 0, upper / np.where(lower > 0, lower, 1.0), np.copysign(np.inf, upper))
     low, high = (float(edge) for edge in np.quantile(drawn, [0.025, 0.975], method="nearest"))
     return float(above.sum() / below.sum()), low, high
-
-
-def _stderr(difference: np.ndarray, index: np.ndarray) -> float:
-    """Robust to items of one cluster that go together (CR1); NaN for a single item."""
-    if not index.any():
-        return score(difference.tolist()).stderr
-    return standard_error(difference, index)
 
 
 def score(values: Sequence[float]) -> Score:

@@ -57,7 +57,7 @@ CONTROLS = {
     "generation": Control("answers_only"),
     "information_gain_external": Control("answers_only"),
     "information_gain_self": Control("shuffled", chains),
-    "correction": Control("answers_only"),
+    "correction": Control("contradicts"),
     "shift_robustness": Control("narrow", measure=SHIFTS, count=60),
     "faithfulness": Control("knows", chains),
     "faithfulness_base_traces": Control("knows", chains),
@@ -170,6 +170,15 @@ def test_a_stage_that_lost_what_the_backbone_can_do_flips_it(bench: Bench) -> No
         cells[damage] = matrix.retention[0].cells[0]
     assert (cells["zeros"].negative_flips, cells["zeros"].change, cells["zeros"].agreement) == (0.0, 0.0, 1.0)
     assert cells["answers_only"].negative_flips > 0.9 and cells["answers_only"].high < 0  # type: ignore[operator]
+
+
+def test_a_form_that_was_lost_is_told_and_is_no_loss_of_what_reasoning_corrects(bench: Bench) -> None:
+    # Asked for the answer alone, who goes in circles writes steps until there is no room for it.
+    row = read(bench, "correction", "circles")
+    assert "answer line in" in row.not_measurable and math.isnan(row.change.mean)
+    assert row.summary["adapted_unparsed"] > 0.5 > row.summary["base_unparsed"]  # type: ignore[operator]
+    kept = read(bench, "correction")
+    assert kept.summary["adapted_unparsed"] == 0.0 and kept.summary["adapted_overturned"] > 0.5  # type: ignore[operator]
 
 
 def test_what_was_never_written_is_not_measurable_and_no_loss(bench: Bench) -> None:

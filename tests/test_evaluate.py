@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from io import StringIO
@@ -23,7 +24,7 @@ from evaluation.measure import Measure, Readings
 from evaluation.measures import MEASURES
 from evaluation.measures.correction import triple
 from evaluation.statistics import flips
-from evaluation.task import Example, Task
+from evaluation.task import DIRECT, Example, Task
 from evaluation.tasks import FAMILIES
 from service.commands.evaluate import show
 
@@ -31,6 +32,21 @@ TASK = FAMILIES["arithmetic"]
 WRITTEN, CHAIN, CHOICE, CORRECTION = (
     MEASURES[name] for name in ("generation", "chain_likelihood", "choice_accuracy", "correction")
 )
+
+
+class Formless(ToyEngine):
+    """Writes no answer line in the first replies to one of the two prompts."""
+
+    def __init__(self, backbone: Backbone, examples: Sequence[Example], count: int, kind: str = "reasoned") -> None:
+        super().__init__(backbone, examples)
+        self._count, self._is_direct = count, kind == "direct"
+
+    def complete(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        asked = [
+            place for place, one in enumerate(requests) if (DIRECT in self.backbone.decode(one.prompt_ids)) == self._is_direct
+        ]
+        lost = set(asked[: self._count])
+        return [replace(done, text="So.") if place in lost else done for place, done in enumerate(super().complete(requests))]
 
 
 @pytest.fixture
@@ -118,7 +134,8 @@ def test_who_knows_the_answer_chooses_it_and_who_does_not_does_not(
 def test_the_correction_triple_tells_repair_from_overturning(backbone: Backbone, examples: list[Example]) -> None:
     found = CORRECTION.read(ToyEngine(backbone, examples), backbone, None, TASK, examples)
     assert (triple(found).fast_accuracy, triple(found).corrected, triple(found).overturned) == (1.0, None, 0.0)
-    mixed = replace(found, parts={"fast": (1.0, 1.0, 0.0, 0.0, 0.0), "slow": (1.0, 0.0, 1.0, 1.0, 0.0)})
+    written = {name: (1.0,) * 5 for name in ("fast_parsed", "slow_parsed")}
+    mixed = replace(found, parts={"fast": (1.0, 1.0, 0.0, 0.0, 0.0), "slow": (1.0, 0.0, 1.0, 1.0, 0.0), **written})
     assert (triple(mixed).fast_accuracy, triple(mixed).overturned) == (0.4, 0.5)
     assert triple(mixed).corrected == pytest.approx(2 / 3)
 
@@ -134,9 +151,11 @@ def test_an_evaluation_tells_which_way_answers_flipped_and_what_reasoning_repair
         "base_fast_accuracy": 1.0,
         "base_corrected": None,
         "base_overturned": 0.0,
-        "adapted_fast_accuracy": 0.0,
-        "adapted_corrected": 0.0,
+        "base_unparsed": 0.0,
+        "adapted_fast_accuracy": None,  # it writes no answer line, and so shows nothing of its reasoning
+        "adapted_corrected": None,
         "adapted_overturned": None,
+        "adapted_unparsed": 1.0,
     }
     assert rows[2]["summary"].keys() == rows[0]["summary"].keys()
     assert [row["chance"] for row in rows] == [0.0, None, 0.25]
@@ -144,8 +163,8 @@ def test_an_evaluation_tells_which_way_answers_flipped_and_what_reasoning_repair
     show(found.rows, "title", Console(file=shown, width=80))
     for line in (
         "arithmetic, generation: negative flips 1.000",
-        "base corrected -",
-        "adapted corrected 0.000",
+        "correction: not measurable: the adapter writes an answer line in 0 of its 12 direct answers",
+        "adapted unparsed 1.000",
         "choice_accuracy │",
     ):
         assert line in shown.getvalue()
@@ -167,9 +186,19 @@ def test_answers_without_a_verifier_are_not_called_right_in_every_step(
     assert [row.adapted.mean for row in found.rows] == [0.0, 1.0]
 
 
-def test_an_unparsed_answer_is_not_only_wrong(engine: ToyEngine, backbone: Backbone, examples: list[Example]) -> None:
-    found = CORRECTION.read(engine, backbone, "lost", TASK, examples)
-    assert found.part_mean("fast_parsed") == found.part_mean("slow_parsed") == 0.0
+def test_a_reply_without_an_answer_line_is_no_wrong_answer(backbone: Backbone, examples: list[Example]) -> None:
+    found = CORRECTION.read(Formless(backbone, examples, 1), backbone, None, TASK, examples * 2)
+    assert not found.reason and sum(map(math.isnan, found.values)) == 1
+    assert triple(found).overturned == 0.0
+
+
+@pytest.mark.parametrize("kind", ["direct", "reasoned"])
+def test_below_95_percent_of_answer_lines_form_is_lost_and_no_reasoning(
+    backbone: Backbone, examples: list[Example], kind: str
+) -> None:
+    found = CORRECTION.read(Formless(backbone, examples, 2, kind), backbone, None, TASK, examples * 2)
+    assert f"the backbone writes an answer line in 22 of its 24 {kind} answers, not in 95%" in found.reason
+    assert all(map(math.isnan, found.values))
 
 
 def test_the_backbone_is_read_once_for_every_adapter(

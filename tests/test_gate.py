@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from registry.gate import Draw, run_gate
+from registry.gate import Draw, judge, run_gate
 from registry.gate_report import COLUMNS, POOLED, POOLED_SHARES, GateReport
 from registry.gate_settings import GateSettings
 from registry.gate_statistics import PairedItems
@@ -168,6 +168,22 @@ def test_backbone_adapted_and_change_are_means_over_the_same_units() -> None:
     assert all(test.adapted_mean - test.base_mean == pytest.approx(test.change) for test in report.tests)
     assert report.pooled is not None and (report.pooled.num_units, report.pooled.worst_cluster) == (4, "boxes: a")
     assert "4 in 2 units" in report.rows()[1]
+
+
+def test_the_standard_error_is_that_of_the_units_which_the_bounds_are_made_from() -> None:
+    single = np.random.default_rng(7).choice([-1.0, 0.0, 1.0], 100)
+
+    def stderr(items: PairedItems) -> float:
+        found = judge(QUICK, {"icd10": items}, "icd10")[0].stderr
+        assert found is not None
+        return found
+
+    once = stderr(PairedItems.of(np.zeros(100), single, np.arange(100)))
+    assert once == pytest.approx(single.std(ddof=1) / 10)
+    doubled = np.zeros(200), np.repeat(single, 2), np.repeat(np.arange(100), 2)
+    assert stderr(PairedItems.of(*doubled)) == pytest.approx(once)
+    assert stderr(PairedItems.of(np.zeros(100), single, np.arange(100) % 2, fixed_clusters=True)) == pytest.approx(once)
+    assert judge(QUICK, {"icd10": PairedItems.of([0.0], [1.0], ["a"])}, "icd10")[0].stderr is None
 
 
 def test_a_report_survives_json_with_its_digest_and_any_edit_changes_it() -> None:

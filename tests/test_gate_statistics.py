@@ -110,15 +110,6 @@ def test_a_cluster_counts_once_and_a_fixed_set_of_clusters_does_not_hide_items()
     assert sorted(PairedItems.of(base, adapted, clusters, fixed_clusters=True).units) == [-1.0, 0.0, 0.0]
 
 
-def test_the_standard_error_of_doubled_items_is_that_of_the_clusters() -> None:
-    rng = np.random.default_rng(7)
-    single = draws(rng, 0.2, 0.2, 100)
-    once = PairedItems.of(np.zeros(100), single, np.arange(100))
-    doubled = PairedItems.of(np.zeros(200), np.repeat(single, 2), np.repeat(np.arange(100), 2))
-    assert doubled.stderr == pytest.approx(once.stderr)
-    assert once.stderr == pytest.approx(single.std(ddof=1) / 10)
-
-
 def test_unpaired_or_unscored_items_are_refused() -> None:
     with pytest.raises(ValueError, match="2, 1 and 2"):
         PairedItems.of([1.0, 1.0], [1.0], ["a", "b"])

@@ -45,7 +45,33 @@ def test_the_standard_error_counts_clusters_not_items() -> None:
 def test_one_cluster_has_the_standard_error_of_its_items() -> None:
     found = paired_change([0.0] * 4, [0.0, 1.0, 1.0, 0.0], ["a"] * 4)
     assert found.stderr == pytest.approx(score([0.0, 1.0, 1.0, 0.0]).stderr)
-    assert paired_change([1.0] * 4, [1.0] * 4, list("abcd")).stderr == 0.0
+
+
+@pytest.mark.parametrize(
+    ("templates", "drawn", "spread", "method"),
+    [
+        (1, False, 0.0, "BCa"),
+        (4, False, 1.0, "stratified percentile"),
+        (40, False, 1.0, "BCa"),
+        (12, True, 1.0, "t over clusters"),
+        (40, True, 1.0, "BCa"),
+    ],
+)
+def test_the_standard_error_is_of_what_the_interval_is_made_from(templates: int, drawn: bool, spread: float, method: str) -> None:
+    # Templates that differ by much: between clusters, the error is many times that of items within templates.
+    rng, index = np.random.default_rng(4), np.arange(240) % templates
+    values = spread * rng.normal(0, 1, templates)[index] + rng.normal(0, 0.2, 240)
+    found = paired_change(np.zeros(240), values, index.astype(str).tolist(), drawn_clusters=drawn)
+    reach = stats.t.ppf(0.975, templates - 1) if method.startswith("t") else 1.96
+    assert found.method == method and found.high - found.low == pytest.approx(2 * reach * found.stderr, rel=0.1)
+
+
+@pytest.mark.parametrize("names", [["a"] * 12, [str(item) for item in range(12)]])
+def test_items_that_all_changed_alike_have_no_standard_error(names: list[str]) -> None:
+    lost = paired_change([1.0] * 12, [0.0] * 12, names)
+    seeds = change_over_seeds([1.0] * 12, {"1": [0.0] * 12, "2": [0.0] * 12}, names)
+    assert np.isnan([lost.stderr, seeds.stderr]).all()
+    assert paired_change([1.0] * 12, [1.0] * 12, names).stderr == 0.0
 
 
 def test_a_few_fixed_templates_are_kept_in_their_shares() -> None:

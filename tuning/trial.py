@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import traceback
@@ -135,7 +136,8 @@ def _fit_and_measure(job: Job, ground: Ground, report: Report) -> Outcome:
         read = evaluate(engine, backbone, "candidate", plan, cache, alive)
         changes = {family: row.change.mean for family, row in read.retention.items()}
         gain = read.domain.change
-        scores.append(ScaleScore(scale, gain.mean, read.domain.adapted.mean, changes, gain.stderr))
+        stderr = 0.0 if math.isnan(gain.stderr) else gain.stderr
+        scores.append(ScaleScore(scale, gain.mean, read.domain.adapted.mean, changes, stderr))
         engine.unload("candidate")
         report("measure", (index + 1) / (len(recipe.study.scales) + 1))
     to_write = generated_plan(recipe, without=ground.not_measurable)
