@@ -58,17 +58,23 @@ def distance(backbone: Backbone, lora: LoRA, rows: list[Row]) -> float:
     return float(torch.stack(found).mean())
 
 
-@pytest.fixture
-def elsewhere(backbone: Backbone, writer: Rollouts) -> Callable[[LoRA], float]:
+@pytest.fixture(scope="module")
+def elsewhere(session_backbone: Backbone) -> Callable[[LoRA], float]:
     """How far an adapter is from the backbone on general prompts that no fit here has seen."""
-    rows = Replay("backbone", 8, seed=99).rows(backbone, writer)
-    return lambda lora: distance(backbone, lora, rows)
+    with rollouts(session_backbone) as writer:
+        rows = Replay("backbone", 8, seed=99).rows(session_backbone, writer)
+    return lambda lora: distance(session_backbone, lora, rows)
+
+
+@pytest.fixture(scope="module")
+def without_levers(session_backbone: Backbone) -> tuple[Fit, LoRA]:
+    return fitted(session_backbone)
 
 
 def test_the_pull_on_replay_keeps_the_adapter_nearer_on_other_prompts(
-    backbone: Backbone, elsewhere: Callable[[LoRA], float]
+    backbone: Backbone, elsewhere: Callable[[LoRA], float], without_levers: tuple[Fit, LoRA]
 ) -> None:
-    (plain, free), (pulled, held) = fitted(backbone), fitted(backbone, **HELD)
+    (plain, free), (pulled, held) = without_levers, fitted(backbone, **HELD)
     assert elsewhere(held) < 0.5 * elsewhere(free)
     assert pulled.losses[-1] < 0.9 * pulled.losses[0]
     assert len(pulled.kl) == 20 and not plain.kl
@@ -86,13 +92,15 @@ def test_what_is_held_to_is_not_learnt(backbone: Backbone) -> None:
 
 
 def test_learning_replay_keeps_the_adapter_nearer_on_other_prompts(
-    backbone: Backbone, elsewhere: Callable[[LoRA], float]
+    backbone: Backbone, elsewhere: Callable[[LoRA], float], without_levers: tuple[Fit, LoRA]
 ) -> None:
-    assert elsewhere(fitted(backbone, replay_share=0.3)[1]) < 0.8 * elsewhere(fitted(backbone)[1])
+    assert elsewhere(fitted(backbone, replay_share=0.3)[1]) < 0.8 * elsewhere(without_levers[1])
 
 
-def test_weight_decay_keeps_the_adapter_nearer(backbone: Backbone, elsewhere: Callable[[LoRA], float]) -> None:
-    assert elsewhere(fitted(backbone, weight_decay=20.0)[1]) < 0.8 * elsewhere(fitted(backbone)[1])
+def test_weight_decay_keeps_the_adapter_nearer(
+    backbone: Backbone, elsewhere: Callable[[LoRA], float], without_levers: tuple[Fit, LoRA]
+) -> None:
+    assert elsewhere(fitted(backbone, weight_decay=20.0)[1]) < 0.8 * elsewhere(without_levers[1])
 
 
 def test_the_share_of_replay_is_kept_over_the_steps_and_the_batch_stays_as_large() -> None:

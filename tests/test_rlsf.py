@@ -34,7 +34,7 @@ from tuning.self_feedback import Branched, at_random, branched, calibration, cou
 
 # Of one depth: an easy question is another thing to be sure of than a hard one.
 EXAMPLES = [example for example in ALCHEMY.examples("train", 400) if example.group.startswith("alchemy/3")][:100]
-ASKED = {"num_questions": 24, "num_labelled": 64, "max_trace_tokens": 40, "min_auroc": 0.55}
+ASKED = {"num_branches": 3, "num_questions": 24, "num_labelled": 48, "max_trace_tokens": 40, "min_auroc": 0.55}
 SMALL = ASKED | {"steps": 6, "batch_size": 4, "learning_rate": 1e-3}
 
 
@@ -104,7 +104,7 @@ def test_confidence_that_predicts_what_is_right_is_trusted(labelled: list[Branch
 def test_confidence_that_predicts_nothing_is_refused_with_the_value_and_the_way_out(
     unsure: Backbone, labelled: list[Branched], tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match=r"must be above 0.55, but it is 0.[345]\d \(AUROC 0.[45]\d on 3\d\d branches of 64 rows"):
+    with pytest.raises(DataError, match=r"must be above 0.55, but it is 0.[345]\d \(AUROC 0.[45]\d on 1\d\d branches of 48 rows"):
         trusted(Coin(), labelled, 0.55)
     with pytest.raises(DataError, match="or take a method that goes by the answer"):
         fitted(unsure, tmp_path, spec(), task=Coin())
@@ -240,7 +240,7 @@ def test_a_greedy_branch_without_an_answer_is_wrong_and_not_sure() -> None:
 def test_no_group_is_both_labelled_and_asked() -> None:
     codes = [Example(id=f"{code}", question="", answer="", group=f"{code // 3}") for code in range(100)]
     found = parted(codes, spec())
-    assert len(found.labelled) == 64 and 0 < len(found.asked) <= 24
+    assert len(found.labelled) == 48 and 0 < len(found.asked) <= 24
     assert not {example.group for example in found.labelled} & {example.group for example in found.asked}
     assert parted(codes, spec(seed=1)).labelled != found.labelled
 
