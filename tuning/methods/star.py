@@ -93,6 +93,7 @@ class STaR(Supervised):
                 Rows.drawn(given.backbone, Stack(adapters), bounded, done.rows, given.replay),
                 done.rows,
                 done.num_generated + done.num_tokens,
+                lambda step, steps, loss: given.alive() if given.alive else None,
             )
             done = done._replace(num_tokens=done.num_tokens + fit.num_tokens, seconds=done.seconds + fit.seconds)
         return done
