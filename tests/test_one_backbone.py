@@ -14,6 +14,7 @@ from adapters.backbone import Backbone
 from adapters.files import new_adapter
 from adapters.lora import LoRASpec
 from adapters.softcot import SoftCoTSpec
+from evaluation.discrimination import Discrimination
 from evaluation.task import Example, Split
 from tuning.methods import METHODS
 from tuning.methods.rlag import LEAST_ASKED
@@ -41,11 +42,12 @@ VALUES: dict[str, dict[str, Any]] = {
     "critique": {"problems": "families"},
     "criteria": {"problems": "families", "guided": False},
     "rlvr": {**WRITTEN, "group_size": 4},
+    "rlsf": {"num_questions": 8, "num_labelled": 8, "max_trace_tokens": 4, "min_gap": 1e-6},
     "sdft": WRITTEN,
     "rlag": {"iterations": 1, "num_texts": 1, "kl_weight": 0.1},
     "rlag_grpo": {**WRITTEN, "group_size": 4, "num_texts": 1},
 }
-BY_TRL = {"rlvr", "rlag_grpo"}
+BY_TRL = {"rlvr", "rlsf", "rlag_grpo"}
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,12 @@ def test_a_method_fits_beside_one_backbone_and_says_what_it_cost(
     if name in BY_TRL:
         pytest.importorskip("trl")
     monkeypatch.setenv("GRAFTLINE_CACHE", str(tmp_path))
+    monkeypatch.setattr("tuning.methods.rlsf.trusted", lambda *_: Discrimination(0.9, 0.8, 1.0, None))  # of what is random
     seen, before = list[int](), copies(backbone)
 
     def look(step: int, steps: int, loss: float) -> None:
-        seen.append(copies(backbone))
+        if step:
+            seen.append(copies(backbone))
 
     method = METHODS[name]
     spec = LoRASpec(rank=4) if method.trains("lora") else SoftCoTSpec(num_thoughts=2, assistant_layers=1)
