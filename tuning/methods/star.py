@@ -51,6 +51,15 @@ class STaRSpec(SupervisedSpec):
         return self
 
 
+    @property
+    def num_asked(self) -> int:
+        """Questions: no more than the tokens pay for, where every sample of every round is as long as it may be."""
+        if self.token_budget is None:
+            return self.num_questions
+        each = self.rounds * (self.samples + self.rationalise) * MAX_NEW_TOKENS
+        return max(1, min(self.num_questions, self.token_budget // each))
+
+
 class Group(NamedTuple):
     """A question and what was written to it. `hinted` is the trace to its answer, where it was given away and helped."""
 
@@ -101,7 +110,7 @@ class STaR(Supervised):
     def _written(self, given: Given, writer: Rollouts, number: int, profile: str | None) -> list[Group]:
         """Every question with its samples, and those without a right one with a hint, where that is wanted."""
         spec, task, backbone = self.spec, given.judge, given.backbone
-        examples = given.examples[: spec.num_questions]
+        examples = given.examples[: spec.num_asked]
         check_prompts(given, examples)
         asked = []
         for example in examples:
