@@ -50,7 +50,6 @@ class STaRSpec(SupervisedSpec):
             raise ValueError(f"Samples differ only at a temperature above 0, and at most 2, but got {self.temperature:g}.")
         return self
 
-
     @property
     def num_asked(self) -> int:
         """Questions: no more than the tokens pay for, where every sample of every round is as long as it may be."""
