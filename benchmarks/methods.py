@@ -3,9 +3,9 @@
     python -m benchmarks.methods [--full] [--only ARM ...]
 
 Each row is one trial: fitted within the same budget of tokens (written and learnt together), its scale swept, read on the search
-split. One learning rate an arm: what a method could gain under its own best is the sweep's to find. Default: one seed and the
-short budget, about an hour on two cores; --full: three seeds and four times the budget. A row that is in
-runs/benchmarks/methods is not made again.
+split. One learning rate an arm: what a method could gain under its own best is the sweep's to find (benchmarks.method_sweeps).
+Default: one seed and the short budget, two minutes an arm on two cores; --full: three seeds and four times the budget. A row that
+is in runs/benchmarks/methods is not made again, and one that was killed goes on.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +39,34 @@ SHARED: dict[str, object] = {
     "evaluation.chain_items": 16,
     "evaluation.generated_items": 12,
 }
-RATIONALE = {"method.target": "rationale"}
-SOFT = {"adapter.kind": "softcot", "method.name": "softcot", "method.learning_rate": 1e-3}
-ROLLOUTS = {"method.group_size": 4, "method.learning_rate": 1e-4}
+RATIONALE: dict[str, object] = {"method.target": "rationale"}
+SOFT: dict[str, object] = {"adapter.kind": "softcot", "method.name": "softcot", "method.learning_rate": 1e-3}
+STATIC: dict[str, object] = {**SOFT, "adapter.softcot.static": True}
+UNLEARNT: dict[str, object] = {**STATIC, "method.learning_rate": 1e-12}  # the places with their unused tokens
+ROLLOUTS: dict[str, object] = {"method.group_size": 4, "method.learning_rate": 1e-4}
+RLVR: dict[str, object] = {**ROLLOUTS, "method.name": "rlvr"}
+ONE: dict[str, object] = {**RLVR, "method.examples": "one", "method.candidates": 4, "method.history_epochs": 2}
+RLAG: dict[str, object] = {"method.name": "rlag", "method.learning_rate": 1e-4}
+RLAG_GRPO: dict[str, object] = {**ROLLOUTS, "method.name": "rlag_grpo"}
+RLSF: dict[str, object] = {"method.name": "rlsf", "method.learning_rate": 3e-5}
+NULL_SPACE: dict[str, object] = {"adapter.lora.init": "null_space", "adapter.lora.freeze_a": True}
+BRANCHED = {"method.num_questions": 1250, "method.num_labelled": 1000}  # so that half of the budget is left to learn
 
 
 @dataclass(frozen=True)
 class Arm:
-    """`control` names the arm that this one must beat before a gain is credited to what is particular about it."""
+    """`control` names the arm that this one must beat before a gain is credited to what is particular about it.
+
+    `per_tokens`: numbers that grow with the budget, one for so many of its tokens.
+    """
 
     control: str | None
     values: Mapping[str, object]
+    per_tokens: Mapping[str, int] = field(default_factory=dict)
+
+    def under(self, budget: int) -> dict[str, object]:
+        grown = {name: max(1, budget // tokens) for name, tokens in self.per_tokens.items()}
+        return {**SHARED, **self.values, **grown, "method.token_budget": budget}
 
 
 ARMS = {
@@ -61,22 +78,35 @@ ARMS = {
     "sft, KL on replay": Arm("sft, rationale", {**RATIONALE, "method.kl_weight": 0.2, "method.kl_on": "replay"}),
     "sft, replay": Arm("sft, rationale", {**RATIONALE, "method.replay_share": 0.25}),
     "sft, MLP alone": Arm("sft, rationale", {**RATIONALE, "adapter.lora.target_modules": "mlp"}),
+    "sft, lower third": Arm("sft, rationale", {**RATIONALE, "adapter.lora.band": "lower"}),
+    "sft, rank 4": Arm("sft, rationale", {**RATIONALE, "adapter.lora.rank": 4, "adapter.lora.alpha": 8}),
+    "sft, null space": Arm("sft, rationale", {**RATIONALE, **NULL_SPACE}),
     "softcot": Arm("softcot, static", SOFT),
-    "softcot, static": Arm(None, {**SOFT, "adapter.softcot.static": True}),
+    "softcot, static": Arm("softcot, nothing learnt", STATIC),
+    "softcot, nothing learnt": Arm(None, UNLEARNT),
     "softcot++": Arm("softcot", {**SOFT, "adapter.softcot.num_chains": 4}),
     "rewrite": Arm("sft, rationale", {**RATIONALE, "method.name": "rewrite"}),
     "rewrite, any": Arm(None, {**RATIONALE, "method.name": "rewrite", "method.keep": "any"}),
-    "star": Arm("star, any", {"method.name": "star", "method.num_questions": 48}),
-    "star, any": Arm(None, {"method.name": "star", "method.num_questions": 48, "method.keep": "any"}),
+    "star": Arm("star, any", {"method.name": "star"}),
+    "star, any": Arm(None, {"method.name": "star", "method.keep": "any"}),
     "critique": Arm("critique, shuffled", {**RATIONALE, "method.name": "critique", "method.problems": "both"}),
     "critique, shuffled": Arm(None, {**RATIONALE, "method.name": "critique", "method.problems": "both", "method.shuffled": True}),
     "criteria": Arm("criteria, plain labels", {"method.name": "criteria", "method.problems": "both"}),
     "criteria, plain labels": Arm(None, {"method.name": "criteria", "method.problems": "both", "method.guided": False}),
     "sdft": Arm("sdft, another's context", {"method.name": "sdft", "method.learning_rate": 1e-4}),
     "sdft, another's context": Arm(None, {"method.name": "sdft", "method.learning_rate": 1e-4, "method.context": "other"}),
-    "rlvr": Arm("rlvr, coin", {**ROLLOUTS, "method.name": "rlvr"}),
-    "rlvr, format": Arm(None, {**ROLLOUTS, "method.name": "rlvr", "method.reward": "format"}),
-    "rlvr, coin": Arm(None, {**ROLLOUTS, "method.name": "rlvr", "method.reward": "random"}),
+    "rlvr": Arm("rlvr, coin", RLVR),
+    "rlvr, format": Arm(None, {**RLVR, "method.reward": "format"}),
+    "rlvr, coin": Arm(None, {**RLVR, "method.reward": "random"}),
+    "rlvr, one example": Arm("rlvr, one example, format", ONE),
+    "rlvr, one example, format": Arm(None, {**ONE, "method.reward": "format"}),
+    "rlag": Arm("rlag, any texts", RLAG),
+    "rlag, any texts": Arm(None, {**RLAG, "method.retrieval": "random"}),
+    "rlag_grpo": Arm("rlag_grpo, accuracy alone", RLAG_GRPO),
+    "rlag_grpo, no literature": Arm(None, {**RLAG_GRPO, "method.literature": "never"}),
+    "rlag_grpo, accuracy alone": Arm(None, {**RLAG_GRPO, "method.rationality_weight": 0.0}),
+    "rlsf": Arm("rlsf, coin", RLSF, BRANCHED),
+    "rlsf, coin": Arm(None, {**RLSF, "method.preferences": "random"}, BRANCHED),
 }
 
 
@@ -98,12 +128,13 @@ def row_of(recipe: Recipe, arm: str, seed: int, budget: int, runs: Path) -> dict
     """The stored row, or one that is made now; a trial that failed is a row with its reason."""
     file = runs / f"{arm.replace(' ', '_').replace(',', '')}-{seed}-{budget}.json"
     if not file.is_file():
-        values = {**SHARED, **ARMS[arm].values, "method.token_budget": budget, "method.seed": seed, "adapter.lora.seed": seed}
-        shutil.rmtree(runs / "trial", ignore_errors=True)
-        job = Job(recipe.with_values(values), runs / "trial", runs / "cache", available_threads(), reference=True)
+        values = {**ARMS[arm].under(budget), "method.seed": seed, "adapter.lora.seed": seed, "adapter.softcot.seed": seed}
+        begun = runs / "begun" / file.stem  # a row that was killed goes on there
+        job = Job(recipe.with_values(values), begun, runs / "cache", available_threads(), reference=True)
         outcome = run_isolated(job, lambda phase, share: None)
         made = {"arm": arm, "seed": seed, "commit": commit(), "outcome": outcome.model_dump(mode="json")}
         write_whole(file, json.dumps(made))
+        shutil.rmtree(begun)
     row: dict[str, Any] = json.loads(file.read_text())
     print(*shown(row), flush=True)
     return row
@@ -194,7 +225,8 @@ def matched(rows: list[dict[str, Any]]) -> str:
 def at_gain(scales: list[dict[str, Any]], gain: float) -> float:
     """The mean change of the families' chains at that gain: from none at no gain, linear between the scales."""
     points = sorted([(0.0, 0.0), *((one["domain_gain"], float(np.mean(list(one["chain_changes"].values())))) for one in scales)])
-    return float(np.interp(gain, *zip(*points, strict=True)))
+    gains, changes = zip(*points, strict=True)
+    return float(np.interp(gain, gains, changes))
 
 
 if __name__ == "__main__":

@@ -164,6 +164,11 @@ def test_an_adapter_that_is_kept_apart_shares_less_with_the_earlier_one(backbone
     assert told.losses[-1] < told.losses[0]
 
 
+def test_what_is_kept_apart_by_its_inputs_cannot_have_them_frozen(backbone: Backbone) -> None:
+    with pytest.raises(ValueError, match="lora.freeze_a leaves A as it starts. Leave one of them out"):
+        recipe_of(backbone, orthogonal_to=("earlier",), lora={**SHAPE, "freeze_a": True})
+
+
 def test_what_a_fit_starts_from_is_part_of_what_its_checkpoint_belongs_to(backbone: Backbone, tmp_path: Path) -> None:
     named = saved(tmp_path / "one", backbone, fitted_lora(backbone, 1))
     starts: list[dict[str, Any]] = [{}, {"warm_start": named}, {"orthogonal_to": (named,)}]

@@ -13,7 +13,7 @@ from evaluation.errors import DataError
 from evaluation.task import Example, Split
 from evaluation.tasks import TASKS
 from tuning.batches import rows_of
-from tuning.methods.rewrite import REQUEST, VERDICTS, Rewrite, RewriteSpec, verdict
+from tuning.methods.rewrite import MAX_NEW_TOKENS, REQUEST, VERDICTS, Rewrite, RewriteSpec, verdict
 from tuning.methods.supervised import Given
 from tuning.rollouts import Rollouts
 
@@ -102,6 +102,15 @@ def test_the_control_learns_wrong_rewrites_as_well_and_no_banned_one(testbed: Ba
 def test_no_more_rows_are_rewritten_than_the_steps_can_see(testbed: Backbone, replies: list[str]) -> None:
     replies += ["Answer: Z"] * 2
     assert len(prepared(testbed, steps=1, batch_size=2)[0]) == 2
+
+
+def test_no_more_rows_are_rewritten_than_the_tokens_pay_for(testbed: Backbone, replies: list[str]) -> None:
+    first, second, *_ = rows_of(testbed, EXAMPLES, "rationale", "reasoning")
+    replies += [EXAMPLES[0].chain, EXAMPLES[1].chain]
+    budget = len(first) + len(second) + 2 * MAX_NEW_TOKENS
+    assert len(prepared(testbed, token_budget=budget)[0]) == 2
+    replies.pop()
+    assert len(prepared(testbed, token_budget=budget - 1)[0]) == len(prepared(testbed, token_budget=1)[0]) == 1
 
 
 def test_a_reference_that_leaves_no_room_to_rewrite_it_leaves_its_row(backbone: Backbone) -> None:

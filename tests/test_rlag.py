@@ -18,6 +18,7 @@ from evaluation.errors import DataError
 from evaluation.measures.choice import ChoiceAccuracy
 from evaluation.task import Example, Task, direct_prompt
 from tuning.errors import BadRecipe
+from tuning.journal import Journal
 from tuning.loop import OnStep
 from tuning.methods.method import Fit
 from tuning.methods.rlag import RLAG, Augmented, RLAGSpec, rlag_loss
@@ -137,6 +138,17 @@ def test_each_iteration_asks_the_adapter_as_it_is_by_then(backbone: Backbone) ->
     assert {one.row for one in seen[0]}.isdisjoint({one.row for one in seen[1]}) and len(seen[0]) + len(seen[1]) == 24
 
 
+def test_where_tokens_are_limited_every_iteration_has_its_share_of_them(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuning.methods.rlag.LEAST_ASKED", 9)
+    spec = RLAGSpec(steps=1000, iterations=2, batch_size=4, learning_rate=1e-2, num_texts=1, token_budget=3000)
+    fit, _ = fitted(backbone, spec, tmp_path)
+    asked = [len(entry["preferences"]) for entry in Journal(tmp_path / "preferences.jsonl").entries()]
+    assert len(asked) == 2 and all(9 <= count < 12 for count in asked) and sum(asked) == fit.counts["preferences"]
+    assert 3000 <= fit.num_tokens < 4000
+
+
 def test_a_fit_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
     backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,7 +211,7 @@ def test_an_iteration_without_a_right_answer_learns_from_the_one_before(
 
     monkeypatch.setattr("tuning.methods.rlag.preferences", once)
     fit, _ = fitted(backbone, RLAGSpec(steps=4, iterations=2, batch_size=2))
-    assert len(fit.losses) == 4 and fit.counts["chosen_failure"] == 4
+    assert len(fit.losses) == 4 and fit.counts["chosen_failure"] == len(EXAMPLES) / 2
 
 
 def test_what_cannot_be_fitted_is_refused_before_anything_is(backbone: Backbone) -> None:

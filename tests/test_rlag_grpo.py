@@ -107,6 +107,8 @@ def test_the_reward_rises_and_is_its_weighted_parts(backbone: Backbone) -> None:
         assert reward == pytest.approx(right + 0.1 * gained, abs=1e-3)
     rise = statistics.fmean(numbers["accuracy"][-4:]) - statistics.fmean(numbers["accuracy"][:4])
     assert rise > 0.2 and {"right_plain", "right_augmented"} <= fit.counts.keys()
+    silent = fit.counts["groups_without_signal"]
+    assert silent == pytest.approx(fit.counts["groups"] * statistics.fmean(numbers["without_signal"])) and silent < 10
     assert backbone.weights_digest() == before and fit.num_generated > 0
 
 

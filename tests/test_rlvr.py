@@ -183,6 +183,12 @@ def test_rewards_that_never_differ_end_the_fit_with_the_way_out(
         fitted(backbone, [new_adapter(adapter)], spec(steps=3, reward=reward), task=task)
 
 
+@pytest.mark.parametrize("adapter", [LoRASpec(rank=4), SteeringSpec()], ids=lambda spec: spec.kind)
+def test_a_budget_that_ends_before_any_reward_differed_is_no_fit(backbone: Backbone, adapter: Spec) -> None:
+    with pytest.raises(NoSignal, match=r"in none of the \d+ groups of the first steps did they"):
+        fitted(backbone, [new_adapter(adapter)], spec(steps=1000, token_budget=1500), task=Always(right=False))
+
+
 def test_one_example_is_chosen_by_the_variance_of_its_accuracy_over_the_passes(backbone: Backbone) -> None:
     def group(index: int, right: int) -> Group:
         texts = ["a"] * right + ["x"] * (4 - right)
@@ -193,6 +199,17 @@ def test_one_example_is_chosen_by_the_variance_of_its_accuracy_over_the_passes(b
     fit = fitted(backbone, [LoRA(LoRASpec(rank=4))], spec(steps=2, examples="one", candidates=3, history_epochs=2))
     assert fit.counts["chosen_example"] in range(3) and fit.counts["chosen_variance"] > 0
     assert len(fit.losses) == 2 and fit.counts["groups"] == 4
+
+
+def test_the_fit_that_chooses_the_example_counts_in_the_tokens_and_gives_signs_of_life(backbone: Backbone) -> None:
+    told: list[int] = []
+    values = spec(steps=2, examples="one", candidates=2, history_epochs=2)
+    fit = fitted(backbone, [new_adapter(SteeringSpec())], values, on_step=lambda step, steps, loss: told.append(step))
+    assert told == [0, 0, 1, 2]
+    alone = fitted(backbone, [new_adapter(SteeringSpec())], spec(steps=2))
+    assert fit.num_tokens > 1.5 * alone.num_tokens and fit.num_generated > 1.5 * alone.num_generated
+    with pytest.raises(DataError, match=r"the \d+ tokens that were used before its first step reach token_budget = 600"):
+        fitted(backbone, [new_adapter(SteeringSpec())], spec(steps=2, examples="one", candidates=2, token_budget=600))
 
 
 def test_the_parts_of_a_reward_are_the_tasks_check_an_answer_line_and_a_coin() -> None:

@@ -75,6 +75,15 @@ def test_the_divergences_are_those_between_two_distributions() -> None:
         assert divergence(student.log(), teacher.log(), alpha).tolist() == pytest.approx([float(expected)], rel=1e-5)
 
 
+def test_student_and_teacher_are_compared_at_the_temperature_that_was_drawn_at(backbone: Backbone) -> None:
+    # Nothing is fitted yet, and the teacher sees another prompt: the hotter both are, the nearer they lie.
+    cool, hot = (
+        fitted(backbone, [LoRA(LoRASpec(rank=4))], spec(steps=1, temperature=temperature, batch_size=32)).losses[0]
+        for temperature in (0.5, 4.0)
+    )
+    assert hot < 0.2 * cool
+
+
 def test_a_kill_in_the_middle_of_a_rollout_costs_what_was_being_written(
     backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

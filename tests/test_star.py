@@ -157,6 +157,12 @@ def test_a_budget_of_tokens_is_shared_by_the_rounds(testbed: Backbone) -> None:
     assert 6000 <= fit.num_tokens + fit.num_generated <= 6000 + 4 * 150
 
 
+def test_no_more_questions_are_asked_than_the_tokens_pay_for() -> None:
+    spec = STaRSpec(samples=4, rounds=2, rationalise=True, token_budget=12_800)
+    assert spec.num_asked == 10 and spec.model_copy(update={"token_budget": None}).num_asked == spec.num_questions
+    assert spec.model_copy(update={"token_budget": 100}).num_asked == 1
+
+
 def test_a_question_that_leaves_no_room_is_named(backbone: Backbone) -> None:
     long = Example(id="long", question="word " * 600, answer="1", group="a")
     with pytest.raises(DataError, match=r"1 of 1 do not; the first, 'long', has \d+. Shorten"):

@@ -18,7 +18,7 @@ from fitted import fitted_lora
 from adapters.backbone import Backbone
 from adapters.lora import LoRA, LoRASpec
 from adapters.orthogonal import Apart
-from evaluation.errors import MissingPackage
+from evaluation.errors import DataError, MissingPackage
 from tuning.errors import BadRecipe, Diverged
 from tuning.loop import OnStep, OnUpdate, Progress
 from tuning.methods.method import MethodSpec
@@ -149,6 +149,12 @@ def test_without_trl_the_way_out_is_told(backbone: Backbone, monkeypatch: pytest
     monkeypatch.setattr(importlib.util, "find_spec", without)
     with pytest.raises(MissingPackage, match=r"'dpo' fits a LoRA with a trainer of TRL, but trl cannot be imported. Install"):
         fitted(backbone, LoRA(LoRASpec(rank=4)))
+
+
+def test_a_budget_that_is_used_up_before_the_first_step_is_refused_and_nothing_is_fitted(backbone: Backbone) -> None:
+    lora = LoRA(LoRASpec(rank=4))
+    with pytest.raises(DataError, match="the 90 tokens that were used before its first step reach token_budget = 90"):
+        run_trl(backbone, lora, SPEC.model_copy(update={"token_budget": 90}), lambda begun: pytest.fail(), {}, num_written=90)
 
 
 def test_several_processes_are_refused(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,8 @@ MAX_NORM = 1.0  # a batch's gradient is clipped to it
 CHECKPOINT, CHECKPOINT_S = "fit.pt", 20.0
 OnStep = Callable[[int, int, float], None]  # (step, steps, loss)
 OnUpdate = Callable[[int, torch.optim.Optimizer], None]  # (step, optimizer) after its update, while the adapters are attached
-NumWritten = int | Callable[[int], int]  # tokens written for a fit: before its first step, or by the number of its steps so far
+# Tokens written for a fit, before its first step or by the number of its steps so far, and those that fits before it learnt.
+NumWritten = int | Callable[[int], int]
 
 
 class Learner(Protocol[T]):
@@ -83,11 +84,7 @@ def run(
     share = slice(accelerator.process_index, None, accelerator.num_processes)
     kept = Kept(directory / CHECKPOINT, identity) if directory and accelerator.num_processes == 1 else None
     progress, before = Progress(0, {}, 0, 0.0), time.monotonic()
-    if share_done(spec, progress, num_written) >= 1:
-        raise DataError(
-            f"A fit learns from what was written for it, but the {written_by(num_written, 0)} tokens written reach token_budget "
-            f"= {spec.token_budget} before the first step. Raise it, or have less written (num_examples)."
-        )
+    check_budget(spec, num_written)
     with quick_backward(backbone), stack.attach(backbone), torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         trained = [parameter for parameter in stack.parameters() if parameter.requires_grad]
@@ -168,6 +165,15 @@ class Kept:
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
         return Progress(**state["progress"])
+
+
+def check_budget(spec: MethodSpec, num_written: NumWritten) -> None:
+    """Raises DataError where nothing is left of the budget for the first step."""
+    if share_done(spec, Progress(0, {}, 0, 0.0), num_written) >= 1:
+        raise DataError(
+            f"A fit learns from what was written for it, but the {written_by(num_written, 0)} tokens that were used before its "
+            f"first step reach token_budget = {spec.token_budget}. Raise it, or have less written before it (num_examples)."
+        )
 
 
 def written_by(num_written: NumWritten, step: int) -> int:

@@ -63,6 +63,11 @@ class AdapterRecipe(Spec):
     def _continues(self) -> AdapterRecipe:
         if self.orthogonal_to and "lora" not in self.kind.split("+"):
             raise ValueError(f"orthogonal_to keeps a LoRA apart from earlier ones, but kind is {self.kind!r}. Leave it out.")
+        if self.orthogonal_to and self.lora.freeze_a:
+            raise ValueError(
+                "orthogonal_to turns what a LoRA reads (its A) away from earlier ones, but lora.freeze_a leaves A as it starts. "
+                "Leave one of them out."
+            )
         if self.orthogonal_weight <= 0:
             raise ValueError(f"orthogonal_weight must be above 0, but got {self.orthogonal_weight:g}. Leave out orthogonal_to.")
         if self.warm_start is not None and self.lora.init != "default":

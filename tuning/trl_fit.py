@@ -40,6 +40,7 @@ from tuning.loop import (
     OnStep,
     OnUpdate,
     Progress,
+    check_budget,
     quick_backward,
     require_finite,
     schedule,
@@ -87,6 +88,7 @@ def run_trl(
     """
     require_trl(spec.name)
     _refuse_processes()
+    check_budget(spec, num_written)
     kept = Kept(directory / CHECKPOINT, identity) if directory else None
     with quick_backward(backbone), lora.attach(backbone), _as_found(backbone), tempfile.TemporaryDirectory() as nowhere:
         trained = [parameter for parameter in lora.parameters() if parameter.requires_grad]

@@ -73,18 +73,26 @@ class GRPO:
     policy: Policy
     judge: Callable[[Group], Sequence[Parts]]
     weights: Mapping[str, float]
-    num_before: int = 0  # tokens that were written before the first step
+    num_before: int = 0  # tokens of the budget that are used up before the first step
 
     def fit(self, on_step: OnStep | None, on_update: OnUpdate | None, directory: Path | None) -> Progress:
         lora = only_lora(self.stack.adapters)
         think_ahead(self.backbone, self.stack, self.policy.asked)
         if lora is not None:
-            return self._by_trl(lora, on_step, on_update, directory)
-        return run(
-            self.backbone, self.stack, self.spec, self, on_step, on_update, directory, self.policy.identity, self.num_written
-        )
+            done = self._by_trl(lora, on_step, on_update, directory)
+        else:
+            identity = self.policy.identity
+            done = run(self.backbone, self.stack, self.spec, self, on_step, on_update, directory, identity, self.num_used)
+        if done.step < self._patience and min(done.numbers["without_signal"]) == 1.0:  # the tokens ended before the patience
+            last = self.policy.write(done.step - 1)
+            self._require_signal([*self.policy.history(done.step - 1), *last])
+        return done
 
-    def num_written(self, step: int) -> int:
+    @property
+    def _patience(self) -> int:
+        return min(PATIENCE, self.spec.steps)
+
+    def num_used(self, step: int) -> int:
         return self.num_before + self.policy.num_written(step)
 
     def judged(self, group: Group) -> list[Judged]:
@@ -102,11 +110,14 @@ class GRPO:
     def groups(self, step: int) -> list[Group]:
         """Written by the adapters as they are. NoSignal where no group so far, of a patient number of steps, had any."""
         groups = self.policy.write(step)
-        if step + 1 == min(PATIENCE, self.spec.steps):
-            judged = [self.judged(group) for group in (*self.policy.history(step), *groups)]
-            if not any(one.has_signal for group in judged for one in group):
-                raise NoSignal(_no_signal(self.spec, judged))
+        if step + 1 == self._patience:
+            self._require_signal([*self.policy.history(step), *groups])
         return groups
+
+    def _require_signal(self, groups: Sequence[Group]) -> None:
+        judged = [self.judged(group) for group in groups]
+        if not any(one.has_signal for group in judged for one in group):
+            raise NoSignal(_no_signal(self.spec, judged))
 
     def batch(self, step: int) -> Sequence[Judged]:
         return sorted((judged for group in self.groups(step) for judged in self.judged(group)), key=len)
@@ -190,7 +201,7 @@ class GRPO:
         logged |= {"reward": "reward"} | ({"kl": "kl"} if spec.beta else {})
         rows, identity = rows_at_once(spec, self.policy.longest), self.policy.identity
         return run_trl(
-            self.backbone, lora, spec, trainer_of, logged, on_step, on_update, directory, identity, rows, self.num_written
+            self.backbone, lora, spec, trainer_of, logged, on_step, on_update, directory, identity, rows, self.num_used
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Annotated, Literal
 
 from pydantic import model_validator
@@ -57,10 +58,11 @@ class Rewrite(Supervised):
         check_rationales(examples, self.spec.target)
 
     def prepare(self, given: Given) -> Prepared:
-        """A rewrite that is not kept leaves its row as it was. No more rows are rewritten than the steps can see."""
+        """A rewrite that is not kept leaves its row as it was. No more rows are rewritten than the fit can see."""
         spec, backbone, task = self.spec, given.backbone, given.judge
         examples = given.examples[: min(spec.num_rewrites, spec.steps * spec.batch_size)]
-        rows = rows_of(backbone, examples, spec.target, spec.prompt)
+        rows = within(spec.token_budget, rows_of(backbone, examples, spec.target, spec.prompt))
+        examples = examples[: len(rows)]
         asked: dict[int, GenerationRequest] = {}
         for index, example in enumerate(examples):
             prompt_ids = backbone.chat_ids(REQUEST.format(**turns_of(example, index, spec.target, spec.prompt)._asdict()))
@@ -78,6 +80,14 @@ class Rewrite(Supervised):
         tally = Counter(verdicts)
         counts = {f"rewrites_{name}": tally[name] for name in VERDICTS} | {"rewrites_verbatim": verbatim}
         return Prepared(rows, writer.num_used, writer.num_generated, counts)
+
+
+def within(budget: int | None, rows: list[Row]) -> list[Row]:
+    """As many as the tokens pay for, each rewritten at the longest and then learnt once; one at least."""
+    if budget is None:
+        return rows
+    costs = accumulate(len(row) + MAX_NEW_TOKENS for row in rows)
+    return rows[: max(1, sum(cost <= budget for cost in costs))]
 
 
 def verdict(task: Task, example: Example, written: Completion | None) -> Verdict:

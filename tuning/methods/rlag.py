@@ -8,6 +8,7 @@ the texts of the training rows for its knowledge base, and `kl_weight`.
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Sequence
@@ -42,6 +43,7 @@ from tuning.rollouts import WRITER, rollouts
 # Legend: B pairs, N label positions of a batch
 
 MOST_AUGMENTED, LEAST_NAIVE = -0.2, -5.0  # nats per token: beyond them an answer is likely, or unlikely, enough
+LEAST_ASKED = 32  # rows of an iteration's part: the few that a short fit reads may by chance have no gap
 BETA_SAME, BETA_DIFFERENT = (0.5, 0.0), (0.2, 0.5)  # of the knowledge, and of the answers
 
 
@@ -144,22 +146,37 @@ class Augmented:
             if entry["identity"] == self.identity:
                 self._decided[entry["iteration"]] = [Preference(*one) for one in entry["preferences"]]
 
-    def iteration(self, step: int) -> int:
-        return step * self.spec.iterations // self.spec.steps
-
-    def first_step(self, iteration: int) -> int:
-        return -(-iteration * self.spec.steps // self.spec.iterations)
-
     def batch(self, step: int) -> Sequence[Pair]:
         iteration = self.iteration(step)
+        return self.batches(iteration)[step - self.first_step(iteration)]
+
+    def iteration(self, step: int) -> int:
+        last = self.spec.iterations - 1
+        return next((number for number in range(last) if step < self.first_step(number + 1)), last)
+
+    def first_step(self, iteration: int) -> int:
+        return sum(len(self.batches(number)) for number in range(iteration))
+
+    def batches(self, iteration: int) -> list[list[Pair]]:
+        """An even share of the steps, or of the tokens where they are what is limited."""
         if iteration not in self._batches:
-            drawn = endless_rows(self.pairs(iteration), f"{self.spec.seed}/{iteration}")
-            steps = range(self.num_steps(iteration))
-            self._batches[iteration] = [sorted(islice(drawn, self.spec.batch_size), key=len) for _ in steps]
-        return self._batches[iteration][step - self.first_step(iteration)]
+            spec, steps = self.spec, self.num_steps(iteration)
+            drawn, found = endless_rows(self.pairs(iteration), f"{spec.seed}/{iteration}"), list[list[Pair]]()
+            before = sum(self.num_tokens(batch) for number in range(iteration) for batch in self.batches(number))
+            while len(found) < steps and not (found and before >= self._share_of_tokens(iteration + 1)):
+                found.append(sorted(islice(drawn, spec.batch_size), key=len))
+                before += self.num_tokens(found[-1])
+            self._batches[iteration] = found
+        return self._batches[iteration]
 
     def num_steps(self, iteration: int) -> int:
-        return self.first_step(iteration + 1) - self.first_step(iteration)
+        """The most that an iteration takes."""
+        ends = [math.ceil(number * self.spec.steps / self.spec.iterations) for number in (iteration, iteration + 1)]
+        return ends[1] - ends[0]
+
+    def _share_of_tokens(self, iterations: int) -> float:
+        budget = self.spec.token_budget
+        return math.inf if budget is None else budget * iterations / self.spec.iterations
 
     def pairs(self, iteration: int) -> list[Pair]:
         """What is kept of an iteration's rows. Where no row is, those of the iteration before come again."""
@@ -192,9 +209,20 @@ class Augmented:
         return self._decided[iteration]
 
     def rows(self, iteration: int) -> list[int]:
-        """The examples of an iteration's part, by index: as many as its steps read, if there are so many."""
+        """The examples of an iteration's part, by index: as many as it reads if it keeps them all, at least LEAST_ASKED."""
         order = random.Random(f"parts/{self.spec.seed}").sample(range(len(self.examples)), len(self.examples))
-        return order[iteration :: self.spec.iterations][: self.num_steps(iteration) * self.spec.batch_size]
+        most = max(LEAST_ASKED, self.num_steps(iteration) * self.spec.batch_size)
+        part = order[iteration :: self.spec.iterations][:most]
+        if self.spec.token_budget is None:
+            return part
+        kept, size = list[int](), 0
+        for row in part:
+            if size >= self._share_of_tokens(1) and len(kept) >= LEAST_ASKED:
+                break
+            kept.append(row)
+            right = self.examples[row].answer
+            size += len(self._pair(Preference(row, right, right, is_kept=True)))
+        return kept
 
     def num_tokens(self, batch: Sequence[Pair]) -> int:
         return sum(map(len, batch))

@@ -88,11 +88,12 @@ class RLAGGRPO(Method):
             prepared_s = time.monotonic() - started
             done = learner.fit(on_step, on_update, directory)
             groups = policy.history(done.step)
-            num_written = learner.num_written(done.step)
+            num_written = policy.num_written(done.step)
         right: dict[str, list[float]] = {"plain": [], "augmented": []}
         for group in groups:
             right["augmented" if group.index % 2 else "plain"] += [parts["accuracy"] for parts in parts_of(task, group)]
         counts = {f"right_{name}": sum(values) / len(values) for name, values in right.items() if values}
+        counts["groups_without_signal"] = round(sum(done.numbers["without_signal"]) * spec.prompts_per_step)
         numbers = {name: tuple(values) for name, values in done.numbers.items()}
         return Fit(
             numbers, done.num_tokens, done.seconds, num_written, {"prepare_s": prepared_s, "groups": len(groups), **counts}

@@ -14,7 +14,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import model_validator
 
@@ -56,6 +56,16 @@ class RLVRSpec(GRPOSpec):
         return self
 
 
+class Chosen(NamedTuple):
+    """The example with the largest historical variance, and what the fit that showed it cost."""
+
+    place: int  # among the candidates
+    variance: float
+    num_generated: int
+    num_tokens: int  # learnt
+    seconds: float  # of its steps
+
+
 @dataclass(frozen=True)
 class RLVR(Method):
     spec: RLVRSpec
@@ -76,15 +86,17 @@ class RLVR(Method):
             raise DataError("The method 'rlvr' judges what it wrote by the task's own check, but no task was given. Name it.")
         if only_lora(adapters):
             require_trl(self.spec.name)
-        started, counts, written = time.monotonic(), dict[str, float](), 0
+        started, counts, before = time.monotonic(), dict[str, float](), Chosen(0, 0.0, 0, 0, 0.0)
         if self.spec.examples == "one":
-            index, variance, written = self._chosen(backbone, adapters, examples, task, directory)
-            examples, counts = [examples[index]], {"chosen_example": index, "chosen_variance": variance}
-        counts["prepare_s"] = time.monotonic() - started
-        done, learner = self._learn(backbone, adapters, examples, task, directory, on_step, on_update, written)
+            before = self._chosen(backbone, adapters, examples, task, directory, on_step)
+            examples, counts = [examples[before.place]], {"chosen_example": before.place, "chosen_variance": before.variance}
+        counts["prepare_s"] = time.monotonic() - started - before.seconds
+        used = before.num_generated + before.num_tokens
+        done, learner = self._learn(backbone, adapters, examples, task, directory, on_step, on_update, used)
         numbers = {name: tuple(values) for name, values in done.numbers.items()}
         counts |= self._counts(task, learner.policy.history(done.step))
-        return Fit(numbers, done.num_tokens, done.seconds, learner.num_written(done.step), counts)
+        num_generated = before.num_generated + learner.policy.num_written(done.step)
+        return Fit(numbers, done.num_tokens + before.num_tokens, done.seconds + before.seconds, num_generated, counts)
 
     def _learn(
         self,
@@ -106,19 +118,27 @@ class RLVR(Method):
         return done, learner
 
     def _chosen(
-        self, backbone: Backbone, adapters: Sequence[Adapter], examples: Sequence[Example], task: Task, directory: Path | None
-    ) -> tuple[int, float, int]:
-        """The index of the example with the largest historical variance, that variance, and the tokens that it took."""
+        self,
+        backbone: Backbone,
+        adapters: Sequence[Adapter],
+        examples: Sequence[Example],
+        task: Task,
+        directory: Path | None,
+        on_step: OnStep | None,
+    ) -> Chosen:
+        def alive(step: int, num_steps: int, loss: float) -> None:
+            if on_step:
+                on_step(0, self.spec.steps, loss)
+
         spec, pool = self.spec, examples[: self.spec.candidates]
         steps = -(-len(pool) * spec.history_epochs // spec.prompts_per_step)
-        before = replace(
-            self, spec=spec.model_copy(update={"examples": "all", "reward": "accuracy", "steps": steps, "token_budget": None})
-        )
+        values = {"examples": "all", "reward": "accuracy", "steps": steps, "token_budget": None}
+        before = replace(self, spec=spec.model_copy(update=values))
         alike = [deepcopy(adapter) for adapter in adapters]  # that begin where these do
-        _, learner = before._learn(backbone, alike, pool, task, directory / "history" if directory else None)
+        done, learner = before._learn(backbone, alike, pool, task, directory / "history" if directory else None, alive)
         variances = historical_variance(task, learner.policy.history(steps), len(pool))
         best = max(range(len(pool)), key=lambda index: variances[index])
-        return best, variances[best], learner.num_written(steps)
+        return Chosen(best, variances[best], learner.policy.num_written(steps), done.num_tokens, done.seconds)
 
     def _counts(self, task: Task, groups: Sequence[Group]) -> dict[str, float]:
         judged = [parts_of(task, group) for group in groups]

@@ -5,7 +5,8 @@ solution in it, the student the prompt alone, and the divergence between the two
 The teacher is the backbone with its adapters off (the paper's is a moving average of the student), so that nothing is held twice.
 
 Our own loop does it: TRL's trainer lets nobody else write, and reads token ids, which soft thoughts do not have. Its loss is over
-the student's 100 likeliest tokens; here it is over the whole vocabulary, at the label positions alone.
+the student's 100 likeliest tokens and a mean of completions' means; here it is over the whole vocabulary, and a mean over all
+tokens of the step.
 """
 
 from __future__ import annotations
@@ -135,9 +136,10 @@ class Distilled:
         return numbers
 
     def _log_probs(self, stack: Stack, rows: Sequence[Row]) -> Tensor:
+        """Of the distribution that was drawn from, and of the teacher's at the same temperature, as in TRL."""
         with self.backbone.autocast():
             logits_NV, _ = label_logits(self.backbone, collate(self.backbone, stack, rows))
-        return log_softmax(logits_NV.float(), -1)
+        return log_softmax(logits_NV.float() / self.spec.temperature, -1)
 
     def _is_right(self, example: Example, text: str) -> bool:
         return self.task is not None and is_right(self.task, example, text)

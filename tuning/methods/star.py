@@ -50,6 +50,14 @@ class STaRSpec(SupervisedSpec):
             raise ValueError(f"Samples differ only at a temperature above 0, and at most 2, but got {self.temperature:g}.")
         return self
 
+    @property
+    def num_asked(self) -> int:
+        """Questions: no more than the tokens pay for, where every sample of every round is as long as it may be."""
+        if self.token_budget is None:
+            return self.num_questions
+        each = self.rounds * (self.samples + self.rationalise) * MAX_NEW_TOKENS
+        return max(1, min(self.num_questions, self.token_budget // each))
+
 
 class Group(NamedTuple):
     """A question and what was written to it. `hinted` is the trace to its answer, where it was given away and helped."""
@@ -93,6 +101,7 @@ class STaR(Supervised):
                 Rows.drawn(given.backbone, Stack(adapters), bounded, done.rows, given.replay),
                 done.rows,
                 done.num_generated + done.num_tokens,
+                lambda step, steps, loss: given.alive() if given.alive else None,
             )
             done = done._replace(num_tokens=done.num_tokens + fit.num_tokens, seconds=done.seconds + fit.seconds)
         return done
@@ -100,7 +109,7 @@ class STaR(Supervised):
     def _written(self, given: Given, writer: Rollouts, number: int, profile: str | None) -> list[Group]:
         """Every question with its samples, and those without a right one with a hint, where that is wanted."""
         spec, task, backbone = self.spec, given.judge, given.backbone
-        examples = given.examples[: spec.num_questions]
+        examples = given.examples[: spec.num_asked]
         check_prompts(given, examples)
         asked = []
         for example in examples:
