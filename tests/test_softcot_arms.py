@@ -9,16 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 from fitted import fitted_softcot
-from test_study import admit, small
+from small_studies import small
 
 from adapters.backbone import Backbone
 from engine.profile import Profile
 from evaluation.evaluate import Planned
 from evaluation.measures import MEASURES
+from evaluation.measures.choice import ChoiceAccuracy
 from evaluation.tasks import TASKS
 from tuning.arms import BACKBONE, PLACEHOLDER, ArmReadings
-from tuning.errors import BadRecipe
+from tuning.errors import BadRecipe, StudyIsRunning
 from tuning.ground import Ground
+from tuning.journal import alone_in
 from tuning.recipe import Recipe
 from tuning.softcot_arms import ASSISTANT, STATIC, SoftCoTArms, Study, arms, reading_plan
 
@@ -80,13 +82,6 @@ def recipe(backbone_directory: Path) -> Recipe:
     return small(backbone_directory, **{"adapter.kind": "softcot", "adapter.softcot.assistant_layers": 1})
 
 
-@pytest.fixture
-def home(session_backbone: Backbone, tmp_path: Path) -> Path:
-    for family in ("arithmetic", "ordering"):
-        admit(session_backbone, tmp_path, family)
-    return tmp_path
-
-
 def test_the_arms_are_fitted_read_and_gone_on_with(home: Path, recipe: Recipe) -> None:
     ground, looks = Ground.of(recipe, home / "cache"), iter([False, True])
     study = Study(recipe, ground, home, num_seeds=1)
@@ -98,6 +93,22 @@ def test_the_arms_are_fitted_read_and_gone_on_with(home: Path, recipe: Recipe) -
     assert (study.directory / "softcot_arms.json").is_file()
     again = study.run()
     assert again is not None and again.as_dict() == found.as_dict()
+
+
+def test_another_process_does_not_run_the_same_arms(home: Path, recipe: Recipe) -> None:
+    study = Study(recipe, Ground.of(recipe, home / "cache"), home, num_seeds=1)
+    with alone_in(study.directory), pytest.raises(StudyIsRunning):
+        study.run()
+    assert not (study.directory / "arms.jsonl").exists()
+
+
+def test_arms_are_others_where_what_is_read_is_read_otherwise(
+    home: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ground = Ground.of(recipe, home / "cache")
+    before = Study(recipe, ground, home).directory
+    monkeypatch.setitem(MEASURES, "choice_accuracy", ChoiceAccuracy(version=ChoiceAccuracy.version + 1))
+    assert Study(recipe, ground, home).directory != before
 
 
 def test_several_sets_are_judged_by_what_they_write_together(home: Path, recipe: Recipe) -> None:
