@@ -200,6 +200,16 @@ def test_preferences_without_a_gap_are_refused_with_the_way_out(backbone: Backbo
         fitted(backbone, RLAGSpec(steps=2, iterations=1, batch_size=2))
 
 
+def test_literature_that_leaves_no_room_is_refused_before_anything_is_preferred(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuning.methods.rlag.preferences", lambda *_: pytest.fail("asked"))
+    with pytest.raises(
+        DataError, match=r"fit into the 512 tokens of .*, but \d+ of 72 rows do not; the first has \d+ and \d+. Shorten"
+    ):
+        fitted(backbone, RLAGSpec(steps=2, iterations=1, num_texts=24))
+
+
 def test_an_iteration_without_a_right_answer_learns_from_the_one_before(
     backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:

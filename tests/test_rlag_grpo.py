@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +68,22 @@ def test_the_gain_is_the_difference_of_two_likelihoods_of_the_right_answer(backb
     finally:
         small.close()
     assert gained == pytest.approx(max(-1.0, min(1.0, after - without)), abs=1e-5)
+
+
+def test_steps_that_leave_no_room_for_the_answer_are_cut(backbone: Backbone) -> None:
+    longest = list[int]()
+
+    class Measured(TorchEngine):
+        def score(self, continuations: Sequence[Continuation], profile: str | None = None) -> list[tuple[float, ...]]:
+            longest.append(max(len(one.prompt_ids) + len(one.ids) for one in continuations))
+            return super().score(continuations, profile)
+
+    engine = Measured(backbone)
+    try:
+        (gained,) = rationality(engine, backbone, None, EXAMPLES[1], ["and so on, " * 200 + "\nAnswer: 2"])
+    finally:
+        engine.close()
+    assert longest == [backbone.context_length] and -BOUND <= gained <= BOUND
 
 
 def spec(**values: object) -> RLAGGRPOSpec:

@@ -27,12 +27,14 @@ def rationality(
     """Of each completion: log p(answer | question, its steps) - log p(answer | question), cut to [-1, 1].
 
     The answer is the right one, its log-probability the mean per token, under the prompt that the completions were written from
-    (`prompt_ids`; the one to reason where there is none). A completion without steps gains 0.
+    (`prompt_ids`; the one to reason where there is none). A completion without steps gains 0; of steps that leave no room for the
+    answer, what leaves it is read.
     """
     prompt = prompt_ids or tuple(backbone.chat_ids(reasoning_prompt(example)))
     head = len(backbone.encode(answer_line("").rstrip()))
     answer = tuple(backbone.encode(answer_line(example.answer)))
-    steps = [tuple(backbone.encode("".join(f"{step}\n" for step in trace_of(text).steps))) for text in completions]
+    room = max(0, backbone.context_length - len(prompt) - len(answer))
+    steps = [tuple(backbone.encode("".join(f"{step}\n" for step in trace_of(text).steps)))[:room] for text in completions]
     asked = [Continuation(prompt, answer, head)]
     asked += [Continuation(prompt, (*read, *answer), len(read) + head) for read in steps if read]
     bare, *after = (sum(found) / len(found) for found in engine.score(asked, profile))

@@ -190,8 +190,11 @@ class Augmented:
         if not kept:
             return self.pairs(iteration - 1)
         pairs = [self._pair(one) for one in kept]
-        check_room(self.backbone, [row for pair in pairs for row in (pair.knowledge, pair.chosen, pair.rejected)])
+        self._check_room(pairs)
         return pairs
+
+    def _check_room(self, pairs: Sequence[Pair]) -> None:
+        check_room(self.backbone, [row for pair in pairs for row in (pair.knowledge, pair.chosen, pair.rejected)])
 
     def decided(self, iteration: int) -> list[Preference]:
         """By the adapter as it is now, unless it was decided before."""
@@ -202,6 +205,7 @@ class Augmented:
                 self.engine.load(WRITER, Profile(tuple(self.stack.adapters)))
                 self._loaded.append(WRITER)
             asked = [Asked(row, self.examples[row], self.found[row]) for row in self.rows(iteration)]
+            self._check_room([self._pair(_right(one)) for one in asked])
             self._decided[iteration] = preferences(self.engine, self.backbone, WRITER, self.task, asked)
             if self.journal:
                 kept = [list(one) for one in self._decided[iteration]]
@@ -220,8 +224,7 @@ class Augmented:
             if size >= self._share_of_tokens(1) and len(kept) >= LEAST_ASKED:
                 break
             kept.append(row)
-            right = self.examples[row].answer
-            size += len(self._pair(Preference(row, right, right, is_kept=True)))
+            size += len(self._pair(_right(Asked(row, self.examples[row], self.found[row]))))
         return kept
 
     def num_tokens(self, batch: Sequence[Pair]) -> int:
@@ -286,6 +289,11 @@ class Augmented:
             num_labels = sum(row.num_labels for row in answered) / len(pairs)
             pull = pull_to_base(self.backbone, logits_NV[answers.to(logits_NV.device)], answered) / num_labels
         return means[:, 0], means[:, 1], means[:, 2], pull
+
+
+def _right(asked: Asked) -> Preference:
+    """What is known of a row before it is asked: how long its sequences are, if the right answer is preferred."""
+    return Preference(asked.row, asked.example.answer, asked.example.answer, is_kept=True)
 
 
 def rlag_loss(knowledge_B: Tensor, augmented_B: Tensor, naive_B: Tensor, same: Sequence[bool], gamma: float) -> Tensor:
