@@ -211,6 +211,15 @@ def test_a_null_space_start_is_no_change_and_its_rows_are_the_least_used_directi
     torch.testing.assert_close(used, torch.linalg.eigvalsh(covariance_II)[:4], atol=1e-4, rtol=1e-3)
 
 
+def test_a_null_space_is_that_of_what_is_read_where_a_family_is_measured(backbone: Backbone) -> None:
+    (text, *_), (chain, *_) = (
+        [backbone.decode(ids) for ids in retention_texts(recipe_of(backbone).with_values({"protected": (name,)}), backbone)]
+        for name in ("grammar", "boxes")
+    )
+    assert "Options" not in text and "Answer" not in text and "step by step" not in text
+    assert "step by step" in chain and "Answer" in chain
+
+
 def test_a_null_space_needs_a_retention_set_and_no_more_rank_than_inputs(backbone: Backbone) -> None:
     with pytest.raises(RefusedAdapter, match="was given none"), LoRA(LoRASpec(init="null_space")).attach(backbone):
         pass

@@ -17,7 +17,9 @@ from adapters.null_space import null_space_start
 from adapters.orthogonal import Apart
 from adapters.softcot import SoftCoT
 from engine.profile import Profile
-from evaluation.task import reasoning_prompt
+from evaluation.measures import OF_TEXT
+from evaluation.retention import search_measure
+from evaluation.task import Task, reasoning_prompt
 from evaluation.tasks import task_named
 from registry.errors import BackboneMismatch
 from registry.manifest import MANIFEST, verify
@@ -69,10 +71,17 @@ def started(recipe: Recipe, backbone: Backbone, adapters: Sequence[Adapter]) -> 
 
 
 def retention_texts(recipe: Recipe, backbone: Backbone) -> list[tuple[int, ...]]:
-    """Prompts and gold chains of the protected families, of rows that nothing is measured on."""
-    examples = [example for name in recipe.protected for example in task_named(name).examples("train", RETAINED)]
-    texts = [(*backbone.chat_ids(reasoning_prompt(example)), *backbone.encode(example.chain)) for example in examples]
+    """What is read of the protected families where they are measured, of rows that nothing is measured on."""
+    texts = [ids for name in recipe.protected for ids in _read(task_named(name), backbone)]
     return [ids[: backbone.context_length] for ids in texts]
+
+
+def _read(task: Task, backbone: Backbone) -> list[tuple[int, ...]]:
+    """Prompts and gold chains, or plain text."""
+    examples = task.examples("train", RETAINED)
+    if search_measure(task).name in OF_TEXT:
+        return [tuple(backbone.encode(f"{example.question.rstrip(' ')} {example.answer.lstrip(' ')}")) for example in examples]
+    return [(*backbone.chat_ids(reasoning_prompt(example)), *backbone.encode(example.chain)) for example in examples]
 
 
 def _directory(named: str, tracking: Tracking) -> str:

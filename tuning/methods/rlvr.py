@@ -136,7 +136,8 @@ class RLVR(Method):
         before = replace(self, spec=spec.model_copy(update=values))
         alike = [deepcopy(adapter) for adapter in adapters]  # that begin where these do
         done, learner = before._learn(backbone, alike, pool, task, directory / "history" if directory else None, alive)
-        variances = historical_variance(task, learner.policy.history(steps), len(pool))
+        passes = learner.policy.history(steps)[: len(pool) * spec.history_epochs]  # the last step may begin another
+        variances = historical_variance(task, passes, len(pool))
         best = max(range(len(pool)), key=lambda index: variances[index])
         return Chosen(best, variances[best], learner.policy.num_written(steps), done.num_tokens, done.seconds)
 
