@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +86,7 @@ def test_a_method_fits_beside_one_backbone_and_says_what_it_cost(
     seen, before = list[int](), copies(backbone)
 
     def look(step: int, steps: int, loss: float) -> None:
-        if step:
+        if step == steps:
             seen.append(copies(backbone))
 
     method = METHODS[name]
@@ -95,6 +96,11 @@ def test_a_method_fits_beside_one_backbone_and_says_what_it_cost(
     assert {len(told) for told in fit.numbers.values()} == {SHORT["steps"]}
     assert fit.num_tokens > 0 and fit.seconds > 0 and fit.counts["prepare_s"] >= 0
     assert (fit.num_generated > 0) == (name in {"rewrite", "star", "sdft", *BY_TRL})
+
+
+def test_a_second_copy_would_be_seen(backbone: Backbone) -> None:
+    before, held = copies(backbone), deepcopy(backbone.model)
+    assert copies(backbone) == before + 1 and held is not backbone.model
 
 
 def test_no_method_is_left_out() -> None:
