@@ -21,8 +21,8 @@ from engine.twin import Precision
 from tuning.journal import Journal
 
 WRITER = "writer"  # the profile of the adapters that write
-CHUNK = 256  # requests that are written together, and kept together
 MAX_ROWS = 64
+CHUNK = 2 * MAX_ROWS  # requests that are written and kept together: what a kill costs, and how long there is no sign of life
 _COMPLETION = TypeAdapter(Completion)
 
 
