@@ -163,7 +163,8 @@ def body(rows: list[dict[str, Any]], budget: int) -> list[str]:
         "change of the share of written traces that are right in every step, at the chosen scale and, in brackets, as fitted.",
         table(headings, [shown(row) for row in rows]),
         f"Change of the written traces by family, as fitted:\n\n{by_family(done(rows), families)}",
-        f"At the same domain gain, interpolated between the scales of each fit:\n\n{matched(done(rows))}",
+        "At the same domain gain, interpolated between the scales of each fit: the change of the chain's likelihood in nats per "
+        f"token, mean over the families, and of each family the arm's minus the control's:\n\n{matched(done(rows))}",
     ]
 
 
@@ -208,8 +209,9 @@ def by_family(rows: list[dict[str, Any]], families: list[str]) -> str:
 
 
 def matched(rows: list[dict[str, Any]]) -> str:
-    """Each arm and its control at the largest gain that both reach: retention and the mean change of the chain's likelihood."""
+    """Each arm and its control at the largest gain that both reach: the change of the chain's likelihood, mean and by family."""
     curves = {(row["arm"], row["seed"]): row["outcome"]["score"]["scales"] for row in rows}
+    families = sorted({family for curve in curves.values() for one in curve for family in one["chain_changes"]})
     lines = []
     for (arm, seed), curve in curves.items():
         control = ARMS[arm].control
@@ -218,15 +220,19 @@ def matched(rows: list[dict[str, Any]]) -> str:
         pair = (curve, curves[control, seed])
         gain = min(max(score["domain_gain"] for score in one) for one in pair)
         if gain > 0:
-            lines.append([arm, control, str(seed), f"{gain:+.3f}", *(f"{at_gain(one, gain):+.4f}" for one in pair)])
-    return table(["arm", "control", "seed", "gain", "chains of the arm, nats per token", "chains of the control"], lines)
+            own, other = (at_gain(one, gain) for one in pair)
+            means = [float(np.mean(list(changes.values()))) for changes in (own, other)]
+            apart = [f"{own[family] - other[family]:+.4f}" for family in families]
+            lines.append([arm, control, str(seed), f"{gain:+.3f}", *(f"{mean:+.4f}" for mean in means), *apart])
+    return table(["arm", "control", "seed", "gain", "chains of the arm", "chains of the control", *families], lines)
 
 
-def at_gain(scales: list[dict[str, Any]], gain: float) -> float:
-    """The mean change of the families' chains at that gain: from none at no gain, linear between the scales."""
-    points = sorted([(0.0, 0.0), *((one["domain_gain"], float(np.mean(list(one["chain_changes"].values())))) for one in scales)])
-    gains, changes = zip(*points, strict=True)
-    return float(np.interp(gain, gains, changes))
+def at_gain(scales: list[dict[str, Any]], gain: float) -> dict[str, float]:
+    """By family, the change of its chains at that gain: from none at no gain, linear between the scales."""
+    changes = {family: 0.0 for family in scales[0]["chain_changes"]}
+    points = sorted([(0.0, changes), *((one["domain_gain"], one["chain_changes"]) for one in scales)], key=lambda point: point[0])
+    gains = [point[0] for point in points]
+    return {family: float(np.interp(gain, gains, [point[1][family] for point in points])) for family in changes}
 
 
 if __name__ == "__main__":
