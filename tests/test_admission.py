@@ -13,7 +13,7 @@ from toy_engine import Mind, ToyEngine
 
 from adapters.backbone import Backbone
 from engine.engine import Completion, GenerationRequest
-from evaluation.admission import PACKAGED, Admission, admissions, admit, random_update
+from evaluation.admission import PACKAGED, Admission, admissions, admit, random_update, stored_admission
 from evaluation.measures import MEASURES
 from evaluation.task import Example
 from evaluation.tasks import FAMILIES
@@ -84,6 +84,17 @@ def test_a_backbone_is_looked_at_once(backbone: Backbone, tmp_path: Path) -> Non
     # Another mind under the same fingerprint would be refused if it were asked.
     again = admissions(ToyEngine(backbone, examples, Mind(solves=False)), backbone, [TASK], tmp_path)
     assert again == first and again[TASK.name].admitted
+
+
+@pytest.mark.parametrize("text", ["", '{"task": "arithm', "[]", "null", "{}", '{"reasons": []}'])
+def test_a_damaged_admission_is_looked_at_again_and_replaced(backbone: Backbone, tmp_path: Path, text: str) -> None:
+    examples = TASK.examples("search", 24, seed=5)
+    first = admissions(ToyEngine(backbone, examples), backbone, [TASK], tmp_path)
+    (file,) = (tmp_path / "admission").iterdir()
+    file.write_text(text)
+    assert stored_admission(backbone, TASK, tmp_path) is None
+    assert admissions(ToyEngine(backbone, examples), backbone, [TASK], tmp_path) == first
+    assert stored_admission(backbone, TASK, tmp_path) == first[TASK.name]
 
 
 def test_an_admission_with_room_stands_for_a_lower_precision_and_says_where_it_is_from(
