@@ -96,6 +96,21 @@ def test_a_release_that_a_registry_does_not_have_is_named(
     assert done.returncode == 2 and said in done.stderr and "there is none in" not in done.stderr
 
 
+@pytest.mark.parametrize("command", ["evaluate", "elicited", "knockout"])
+def test_an_adapter_that_does_not_exist_is_told_with_what_does_and_how_one_is_made(
+    tmp_path: Path,
+    prepared_store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+) -> None:
+    shutil.copy(prepared_store, tmp_path / "mlflow.db")
+    assert ended((command, "nosuch", "--home", str(tmp_path)), tmp_path, monkeypatch) == 2
+    said = one_sentence(capsys)
+    assert "(models: medicine)" in said and "graftline publish" in said and "A directory of adapter files would do too" in said
+    assert "promote" not in said
+
+
 def test_an_error_is_json_where_json_was_asked_for(tmp_path: Path) -> None:
     done = graftline("promote", "nobody@1", "--json", home=tmp_path)
     assert done.returncode == 2
