@@ -36,7 +36,8 @@ def _read(file: Path) -> dict[str, Any]:
         found = None
     if not _is_evaluation(found):
         raise UnreadableFile(
-            f"A stored evaluation is one JSON object with subject, backbone and rows, but {str(file)!r} is none. "
+            "A stored evaluation is one JSON object with subject, backbone and rows, which name their items, but "
+            f"{str(file)!r} is none. "
             "Write it with `graftline evaluate SUBJECT --domain TASK --json > FILE`."
         )
     whole: dict[str, Any] = found
@@ -54,12 +55,19 @@ def _is_evaluation(found: object) -> bool:
 def _is_row(row: dict[str, Any]) -> bool:
     told = row.get("summary") or {}
     return (
-        all(isinstance(row.get(name), str) for name in WORDS)
+        _names_items(row.get("items"))
+        and all(isinstance(row.get(name), str) for name in WORDS)
         and all(name in row and _is_number(row[name]) for name in NUMBERS)
         and _is_number(row.get("chance"))
         and isinstance(told, dict)
         and all(map(_is_number, told.values()))
     )
+
+
+def _names_items(items: object) -> bool:
+    """Stages are compared on the same items, which only their ids show."""
+    ids = items.get("ids") if isinstance(items, dict) else None
+    return isinstance(ids, list) and all(isinstance(one, str) for one in ids)
 
 
 def _is_number(value: object) -> bool:
