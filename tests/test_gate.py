@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 from registry.gate import Draw, judge, run_gate
 from registry.gate_report import COLUMNS, POOLED, POOLED_SHARES, GateReport
 from registry.gate_settings import GateSettings
-from registry.gate_statistics import PairedItems
+from registry.gate_statistics import PairedItems, log_wealth
 
 QUICK = GateSettings(margin=0.15, pooled_margin=0.05, round_items=20, max_rounds=10, time_budget_s=300)
 FAMILIES = ("boxes", "deduction", "arithmetic", "kinship")
@@ -99,6 +100,30 @@ def test_a_lost_domain_fails() -> None:
         return {"icd10": PairedItems.of(np.ones(40), np.zeros(40), names), "boxes": kept}
 
     assert run_gate(QUICK, draw, Clock(), domain="icd10", subject="medicine@1").verdict == "fail"
+
+
+def units(value: float, count: int) -> PairedItems:
+    return PairedItems.of(np.zeros(count), np.full(count, value), np.arange(count))
+
+
+def test_a_gain_is_shown_against_the_least_gain_and_not_against_none() -> None:
+    gained = {"icd10": units(0.1, 400), "boxes": units(0.0, 400)}
+    verdicts = [
+        judge(QUICK.model_copy(update={"min_domain_gain": least}), gained, "icd10")[0].verdict for least in (0.0, 0.09, 0.2)
+    ]
+    assert verdicts == ["pass", "inconclusive", "fail"]
+
+
+def test_harm_to_one_of_several_families_is_claimed_at_alpha_divided_by_the_number_of_tests() -> None:
+    alpha = QUICK.candidate_alpha
+    alone, shared = (
+        next(n for n in range(1, 60) if log_wealth(np.ones(n), QUICK.margin) >= -math.log(level)) for level in (alpha, alpha / 6)
+    )
+    assert alone < shared  # six tests: the domain, four families and their pool
+    for count, verdict in ((shared - 1, "inconclusive"), (shared, "fail")):
+        drawn = {"icd10": units(1.0, 400), **{name: units(0.0, 400) for name in FAMILIES}, "boxes": units(-1.0, count)}
+        found = next(test for test in judge(QUICK, drawn, "icd10") if test.name == "boxes")
+        assert found.verdict == verdict and found.upper < found.threshold
 
 
 def test_the_time_budget_stops_before_a_round_that_would_not_fit() -> None:
