@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from registry.gate import Draw, judge, run_gate
 from registry.gate_report import COLUMNS, POOLED, POOLED_SHARES, GateReport
 from registry.gate_settings import GateSettings
-from registry.gate_statistics import PairedItems, log_wealth
+from registry.gate_statistics import PairedItems, log_wealth, lower_bound
 
 QUICK = GateSettings(margin=0.15, pooled_margin=0.05, round_items=20, max_rounds=10, time_budget_s=300)
 FAMILIES = ("boxes", "deduction", "arithmetic", "kinship")
@@ -112,6 +112,22 @@ def test_a_gain_is_shown_against_the_least_gain_and_not_against_none() -> None:
         judge(QUICK.model_copy(update={"min_domain_gain": least}), gained, "icd10")[0].verdict for least in (0.0, 0.09, 0.2)
     ]
     assert verdicts == ["pass", "inconclusive", "fail"]
+
+
+def test_a_pass_is_at_the_share_of_alpha_that_the_gate_may_spend_and_so_are_the_bounds_that_are_told() -> None:
+    settings = QUICK.model_copy(update={"num_candidates": 3, "restarts": 2})
+    needed = next(n for n in range(1, 400) if log_wealth(np.zeros(n), -settings.margin) >= -math.log(settings.candidate_alpha))
+    assert log_wealth(np.zeros(needed - 1), -settings.margin) >= -math.log(settings.alpha)
+    for count, verdict in ((needed - 1, "inconclusive"), (needed, "pass")):
+        found = judge(settings, {"icd10": units(1.0, 400), "boxes": units(0.0, count)}, "icd10")[1]
+        assert found.verdict == verdict
+        assert found.lower == pytest.approx(lower_bound(np.zeros(count), settings.candidate_alpha)) == -found.upper
+
+
+def test_a_family_is_judged_by_the_margin_of_its_own() -> None:
+    settings = QUICK.model_copy(update={"margins": {"boxes": 0.3}})
+    drawn = {name: units(0.0, 4) for name in ("icd10", "boxes", "kinship")}
+    assert [test.threshold for test in judge(settings, drawn, "icd10")] == [0.0, -0.3, -0.15, -0.05]
 
 
 def test_harm_to_one_of_several_families_is_claimed_at_alpha_divided_by_the_number_of_tests() -> None:
