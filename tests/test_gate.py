@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from registry.gate import Draw, judge, run_gate
+from registry.gate import Draw, judge, run_gate, settled_names
 from registry.gate_report import COLUMNS, POOLED, POOLED_SHARES, GateReport
 from registry.gate_settings import GateSettings
 from registry.gate_statistics import PairedItems, log_wealth, lower_bound
@@ -128,6 +128,12 @@ def test_a_family_is_judged_by_the_margin_of_its_own() -> None:
     settings = QUICK.model_copy(update={"margins": {"boxes": 0.3}})
     drawn = {name: units(0.0, 4) for name in ("icd10", "boxes", "kinship")}
     assert [test.threshold for test in judge(settings, drawn, "icd10")] == [0.0, -0.3, -0.15, -0.05]
+
+
+def test_only_what_has_passed_is_settled() -> None:
+    drawn = {"icd10": units(1.0, 400), "boxes": units(0.0, 4), "kinship": units(0.0, 400)}
+    found = judge(QUICK.model_copy(update={"pooled_margin": None}), drawn, "icd10")
+    assert settled_names(found) == {"icd10", "kinship"}
 
 
 def test_harm_to_one_of_several_families_is_claimed_at_alpha_divided_by_the_number_of_tests() -> None:
