@@ -78,7 +78,7 @@ CONTROLS = {
     "brier_score": Control("shuffled", single),
     "candidate_log_probability": Control("shuffled", single),
 }
-# Their controls need what the test-bed has not: thoughts (test_soft_thoughts.py) and stories (test_belief.py).
+# Their controls need what the test-bed has not: thoughts (fitted in test_fitted_thoughts.py) and stories (test_belief.py).
 ELSEWHERE = {"soft_thoughts", "belief"}
 
 
