@@ -256,6 +256,15 @@ def test_the_tables_state_their_denominators(tmp_path: Path) -> None:
     assert "T - 1 earlier domains" in done.stdout and "-0.250" in done.stdout and "after-c" in done.stdout
 
 
+def test_a_stage_with_a_long_name_cuts_no_word_of_a_table(tmp_path: Path) -> None:
+    files = list(map(Path, stored(tmp_path)))
+    for file in files:
+        document = json.loads(file.read_text())
+        file.write_text(json.dumps(document | {"subject": f"{'a/' * 60}{document['subject']}"}))
+    done = graftline("continual", *map(str, files))
+    assert "…" not in done.stdout and f"{'a/' * 60}after-c\n" in done.stdout, done.stderr
+
+
 def test_a_row_with_something_else_in_a_column_is_one_sentence(tmp_path: Path) -> None:
     broken = (("task", ["icd10"]), ("low", "x"), ("summary", ["x"]), ("chance", "x"), ("items", None), ("items", {"ids": [1]}))
     for column, value in broken:

@@ -24,6 +24,7 @@ def continual(files: Sequence[Path], as_json: bool) -> None:
         print(json.dumps(matrix.as_dict()))
         return
     console = Console()
+    console.print(_stages(matrix), soft_wrap=True, markup=False, highlight=False)
     console.print(_scores(matrix))
     console.print(_transfer(matrix))
     console.print(_moves(matrix))
@@ -74,16 +75,21 @@ def _is_number(value: object) -> bool:
     return value is None or isinstance(value, int | float)
 
 
+def _stages(matrix: ContinualMatrix) -> str:
+    """Their numbers stand in the tables: a name may be a path, and no table is read with its words cut."""
+    return "\n".join(f"stage {number}: {name}" for number, name in enumerate(("the backbone", *matrix.stages)))
+
+
 def _scores(matrix: ContinualMatrix) -> Table:
-    columns = (*matrix.domains, *matrix.retention)
     made = Table(
         title="score after each stage; domains in the order of their fitting, then what was guarded", title_justify="left"
     )
-    made.add_column("stage")
-    for column in columns:
-        made.add_column(f"{column.task}\n{column.unit}")
-    for name, row in zip(("backbone", *matrix.stages), matrix.scores, strict=True):
-        made.add_row(name, *(f"{score:.3f}" for score in row))
+    for heading in ("column", "unit"):
+        made.add_column(heading, overflow="fold")
+    for number in range(len(matrix.scores)):
+        made.add_column(f"{number}", justify="right")
+    for column, scores in zip((*matrix.domains, *matrix.retention), zip(*matrix.scores, strict=True), strict=True):
+        made.add_row(column.task, column.unit, *(f"{score:.3f}" for score in scores))
     return made
 
 
@@ -100,9 +106,9 @@ def _moves(matrix: ContinualMatrix) -> Table:
     made = Table(title="against the backbone, on the same items", title_justify="left")
     for heading in ("stage", "column", "change", "95 % interval", "lost", "won", "same answer", "share kept"):
         made.add_column(heading, overflow="fold")
-    for stage, name in enumerate(matrix.stages, start=1):
+    for stage in range(1, len(matrix.stages) + 1):
         for column in (*matrix.domains, *matrix.retention):
-            made.add_row(name, column.task, *_move(column, stage))
+            made.add_row(str(stage), column.task, *_move(column, stage))
     return made
 
 
