@@ -204,11 +204,18 @@ def _key(backbone: Backbone, task: Task, items: int, precision: str) -> str:
 
 
 def _stored(key: str, places: Sequence[Path]) -> Admission | None:
-    file = next((place / f"{key}.json" for place in places if (place / f"{key}.json").is_file()), None)
-    if file is None:
+    return next(filter(None, (_read(place / f"{key}.json") for place in places)), None)
+
+
+def _read(file: Path) -> Admission | None:
+    """None where there is no such file, or it is damaged: the backbone is then looked at again."""
+    if not file.is_file():
         return None
-    values = json.loads(file.read_text())
-    return Admission(**{**values, "reasons": tuple(values["reasons"])})
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        return Admission(**{**values, "reasons": tuple(values["reasons"])})
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _store(admission: Admission, file: Path) -> None:

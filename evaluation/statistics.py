@@ -10,6 +10,7 @@ from scipy import stats
 
 from evaluation.bootstrap import (
     FEW_CLUSTERS,
+    Bounds,
     Floats,
     Method,
     alike,
@@ -78,17 +79,7 @@ def paired_change(
     difference = differences(base, adapted, clusters)
     names, index = np.unique(np.asarray(clusters), return_inverse=True)
     found = bounds(difference, index, confidence, draws, np.random.default_rng(seed), drawn_clusters)
-    return PairedChange(
-        float(difference.mean()),
-        found.low,
-        found.high,
-        found.stderr,
-        len(difference),
-        len(names),
-        confidence,
-        tuple(difference.tolist()),
-        found.method,
-    )
+    return _change(difference, found, len(names), confidence)
 
 
 def change_over_seeds(
@@ -118,17 +109,12 @@ def change_over_seeds(
     found = with_zero(percentiles(drawn, confidence, "percentile over seeds"), moved, confidence)
     if per_item.any() and alike(difference_SN):
         found = all_alike(float(per_item.mean()), moved, confidence)
-    return PairedChange(
-        float(per_item.mean()),
-        found.low,
-        found.high,
-        found.stderr,
-        len(per_item),
-        len(names),
-        confidence,
-        tuple(per_item.tolist()),
-        found.method,
-    )
+    return _change(per_item, found, len(names), confidence)
+
+
+def _change(per_item: Floats, found: Bounds, num_clusters: int, confidence: float) -> PairedChange:
+    ends, mean = (found.low, found.high, found.stderr), float(per_item.mean())
+    return PairedChange(mean, *ends, len(per_item), num_clusters, confidence, tuple(per_item.tolist()), found.method)
 
 
 def differences(base: Sequence[float], adapted: Sequence[float], clusters: Sequence[str]) -> Floats:

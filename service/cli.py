@@ -29,12 +29,20 @@ _INTERRUPTED = 130  # what typer ends with after Ctrl-C
 QUICKSTART = Path(__file__).parent.parent / "recipes" / "quickstart.toml"  # beside the packages, in a checkout and in a wheel
 
 
+def _seconds(option: typer.CallbackParam, value: float | None) -> float | None:
+    from service.pace import checked_seconds
+
+    return checked_seconds(value, option.opts[0])
+
+
 @app.command()
 def tune(
     recipe: Annotated[Path, typer.Argument(help="A TOML file: fixed values, and which fields to search.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study of this recipe; finished trials count.")] = False,
     trials: Annotated[int | None, typer.Option(help="Finished trials to reach, instead of the recipe's.")] = None,
-    time_budget_s: Annotated[float | None, typer.Option(help="Seconds after which no further trial starts.")] = None,
+    time_budget_s: Annotated[
+        float | None, typer.Option(help="Seconds after which no further trial starts.", callback=_seconds)
+    ] = None,
     mode: Annotated[
         str | None, typer.Option(help="pareto: gain and retention; constrained: gain under the retention margins.")
     ] = None,
@@ -74,6 +82,9 @@ def evaluate(
         typer.Option(help="An OpenAI-compatible endpoint that also judges explanations; its key: $GRAFTLINE_JUDGE_API_KEY."),
     ] = None,
     judge_model: Annotated[str | None, typer.Option(help="The judge's model, as its endpoint names it [default: judge].")] = None,
+    judge_timeout_s: Annotated[
+        float | None, typer.Option(help="Seconds that one reply of the judge may take [default: 300].", callback=_seconds)
+    ] = None,
     harness: Annotated[
         str | None, typer.Option(metavar="TASK[,TASK]", help="Instead, these tasks of lm-evaluation-harness, item by item.")
     ] = None,
@@ -84,8 +95,8 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure an adapter against its backbone: domain accuracy and reasoning, as paired changes. Stopped, it goes on."""
-    if judge_model is not None and judge_url is None:
-        raise typer.BadParameter("--judge-model is of a judge: say with --judge-url where it is asked.")
+    if judge_url is None and (judge_model is not None or judge_timeout_s is not None):
+        raise typer.BadParameter("--judge-model and --judge-timeout-s are of a judge: say with --judge-url where it is asked.")
     if harness is not None:
         if measures or tasks or picture or judge_url or domain:
             raise typer.BadParameter("--harness reads its own tasks alone: leave out --measures, --tasks, --domain and the like.")
@@ -98,9 +109,10 @@ def evaluate(
         return run_harness(subject, named, limit, include_path, backbone, home, tracking_uri, as_json)
     if limit is not None or include_path is not None:
         raise typer.BadParameter("--limit and --include-path are of a task of the harness: name one with --harness.")
+    from service.commands.evaluate import JUDGE_TIMEOUT_S, JudgeAt
     from service.commands.evaluate import evaluate as run
 
-    judge = None if judge_url is None else (judge_url, judge_model or "judge")
+    judge = None if judge_url is None else JudgeAt(judge_url, judge_model or "judge", judge_timeout_s or JUDGE_TIMEOUT_S)
     run(subject, domain, backbone, items or 60, home, tracking_uri, as_json, _listed(measures), _listed(tasks), picture, judge)
 
 
@@ -216,7 +228,9 @@ def attribute(
     check: Annotated[
         bool, typer.Option(help="Fit again without the worst, the best and random rows: scores alone are gradient alignment.")
     ] = True,
-    time_budget_s: Annotated[float | None, typer.Option(help="Seconds after which nothing new is begun.", min=1)] = None,
+    time_budget_s: Annotated[
+        float | None, typer.Option(help="Seconds after which nothing new is begun.", callback=_seconds)
+    ] = None,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
@@ -234,7 +248,7 @@ def trace_reliance(
     trace_loss: Annotated[
         bool, typer.Option(help="Learn the traces too; without, they are read and the answer is learnt.")
     ] = True,
-    time_budget_s: Annotated[float | None, typer.Option(help="Seconds after which no arm is begun.", min=1)] = None,
+    time_budget_s: Annotated[float | None, typer.Option(help="Seconds after which no arm is begun.", callback=_seconds)] = None,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
@@ -268,7 +282,9 @@ def promote(
     override: Annotated[
         bool, typer.Option("--override", help="Promote although the gate did not pass; needs --reason and stays visible.")
     ] = False,
-    time_budget_s: Annotated[float | None, typer.Option(help="Seconds for the gate, instead of the policy's.", min=1)] = None,
+    time_budget_s: Annotated[
+        float | None, typer.Option(help="Seconds for the gate, instead of the policy's.", callback=_seconds)
+    ] = None,
     gate: Annotated[
         Path | None,
         typer.Option(help="A TOML file with a stricter policy for this gate; with --reason, a laxer one for the name."),

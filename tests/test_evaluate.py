@@ -19,13 +19,13 @@ from engine.profile import Profile
 from evaluation.admission import random_update
 from evaluation.base_cache import BaseCache
 from evaluation.errors import DataError
-from evaluation.evaluate import Planned, compared, evaluate, forward_kl
+from evaluation.evaluate import Evaluation, Planned, compared, evaluate, forward_kl
 from evaluation.measure import Measure, Readings
 from evaluation.measures import MEASURES
 from evaluation.measures.correction import triple
 from evaluation.statistics import flips
 from evaluation.task import DIRECT, Example, Task
-from evaluation.tasks import FAMILIES
+from evaluation.tasks import FAMILIES, TASKS
 from service.commands.evaluate import show
 
 TASK = FAMILIES["arithmetic"]
@@ -99,6 +99,23 @@ def test_a_loss_in_every_item_of_few_templates_is_one_of_as_many_items() -> None
     base, adapted = (Readings.of(WRITTEN, task, items, [value] * 12) for value in (1.0, 0.0))
     row = compared(Planned(WRITTEN, task, items, "protected"), base, adapted)
     assert len(set(base.clusters)) <= 3 and row.p_value_of_loss == pytest.approx(2**-12)
+
+
+def test_a_loss_in_every_item_of_few_drawn_sets_is_one_of_as_many_sets() -> None:
+    items = [Example(str(item), f"Question {item}?", "yes", group=f"set {item // 6}") for item in range(24)]
+    base, adapted = (Readings.of(WRITTEN, TASKS["icd10"], items, values) for values in ([1.0] * 24, [0.0] * 23 + [1.0]))
+    row = compared(Planned(WRITTEN, TASKS["icd10"], items, "protected"), base, adapted)
+    assert row.p_value_of_loss == pytest.approx(2**-4) and row.change.method == "t over clusters"
+
+
+def test_a_loss_in_one_of_several_families_is_no_claim_that_one_family_alone_would_be() -> None:
+    rows = []
+    for task in list(FAMILIES.values())[:4]:
+        items = task.examples("search", 12)
+        base, adapted = (Readings.of(WRITTEN, task, items, values) for values in ([1.0] * 12, [0.0] * 6 + [1.0] * 6))
+        rows.append(compared(Planned(WRITTEN, task, items, "protected"), base, adapted))
+    alone, together = Evaluation((rows[0],)).losses, Evaluation(tuple(rows)).losses
+    assert set(alone.values()) == {2**-6} and set(together.values()) == {4 * 2**-6}
 
 
 def test_the_likelihood_of_the_chain_falls_where_the_chain_is_no_longer_written(

@@ -110,6 +110,12 @@ def test_a_cluster_counts_once_and_a_fixed_set_of_clusters_does_not_hide_items()
     assert sorted(PairedItems.of(base, adapted, clusters, fixed_clusters=True).units) == [-1.0, 0.0, 0.0]
 
 
+def test_joined_items_count_by_clusters_unless_the_clusters_of_both_are_fixed() -> None:
+    values = [1.0, 1.0], [0.0, 1.0], ["a", "a"]
+    sampled, fixed = (PairedItems.of(*values, fixed_clusters=is_fixed) for is_fixed in (False, True))
+    assert [len(one.joined(fixed).units) for one in (sampled, fixed)] == [1, 4]
+
+
 def test_unpaired_or_unscored_items_are_refused() -> None:
     with pytest.raises(ValueError, match="2, 1 and 2"):
         PairedItems.of([1.0, 1.0], [1.0], ["a", "b"])

@@ -47,6 +47,15 @@ def test_a_name_without_a_promotion_has_no_champion(tracking: Tracking) -> None:
             ask()
 
 
+@pytest.mark.parametrize("reference", ["nosuch", "nosuch@champion", "nosuch@1", "nosuch@candidate"])
+def test_a_name_that_does_not_exist_is_not_to_be_promoted_but_made(tracking: Tracking, reference: str) -> None:
+    with pytest.raises(
+        UnknownRelease, match=rf"'{reference}' is not there \(models: medicine\).*`graftline publish STUDY`"
+    ) as told:
+        resolve(tracking, reference)
+    assert "promote" not in str(told.value)
+
+
 def test_of_sixteen_promoters_who_saw_the_same_head_exactly_one_wins(ledger: Ledger) -> None:
     ledger.promote(1, report(1))
     head, passed = ledger.head(), {version: report(version) for version in (2, 3, 4)}

@@ -210,6 +210,13 @@ def test_seeds_alone_show_all_their_variance() -> None:
     assert over.stderr == pytest.approx(1 / np.sqrt(3), rel=0.05)
 
 
+@pytest.mark.parametrize(("moved", "is_clear"), [(5, False), (8, True)])
+def test_few_items_that_moved_under_every_seed_are_not_clear_of_zero(moved: int, is_clear: bool) -> None:
+    lost = [0.0] * moved + [1.0] * (24 - moved)
+    change = change_over_seeds([1.0] * 24, {"1": lost, "2": lost}, ["a"] * 24)
+    assert (change.high < 0) == is_clear, str(change)
+
+
 def test_no_difference_under_any_seed_is_exactly_zero() -> None:
     over = change_over_seeds([0.5, 1.0], {"1": [0.5, 1.0], "2": [0.5, 1.0]}, ["a", "b"])
     assert (over.mean, over.low, over.high) == (0.0, 0.0, 0.0)
@@ -229,6 +236,19 @@ def test_a_ratio_over_one_template_is_not_certain() -> None:
     gains = np.random.default_rng(8).normal(1, 0.5, 12)
     value, low, high = ratio(gains.tolist(), (0.5 * gains**2).tolist(), ["a"] * 12)
     assert low < value < high
+
+
+def test_a_ratio_counts_clusters_and_not_their_items() -> None:
+    gains = np.random.default_rng(8).normal(1, 0.5, 20).repeat(10)
+    kept = (0.5 * gains**2).tolist()
+    _, low, high = ratio(gains.tolist(), kept, np.arange(20).repeat(10).astype(str).tolist())
+    _, narrow_low, narrow_high = ratio(gains.tolist(), kept, [str(item) for item in range(200)])
+    assert high - low > 2 * (narrow_high - narrow_low)
+
+
+def test_a_ratio_to_what_may_be_nothing_has_no_end() -> None:
+    _, low, high = ratio([1.0, -1.0] * 10 + [0.5], [1.0] * 21, [str(item) for item in range(21)])
+    assert low > 0 and high == np.inf
 
 
 def test_flips_are_counted_in_both_directions() -> None:

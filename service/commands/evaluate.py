@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +17,17 @@ from service.commands.workload import Workload
 
 if TYPE_CHECKING:
     from evaluation.evaluate import Paired, Planned, Row
+
+
+JUDGE_TIMEOUT_S = 300.0  # a small model on a few cores takes minutes for eight replies at once
+
+
+class JudgeAt(NamedTuple):
+    """An OpenAI-compatible endpoint, what stands there before /chat/completions, and the name of its model."""
+
+    base_url: str
+    model: str
+    timeout_s: float = JUDGE_TIMEOUT_S
 
 
 def evaluate(
@@ -30,11 +41,11 @@ def evaluate(
     measures: Sequence[str] = (),
     tasks: Sequence[str] = (),
     picture: Path | None = None,
-    judge: tuple[str, str] | None = None,
+    judge: JudgeAt | None = None,
 ) -> None:
     """`measures`: names of MEASURES in place of the usual ones, or "all"; `tasks` are read beside the protected ones.
 
-    `judge`: the URL of an OpenAI-compatible endpoint and the name of its model, to judge the domain's explanations.
+    `judge` reads the domain's explanations.
     """
     from evaluation.evaluate import evaluate as read_all
     from evaluation.four_cells import four_cells_by_task
@@ -101,13 +112,14 @@ def draw_reliability(subject: Subject, named: str, items: int, picture: Path) ->
     draw(sides, picture)
 
 
-def judged(subject: Subject, judge: tuple[str, str], items: int) -> Planned:
+def judged(subject: Subject, judge: JudgeAt, items: int) -> Planned:
     """The domain's explanations before a judge, whose replies are kept in the home."""
     from evaluation.evaluate import Planned
     from evaluation.judge import Judge
     from evaluation.measures.judged_rationality import JudgedRationality
 
-    measure = JudgedRationality(Judge(*judge, cache=subject.home / "cache" / "judge"))
+    cache = subject.home / "cache" / "judge"
+    measure = JudgedRationality(Judge(judge.base_url, judge.model, cache, timeout_s=judge.timeout_s))
     return Planned(measure, subject.domain, subject.domain.examples("select", items), "report")
 
 

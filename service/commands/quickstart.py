@@ -176,8 +176,8 @@ def _compared(sweep: Sweep, plain: Candidate, release: Release, console: Console
     from engine.torch_engine import TorchEngine
 
     file = sweep.directory / f"comparison-{file_digest(release.directory / MANIFEST)[:16]}.json"
-    if file.is_file():
-        return Comparison.load(file)
+    if (known := Comparison.kept(file)) is not None:
+        return known
     recipe = sweep.recipe
     backbone = Backbone.load(recipe.backbone)
     engine = TorchEngine(backbone, max_rows=64, precision=recipe.evaluation.precision)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -27,6 +26,7 @@ from registry.status import Status
 from registry.status import status as registry_status
 from registry.tracking import Tracking
 from service.gate_view import gate_view
+from service.pace import checked_seconds
 
 if TYPE_CHECKING:
     from adapters.backbone import Backbone
@@ -73,10 +73,7 @@ def promote(
     from engine.torch_engine import TorchEngine
     from tuning.gating import Subject, gate_settings, recipe_policy
 
-    if time_budget_s is not None and not 0 < time_budget_s < math.inf:
-        raise PromotionRefused(
-            f"--time-budget-s is a number of seconds above 0, but got {time_budget_s:g}. Leave it out or raise it."
-        )
+    checked_seconds(time_budget_s)
     place = home_directory(home)
     tracking = Tracking.at(place, tracking_uri).existing()
     named = resolve(tracking, reference)

@@ -111,6 +111,9 @@ def files_of(named: str, home: Path, tracking_uri: str | None) -> tuple[Path, Ma
             "neither. Correct the path."
         )
     tracking = Tracking.at(home, tracking_uri).existing()
-    found = resolve(tracking, named)
+    try:
+        found = resolve(tracking, named)
+    except UnknownRelease as error:
+        raise UnknownRelease(f"{error} A directory of adapter files would do too, but none here has that name.") from error
     release = load_release(tracking, found.name, found.version)
     return release.directory, release.manifest
