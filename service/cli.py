@@ -83,7 +83,8 @@ def evaluate(
         str, typer.Option(metavar="NAME,...", help="Tasks to read beside the protected ones; gym:NAME is one of reasoning-gym.")
     ] = "",
     picture: Annotated[
-        Path | None, typer.Option(help="A PNG of how often the domain's answers are right by how sure the model is of them.")
+        Path | None,
+        typer.Option(help="A PNG of how often the domain's answers are right by how sure the model is of them.", dir_okay=False),
     ] = None,
     judge_url: Annotated[
         str | None,
@@ -142,7 +143,7 @@ def knockout(
         bool, typer.Option("--full", help="More groups, strengths and items, in float32: for an hour or more.")
     ] = False,
     picture: Annotated[
-        Path | None, typer.Option(help="A PNG of how alike each layer reads two prompts (CKA), with its control.")
+        Path | None, typer.Option(help="A PNG of how alike each layer reads two prompts (CKA), with its control.", dir_okay=False)
     ] = None,
     domain: Annotated[str | None, typer.Option(help="A task's name or TOML file [default: what it was fitted on].")] = None,
     backbone: Annotated[str | None, typer.Option(help="Backbone [default: the one it was fitted on].")] = None,

@@ -209,6 +209,13 @@ def test_a_reply_without_an_answer_line_is_no_wrong_answer(backbone: Backbone, e
     assert triple(found).overturned == 0.0
 
 
+def test_a_name_in_brackets_is_shown_as_it_is(
+    engine: ToyEngine, backbone: Backbone, examples: list[Example], capsys: pytest.CaptureFixture[str]
+) -> None:
+    show(evaluate(engine, backbone, "answers", [Planned(CHOICE, TASK, examples, "domain")]).rows, "[old] in runs/[/new]")
+    assert "[old] in runs/[/new]" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("kind", ["direct", "reasoned"])
 def test_below_95_percent_of_answer_lines_form_is_lost_and_no_reasoning(
     backbone: Backbone, examples: list[Example], kind: str

@@ -23,8 +23,8 @@ def continual(files: Sequence[Path], as_json: bool) -> None:
     if as_json:
         print(json.dumps(matrix.as_dict()))
         return
-    console = Console()
-    console.print(_stages(matrix), soft_wrap=True, markup=False, highlight=False)
+    console = Console(markup=False)
+    console.print(_stages(matrix), soft_wrap=True, highlight=False)
     console.print(_scores(matrix))
     console.print(_transfer(matrix))
     console.print(_moves(matrix))

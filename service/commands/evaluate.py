@@ -125,7 +125,7 @@ def judged(subject: Subject, judge: JudgeAt, items: int) -> Planned:
 
 def show(rows: Sequence[Paired], title: str, console: Console | None = None) -> None:
     """The table, and below it what stands beside each row. Where no one looks at a terminal, lines are as long as they need."""
-    console = console or Console()
+    console = console or Console(markup=False)
     if not console.is_terminal:
         console.width = max(console.width, _WIDE)
     console.print(table(rows, title))
