@@ -139,6 +139,8 @@ _WIDE = 160  # columns that the table takes
 
 def table(rows: Sequence[Paired], title: str) -> Table:
     """One row a measure and task."""
+    from evaluation.evaluate import means_of
+
     made = Table(title=title, title_justify="left")
     for heading in ("task", "measure", "backbone", "adapted", "change", "95 % interval", "unit", "n"):
         made.add_column(heading, overflow="fold")
@@ -147,7 +149,8 @@ def table(rows: Sequence[Paired], title: str) -> Table:
         if row.not_measurable:
             made.add_row(*named, *["-"] * 5, "0")
             continue
-        numbers = (f"{row.base.mean:.3f}", f"{row.adapted.mean:.3f}", f"{change.mean:+.3f}")
+        base, adapted = means_of(row)
+        numbers = (f"{base:.3f}", f"{adapted:.3f}", f"{change.mean:+.3f}")
         made.add_row(*named, *numbers, f"[{change.low:+.3f}, {change.high:+.3f}]", row.adapted.unit, str(change.n))
     return made
 
