@@ -118,10 +118,10 @@ def evaluate(
         return run_harness(subject, named, limit, include_path, backbone, home, tracking_uri, as_json)
     if limit is not None or include_path is not None:
         raise typer.BadParameter("--limit and --include-path are of a task of the harness: name one with --harness.")
-    from service.commands.evaluate import JUDGE_TIMEOUT_S, JudgeAt
+    from service.commands.evaluate import JudgeAt
     from service.commands.evaluate import evaluate as run
 
-    judge = None if judge_url is None else JudgeAt(judge_url, judge_model or "judge", judge_timeout_s or JUDGE_TIMEOUT_S)
+    judge = None if judge_url is None else JudgeAt(judge_url, judge_model or "judge", judge_timeout_s)
     run(subject, domain, backbone, items or 60, home, tracking_uri, as_json, _listed(measures), _listed(tasks), picture, judge)
 
 

@@ -19,15 +19,12 @@ if TYPE_CHECKING:
     from evaluation.evaluate import Paired, Planned, Row
 
 
-JUDGE_TIMEOUT_S = 300.0  # a small model on a few cores takes minutes for eight replies at once
-
-
 class JudgeAt(NamedTuple):
     """An OpenAI-compatible endpoint, what stands there before /chat/completions, and the name of its model."""
 
     base_url: str
     model: str
-    timeout_s: float = JUDGE_TIMEOUT_S
+    timeout_s: float | None = None  # of one reply; None for the judge's default
 
 
 def evaluate(
@@ -115,11 +112,11 @@ def draw_reliability(subject: Subject, named: str, items: int, picture: Path) ->
 def judged(subject: Subject, judge: JudgeAt, items: int) -> Planned:
     """The domain's explanations before a judge, whose replies are kept in the home."""
     from evaluation.evaluate import Planned
-    from evaluation.judge import Judge
+    from evaluation.judge import TIMEOUT_S, Judge
     from evaluation.measures.judged_rationality import JudgedRationality
 
     cache = subject.home / "cache" / "judge"
-    measure = JudgedRationality(Judge(judge.base_url, judge.model, cache, timeout_s=judge.timeout_s))
+    measure = JudgedRationality(Judge(judge.base_url, judge.model, cache, timeout_s=judge.timeout_s or TIMEOUT_S))
     return Planned(measure, subject.domain, subject.domain.examples("select", items), "report")
 
 
