@@ -45,10 +45,10 @@ def bounds(
     sums, sizes = np.bincount(units_N, difference_N), np.bincount(units_N)
     if alike(sums / sizes):
         return all_alike(float(difference_N.mean()), len(sums), confidence)
-    if drawn_clusters and len(sums) < FEW_DRAWN:
-        return _of_few_drawn(difference_N, index_N, confidence)
     strata_N = strata(difference_N, index_N)
-    if few and strata_N.any():
+    if drawn_clusters and len(sums) < FEW_DRAWN:
+        found = _of_few_drawn(difference_N, index_N, confidence)
+    elif few and strata_N.any():
         found = _within_strata(difference_N, strata_N, confidence, draws, rng)
     else:
         found = _of_clusters(difference_N, units_N, confidence, draws, rng)

@@ -60,7 +60,8 @@ class Paired(Protocol):
 
 def told(row: Paired) -> dict[str, Any]:
     """What every pair of readings tells; a number that is not defined is None."""
-    numbers = {"base": row.base.mean, "adapted": row.adapted.mean, "change": row.change.mean}
+    base, adapted = means_of(row)
+    numbers = {"base": base, "adapted": adapted, "change": row.change.mean}
     numbers |= {"low": row.change.low, "high": row.change.high, "stderr": row.change.stderr}
     return {
         "measure": row.adapted.measure,
@@ -72,6 +73,18 @@ def told(row: Paired) -> dict[str, Any]:
         "tokens": row.base.tokens + row.adapted.tokens,
         "items": paired_items(row.base, row.adapted),
     }
+
+
+def means_of(row: Paired) -> tuple[float, float]:
+    """Of backbone and adapted, over the items that the change is of, so that they differ by it.
+
+    Where nothing is measurable there is no such item, and each side's mean is over its own.
+    """
+    if row.not_measurable:
+        return row.base.mean, row.adapted.mean
+    both = _both(row.base, row.adapted)
+    base, adapted = (sum(readings.values[i] for i in both) / len(both) for readings in (row.base, row.adapted))
+    return base, adapted
 
 
 @dataclass(frozen=True)

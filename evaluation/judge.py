@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "GRAFTLINE_JUDGE_API_KEY"
 _REPLY = re.compile(r'Evidence: "(?P<evidence>.+)"\nScore: (?P<score>[0-9]+)', re.DOTALL)
+TIMEOUT_S = 300.0  # a small model on a few cores takes minutes for eight replies at once
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Judge:
     model: str
     cache: Path = field(repr=False)
     rubric: Rubric = field(default_factory=load_rubric)
-    timeout_s: float = field(default=300.0, repr=False)  # of one reply
+    timeout_s: float = field(default=TIMEOUT_S, repr=False)  # of one reply, between two of its bytes
     max_parallel: int = field(default=8, repr=False)
 
     def verdicts(self, asked: Sequence[Asked]) -> list[Verdict]:

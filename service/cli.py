@@ -75,7 +75,8 @@ def evaluate(
         str, typer.Option(metavar="NAME,...", help="Tasks to read beside the protected ones; gym:NAME is one of reasoning-gym.")
     ] = "",
     picture: Annotated[
-        Path | None, typer.Option(help="A PNG of how often the domain's answers are right by how sure the model is of them.")
+        Path | None,
+        typer.Option(help="A PNG of how often the domain's answers are right by how sure the model is of them.", dir_okay=False),
     ] = None,
     judge_url: Annotated[
         str | None,
@@ -109,10 +110,10 @@ def evaluate(
         return run_harness(subject, named, limit, include_path, backbone, home, tracking_uri, as_json)
     if limit is not None or include_path is not None:
         raise typer.BadParameter("--limit and --include-path are of a task of the harness: name one with --harness.")
-    from service.commands.evaluate import JUDGE_TIMEOUT_S, JudgeAt
+    from service.commands.evaluate import JudgeAt
     from service.commands.evaluate import evaluate as run
 
-    judge = None if judge_url is None else JudgeAt(judge_url, judge_model or "judge", judge_timeout_s or JUDGE_TIMEOUT_S)
+    judge = None if judge_url is None else JudgeAt(judge_url, judge_model or "judge", judge_timeout_s)
     run(subject, domain, backbone, items or 60, home, tracking_uri, as_json, _listed(measures), _listed(tasks), picture, judge)
 
 
@@ -142,7 +143,7 @@ def knockout(
         bool, typer.Option("--full", help="More groups, strengths and items, in float32: for an hour or more.")
     ] = False,
     picture: Annotated[
-        Path | None, typer.Option(help="A PNG of how alike each layer reads two prompts (CKA), with its control.")
+        Path | None, typer.Option(help="A PNG of how alike each layer reads two prompts (CKA), with its control.", dir_okay=False)
     ] = None,
     domain: Annotated[str | None, typer.Option(help="A task's name or TOML file [default: what it was fitted on].")] = None,
     backbone: Annotated[str | None, typer.Option(help="Backbone [default: the one it was fitted on].")] = None,

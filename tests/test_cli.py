@@ -214,7 +214,9 @@ def test_seconds_that_never_come_are_refused_by_the_option(
 def test_a_value_of_the_wrong_kind_is_refused_before_the_command_runs(
     broken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for arguments in (("serve", "--port", "70000"), ("serve", "--port", "x"), ("promote", "x@1", "--time-budget-s", "x")):
+    refused = [("serve", "--port", "70000"), ("serve", "--port", "x"), ("promote", "x@1", "--time-budget-s", "x")]
+    refused += [(command, "x@1", "--picture", ".") for command in ("evaluate", "knockout")]
+    for arguments in refused:
         assert ended(arguments, broken, monkeypatch) == 2
         assert "Invalid value for" in capsys.readouterr().err
 

@@ -267,6 +267,7 @@ def test_a_stage_with_a_long_name_cuts_no_word_of_a_table(tmp_path: Path) -> Non
 
 def test_a_row_with_something_else_in_a_column_is_one_sentence(tmp_path: Path) -> None:
     broken = (("task", ["icd10"]), ("low", "x"), ("summary", ["x"]), ("chance", "x"), ("items", None), ("items", {"ids": [1]}))
+    broken += (("items", {"ids": ["a", "a"]}), ("items", {"ids": []}), ("n", 10**6), ("n", None), ("low", 10**400))
     for column, value in broken:
         document = deepcopy(documents()[0])
         document["rows"][0][column] = value
@@ -279,12 +280,13 @@ def test_a_row_with_something_else_in_a_column_is_one_sentence(tmp_path: Path) -
     "text",
     [
         "[]",
+        "[" * 200_000,
         '{"subject": "one", "backbone": "tiny", "rows": [{"task": "icd10", ',
         '{"subject": "one", "backbone": "tiny", "rows": [{"task": "icd10"}]}',
         '{"subject": 1, "backbone": "tiny", "rows": []}',
         '{"subject": "one", "backbone": "tiny", "rows": "none"}',
     ],
-    ids=["else", "cut", "columns", "subject", "rows"],
+    ids=["else", "deep", "cut", "columns", "subject", "rows"],
 )
 def test_a_file_of_something_else_is_one_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / "other.json").write_text(text)

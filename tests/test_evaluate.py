@@ -209,6 +209,26 @@ def test_a_reply_without_an_answer_line_is_no_wrong_answer(backbone: Backbone, e
     assert triple(found).overturned == 0.0
 
 
+def test_the_means_of_both_sides_are_of_the_items_of_the_change(examples: list[Example]) -> None:
+    unknown = [math.nan] * 2
+    base, adapted = (
+        Readings.of(CORRECTION, TASK, examples, values) for values in ([1.0, 1.0, *[0.0] * 10], [*unknown, *[0.5] * 10])
+    )
+    row = compared(Planned(CORRECTION, TASK, examples, "report"), base, adapted)
+    told = row.as_dict()
+    assert (told["base"], told["adapted"], told["change"], told["n"]) == (0.0, 0.5, 0.5, 10)
+    shown = StringIO()
+    show([row], "title", Console(file=shown, width=160))
+    assert "│ 0.000 │ 0.500 │ +0.500 │" in " ".join(shown.getvalue().split())
+
+
+def test_a_name_in_brackets_is_shown_as_it_is(
+    engine: ToyEngine, backbone: Backbone, examples: list[Example], capsys: pytest.CaptureFixture[str]
+) -> None:
+    show(evaluate(engine, backbone, "answers", [Planned(CHOICE, TASK, examples, "domain")]).rows, "[old] in runs/[/new]")
+    assert "[old] in runs/[/new]" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("kind", ["direct", "reasoned"])
 def test_below_95_percent_of_answer_lines_form_is_lost_and_no_reasoning(
     backbone: Backbone, examples: list[Example], kind: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from pathlib import Path
 
 import pytest
 from gated_names import NAME, report
@@ -24,6 +25,7 @@ from registry.status import name_status
 from registry.status import status as status_of
 from registry.tracking import Tracking
 from registry.verdicts import REPORT_TAG, record_verdict, recorded_report
+from service.commands.releases import status as show_status
 
 
 @pytest.fixture
@@ -39,6 +41,12 @@ def test_a_passed_release_becomes_champion_and_the_alias_follows(ledger: Ledger)
     assert registered_names(ledger.tracking) == [NAME]
     kept = ledger.report_of(made.number)
     assert kept is not None and kept.digest() == made.entry.gate_digest
+
+
+def test_a_reason_is_shown_as_it_was_given(ledger: Ledger, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger.promote(1, report(1), reason="[urgent] see runs[/old]", actor="ada")
+    show_status(tmp_path, None, as_json=False)
+    assert "[urgent] see runs[/old]" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_name_without_a_promotion_has_no_champion(tracking: Tracking) -> None:

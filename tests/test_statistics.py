@@ -175,6 +175,13 @@ def test_few_drawn_sets_cover_as_often_as_they_say_and_as_templates_they_would_n
     assert covered[False] < (100 if num_sets < 10 else covered[True] + 1)
 
 
+@pytest.mark.parametrize(("num_sets", "clear"), [(4, False), (5, False), (6, True)])
+def test_few_drawn_sets_that_nearly_agree_are_clear_of_zero_only_where_signs_would_be(num_sets: int, clear: bool) -> None:
+    change = [1 + 0.05 * number for number in range(num_sets)]
+    found = paired_change([0.0] * num_sets, change, list(map(str, range(num_sets))), drawn_clusters=True)
+    assert (found.method, found.low > 0) == ("t over clusters", clear)
+
+
 def test_a_single_drawn_set_that_changed_bounds_nothing() -> None:
     found = paired_change([0.0] * 8, [1.0] * 8, ["one"] * 8, drawn_clusters=True)
     assert (found.low, found.high) == (-np.inf, np.inf)

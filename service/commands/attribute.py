@@ -55,7 +55,7 @@ def attribute(
 
 
 def _show(found: Attributed) -> None:
-    told, console = found.as_dict(), Console()
+    told, console = found.as_dict(), Console(markup=False)
     families = Table(title=f"{len(found.influences)} rows by family ({found.evidence})", title_justify="left")
     for heading in ("family", "rows below 0", "conflicts with the domain", "rank correlation with length"):
         families.add_column(heading, overflow="fold")

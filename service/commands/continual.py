@@ -15,6 +15,7 @@ from evaluation.continual import DENOMINATORS, Column, ContinualMatrix
 from evaluation.errors import UnreadableFile
 
 WORDS = ("task", "measure", "role", "unit")  # of a row, at least
+MOST = 10**300  # an integer that no float holds is no reading
 NUMBERS = ("n", "base", "adapted", "change", "low", "high")  # where one is not defined, None
 
 
@@ -23,8 +24,8 @@ def continual(files: Sequence[Path], as_json: bool) -> None:
     if as_json:
         print(json.dumps(matrix.as_dict()))
         return
-    console = Console()
-    console.print(_stages(matrix), soft_wrap=True, markup=False, highlight=False)
+    console = Console(markup=False)
+    console.print(_stages(matrix), soft_wrap=True, highlight=False)
     console.print(_scores(matrix))
     console.print(_transfer(matrix))
     console.print(_moves(matrix))
@@ -33,7 +34,7 @@ def continual(files: Sequence[Path], as_json: bool) -> None:
 def _read(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not _is_evaluation(found):
         raise UnreadableFile(
@@ -56,7 +57,7 @@ def _is_evaluation(found: object) -> bool:
 def _is_row(row: dict[str, Any]) -> bool:
     told = row.get("summary") or {}
     return (
-        _names_items(row.get("items"))
+        _names_items(row.get("items"), row.get("n"))
         and all(isinstance(row.get(name), str) for name in WORDS)
         and all(name in row and _is_number(row[name]) for name in NUMBERS)
         and _is_number(row.get("chance"))
@@ -65,14 +66,16 @@ def _is_row(row: dict[str, Any]) -> bool:
     )
 
 
-def _names_items(items: object) -> bool:
+def _names_items(items: object, num_measured: object) -> bool:
     """Stages are compared on the same items, which only their ids show."""
     ids = items.get("ids") if isinstance(items, dict) else None
-    return isinstance(ids, list) and all(isinstance(one, str) for one in ids)
+    if not isinstance(ids, list) or not all(isinstance(one, str) for one in ids):
+        return False
+    return 0 < len(ids) == len(set(ids)) and isinstance(num_measured, int) and 0 <= num_measured <= len(ids)
 
 
 def _is_number(value: object) -> bool:
-    return value is None or isinstance(value, int | float)
+    return value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) <= MOST)
 
 
 def _stages(matrix: ContinualMatrix) -> str:

@@ -19,15 +19,12 @@ if TYPE_CHECKING:
     from evaluation.evaluate import Paired, Planned, Row
 
 
-JUDGE_TIMEOUT_S = 300.0  # a small model on a few cores takes minutes for eight replies at once
-
-
 class JudgeAt(NamedTuple):
     """An OpenAI-compatible endpoint, what stands there before /chat/completions, and the name of its model."""
 
     base_url: str
     model: str
-    timeout_s: float = JUDGE_TIMEOUT_S
+    timeout_s: float | None = None  # of one reply; None for the judge's default
 
 
 def evaluate(
@@ -115,17 +112,17 @@ def draw_reliability(subject: Subject, named: str, items: int, picture: Path) ->
 def judged(subject: Subject, judge: JudgeAt, items: int) -> Planned:
     """The domain's explanations before a judge, whose replies are kept in the home."""
     from evaluation.evaluate import Planned
-    from evaluation.judge import Judge
+    from evaluation.judge import TIMEOUT_S, Judge
     from evaluation.measures.judged_rationality import JudgedRationality
 
     cache = subject.home / "cache" / "judge"
-    measure = JudgedRationality(Judge(judge.base_url, judge.model, cache, timeout_s=judge.timeout_s))
+    measure = JudgedRationality(Judge(judge.base_url, judge.model, cache, timeout_s=judge.timeout_s or TIMEOUT_S))
     return Planned(measure, subject.domain, subject.domain.examples("select", items), "report")
 
 
 def show(rows: Sequence[Paired], title: str, console: Console | None = None) -> None:
     """The table, and below it what stands beside each row. Where no one looks at a terminal, lines are as long as they need."""
-    console = console or Console()
+    console = console or Console(markup=False)
     if not console.is_terminal:
         console.width = max(console.width, _WIDE)
     console.print(table(rows, title))
@@ -139,6 +136,8 @@ _WIDE = 160  # columns that the table takes
 
 def table(rows: Sequence[Paired], title: str) -> Table:
     """One row a measure and task."""
+    from evaluation.evaluate import means_of
+
     made = Table(title=title, title_justify="left")
     for heading in ("task", "measure", "backbone", "adapted", "change", "95 % interval", "unit", "n"):
         made.add_column(heading, overflow="fold")
@@ -147,7 +146,8 @@ def table(rows: Sequence[Paired], title: str) -> Table:
         if row.not_measurable:
             made.add_row(*named, *["-"] * 5, "0")
             continue
-        numbers = (f"{row.base.mean:.3f}", f"{row.adapted.mean:.3f}", f"{change.mean:+.3f}")
+        base, adapted = means_of(row)
+        numbers = (f"{base:.3f}", f"{adapted:.3f}", f"{change.mean:+.3f}")
         made.add_row(*named, *numbers, f"[{change.low:+.3f}, {change.high:+.3f}]", row.adapted.unit, str(change.n))
     return made
 

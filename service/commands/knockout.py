@@ -86,7 +86,7 @@ def _show(found: KnockOut, title: str) -> None:
     if found.not_measurable:
         print(f"not measurable: {found.not_measurable}")
         return
-    console = Console()
+    console = Console(markup=False)
     console.print(matrix(found, title))
     for point in found.off:
         for family in point.retention:

@@ -87,7 +87,7 @@ def promote(
     _check_backbone(release, backbone.fingerprint)
     engine = TorchEngine(backbone, max_rows=64, precision=subject.recipe.evaluation.precision)
     settings = gate_settings(policy, time_budget_s=time_budget_s)
-    console = Console(stderr=as_json, width=None if sys.stdout.isatty() else 140)
+    console = Console(stderr=as_json, markup=False, width=None if sys.stdout.isatty() else 140)
     report = gate_release(tracking, release, engine, backbone, settings, policy, place, console)
     promoted = report.passed or override
     if promoted:
@@ -247,7 +247,7 @@ def status(home: Path | None, tracking_uri: str | None, as_json: bool) -> None:
     if as_json:
         print(found.model_dump_json(indent=2))
         return
-    console = Console()
+    console = Console(markup=False)
     if missing:
         console.print(f"there is no registry in {found.uri} yet: check --home, or start with: graftline tune RECIPE.toml")
     elif not found.names:

@@ -91,7 +91,7 @@ def load_subject(
         profile,
         backbone,
         engine,
-        task_named(domain or str(recipe.get("domain", "icd10"))),
+        task_named(str(recipe.get("domain", "icd10")) if domain is None else domain),
         tuple(map(str, protected)) if isinstance(protected, list) else REASONING_FAMILIES,
         BaseCache(place / "cache" / "base", computed),
         BaseCache(place / "cache" / "adapted", computed, directory_digest(directory)),

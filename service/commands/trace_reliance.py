@@ -50,7 +50,7 @@ def trace_reliance(
 def _show(found: TraceReliance, trace_loss: bool) -> None:
     from tuning.trace_reliance import ARMS, EFFECTS
 
-    console, loss = Console(), "with" if trace_loss else "without"
+    console, loss = Console(markup=False), "with" if trace_loss else "without"
     arms = Table(title=f"four arms, {found.num_seeds} seeds, {loss} loss on the trace", title_justify="left")
     for heading in ("arm", "", "domain accuracy", "trace validity", "trace tokens", "fit tokens", "retention (margins)"):
         arms.add_column(heading, overflow="fold")
