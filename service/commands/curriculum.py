@@ -21,7 +21,7 @@ def curriculum(source: str, hops: Hops, held_out_hops: Hops, items: int, sample:
     if as_json:
         print(json.dumps(found.as_dict()))
         return
-    console, graph = Console(), found.task.walks.graph()
+    console, graph = Console(markup=False), found.task.walks.graph()
     console.print(f"{found.task.name}: {graph.num_nodes} nodes, {sum(graph.num_edges.values())} edges", highlight=False)
     if graph.num_left_out:
         console.print(f"{graph.num_left_out} nodes left out: their names are shared, empty or too long", highlight=False)

@@ -48,7 +48,7 @@ def softcot_arms(recipe_file: Path, seeds: int, time_budget_s: float | None, hom
 def _show(found: SoftCoTArms) -> None:
     from tuning.softcot_arms import ARMS, EFFECTS
 
-    console = Console()
+    console = Console(markup=False)
     table = Table(title=f"arms of soft thoughts, {found.num_seeds} seeds, by {found.measure}", title_justify="left")
     for heading in ("arm", "", "domain accuracy"):
         table.add_column(heading)
