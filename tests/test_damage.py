@@ -73,7 +73,7 @@ CONTROLS = {
     "reasoned_choice": Control("shuffled"),
     "rationality": Control("answers_only"),
     "text_likelihood": Control("shuffled", Plain),
-    "pair_preference": Control("shuffled", Plain),
+    "pair_preference": Control("shuffled", Plain, count=60),
     "pair_margin": Control("shuffled", Plain),
     "trace_length": Control("answers_only"),
     "budget": Control("contradicts", chains, SHORT, count=60),
