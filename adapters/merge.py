@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora.intruders import reduce_intruder_dimension
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from adapters.backbone import Backbone
 from adapters.errors import RefusedAdapter
@@ -24,6 +24,7 @@ from adapters.spec import Spec
 
 Combination = Literal["cat", "svd", "ties", "dare", "dare_ties"]
 # PEFT's plain `ties` and `dare_linear` average A and B each on its own, which adds products of one's A with the other's B.
+_ELECTING = ("ties", "dare_ties")
 _IN_PEFT = {"cat": "cat", "svd": "svd", "ties": "ties_svd", "dare": "dare_linear_svd", "dare_ties": "dare_ties_svd"}
 
 
@@ -39,6 +40,17 @@ class MergeSpec(Spec):
     density: float = Field(default=0.5, gt=0, le=1)  # of ties and dare
     rank: int | None = Field(default=None, ge=1)  # None: the largest of the adapters' own
     seed: int = 0  # of what dare drops
+
+    @model_validator(mode="after")
+    def _elects(self) -> MergeSpec:
+        # PEFT lets the adapters vote on each entry's sign before it weighs them: what is to be taken away would vote for itself.
+        if self.combination in _ELECTING and any(weight <= 0 for weight in self.weights):
+            raise ValueError(
+                f"{self.combination!r} elects a sign for every entry, for which weights are above 0, but got "
+                f"{', '.join(f'{weight:g}' for weight in self.weights)}. Take an adapter away by 'cat', 'svd' or 'dare', and "
+                "leave out one that weighs nothing."
+            )
+        return self
 
 
 class IntruderSpec(Spec):

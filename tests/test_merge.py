@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import pytest
 import torch
@@ -53,6 +54,16 @@ def test_a_rank_stabilised_adapter_brings_its_own_scaling(backbone: Backbone) ->
 def test_weights_multiply_effects_and_may_be_negative(backbone: Backbone, pair: list[LoRA]) -> None:
     one = merged(backbone, pair, MergeSpec(weights=(2.0, -0.5)))
     assert_alike(updates([one]), updates([pair[0].scaled(2.0), pair[1].scaled(-0.5)]), atol=1e-5)
+
+
+@pytest.mark.parametrize("combination", ["ties", "dare_ties"])
+def test_what_is_taken_away_may_not_vote_on_signs(combination: Literal["ties", "dare_ties"]) -> None:
+    for weights in ((1.0, -0.5), (1.0, 0.0)):
+        with pytest.raises(
+            ValueError, match=rf"{combination!r} elects a sign .* above 0, but got 1, .* by 'cat', 'svd' or 'dare'"
+        ):
+            MergeSpec(combination=combination, weights=weights)
+    assert MergeSpec(combination=combination, weights=(1.0, 0.5)).weights == (1.0, 0.5)
 
 
 def test_an_svd_of_enough_rank_is_the_sum_and_of_less_is_not(backbone: Backbone, pair: list[LoRA]) -> None:
