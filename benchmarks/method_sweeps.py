@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.methods import SHARED, SHORT
+from benchmarks.method_arms import SHARED, SHORT
 from benchmarks.results import provenance, table, write_section
 from registry.tracking import Tracking
 from tuning.candidates import Candidate
