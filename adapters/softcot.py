@@ -164,6 +164,12 @@ class SoftCoT:
                 self._states[ids] = self._think(backbone, ids)[0]
         return self._states[ids]
 
+    def num_read(self, backbone: Backbone, ids: tuple[int, ...]) -> int:
+        """Tokens that the assistant reads for one set of thoughts of the prompt, the places of the thoughts among them."""
+        if self.spec.static:
+            return 0
+        return len(self._read(self._assistant_model(backbone), backbone, ids)) + self.spec.num_thoughts
+
     def contribution(self) -> Contribution:
         return Contribution()
 
@@ -245,16 +251,17 @@ class SoftCoT:
             self._assistant = Backbone.load(self.spec.assistant, device=str(backbone.device))
         return self._assistant
 
+    def _read(self, assistant: Backbone, backbone: Backbone, ids: tuple[int, ...]) -> list[int]:
+        """What the assistant reads before the places of the thoughts."""
+        prompt = list(ids) if assistant is backbone else assistant.encode(backbone.decode(ids))
+        instruction = assistant.encode(ASSISTANT_INSTRUCTION.format(count=self.spec.num_thoughts))
+        return [*instruction, *prompt, _tokens(assistant)[1]]
+
     def _think(self, backbone: Backbone, ids: tuple[int, ...], initial_ND: Tensor | None = None) -> Tensor:
         """States at the thought places, [N, K, D]: one set a learned initial token, or one of the unused token."""
         assistant = self._assistant_model(backbone)
-        if assistant is backbone:
-            read = list(ids)
-        else:
-            read = assistant.encode(backbone.decode(ids))
-        count, (slot, opening, _) = self.spec.num_thoughts, _tokens(assistant)
-        instruction = assistant.encode(ASSISTANT_INSTRUCTION.format(count=count))
-        read_T = torch.tensor([*instruction, *read, opening], device=assistant.device)
+        count, (slot, _, _) = self.spec.num_thoughts, _tokens(assistant)
+        read_T = torch.tensor(self._read(assistant, backbone, ids), device=assistant.device)
         embeddings: nn.Embedding = assistant.embeddings
         before_TD = embeddings(read_T).detach()
         if initial_ND is None:

@@ -16,9 +16,10 @@ from evaluation.rubric import Criterion, JudgePrompt, load_rubric
 from evaluation.task import Example, Split, reasoning_prompt, same_answer
 from evaluation.tasks import FAMILIES
 from tuning.batches import Row, collate
+from tuning.distance import label_logits
 from tuning.labelled import FLAWS, Labelled, labelled
 from tuning.methods.criteria import Criteria, CriteriaSpec
-from tuning.methods.supervised import Given, label_logits, token_loss
+from tuning.methods.supervised import Given, token_loss
 from tuning.mistakes import Posed, Response, first_wrong
 
 RUBRIC = load_rubric()

@@ -16,11 +16,12 @@ from adapters.softcot import SoftCoTSpec
 from evaluation.errors import DataError
 from evaluation.task import Example
 from tuning.batches import collate, endless_rows, rows_of
+from tuning.distance import label_logits
 from tuning.errors import Diverged
 from tuning.loop import OnStep
 from tuning.methods.method import Fit
 from tuning.methods.sft import SFT, SFTSpec
-from tuning.methods.supervised import label_logits, token_loss
+from tuning.methods.supervised import token_loss
 
 EXAMPLES = [
     Example(id=str(n), question=f"What comes after {n}?", answer=str(n + 1), rationale=f"{n} + 1 = {n + 1}", group=str(n))

@@ -148,6 +148,19 @@ def test_a_fit_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
     assert all(float((at_once.tensors()[key] - tensor).abs().max()) < 1e-6 for key, tensor in tensors.items())
 
 
+def test_every_group_is_judged_once_by_the_adapter_that_wrote_it(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("trl")
+    asked = list[str]()
+
+    def judged(engine: Engine, of: Backbone, profile: str | None, example: Example, texts: Sequence[str]) -> list[float]:
+        asked.append(example.id)
+        return [float(place) for place in range(len(texts))]
+
+    monkeypatch.setattr("tuning.methods.rlag_grpo.rationality", judged)
+    fit, _ = fitted(backbone, spec(steps=11, max_new_tokens=2))  # past the step at which all groups so far are looked at
+    assert len(asked) == fit.counts["groups"]
+
+
 def test_what_cannot_be_meant_is_refused(backbone: Backbone) -> None:
     with pytest.raises(ValueError, match="rationality_weight is at least 0"):
         spec(rationality_weight=-1.0)

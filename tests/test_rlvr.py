@@ -23,8 +23,9 @@ from engine.engine import Completion, GenerationRequest
 from engine.torch_engine import TorchEngine
 from evaluation.errors import DataError
 from evaluation.task import Example, Split
+from tuning.batches import Row
 from tuning.errors import NoSignal
-from tuning.methods.grpo import GRPO
+from tuning.methods.grpo import GRPO, Judged
 from tuning.methods.method import Fit
 from tuning.methods.on_policy import Group, policy
 from tuning.methods.rlvr import RLVR, RLVRSpec, historical_variance, parts_of
@@ -103,11 +104,12 @@ def test_soft_thoughts_and_steering_make_likelier_what_was_better_and_write_as_t
             )
 
 
-def test_our_loop_and_trl_learn_the_same(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("loss_type", ["dapo", "dr_grpo"])
+def test_our_loop_and_trl_learn_the_same(backbone: Backbone, monkeypatch: pytest.MonkeyPatch, loss_type: str) -> None:
     monkeypatch.setattr("adapters.backbone.fast_bfloat16", lambda device: False)
     monkeypatch.setattr("tuning.trl_fit.fast_bfloat16", lambda device: False)
     # Of more steps, rounding would at last flip a token that is drawn.
-    values = spec(steps=2, beta=0.1, temperature=0.8, learning_rate=2e-3, micro_batch_tokens=400)
+    values = spec(steps=2, beta=0.1, temperature=0.8, learning_rate=2e-3, micro_batch_tokens=400, loss_type=loss_type)
     theirs, ours = LoRA(LoRASpec(rank=4)), LoRA(LoRASpec(rank=4))
     by_trl = fitted(backbone, [theirs], values)
     monkeypatch.setattr("tuning.methods.grpo.only_lora", lambda adapters: None)
@@ -118,6 +120,44 @@ def test_our_loop_and_trl_learn_the_same(backbone: Backbone, monkeypatch: pytest
     assert any(by_us.kl[1:])
     for key, tensor in ours.tensors().items():
         assert float((tensor - theirs.tensors()[key]).norm() / tensor.norm()) < 0.02, key
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "expected"),
+    [("dapo", -(3 * 1.0 - 1 * 0.5) / 4), ("grpo", -(1.0 - 0.5) / 2), ("dr_grpo", -(3 * 1.0 - 1 * 0.5) / 8)],
+)
+def test_token_losses_are_averaged_as_the_loss_type_says(backbone: Backbone, loss_type: str, expected: float) -> None:
+    lora, values = LoRA(LoRASpec(rank=4)), spec(loss_type=loss_type, max_new_tokens=4)
+    told = {"accuracy": 1.0, "format": 0.0, "random": 0.0}
+    longer, shorter = (
+        Judged(Row((5,), (8, 9, 10)), told, 1.0, 1.0, True, True),
+        Judged(Row((5,), (8,)), told, 1.0, -0.5, True, True),
+    )
+    with policy(backbone, [lora], EXAMPLES, values, "a fit", None) as writer, lora.attach(backbone):
+        learner = GRPO(backbone, Stack([lora]), values, writer, partial(parts_of, Vowels()), {"accuracy": 1.0})
+        assert learner.backward([longer, shorter], [longer, shorter])["loss"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_completion_that_did_not_end_teaches_nothing_where_it_is_masked(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lora, values = LoRA(LoRASpec(rank=4)), spec(mask_truncated=True, beta=0.1)
+    with policy(backbone, [lora], EXAMPLES, values, "a fit", None) as writer, lora.attach(backbone):
+        learner = GRPO(backbone, Stack([lora]), values, writer, partial(parts_of, Vowels()), {"accuracy": 1.0})
+        told, row = {"accuracy": 1.0, "format": 0.0, "random": 0.0}, Row((5, 6, 7), (8, 9, 10))
+        ended, cut = (Judged(row, told, 1.0, 1.0, True, has_ended) for has_ended in (True, False))
+
+        def gradient(*batch: Judged) -> torch.Tensor:
+            learner.backward(batch, batch)
+            found = torch.cat([parameter.grad.flatten() for parameter in lora.parameters() if parameter.grad is not None])
+            for parameter in lora.parameters():
+                parameter.grad = None
+            return found
+
+        assert torch.allclose(gradient(ended, cut), gradient(ended), atol=1e-7) and float(gradient(ended).norm()) > 0
+        assert learner.backward([cut], [cut])["loss"] == 0.0
+    fit = fitted(backbone, [trained := LoRA(LoRASpec(rank=4))], spec(mask_truncated=True, steps=2))  # whose writer never ends
+    assert fit.num_tokens and not any(bool(tensor.any()) for key, tensor in trained.tensors().items() if "lora_B" in key)
 
 
 @pytest.mark.parametrize("adapter", [LoRASpec(rank=4), SOFT], ids=lambda spec: spec.kind)

@@ -111,7 +111,11 @@ def test_one_set_is_learnt_as_sft_learns_it(backbone: Backbone) -> None:
 def test_the_loss_is_the_mean_over_the_sets_and_counts_all_their_tokens(backbone: Backbone) -> None:
     one = method(steps=1).fit(backbone, [softcot_of(1)], EXAMPLES)
     three = method(steps=1).fit(backbone, [softcot_of(3)], EXAMPLES)
-    assert three.num_tokens == 3 * one.num_tokens
+    softcot, prompts = softcot_of(3), [row.prompt_ids for row in method().prepare(_given(backbone)).rows]
+    read = sum(softcot.num_read(backbone, prompt_ids) for prompt_ids in prompts)
+    assert read > sum(map(len, prompts)) and three.num_tokens == 3 * (one.num_tokens + read)
+    static = [method(steps=1).fit(backbone, [softcot_of(count, static=True)], EXAMPLES).num_tokens for count in (1, 3)]
+    assert static[1] == 3 * static[0] == 3 * one.num_tokens
     assert three.losses[0] == pytest.approx(one.losses[0], rel=0.1)
 
 

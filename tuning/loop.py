@@ -21,6 +21,8 @@ from adapters.adapter import Stack
 from adapters.backbone import Backbone
 from adapters.whole_file import written_whole
 from evaluation.errors import DataError
+from tuning.batches import Row
+from tuning.distance import EVERY, FORWARD_KL, forward_kl
 from tuning.errors import Diverged
 
 if TYPE_CHECKING:
@@ -50,6 +52,10 @@ class Learner(Protocol[T]):
         ...
 
     def num_tokens(self, batch: Sequence[T]) -> int: ...
+
+    def rows(self, batch: Sequence[T]) -> Sequence[Row]:
+        """The prompts and completions of a batch, on which the distance to the backbone is read."""
+        ...
 
 
 @dataclass
@@ -97,6 +103,9 @@ def run(
             for group in optimizer.param_groups:
                 group["lr"] = spec.learning_rate * schedule(round(done * spec.steps), spec.steps, spec.warmup)
             batch = learner.batch(step)
+            if step % EVERY == 0:
+                read = forward_kl(backbone, stack, learner.rows(batch), f"{spec.seed}/{step}")
+                progress.numbers.setdefault(FORWARD_KL, []).append(read)
             numbers = dict(learner.backward(batch[share], batch))
             if accelerator.num_processes > 1:
                 summed = accelerator.reduce(torch.tensor(list(numbers.values()), dtype=torch.float64), "sum").tolist()

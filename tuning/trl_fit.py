@@ -27,10 +27,12 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from adapters.adapter import Adapter
+from adapters.adapter import Adapter, Stack
 from adapters.backbone import Backbone, fast_bfloat16
 from adapters.lora import LoRA
 from evaluation.errors import MissingPackage
+from tuning.batches import Row
+from tuning.distance import EVERY, FORWARD_KL, forward_kl
 from tuning.errors import BadRecipe
 from tuning.loop import (
     CHECKPOINT,
@@ -80,9 +82,11 @@ def run_trl(
     identity: str = "",
     rows_per_forward: int | None = None,
     num_written: NumWritten = 0,
+    rows_of: Callable[[int], Sequence[Row]] | None = None,
 ) -> Progress:
     """`tuning.loop.run` by a trainer: the same schedule, clipping, checkpoints and progress.
 
+    `rows_of` a step (0, 1, ...) are prompts and completions that it learns from: the distance to the backbone is read on them.
     `logged` names the step's numbers after the trainer's own ("rewards/margins": "margin"); its loss is among them without. A
     step's rows are read `rows_per_forward` at a time, all at once where it is None.
     """
@@ -95,7 +99,7 @@ def run_trl(
         optimizer = torch.optim.AdamW(trained, lr=spec.learning_rate, weight_decay=spec.weight_decay)
         progress = (kept.restore(trained, optimizer) if kept else None) or Progress(0, {}, 0, 0.0)
         named = {"loss": "loss", **logged}
-        watch = _Watch(lora, spec, progress, optimizer, trained, named, kept, on_step, on_update, num_written)
+        watch = _Watch(backbone, lora, spec, progress, optimizer, trained, named, kept, on_step, on_update, num_written, rows_of)
         if not watch.is_done:
             arguments = _arguments(backbone, spec, progress.step, nowhere, rows_per_forward or spec.batch_size)
             # The watch sets the rate of every step itself: of a fit that goes on, the trainer counts its own steps alone.
@@ -136,6 +140,7 @@ class _Watch:
 
     def __init__(
         self,
+        backbone: Backbone,
         lora: LoRA,
         spec: MethodSpec,
         progress: Progress,
@@ -146,10 +151,11 @@ class _Watch:
         on_step: OnStep | None,
         on_update: OnUpdate | None,
         num_written: NumWritten,
+        rows_of: Callable[[int], Sequence[Row]] | None,
     ) -> None:
         self.lora, self.spec, self.progress, self.optimizer, self.trained = lora, spec, progress, optimizer, trained
         self.logged, self.kept, self.on_step, self.on_update = logged, kept, on_step, on_update
-        self.num_written = num_written
+        self.backbone, self.num_written, self.rows_of = backbone, num_written, rows_of
         self.began, self.tokens_before = time.monotonic() - progress.seconds, progress.num_tokens
 
     @property
@@ -166,8 +172,12 @@ class _Watch:
             group["lr"] = spec.learning_rate * schedule(round(self.share_done * spec.steps), spec.steps, spec.warmup)
         torch.manual_seed(random.Random(f"{self.spec.seed}/{self.progress.step}").getrandbits(63))
 
-    def penalise(self) -> None:
-        """After the clipping and before the update, as in our own loop."""
+    def before_update(self) -> None:
+        """The distance and the penalty: after the clipping and before the update, as in our own loop."""
+        step = self.progress.step
+        if self.rows_of is not None and step % EVERY == 0:
+            read = forward_kl(self.backbone, Stack([self.lora]), self.rows_of(step), f"{self.spec.seed}/{step}")
+            self.progress.numbers.setdefault(FORWARD_KL, []).append(read)
         if (penalty := self.lora.penalty()) is not None:
             penalty.backward()
             self.progress.numbers.setdefault("penalty", []).append(float(penalty.detach()))
@@ -200,7 +210,7 @@ def _watch(trainer: Trainer, watch: _Watch) -> None:
             watch.begin()
 
         def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
-            watch.penalise()
+            watch.before_update()
 
         def on_optimizer_step(self, *_: Any, **__: Any) -> None:
             watch.updated()

@@ -17,7 +17,7 @@ from pydantic import model_validator
 from adapters.backbone import Backbone
 from adapters.lora import LoRA
 from adapters.spec import Range
-from tuning.batches import endless_rows
+from tuning.batches import Row, endless_rows
 from tuning.loop import OnStep, OnUpdate, Progress
 from tuning.methods.method import MethodSpec
 from tuning.trl_fit import Begun, Trainer, rows_at_once, run_trl
@@ -100,5 +100,11 @@ def run_dpo(
         )
         return trainer
 
+    def rows_of(step: int) -> list[Row]:
+        pairs = drawn[step * spec.batch_size : (step + 1) * spec.batch_size]
+        return [Row(pair.prompt_ids, ids) for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
+
     pairs_at_once = rows_at_once(spec, 2 * max(pair.longest for pair in pairs))
-    return run_trl(backbone, lora, spec, trainer_of, LOGGED, on_step, on_update, directory, identity, pairs_at_once, num_written)
+    return run_trl(
+        backbone, lora, spec, trainer_of, LOGGED, on_step, on_update, directory, identity, pairs_at_once, num_written, rows_of
+    )

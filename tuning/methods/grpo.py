@@ -1,7 +1,7 @@
 """GRPO: completions to one prompt are judged, and what is better than its group becomes likelier (Shao et al., arXiv 2402.03300).
 
-An advantage is (r - mean) / (std + 1e-4) over the group; the loss is averaged over all tokens of the step (TRL's "dapo"). Every
-step writes anew, so that the clipped ratio is 1. `beta` weighs the k3 estimate of KL(adapted || backbone); TRL's default is 0.
+An advantage is (r - mean) / (std + 1e-4) over the group. Every step writes anew, so that the clipped ratio is 1. `beta` weighs
+the k3 estimate of KL(adapted || backbone); TRL's default is 0.
 
 Where it runs: one LoRA goes to TRL's GRPOTrainer, its rollouts written by our engine. Soft thoughts and steering vectors, which
 TRL cannot read, are fitted by our own loop on the same loss; a test holds the two against each other.
@@ -10,9 +10,9 @@ TRL cannot read, are fitted by our own loop on the same loss; a test holds the t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import model_validator
@@ -22,12 +22,13 @@ from torch.nn.functional import cross_entropy
 from adapters.adapter import Stack
 from adapters.backbone import Backbone
 from adapters.lora import LoRA, adapters_off
-from adapters.spec import Range
+from adapters.spec import Choices, Range
 from tuning.batches import Row, collate
+from tuning.distance import label_logits
 from tuning.errors import NoSignal
 from tuning.loop import OnStep, OnUpdate, Progress, run
 from tuning.methods.on_policy import Group, OnPolicySpec, Policy
-from tuning.methods.supervised import label_logits, micro_batches, think_ahead
+from tuning.methods.supervised import micro_batches, think_ahead
 from tuning.trl_fit import Begun, Trainer, only_lora, rows_at_once, run_trl
 
 # Legend: N label positions of a batch, V vocabulary
@@ -37,7 +38,15 @@ Parts = Mapping[str, float]  # of one completion's reward, by name; "accuracy" a
 
 
 class GRPOSpec(OnPolicySpec):
+    """`loss_type` is what token losses are averaged over, in TRL's names: all tokens of the step (dapo), each completion and then
+    the completions (grpo), or as many tokens as could have been written (dr_grpo, where length does not matter).
+
+    `mask_truncated` learns nothing from completions that did not end.
+    """
+
     beta: Annotated[float, Range(0.0, 0.1)] = 0.04
+    loss_type: Annotated[Literal["dapo", "grpo", "dr_grpo"], Choices(("dapo", "grpo", "dr_grpo"))] = "dapo"
+    mask_truncated: Annotated[bool, Choices((False, True))] = False
 
     @model_validator(mode="after")
     def _pulls(self) -> GRPOSpec:
@@ -58,6 +67,7 @@ class Judged:
     reward: float
     advantage: float
     has_signal: bool  # two rewards of the group differ
+    has_ended: bool  # by a stop, and not by its last allowed token
 
     def __len__(self) -> int:
         return len(self.row)
@@ -74,6 +84,7 @@ class GRPO:
     judge: Callable[[Group], Sequence[Parts]]
     weights: Mapping[str, float]
     num_before: int = 0  # tokens of the budget that are used up before the first step
+    _judged: dict[str, Sequence[Parts]] = field(default_factory=dict)  # by the group's key
 
     def fit(self, on_step: OnStep | None, on_update: OnUpdate | None, directory: Path | None) -> Progress:
         lora = only_lora(self.stack.adapters)
@@ -95,13 +106,21 @@ class GRPO:
     def num_used(self, step: int) -> int:
         return self.num_before + self.policy.num_written(step)
 
+    def parts(self, group: Group) -> Sequence[Parts]:
+        """Judged once, by the adapter that wrote it: a judge that reads with it would later say something else."""
+        if group.key not in self._judged:
+            self._judged[group.key] = self.judge(group)
+        return self._judged[group.key]
+
     def judged(self, group: Group) -> list[Judged]:
-        parts = self.judge(group)
+        parts = self.parts(group)
         rewards = torch.tensor([self.reward(part) for part in parts], dtype=torch.float64)
         advantages, differ = (rewards - rewards.mean()) / (rewards.std() + 1e-4), bool((rewards != rewards[0]).any())
         return [
-            Judged(row, part, reward, advantage if differ else 0.0, differ)
-            for row, part, reward, advantage in zip(group.rows, parts, rewards.tolist(), advantages.tolist(), strict=True)
+            Judged(row, part, reward, advantage if differ else 0.0, differ, completion.finish_reason == "stop")
+            for row, part, reward, advantage, completion in zip(
+                group.rows, parts, rewards.tolist(), advantages.tolist(), group.completions, strict=True
+            )
         ]
 
     def reward(self, parts: Parts) -> float:
@@ -122,32 +141,44 @@ class GRPO:
     def batch(self, step: int) -> Sequence[Judged]:
         return sorted((judged for group in self.groups(step) for judged in self.judged(group)), key=len)
 
+    def rows(self, batch: Sequence[Judged]) -> Sequence[Row]:
+        return [judged.row for judged in batch]
+
     def num_tokens(self, batch: Sequence[Judged]) -> int:
         return sum(map(len, batch))
 
     def backward(self, share: Sequence[Judged], batch: Sequence[Judged]) -> dict[str, float]:
-        beta, num_labels = self.spec.beta, sum(judged.row.num_labels for judged in batch)
-        numbers = {"loss": 0.0} | ({"kl": 0.0} if beta else {})
-        learnt = [judged for judged in share if judged.advantage or beta]
-        for part in micro_batches(learnt, self.spec.micro_batch_tokens):
+        spec, num_labels = self.spec, max(1, sum(judged.row.num_labels for judged in batch if self._reads(judged)))
+        numbers = {"loss": 0.0} | ({"kl": 0.0} if spec.beta else {})
+        learnt = [judged for judged in share if self._reads(judged) and (judged.advantage or spec.beta)]
+        for part in micro_batches(learnt, spec.micro_batch_tokens):
             rows = [judged.row for judged in part]
             logp_N = self._logp(self.stack, rows)
             advantages = [judged.advantage for judged in part for _ in range(judged.row.num_labels)]
             # The ratio to the policy that wrote is 1 and has a gradient: clipping it could not bite.
             loss_N = -(logp_N - logp_N.detach()).exp() * torch.tensor(advantages, device=logp_N.device)
-            if beta:
+            if spec.beta:
                 with torch.no_grad(), adapters_off(self.backbone.model):
                     base_N = self._logp(Stack(()), rows)
                 kl_N = (base_N - logp_N).exp() - (base_N - logp_N) - 1
                 numbers["kl"] += float(kl_N.detach().sum()) / num_labels
-                loss_N = loss_N + beta * kl_N
-            loss = loss_N.sum() / num_labels
+                loss_N = loss_N + spec.beta * kl_N
+            weights = [weight for row in rows for weight in [self._weight(row, num_labels, len(batch))] * row.num_labels]
+            loss = (loss_N * torch.tensor(weights, device=logp_N.device)).sum()
             numbers["loss"] += float(loss.detach())
             loss.backward()
         numbers |= {name: sum(judged.parts[name] for judged in share) / len(batch) for name in self.weights}
         numbers["reward"] = sum(judged.reward for judged in share) / len(batch)
         numbers["without_signal"] = sum(not judged.has_signal for judged in share) / len(batch)
         return numbers
+
+    def _reads(self, judged: Judged) -> bool:
+        return judged.has_ended or not self.spec.mask_truncated
+
+    def _weight(self, row: Row, num_labels: int, num_rows: int) -> float:
+        """Of each token of the row."""
+        tokens = {"dapo": num_labels, "grpo": num_rows * row.num_labels, "dr_grpo": num_rows * self.spec.max_new_tokens}
+        return 1 / tokens[self.spec.loss_type]
 
     def _logp(self, stack: Stack, rows: Sequence[Row]) -> Tensor:
         """Of the distribution that was drawn from, [N]."""
@@ -164,7 +195,7 @@ class GRPO:
 
             def rollout(prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
                 groups = self.groups(begun.step + trainer.state.global_step)
-                parts = [part for group in groups for part in self.judge(group)]
+                parts = [part for group in groups for part in self.parts(group)]
                 assert len(parts) == len(prompts)
                 return {
                     "prompt_ids": [list(group.prompt_ids) for group in groups for _ in group.completions],
@@ -180,7 +211,8 @@ class GRPO:
                 max_completion_length=spec.max_new_tokens,
                 temperature=spec.temperature,
                 beta=spec.beta,
-                loss_type="dapo",
+                loss_type=spec.loss_type,
+                mask_truncated_completions=spec.mask_truncated,
                 scale_rewards="group",
                 reward_weights=[self.weights[name] for name in names],
                 shuffle_dataset=False,
@@ -199,9 +231,24 @@ class GRPO:
 
         logged = {f"rewards/{name}/mean": name for name in names} | {"frac_reward_zero_std": "without_signal"}
         logged |= {"reward": "reward"} | ({"kl": "kl"} if spec.beta else {})
+
+        def asked_rows(step: int) -> list[Row]:
+            return [row for group in self.policy.written(step) for row in group.rows]
+
         rows, identity = rows_at_once(spec, self.policy.longest), self.policy.identity
         return run_trl(
-            self.backbone, lora, spec, trainer_of, logged, on_step, on_update, directory, identity, rows, self.num_used
+            self.backbone,
+            lora,
+            spec,
+            trainer_of,
+            logged,
+            on_step,
+            on_update,
+            directory,
+            identity,
+            rows,
+            self.num_used,
+            asked_rows,
         )
 
 

@@ -51,7 +51,8 @@ class MethodSpec(Spec):
 class Fit:
     """What a fit did. The adapters that it was given now hold the fitted weights."""
 
-    numbers: Mapping[str, tuple[float, ...]]  # by name, one a step: loss (nats per learnt token), kl, parts of a reward
+    # By name, one a step: loss (nats per learnt token), kl, parts of a reward; forward_kl at the steps of tuning.distance alone.
+    numbers: Mapping[str, tuple[float, ...]]
     num_tokens: int  # that went through a forward and backward
     seconds: float  # of the steps
     num_generated: int = 0  # tokens that were written for it

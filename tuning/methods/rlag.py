@@ -32,10 +32,11 @@ from evaluation.measures.choice import options_of
 from evaluation.task import Example, Task, answer_line, direct_prompt
 from evaluation.tasks.generated import GeneratedTask
 from tuning.batches import Row, collate, endless_rows
+from tuning.distance import label_logits, pull_to_base
 from tuning.journal import Journal
 from tuning.loop import OnStep, OnUpdate, run
 from tuning.methods.method import Fit, Method, MethodSpec
-from tuning.methods.supervised import check_room, identity_of, label_logits, pull_to_base
+from tuning.methods.supervised import check_room, identity_of
 from tuning.preferences import Asked, Preference, augmented_prompt, preferences
 from tuning.retrieval import Texts
 from tuning.rollouts import WRITER, rollouts
@@ -204,7 +205,7 @@ class Augmented:
             else:
                 self.engine.load(WRITER, Profile(tuple(self.stack.adapters)))
                 self._loaded.append(WRITER)
-            asked = [Asked(row, self.examples[row], self.found[row]) for row in self.rows(iteration)]
+            asked = [Asked(row, self.examples[row], self.found[row]) for row in self.asked(iteration)]
             self._check_room([self._pair(_right(one)) for one in asked])
             self._decided[iteration] = preferences(self.engine, self.backbone, WRITER, self.task, asked)
             if self.journal:
@@ -212,7 +213,7 @@ class Augmented:
                 self.journal.append({"identity": self.identity, "iteration": iteration, "preferences": kept})
         return self._decided[iteration]
 
-    def rows(self, iteration: int) -> list[int]:
+    def asked(self, iteration: int) -> list[int]:
         """The examples of an iteration's part, by index: as many as it reads if it keeps them all, at least LEAST_ASKED."""
         order = random.Random(f"parts/{self.spec.seed}").sample(range(len(self.examples)), len(self.examples))
         most = max(LEAST_ASKED, self.num_steps(iteration) * self.spec.batch_size)
@@ -226,6 +227,9 @@ class Augmented:
             kept.append(row)
             size += len(self._pair(_right(Asked(row, self.examples[row], self.found[row]))))
         return kept
+
+    def rows(self, batch: Sequence[Pair]) -> Sequence[Row]:
+        return [row for pair in batch for row in (pair.chosen, pair.rejected)]
 
     def num_tokens(self, batch: Sequence[Pair]) -> int:
         return sum(map(len, batch))

@@ -30,10 +30,11 @@ from adapters.spec import Range
 from evaluation.errors import DataError
 from evaluation.task import REASON, Example, Task, is_right, question_text
 from tuning.batches import Row, collate
+from tuning.distance import label_logits
 from tuning.loop import OnStep, OnUpdate, run
 from tuning.methods.method import Fit, Method
 from tuning.methods.on_policy import OnPolicySpec, Policy, policy
-from tuning.methods.supervised import identity_of, label_logits, micro_batches, think_ahead
+from tuning.methods.supervised import identity_of, micro_batches, think_ahead
 
 # Legend: N label positions of a batch, V vocabulary
 
@@ -117,6 +118,9 @@ class Distilled:
             for row, completion in zip(group.rows, group.completions, strict=True)
         ]
         return sorted(taught, key=len)
+
+    def rows(self, batch: Sequence[Taught]) -> Sequence[Row]:
+        return [taught.student for taught in batch]
 
     def num_tokens(self, batch: Sequence[Taught]) -> int:
         return sum(len(taught.student) for taught in batch)

@@ -21,6 +21,7 @@ from adapters.softcot import SoftCoT
 from adapters.spec import Choices, Range
 from evaluation.task import Example, Task
 from tuning.batches import Row, check_rationales, padded, rows_of
+from tuning.distance import label_logits, pull_to_base
 from tuning.loop import Learner
 from tuning.methods.supervised import (
     Given,
@@ -28,9 +29,7 @@ from tuning.methods.supervised import (
     Rows,
     Supervised,
     SupervisedSpec,
-    label_logits,
     micro_batches,
-    pull_to_base,
     token_loss,
 )
 
@@ -71,7 +70,7 @@ class SoftCoTPlusPlus(Supervised):
 class Chains:
     """A learner of rows under every set of thoughts."""
 
-    rows: Rows
+    plain: Rows
     softcot: SoftCoT
     spec: SoftCoTFitSpec
 
@@ -80,10 +79,15 @@ class Chains:
         return self.softcot.spec.num_chains
 
     def batch(self, step: int) -> Sequence[Row]:
-        return self.rows.batch(step)
+        return self.plain.batch(step)
+
+    def rows(self, batch: Sequence[Row]) -> Sequence[Row]:
+        return batch  # as the first set has them, under which likelihoods are read
 
     def num_tokens(self, batch: Sequence[Row]) -> int:
-        return self.num_chains * self.rows.num_tokens(batch)
+        """The assistant's reading is among what is learnt: gradients go through it to the initial tokens, in every step anew."""
+        read = sum(self.softcot.num_read(self.plain.backbone, row.prompt_ids) for row in batch)
+        return self.num_chains * (self.plain.num_tokens(batch) + read)
 
     def backward(self, share: Sequence[Row], batch: Sequence[Row]) -> dict[str, float]:
         spec, count, learnt = self.spec, self.num_chains, [row for row in batch if not row.held]
@@ -101,7 +105,7 @@ class Chains:
                     told["loss"] += float(written.detach())
                     told["contrast"] += float(apart.detach())
                 if spec.kl_weight and held == spec.holds:
-                    pull = pull_to_base(self.rows.backbone, logits_NV, each) / num_pulled
+                    pull = pull_to_base(self.plain.backbone, logits_NV, each) / num_pulled
                     told["kl"] += float(pull.detach())
                     loss = loss + spec.kl_weight * pull
                 loss.backward()
@@ -109,7 +113,7 @@ class Chains:
 
     def _read(self, part: Sequence[Row]) -> tuple[Tensor, Tensor, list[Tensor], list[Row]]:
         """Logits and labels of every row under every set of thoughts, the thoughts by row, and the row of each reading."""
-        backbone = self.rows.backbone
+        backbone = self.plain.backbone
         each = [row for row in part for _ in range(self.num_chains)]
         with backbone.autocast():
             thoughts = [self.softcot.thoughts(backbone, row.prompt_ids) for row in part]

@@ -21,16 +21,17 @@ from typing import Annotated, Literal, NamedTuple, TypeVar
 import torch
 from pydantic import model_validator
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div, log_softmax
+from torch.nn.functional import cross_entropy
 
 from adapters.adapter import Adapter, Stack
 from adapters.backbone import Backbone
-from adapters.lora import LoRA, adapters_off
+from adapters.lora import LoRA
 from adapters.softcot import SoftCoT
 from adapters.spec import Choices, Range
 from evaluation.errors import DataError
 from evaluation.task import Example, Task
-from tuning.batches import Batch, Row, collate, endless_rows
+from tuning.batches import Row, collate, endless_rows
+from tuning.distance import label_logits, pull_to_base
 from tuning.loop import Learner, OnStep, OnUpdate, run
 from tuning.methods.method import Fit, Method, MethodSpec
 from tuning.replay import Replay
@@ -207,6 +208,9 @@ class Rows:
     def batch(self, step: int) -> Sequence[Row]:
         return self.batches[step]
 
+    def rows(self, batch: Sequence[Row]) -> Sequence[Row]:
+        return batch
+
     def num_tokens(self, batch: Sequence[Row]) -> int:
         return sum(map(len, batch))
 
@@ -255,22 +259,6 @@ def token_loss(logits_NV: Tensor, labels_N: Tensor, loss: str) -> Tensor:
         return cross_entropy(logits_NV, labels_N, reduction="sum")
     nll_N = cross_entropy(logits_NV, labels_N, reduction="none")
     return (nll_N * torch.exp(-nll_N.detach())).sum()
-
-
-def pull_to_base(backbone: Backbone, logits_NV: Tensor, rows: Sequence[Row]) -> Tensor:
-    """KL(backbone || adapted) in nats, summed over the rows' label positions. The adapters are attached, and off for a moment."""
-    with torch.no_grad(), adapters_off(backbone.model), backbone.autocast():
-        base_NV, _ = label_logits(backbone, collate(backbone, Stack(()), rows))
-    return kl_div(log_softmax(logits_NV.float(), -1), log_softmax(base_NV.float(), -1), log_target=True, reduction="sum")
-
-
-def label_logits(backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Logits [N, V] and labels [N] at the label positions only: the full logits of a batch take gigabytes."""
-    hidden_BTH = backbone.decoder(inputs_embeds=batch.embeds_BTH, attention_mask=batch.mask_BT, use_cache=False).last_hidden_state
-    kept_BT = batch.targets_BT != -100
-    head = backbone.model.get_output_embeddings()
-    logits_NV: Tensor = head(hidden_BTH[kept_BT])
-    return logits_NV, batch.targets_BT[kept_BT]
 
 
 def micro_batches(rows: Sequence[S], max_tokens: int) -> list[list[S]]:
