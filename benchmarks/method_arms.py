@@ -78,6 +78,9 @@ def read(*of: str, how: MergeSpec | IntruderSpec | None = None, on: Mapping[str,
 
 
 SFT, CURRICULUM, APART, SPARED = "sft, rationale", "curriculum, sft", "sft, O-LoRA", "sft, null space"
+AGAIN = "sft, continued"
+# What learns from its own right answers begins where there are some: the backbone alone writes none on the domain (0 of 80).
+TAUGHT = {"adapter.warm_start": SFT}
 COMBINATIONS: tuple[Combination, ...] = ("cat", "svd", "ties", "dare")
 ONE_DOMAIN: dict[str, Arm] = {
     "sft, answer": Arm(None, {}),
@@ -105,18 +108,19 @@ ONE_DOMAIN: dict[str, Arm] = {
     "criteria, plain labels": Arm(None, {"method.name": "criteria", "method.problems": "both", "method.guided": False}),
     "sdft": Arm("sdft, another's context", {"method.name": "sdft", "method.learning_rate": 1e-4}),
     "sdft, another's context": Arm(None, {"method.name": "sdft", "method.learning_rate": 1e-4, "method.context": "other"}),
-    "rlvr": Arm("rlvr, coin", RLVR),
-    "rlvr, format": Arm(None, {**RLVR, "method.reward": "format"}),
-    "rlvr, coin": Arm(None, {**RLVR, "method.reward": "random"}),
-    "rlvr, one example": Arm("rlvr, one example, format", ONE),
-    "rlvr, one example, format": Arm(None, {**ONE, "method.reward": "format"}),
+    AGAIN: Arm(SFT, RATIONALE, earlier=TAUGHT),
+    "rlvr": Arm(("rlvr, coin", AGAIN), RLVR, earlier=TAUGHT),
+    "rlvr, format": Arm(None, {**RLVR, "method.reward": "format"}, earlier=TAUGHT),
+    "rlvr, coin": Arm(None, {**RLVR, "method.reward": "random"}, earlier=TAUGHT),
+    "rlvr, one example": Arm("rlvr, one example, format", ONE, earlier=TAUGHT),
+    "rlvr, one example, format": Arm(None, {**ONE, "method.reward": "format"}, earlier=TAUGHT),
     "rlag": Arm("rlag, any texts", RLAG),
     "rlag, any texts": Arm(None, {**RLAG, "method.retrieval": "random"}),
-    "rlag_grpo": Arm("rlag_grpo, accuracy alone", RLAG_GRPO),
-    "rlag_grpo, no literature": Arm(None, {**RLAG_GRPO, "method.literature": "never"}),
-    "rlag_grpo, accuracy alone": Arm(None, {**RLAG_GRPO, "method.rationality_weight": 0.0}),
-    "rlsf": Arm("rlsf, coin", RLSF, BRANCHED),
-    "rlsf, coin": Arm(None, {**RLSF, "method.preferences": "random"}, BRANCHED),
+    "rlag_grpo": Arm(("rlag_grpo, accuracy alone", AGAIN), RLAG_GRPO, earlier=TAUGHT),
+    "rlag_grpo, no literature": Arm(None, {**RLAG_GRPO, "method.literature": "never"}, earlier=TAUGHT),
+    "rlag_grpo, accuracy alone": Arm(None, {**RLAG_GRPO, "method.rationality_weight": 0.0}, earlier=TAUGHT),
+    "rlsf": Arm(("rlsf, coin", AGAIN), RLSF, BRANCHED, TAUGHT),
+    "rlsf, coin": Arm(None, {**RLSF, "method.preferences": "random"}, BRANCHED, TAUGHT),
 }
 ON_CURRICULUM: dict[str, Arm] = {
     CURRICULUM: Arm("curriculum, answers", {**GRAPH, **RATIONALE}),
@@ -158,7 +162,7 @@ KEPT = frozenset(name for arm in ARMS.values() for name in arm.first)  # whose a
 MAIN = (
     *("sft, answer", SFT, "softcot", "softcot, static", "rewrite", "star", "star, any", "critique", "critique, shuffled"),
     *("criteria", "criteria, plain labels", "sdft", "sdft, another's context", "rlvr", "rlvr, coin", "rlag", "rlag, any texts"),
-    *("rlag_grpo", "rlag_grpo, accuracy alone", "rlsf", "rlsf, coin", CURRICULUM, "curriculum, answers", "continued"),
+    *("rlag_grpo", "rlag_grpo, accuracy alone", "rlsf", "rlsf, coin", AGAIN, CURRICULUM, "curriculum, answers", "continued"),
     *("curriculum, sft, on ICD-10", "merge, cat", "sft, as published", "sft, intruders reduced"),
 )
 TOKENS_PER_S, MEASURED_S = 400.0, 60.0  # of the default backbone on two cores: written and learnt; an arm's reading
