@@ -79,7 +79,7 @@ def read(*of: str, how: MergeSpec | IntruderSpec | None = None, on: Mapping[str,
 
 SFT, CURRICULUM, APART, SPARED = "sft, rationale", "curriculum, sft", "sft, O-LoRA", "sft, null space"
 AGAIN = "sft, continued"
-# What learns from its own right answers begins where there are some: the backbone alone writes none on the domain (0 of 80).
+# What learns from its own right answers needs some, and the backbone alone writes none on the domain (0 of 80).
 TAUGHT = {"adapter.warm_start": SFT}
 COMBINATIONS: tuple[Combination, ...] = ("cat", "svd", "ties", "dare")
 ONE_DOMAIN: dict[str, Arm] = {

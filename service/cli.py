@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from service import combining_cli
-from service.options import Home, Json, TrackingUri
+from service.options import Home, Json, TrackingUri, listed, numbers, seconds
 
 app = typer.Typer(
     name="graftline",
@@ -29,19 +29,13 @@ _INTERRUPTED = 130  # what typer ends with after Ctrl-C
 QUICKSTART = Path(__file__).parent.parent / "recipes" / "quickstart.toml"  # beside the packages, in a checkout and in a wheel
 
 
-def _seconds(option: typer.CallbackParam, value: float | None) -> float | None:
-    from service.pace import checked_seconds
-
-    return checked_seconds(value, option.opts[0])
-
-
 @app.command()
 def tune(
     recipe: Annotated[Path, typer.Argument(help="A TOML file: fixed values, and which fields to search.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study of this recipe; finished trials count.")] = False,
     trials: Annotated[int | None, typer.Option(help="Finished trials to reach, instead of the recipe's.")] = None,
     time_budget_s: Annotated[
-        float | None, typer.Option(help="Seconds after which no further trial starts.", callback=_seconds)
+        float | None, typer.Option(help="Seconds after which no further trial starts.", callback=seconds)
     ] = None,
     mode: Annotated[
         str | None, typer.Option(help="pareto: gain and retention; constrained: gain under the retention margins.")
@@ -84,7 +78,7 @@ def evaluate(
     ] = None,
     judge_model: Annotated[str | None, typer.Option(help="The judge's model, as its endpoint names it [default: judge].")] = None,
     judge_timeout_s: Annotated[
-        float | None, typer.Option(help="Seconds that one reply of the judge may take [default: 300].", callback=_seconds)
+        float | None, typer.Option(help="Seconds that one reply of the judge may take [default: 300].", callback=seconds)
     ] = None,
     harness: Annotated[
         str | None, typer.Option(metavar="TASK[,TASK]", help="Instead, these tasks of lm-evaluation-harness, item by item.")
@@ -103,7 +97,7 @@ def evaluate(
             raise typer.BadParameter("--harness reads its own tasks alone: leave out --measures, --tasks, --domain and the like.")
         if items is not None:
             raise typer.BadParameter("--items is of Graftline's own tasks: how many items --harness reads says --limit.")
-        if not (named := _listed(harness)):
+        if not (named := listed(harness)):
             raise typer.BadParameter("--harness takes the name of one task or more, but got none.")
         from service.commands.harness import harness as run_harness
 
@@ -114,20 +108,7 @@ def evaluate(
     from service.commands.evaluate import evaluate as run
 
     judge = None if judge_url is None else JudgeAt(judge_url, judge_model or "judge", judge_timeout_s)
-    run(subject, domain, backbone, items or 60, home, tracking_uri, as_json, _listed(measures), _listed(tasks), picture, judge)
-
-
-def _numbers(listed: str) -> tuple[int, ...]:
-    """Whole numbers between commas."""
-    try:
-        return tuple(map(int, _listed(listed)))
-    except ValueError as error:
-        raise typer.BadParameter(f"numbers between commas, such as 1,2,3, but got {listed!r}") from error
-
-
-def _listed(names: str) -> tuple[str, ...]:
-    """What an option lists between commas."""
-    return tuple(name for name in map(str.strip, names.split(",")) if name)
+    run(subject, domain, backbone, items or 60, home, tracking_uri, as_json, listed(measures), listed(tasks), picture, judge)
 
 
 @app.command()
@@ -212,7 +193,7 @@ def curriculum(
     """Say what a knowledge graph gives as a domain: items by hops, relations, held-out paths; and write a sample."""
     from service.commands.curriculum import curriculum as run
 
-    run(graph, _numbers(hops), _numbers(held_out_hops), items, sample, as_json)
+    run(graph, numbers(hops), numbers(held_out_hops), items, sample, as_json)
 
 
 @app.command()
@@ -230,7 +211,7 @@ def attribute(
         bool, typer.Option(help="Fit again without the worst, the best and random rows: scores alone are gradient alignment.")
     ] = True,
     time_budget_s: Annotated[
-        float | None, typer.Option(help="Seconds after which nothing new is begun.", callback=_seconds)
+        float | None, typer.Option(help="Seconds after which nothing new is begun.", callback=seconds)
     ] = None,
     home: Home = None,
     as_json: Json = False,
@@ -249,7 +230,7 @@ def trace_reliance(
     trace_loss: Annotated[
         bool, typer.Option(help="Learn the traces too; without, they are read and the answer is learnt.")
     ] = True,
-    time_budget_s: Annotated[float | None, typer.Option(help="Seconds after which no arm is begun.", callback=_seconds)] = None,
+    time_budget_s: Annotated[float | None, typer.Option(help="Seconds after which no arm is begun.", callback=seconds)] = None,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
@@ -284,7 +265,7 @@ def promote(
         bool, typer.Option("--override", help="Promote although the gate did not pass; needs --reason and stays visible.")
     ] = False,
     time_budget_s: Annotated[
-        float | None, typer.Option(help="Seconds for the gate, instead of the policy's.", callback=_seconds)
+        float | None, typer.Option(help="Seconds for the gate, instead of the policy's.", callback=seconds)
     ] = None,
     gate: Annotated[
         Path | None,
