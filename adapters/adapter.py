@@ -19,11 +19,15 @@ from adapters.spec import Spec
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the backbone reads: token ids, and vectors that stand in the place of the ids from `soft_at` on."""
+    """What the backbone reads: token ids, and vectors that stand in the place of the ids from `soft_at` on.
+
+    `chain` is which of an adapter's sets of soft thoughts it gets, or got.
+    """
 
     ids: tuple[int, ...]
     soft_KH: Tensor | None = None
     soft_at: int = 0
+    chain: int = 0
 
     def embed(self, embeddings: nn.Embedding) -> Tensor:
         """Input embeddings, [T, H]; gradients flow into the soft vectors."""
@@ -91,6 +95,15 @@ class Adapter(Protocol):
         ...
 
 
+@runtime_checkable
+class Penalised(Protocol):
+    """An adapter that may add to the loss of whatever method fits it."""
+
+    def penalty(self) -> Tensor | None:
+        """With a gradient, while attached; None where nothing was asked for."""
+        ...
+
+
 class Stack:
     """Several adapters as one: attached together, prompts transformed in order."""
 
@@ -128,6 +141,11 @@ class Stack:
     def parameters(self) -> Iterator[nn.Parameter]:
         for adapter in self.adapters:
             yield from adapter.parameters()
+
+    def penalty(self) -> Tensor | None:
+        """The sum of the adapters' own; None where none has any."""
+        parts = [part for one in self.adapters if isinstance(one, Penalised) and (part := one.penalty()) is not None]
+        return torch.stack(parts).sum() if parts else None
 
 
 def _joined(one: LowRank, two: LowRank) -> LowRank:

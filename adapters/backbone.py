@@ -110,6 +110,15 @@ class Backbone:
         return frozenset(int(i) for i in (*ids, self.tokenizer.eos_token_id) if i is not None)
 
     @cached_property
+    def user_header(self) -> tuple[int, ...]:
+        """The ids before the user's text in the chat template, a default system turn among them; none without a template."""
+        if self.tokenizer.chat_template is None:
+            return ()
+        mark = "\u2042"  # a character that no template contains
+        text = self.tokenizer.apply_chat_template([{"role": "user", "content": mark}], tokenize=False)
+        return tuple(self.encode(str(text).split(mark)[0]))
+
+    @cached_property
     def assistant_header(self) -> tuple[int, ...]:
         """The ids between the end of the user's text and the first token of the reply, in the chat template."""
         mark = "\u2042"  # a character that no template contains

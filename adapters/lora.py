@@ -22,13 +22,15 @@ from adapters.adapter import Adapter, Contribution, LowRank, Prompt
 from adapters.backbone import Backbone
 from adapters.errors import DamagedAdapter, RefusedAdapter
 from adapters.lora_linear import with_fast_layers
+from adapters.orthogonal import Apart
 from adapters.residual import ResidualShift
 from adapters.spec import Choices, Range, Spec
-from adapters.weights import read_tensors
+from adapters.weights import digest_of, read_tensors
 
+TargetModules = Literal["all-linear", "attention", "mlp"]
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
-_INITS = ("default", "gaussian", "orthogonal")
+_INITS = ("default", "gaussian", "orthogonal", "null_space")
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
 _LAYER = re.compile(r"\.(\d+)\.")
@@ -50,13 +52,12 @@ class LoRASpec(Spec):
     rank: Annotated[int, Range(4, 64, log=True)] = 16
     alpha: Annotated[int, Range(8, 128, log=True)] = 32
     dropout: Annotated[float, Range(0.0, 0.1)] = 0.0
-    target_modules: Annotated[Literal["all-linear", "attention", "mlp"], Choices(("all-linear", "attention", "mlp"))] = (
-        "all-linear"
-    )
+    target_modules: Annotated[TargetModules, Choices(("all-linear", "attention", "mlp"))] = "all-linear"
     band: Annotated[Literal["all", "lower", "middle", "upper"], Choices(("all", "lower", "middle", "upper"))] = (
         "all"  # which third of the layers
     )
-    init: str = "default"
+    init: str = "default"  # null_space: see adapters.null_space
+    freeze_a: bool = False  # only B is fitted
     seed: int = 0
 
     @field_validator("rank", "alpha")
@@ -91,6 +92,7 @@ class LoRA:
     def __init__(self, spec: LoRASpec, scale: float = 1.0, tensors: dict[str, Tensor] | None = None) -> None:
         self.spec = spec
         self.scale = scale
+        self.apart: Apart | None = None  # what a fit keeps it apart from
         self._tensors = tensors
         self._live: PeftModel | None = None
 
@@ -98,22 +100,30 @@ class LoRA:
     def attach(self, backbone: Backbone) -> Iterator[None]:
         if self._live is not None:
             raise RuntimeError("This LoRA is attached already; leave that context first.")
+        if self.spec.init == "null_space" and self._tensors is None:
+            raise RefusedAdapter(
+                "init = 'null_space' starts from the inputs of a retention set, but this LoRA was given none. Fit it by a "
+                "recipe, whose protected families are the set, or make it with adapters.null_space.null_space_start."
+            )
         modules_before = dict(backbone.model.named_modules())
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # PEFT reads a name that transformers renames
             warnings.filterwarnings("ignore", "`lora_bias=True` was passed")  # that it cannot be merged: nothing here is
             torch.manual_seed(self.spec.seed)
-            peft_model = get_peft_model(backbone.model, with_fast_layers(self._config(backbone)))
+            peft_model = get_peft_model(backbone.model, with_fast_layers(self.config(backbone)))
         try:
             if self._tensors is not None:
                 set_peft_model_state_dict(peft_model, self._tensors)
+            if self.spec.freeze_a:
+                for name, parameter in peft_model.named_parameters():
+                    parameter.requires_grad_(parameter.requires_grad and "lora_A" not in name)
             self._live = peft_model
             yield
         finally:
             if self._live is not None:
                 self._tensors = self._live_tensors()
                 self._live = None
-            _detach(backbone.model, modules_before)
+            detach(backbone.model, modules_before)
 
     def transform(self, backbone: Backbone, prompt: Prompt) -> Prompt:
         return prompt
@@ -131,7 +141,26 @@ class LoRA:
     def parameters(self) -> Iterator[nn.Parameter]:
         if self._live is None:
             raise RuntimeError("A LoRA has parameters only while it is attached: use `with lora.attach(backbone):`.")
-        return (p for n, p in self._live.named_parameters() if "lora_" in n)
+        return (p for n, p in self._live.named_parameters() if "lora_" in n and p.requires_grad)
+
+    def penalty(self) -> Tensor | None:
+        if self.apart is None:
+            return None
+        assert self._live is not None, "a penalty is asked for during a fit"
+        low = ".lora_A.default.weight"
+        live = {n.removeprefix(PREFIX).removesuffix(low): p for n, p in self._live.named_parameters() if n.endswith(low)}
+        return self.apart.penalty(live)
+
+    def digest(self) -> str:
+        """SHA-256 over what a fit starts from: the weights, if there are any, the scale, and what it is kept apart from."""
+        return digest_of(self._tensors or {}, self.scale, *([self.apart.digest()] if self.apart else []))
+
+    @property
+    def peft_model(self) -> PeftModel:
+        """PEFT's model around the backbone; only while attached."""
+        if self._live is None:
+            raise RuntimeError("A LoRA has a PEFT model only while it is attached: use `with lora.attach(backbone):`.")
+        return self._live
 
     def scaled(self, factor: float) -> LoRA:
         return LoRA(self.spec, self.scale * factor, self.tensors())
@@ -162,7 +191,7 @@ class LoRA:
             target_modules=sorted(
                 {key.removeprefix(PREFIX).removesuffix(".lora_A.weight") for key in tensors if "lora_A" in key}
             ),
-            lora_bias=self._has_bias,
+            lora_bias=self.has_bias,
             task_type="CAUSAL_LM",
             inference_mode=True,
         )
@@ -211,24 +240,24 @@ class LoRA:
         spec = LoRASpec(rank=config.r, alpha=alpha, dropout=config.lora_dropout)
         return cls(spec, exact / alpha, tensors)
 
-    def _config(self, backbone: Backbone) -> LoraConfig:
-        init: Any = True if self.spec.init == "default" else self.spec.init
+    def config(self, backbone: Backbone) -> LoraConfig:
+        init: Any = True if self.spec.init in ("default", "null_space") else self.spec.init
         return LoraConfig(
             r=self.spec.rank,
             lora_alpha=self.spec.alpha * self.scale,
             lora_dropout=self.spec.dropout,
-            target_modules=self._target_paths(backbone),
+            target_modules=self.target_paths(backbone),
             init_lora_weights=init,
-            lora_bias=self._has_bias,
+            lora_bias=self.has_bias,
             task_type="CAUSAL_LM",
         )
 
     @property
-    def _has_bias(self) -> bool:
+    def has_bias(self) -> bool:
         """Whether its B layers have biases: a steering vector in PEFT's form is nothing else."""
         return any(key.endswith(BIAS) for key in self._tensors or ())
 
-    def _target_paths(self, backbone: Backbone) -> list[str]:
+    def target_paths(self, backbone: Backbone) -> list[str]:
         if self._tensors is not None:
             return sorted({key.removeprefix(PREFIX).removesuffix(".lora_A.weight") for key in self._tensors if "lora_A" in key})
         count = len(backbone.layers)
@@ -271,7 +300,7 @@ def _refuse_more_than_lora(directory: Path) -> None:
             )
 
 
-def _detach(model: nn.Module, modules_before: dict[str, nn.Module]) -> None:
+def detach(model: nn.Module, modules_before: dict[str, nn.Module]) -> None:
     """Puts every original module back in its place, and removes what PEFT hung onto the model."""
     for path, module in modules_before.items():
         if path:

@@ -4,6 +4,9 @@ SoftCoT (Xu et al. 2025, arXiv 2502.12134): soft thoughts stand at the end of th
 The assistant is the backbone's own lower layers, or another model; it reads the prompt once and is never trained. A soft
 thought is `seed + gate * W(LayerNorm(h))`: it starts at the embedding of an unused token, so training starts at the
 backbone's own behaviour. `static=True` drops the second term: the control arm that knows nothing of the question.
+
+SoftCoT++ (Xu et al. 2025, arXiv 2505.11484): each of `num_chains` sets of thoughts has a learned initial token, which stands at
+the thought places of what the assistant reads; they share the projection. The static arm learns that many sets directly.
 """
 
 from __future__ import annotations
@@ -24,9 +27,9 @@ from adapters.backbone import Backbone
 from adapters.errors import BackboneMismatch, DamagedAdapter, RefusedAdapter
 from adapters.lora import CONFIG, WEIGHTS, adapters_off
 from adapters.spec import Range, Spec
-from adapters.weights import read_tensors
+from adapters.weights import digest_of, read_tensors
 
-# Legend: K thoughts, D assistant width, H backbone width
+# Legend: N chains, K thoughts, D assistant width, H backbone width, T tokens
 
 ASSISTANT_INSTRUCTION = (
     "Generate {count} tokens that help another language model with the problem below, the most informative first: "
@@ -43,37 +46,50 @@ class SoftCoTSpec(Spec):
     assistant_layers: Annotated[int, Range(4, 16)] = 8
     assistant: str | None = None
     gate: Annotated[float, Range(0.02, 0.5, log=True)] = 0.1
+    num_chains: int = 1  # sets of thoughts; the paper takes 10, and each costs an assistant's read and a written reply
     static: bool = False
     seed: int = 0
 
-    @field_validator("num_thoughts", "assistant_layers")
+    @field_validator("num_thoughts", "assistant_layers", "num_chains")
     @classmethod
     def _positive(cls, value: int) -> int:
         if value < 1:
-            raise ValueError(f"num_thoughts and assistant_layers must be at least 1, but got {value}.")
+            raise ValueError(f"num_thoughts, assistant_layers and num_chains must be at least 1, but got {value}.")
         return value
 
 
 class _Projection(nn.Module):
-    def __init__(self, spec: SoftCoTSpec, seed_KH: Tensor, width_in: int) -> None:
+    def __init__(self, spec: SoftCoTSpec, seed_KH: Tensor, slot_D: Tensor) -> None:
         super().__init__()
-        count, width = seed_KH.shape
+        width, width_in = seed_KH.shape[-1], len(slot_D)
+        generator = torch.Generator().manual_seed(spec.seed)
         self.static = spec.static
         self.seed = nn.Parameter(seed_KH.clone())
         self.norm = nn.LayerNorm(width_in)
         self.linear = nn.Linear(width_in, width, bias=False)
-        nn.init.orthogonal_(self.linear.weight, generator=torch.Generator().manual_seed(spec.seed))
+        nn.init.orthogonal_(self.linear.weight, generator=generator)
         # An orthogonal map of a normalised vector has norm sqrt(D): the gate is in units of one embedding's norm.
         self.gate = nn.Parameter(seed_KH.norm(dim=-1).mean() * spec.gate / width_in**0.5)
+        if spec.num_chains > 1 and not self.static:
+            # As far from each other as unrelated tokens are; the first is the unused token itself.
+            self.initial = nn.Parameter(slot_D + _noise(spec.num_chains, slot_D, generator))
+        if spec.num_chains > 1 and self.static:
+            self.seed = nn.Parameter(seed_KH + spec.gate * _noise(spec.num_chains, seed_KH, generator))
         if self.static:
             for part in (self.norm.weight, self.norm.bias, self.linear.weight, self.gate):
                 part.requires_grad_(False)
 
     def forward(self, states_KD: Tensor) -> Tensor:
-        if self.static:
-            return self.seed
         thoughts_KH: Tensor = self.seed + self.gate * self.linear(self.norm(states_KD.to(self.seed.dtype)))
         return thoughts_KH
+
+
+def _noise(count: int, like: Tensor, generator: torch.Generator) -> Tensor:
+    """[count, *like.shape], each vector about as long as those it is like; zeros first."""
+    size = like.norm(dim=-1, keepdim=True) / like.shape[-1] ** 0.5
+    noise: Tensor = torch.randn((count, *like.shape), generator=generator) * size
+    noise[0] = 0.0
+    return noise
 
 
 class _Reached(Exception):
@@ -108,26 +124,51 @@ class SoftCoT:
         """Inserts marker, thoughts, marker before the end of the user's turn (or at the end of a raw prompt)."""
         if prompt.soft_KH is not None:
             raise RefusedAdapter("A prompt takes soft thoughts from one adapter only, but two SoftCoT adapters were stacked.")
-        projection = self._bound(backbone)
+        if not 0 <= prompt.chain < self.spec.num_chains:
+            raise RefusedAdapter(
+                f"Sets of soft thoughts are counted from 0 to {self.spec.num_chains - 1} here, but {prompt.chain} was asked for."
+            )
+        return self.placed(backbone, prompt.ids, self.thoughts(backbone, prompt.ids, [prompt.chain])[0], prompt.chain)
+
+    def placed(self, backbone: Backbone, ids: tuple[int, ...], soft_KH: Tensor, chain: int = 0) -> Prompt:
+        """The prompt with these thoughts."""
         slot, opening, closing = _tokens(backbone)
         header = backbone.assistant_header
-        is_chat = prompt.ids[-len(header) :] == header
-        body, tail = (prompt.ids[: -len(header)], header) if is_chat else (prompt.ids, ())
-        count = self.spec.num_thoughts
-        ids = (*body, opening, *(slot for _ in range(count)), closing, *tail)
-        soft_KH = projection(self.states(backbone, prompt.ids)) if not self.spec.static else projection.seed
+        is_chat = ids[-len(header) :] == header
+        body, tail = (ids[: -len(header)], header) if is_chat else (ids, ())
+        whole = (*body, opening, *(slot for _ in range(self.spec.num_thoughts)), closing, *tail)
+        return Prompt(whole, soft_KH, len(body) + 1, chain)
+
+    def thoughts(self, backbone: Backbone, ids: tuple[int, ...], chains: Sequence[int] | None = None) -> Tensor:
+        """The sets of thoughts of one prompt, [N, K, H]: all, or those of the chains."""
+        projection = self._bound(backbone)
+        chosen = list(range(self.spec.num_chains) if chains is None else chains)
+        if self.spec.static:
+            soft_NKH = projection.seed[chosen] if self.spec.num_chains > 1 else projection.seed[None]
+        elif self.spec.num_chains > 1:
+            soft_NKH = projection(self._think(backbone, ids, projection.initial[chosen]))
+        else:
+            soft_NKH = projection(self.states(backbone, ids))[None]
         if self.scale != 1.0:
-            start_KH = backbone.embeddings.weight[slot].detach().to(soft_KH).expand_as(soft_KH)
-            soft_KH = start_KH + self.scale * (soft_KH - start_KH)
-        return Prompt(ids, soft_KH, len(body) + 1)
+            slot, _, _ = _tokens(backbone)
+            start_NKH = backbone.embeddings.weight[slot].detach().to(soft_NKH).expand_as(soft_NKH)
+            soft_NKH = start_NKH + self.scale * (soft_NKH - start_NKH)
+        return soft_NKH
 
     def states(self, backbone: Backbone, ids: tuple[int, ...]) -> Tensor:
-        """The assistant's hidden states at the thought places, [K, D]; computed once a prompt."""
+        """The assistant's hidden states at the thought places of the one set, [K, D]; computed once a prompt."""
         if ids not in self._states:
             if len(self._states) >= _MAX_CACHED:
                 self._states.clear()
-            self._states[ids] = self._think(backbone, ids)
+            with torch.no_grad():
+                self._states[ids] = self._think(backbone, ids)[0]
         return self._states[ids]
+
+    def num_read(self, backbone: Backbone, ids: tuple[int, ...]) -> int:
+        """Tokens that the assistant reads for one set of thoughts of the prompt, the places of the thoughts among them."""
+        if self.spec.static:
+            return 0
+        return len(self._read(self._assistant_model(backbone), backbone, ids)) + self.spec.num_thoughts
 
     def contribution(self) -> Contribution:
         return Contribution()
@@ -152,6 +193,11 @@ class SoftCoT:
         if self._tensors is None:
             raise RuntimeError("This SoftCoT was never attached, so it has no weights yet.")
         return self._tensors
+
+    def digest(self) -> str:
+        """SHA-256 over what a fit starts from: the weights, if there are any, and the scale."""
+        fitted = self._projection is not None or self._tensors is not None
+        return digest_of(self.tensors() if fitted else {}, self.scale)
 
     def save(self, directory: Path) -> None:
         save_file({key: tensor.float().contiguous() for key, tensor in self.tensors().items()}, directory / WEIGHTS)
@@ -186,8 +232,9 @@ class SoftCoT:
         if self._projection is None:
             slot, _, _ = _tokens(backbone)
             seed_KH = backbone.embeddings.weight[slot].detach().float().cpu().repeat(self.spec.num_thoughts, 1)
-            width = self._assistant_model(backbone).hidden_size
-            self._projection = _Projection(self.spec, seed_KH, width)
+            assistant = self._assistant_model(backbone)
+            slot_D = assistant.embeddings.weight[_tokens(assistant)[0]].detach().float().cpu()
+            self._projection = _Projection(self.spec, seed_KH, slot_D)
             if self._tensors is not None:
                 try:
                     self._projection.load_state_dict(self._tensors)
@@ -204,23 +251,38 @@ class SoftCoT:
             self._assistant = Backbone.load(self.spec.assistant, device=str(backbone.device))
         return self._assistant
 
-    @torch.no_grad()
-    def _think(self, backbone: Backbone, ids: tuple[int, ...]) -> Tensor:
+    def _read(self, assistant: Backbone, backbone: Backbone, ids: tuple[int, ...]) -> list[int]:
+        """What the assistant reads before the places of the thoughts."""
+        prompt = list(ids) if assistant is backbone else assistant.encode(backbone.decode(ids))
+        instruction = assistant.encode(ASSISTANT_INSTRUCTION.format(count=self.spec.num_thoughts))
+        return [*instruction, *prompt, _tokens(assistant)[1]]
+
+    def _think(self, backbone: Backbone, ids: tuple[int, ...], initial_ND: Tensor | None = None) -> Tensor:
+        """States at the thought places, [N, K, D]: one set a learned initial token, or one of the unused token."""
         assistant = self._assistant_model(backbone)
-        if assistant is backbone:
-            read = list(ids)
-        else:
-            read = assistant.encode(backbone.decode(ids))
-        count, (slot, opening, _) = self.spec.num_thoughts, _tokens(assistant)
-        instruction = assistant.encode(ASSISTANT_INSTRUCTION.format(count=count))
-        whole = [*instruction, *read, opening, *(slot for _ in range(count))]
-        depth = min(self.spec.assistant_layers, len(assistant.layers)) if assistant is backbone else len(assistant.layers)
+        count, (slot, _, _) = self.spec.num_thoughts, _tokens(assistant)
+        read_T = torch.tensor(self._read(assistant, backbone, ids), device=assistant.device)
+        embeddings: nn.Embedding = assistant.embeddings
+        before_TD = embeddings(read_T).detach()
+        if initial_ND is None:
+            initial_ND = embeddings.weight[slot].detach()[None]
+        initial_ND = initial_ND.to(before_TD)
+        embeds_NTD = torch.cat((before_TD.expand(len(initial_ND), -1, -1), initial_ND[:, None].expand(-1, count, -1)), dim=1)
+        depth = min(self.spec.assistant_layers, len(assistant.layers)) if assistant is backbone else None
         with adapters_off(backbone.model):
-            return states_at_layer(assistant, whole, depth)[-count:].float()
+            return _states(assistant, embeds_NTD, depth)[:, -count:].float()
 
 
 def states_at_layer(backbone: Backbone, ids: list[int], depth: int) -> Tensor:
     """Hidden states after `depth` decoder layers, [T, H]; the layers above are not computed."""
+    return _states(backbone, backbone.embeddings(torch.tensor([ids], device=backbone.device)), depth)[0]
+
+
+def _states(backbone: Backbone, embeds_NTD: Tensor, depth: int | None) -> Tensor:
+    """[N, T, D] after so many decoder layers; None: after the last one and its norm, as another model's states are read."""
+    if depth is None:
+        last: Tensor = backbone.decoder(inputs_embeds=embeds_NTD, use_cache=False).last_hidden_state
+        return last
     reached: list[Tensor] = []
 
     def stop(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
@@ -229,12 +291,12 @@ def states_at_layer(backbone: Backbone, ids: list[int], depth: int) -> Tensor:
 
     hook = backbone.layers[depth - 1].register_forward_hook(stop)
     try:
-        backbone.decoder(input_ids=torch.tensor([ids], device=backbone.device), use_cache=False)
+        backbone.decoder(inputs_embeds=embeds_NTD, use_cache=False)
     except _Reached:
         pass
     finally:
         hook.remove()
-    return reached[0][0]
+    return reached[0]
 
 
 def _tokens(backbone: Backbone) -> tuple[int, int, int]:

@@ -1,7 +1,9 @@
-"""Reading a safetensors file so that damage is found before anything is loaded."""
+"""Weights in a safetensors file, read so that damage is found before anything is loaded; and their digest."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -27,3 +29,12 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
             "The fit that made it diverged: fit again with a lower learning rate."
         )
     return tensors
+
+
+def digest_of(tensors: Mapping[str, Tensor], *also: object) -> str:
+    """SHA-256 over names, shapes and values, and over what else is given."""
+    digest = hashlib.sha256(repr(also).encode())
+    for name in sorted(tensors):
+        digest.update(f"{name}{tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -14,10 +14,11 @@ _BLOCK = 64  # columns are added in blocks, so that growing is rare
 
 @dataclass(frozen=True)
 class _Prefill:
-    """New rows from `start` on; only columns below each row's length are kept."""
+    """New rows from `start` on, row i with what the forward's row `index_B[i]` read; columns below its length are kept."""
 
     start: int
     kept_B1T1: Tensor
+    index_B: Tensor
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,13 @@ class RowCache(Cache):
             if pair is not None:
                 self._stored[layer] = (self._grown(pair[0]), self._grown(pair[1]))
 
-    def prefill(self, start: int, lengths_B: Tensor, width: int) -> None:
-        """The next forward reads whole prompts, padded at their ends to `width`, into rows from `start` on."""
+    def prefill(self, start: int, lengths_B: Tensor, width: int, index_B: Tensor) -> None:
+        """The next forward reads whole prompts, padded at their ends to `width`, for rows from `start` on.
+
+        Row `start + i` takes what the forward's row `index_B[i]` read, so that equal prompts are read once.
+        """
         kept_BT = torch.arange(width, device=lengths_B.device) < lengths_B[:, None]
-        self._now = _Prefill(start, kept_BT[:, None, :, None])
+        self._now = _Prefill(start, kept_BT[:, None, :, None], index_B)
 
     def decode(self, columns_B: Tensor, width: int) -> None:
         """The next forward reads one token a row, which stands at its column."""
@@ -78,9 +82,10 @@ class RowCache(Cache):
         keys, values = self._layer(layer_idx, key_states, value_states)
         now = self._now
         if isinstance(now, _Prefill):
-            count, width = key_states.shape[0], key_states.shape[2]
+            count, width = len(now.index_B), key_states.shape[2]
             for stored, states in ((keys, key_states), (values, value_states)):
-                stored[now.start : now.start + count, :, :width] = torch.where(now.kept_B1T1, states, 0).to(self._dtype)
+                kept = torch.where(now.kept_B1T1, states, 0).to(self._dtype)
+                stored[now.start : now.start + count, :, :width] = kept[now.index_B]
             return key_states, value_states
         assert now is not None
         for stored, states in ((keys, key_states), (values, value_states)):

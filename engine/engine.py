@@ -35,6 +35,9 @@ class GenerationRequest:
 
     `begun_ids` is how the reply begins: it is read after the prompt as the profile transforms that (soft thoughts do not depend
     on it), and is not returned.
+
+    `chain` is which of the profile's sets of soft thoughts is read. None: a profile with several writes a reply under each, and
+    the completion is the one that the majority of their answers elects; see engine.voting.
     """
 
     prompt_ids: tuple[int, ...]
@@ -47,6 +50,7 @@ class GenerationRequest:
     begun_ids: tuple[int, ...] = ()
     top_logprobs: int = 0  # how many of the likeliest tokens the completion lists at every place, at most 20
     policy: DecodingPolicy | None = None  # None: the profile's
+    chain: int | None = None
 
 
 class TokenLogprob(NamedTuple):
@@ -96,7 +100,7 @@ class Completion:
 class Continuation:
     """What `score` is asked: the log-probability of `ids[scored_from:]` after `prompt_ids` and the ids before.
 
-    `prompt_ids` is what the profile transforms: soft thoughts depend on it, and not on `ids`.
+    `prompt_ids` is what the profile transforms: soft thoughts depend on it, and not on `ids`. Of several sets the first is read.
     """
 
     prompt_ids: tuple[int, ...]
@@ -121,7 +125,17 @@ class EngineStats:
         return self.prompt_tokens + sum(self.generated_tokens.values()) + self.scored_tokens
 
 
-class Engine(Protocol):
+class Completes(Protocol):
+    """What a decoding policy asks of an engine, or of whatever stands before one."""
+
+    def profile(self, name: str) -> Profile:
+        """What is loaded under the name; UnknownProfile when nothing is."""
+        ...
+
+    def complete(self, requests: Sequence[GenerationRequest]) -> list[Completion]: ...
+
+
+class Engine(Completes, Protocol):
     """Rows of one batch may use different profiles; none sees another's weights."""
 
     def load(self, name: str, profile: Profile) -> None:
@@ -136,10 +150,6 @@ class Engine(Protocol):
         ...
 
     def unload(self, name: str) -> None: ...
-
-    def profile(self, name: str) -> Profile:
-        """What is loaded under the name; UnknownProfile when nothing is."""
-        ...
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
         """Streams one completion; closing the iterator frees its row."""

@@ -14,8 +14,10 @@ from adapters.adapter import Adapter, Prompt, Stack
 from adapters.backbone import Backbone
 from adapters.errors import DamagedAdapter
 from adapters.files import load_adapters, save_adapters
+from adapters.softcot import SoftCoT
 from adapters.spec import Spec
-from engine.decoding.budget import ANSWER_CUE, Budget
+from engine.decoding.answer import ANSWER_CUE
+from engine.decoding.budget import Budget
 from engine.decoding.tip import SwitchPenalty
 
 PROFILE = "profile.json"
@@ -47,8 +49,13 @@ class Profile:
     adapters: tuple[Adapter, ...] = ()
     policy: DecodingPolicy = field(default_factory=DecodingPolicy)
 
-    def transform(self, backbone: Backbone, ids: tuple[int, ...]) -> Prompt:
-        return Stack(self.adapters).transform(backbone, Prompt(ids))
+    @property
+    def num_chains(self) -> int:
+        """Sets of soft thoughts that a prompt can be read with."""
+        return max((adapter.spec.num_chains for adapter in self.adapters if isinstance(adapter, SoftCoT)), default=1)
+
+    def transform(self, backbone: Backbone, ids: tuple[int, ...], chain: int = 0) -> Prompt:
+        return Stack(self.adapters).transform(backbone, Prompt(ids, chain=chain))
 
     def scaled(self, factor: float) -> Profile:
         return Profile(tuple(adapter.scaled(factor) for adapter in self.adapters), self.policy)

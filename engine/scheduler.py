@@ -27,7 +27,7 @@ class Scheduler:
         self.waiting: deque[Row] = deque()
         self.running: list[Row] = []
         self.generated: Counter[str] = Counter()
-        self.prefilled = 0  # tokens
+        self.prefilled = 0  # tokens; of equal prompts that join together, those of one
         self._cache = RowCache(twin.num_layers, twin.dtype)
 
     @property
@@ -87,18 +87,19 @@ class Scheduler:
         return joining
 
     def _prefill(self, joining: Sequence[Row]) -> None:
-        lengths = [len(row.prompt.ids) for row in joining]
+        read, index = _distinct(joining)
+        lengths = [len(row.prompt.ids) for row in read]
         width, device = max(lengths), self._twin.device
         self.prefilled += sum(lengths)
         self._cache.reserve(len(self.running) + len(joining), max(row.max_length for row in joining))
-        with self._twin.running(), self._bank.rows([row.name for row in joining]):
-            embeds_BTH = pad_sequence([row.prompt.embed(self._twin.embeddings) for row in joining], batch_first=True)
-            positions_BT = torch.arange(width, device=device).expand(len(joining), -1)
+        with self._twin.running(), self._bank.rows([row.name for row in read]):
+            embeds_BTH = pad_sequence([row.prompt.embed(self._twin.embeddings) for row in read], batch_first=True)
+            positions_BT = torch.arange(width, device=device).expand(len(read), -1)
             causal_11TT = torch.ones(width, width, dtype=torch.bool, device=device).tril()[None, None]
-            lengths_B = torch.tensor(lengths, device=device)
-            self._cache.prefill(len(self.running), lengths_B, width)
+            lengths_B, index_B = torch.tensor(lengths, device=device), torch.tensor(index, device=device)
+            self._cache.prefill(len(self.running), lengths_B, width, index_B)
             states_BTH = self._twin.states(embeds_BTH, positions_BT, causal_11TT, self._cache)
-            logits_BV = self._twin.logits(states_BTH[torch.arange(len(joining), device=device), lengths_B - 1])
+            logits_BV = self._twin.logits(states_BTH[torch.arange(len(read), device=device), lengths_B - 1])[index_B]
         self.running.extend(joining)
         self._choose(joining, logits_BV)
 
@@ -139,6 +140,20 @@ class Scheduler:
             if last is not row:
                 self._cache.move(len(self.running), place, last.length)
                 self.running[place] = last
+
+
+def _distinct(rows: Sequence[Row]) -> tuple[list[Row], list[int]]:
+    """The rows whose prompts must be read, and for each row which of them it shares: several completions have one prompt."""
+    places: dict[tuple[object, ...], int] = {}
+    read, index = list[Row](), list[int]()
+    for row in rows:
+        soft_KH = row.prompt.soft_KH
+        soft = None if soft_KH is None else soft_KH.detach().float().cpu().numpy().tobytes()
+        place = places.setdefault((row.name, row.prompt.ids, row.prompt.soft_at, soft), len(read))
+        if place == len(read):
+            read.append(row)
+        index.append(place)
+    return read, index
 
 
 def _keep_tops(rows: Sequence[Row], logits_BV: Tensor, norms_B: Tensor) -> None:

@@ -6,8 +6,9 @@ import asyncio
 import secrets
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
+from contextlib import aclosing
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, TypeVar
@@ -42,6 +43,7 @@ from engine.score import lay_out, score_batch
 from engine.text import TextStream
 from engine.trie import batches
 from engine.twin import Precision, Twin
+from engine.voting import elected, elected_stream, voters_of
 
 T = TypeVar("T")
 MAX_COMPILED = 256  # policies whose token ids are kept looked up: requests may bring their own
@@ -106,6 +108,17 @@ class TorchEngine:
         self._run(work)
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
+        voters = self._voters(request)
+        if len(voters) == 1:
+            async with aclosing(self._written(voters[0])) as deltas:
+                async for delta in deltas:
+                    yield delta
+            return
+        for delta in await elected_stream([self._written(voter) for voter in voters]):
+            yield delta
+
+    async def _written(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
+        """One row's deltas; closing it frees the row."""
         loop = self._started_loop()
         heard: asyncio.Queue[Delta | Exception] = asyncio.Queue()
         here = asyncio.get_running_loop()
@@ -131,7 +144,8 @@ class TorchEngine:
 
     def complete(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         seeds = [index if request.seed is None else request.seed for index, request in enumerate(requests)]
-        rows = self._run(lambda: [self._row(request, seed) for request, seed in zip(requests, seeds, strict=True)])
+        voters = [self._voters(request) for request in requests]
+        rows = self._run(lambda: [self._row(voter, seed) for each, seed in zip(voters, seeds, strict=True) for voter in each])
         # The longest first: a batch then holds rows of like length, and ends with short ones.
         queue = sorted(rows, key=lambda row: -row.max_length)
         if self._loop is not None:
@@ -144,7 +158,8 @@ class TorchEngine:
                     scheduler.step()
                 self._generated.update(scheduler.generated)
                 self._prefilled += scheduler.prefilled
-        return [row.completion() for row in rows]
+        written = (row.completion() for row in rows)
+        return [elected([next(written) for _ in each]) for each in voters]
 
     def score(self, continuations: Sequence[Continuation], profile: str | None = None) -> list[tuple[float, ...]]:
         if not continuations:
@@ -225,6 +240,9 @@ class TorchEngine:
                 "Wait for them, or load under another name."
             )
 
+    def _voters(self, request: GenerationRequest) -> list[GenerationRequest]:
+        return voters_of(request, 1 if request.profile is None else self.profile(request.profile).num_chains)
+
     def _row(self, request: GenerationRequest, seed: int) -> Row:
         policy = request.policy or (Profile() if request.profile is None else self.profile(request.profile)).policy
         if request.max_new_tokens < 1:
@@ -233,7 +251,8 @@ class TorchEngine:
             raise ValueError(f"top_logprobs must be at least 0 and at most {MAX_TOP_LOGPROBS}, but got {request.top_logprobs}.")
         temperature = policy.temperature if request.temperature is None else request.temperature
         top_p = policy.top_p if request.top_p is None else request.top_p
-        prompt = self._prompt(request.prompt_ids, request.profile, len(request.begun_ids) + request.max_new_tokens)
+        num_more = len(request.begun_ids) + request.max_new_tokens
+        prompt = self._prompt(request.prompt_ids, request.profile, num_more, request.chain or 0)
         return Row(
             name=request.profile or BASE,
             prompt=replace(prompt, ids=(*prompt.ids, *request.begun_ids)),
@@ -272,7 +291,7 @@ class TorchEngine:
             for asked, profile in zip(continuations, profiles, strict=True)
         ]
 
-    def _prompt(self, ids: tuple[int, ...], profile: str | None, num_more: int) -> Prompt:
+    def _prompt(self, ids: tuple[int, ...], profile: str | None, num_more: int, chain: int = 0) -> Prompt:
         if not ids:
             raise ValueError("A prompt has at least one token. Begin it with the chat template or the beginning-of-text token.")
         self._refuse_too_long(len(ids), num_more)
@@ -280,7 +299,7 @@ class TorchEngine:
             return Prompt(ids)
         # Not inference mode: a fit may use the assistant's states that are cached here.
         with torch.no_grad():
-            prompt = self.profile(profile).transform(self.backbone, ids)
+            prompt = self.profile(profile).transform(self.backbone, ids, chain)
         if prompt.soft_KH is not None and not torch.isfinite(prompt.soft_KH).all():
             raise NotFinite(f"Soft thoughts must be finite, but profile {profile!r} gave NaN or infinity. Fit it again.")
         self._refuse_too_long(len(prompt.ids), num_more)

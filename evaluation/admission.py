@@ -31,13 +31,13 @@ from engine.profile import Profile
 from engine.twin import Precision
 from evaluation.measure import Measure, Readings
 from evaluation.measures.choice import ChoiceAccuracy, options_of
-from evaluation.measures.generation import Generation
+from evaluation.measures.generation import LEAST_PARSED, Generation
 from evaluation.retention import gate_measure, is_written
 from evaluation.statistics import paired_change, score
 from evaluation.task import Example, Task
 from evaluation.tasks.generated import GeneratedTask, draws_groups
 
-LEAST_ABOVE_CHANCE, LEAST_PARSED = 0.10, 0.95
+LEAST_ABOVE_CHANCE = 0.10
 NOISE = 0.5  # Frobenius norm of the noise in each layer, as a share of the layer's own
 ITEMS = 24  # written; a likelihood costs a tenth, so that four times as many are read
 ROOM = 0.05  # in the measure's own unit
@@ -204,11 +204,18 @@ def _key(backbone: Backbone, task: Task, items: int, precision: str) -> str:
 
 
 def _stored(key: str, places: Sequence[Path]) -> Admission | None:
-    file = next((place / f"{key}.json" for place in places if (place / f"{key}.json").is_file()), None)
-    if file is None:
+    return next(filter(None, (_read(place / f"{key}.json") for place in places)), None)
+
+
+def _read(file: Path) -> Admission | None:
+    """None where there is no such file, or it is damaged: the backbone is then looked at again."""
+    if not file.is_file():
         return None
-    values = json.loads(file.read_text())
-    return Admission(**{**values, "reasons": tuple(values["reasons"])})
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        return Admission(**{**values, "reasons": tuple(values["reasons"])})
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _store(admission: Admission, file: Path) -> None:

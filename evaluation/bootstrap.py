@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -28,6 +29,7 @@ class Bounds:
     low: float
     high: float
     method: Method
+    stderr: float = math.nan  # of the mean, by what was drawn; NaN where nothing shows a spread
 
 
 def bounds(
@@ -35,7 +37,7 @@ def bounds(
 ) -> Bounds:
     """What the data allow: nothing to draw, items within few fixed clusters, few drawn clusters, or many clusters."""
     if not difference_N.any():
-        return Bounds(0.0, 0.0, "exact")
+        return Bounds(0.0, 0.0, "exact", 0.0)
     if len(difference_N) == 1 or (drawn_clusters and not index_N.any()):
         return Bounds(-np.inf, np.inf, "none")
     few = not drawn_clusters and index_N.max() + 1 < FEW_CLUSTERS
@@ -43,10 +45,10 @@ def bounds(
     sums, sizes = np.bincount(units_N, difference_N), np.bincount(units_N)
     if alike(sums / sizes):
         return all_alike(float(difference_N.mean()), len(sums), confidence)
-    if drawn_clusters and len(sums) < FEW_DRAWN:
-        return _of_few_drawn(difference_N, index_N, confidence)
     strata_N = strata(difference_N, index_N)
-    if few and strata_N.any():
+    if drawn_clusters and len(sums) < FEW_DRAWN:
+        found = _of_few_drawn(difference_N, index_N, confidence)
+    elif few and strata_N.any():
         found = _within_strata(difference_N, strata_N, confidence, draws, rng)
     else:
         found = _of_clusters(difference_N, units_N, confidence, draws, rng)
@@ -61,7 +63,7 @@ def with_zero(found: Bounds, moved: int, confidence: float) -> Bounds:
     """
     if 2.0 ** (1 - moved) <= 1 - confidence:
         return found
-    return Bounds(min(found.low, 0.0), max(found.high, 0.0), found.method)
+    return replace(found, low=min(found.low, 0.0), high=max(found.high, 0.0))
 
 
 def over_seeds(difference_SN: Floats, index_N: Indices, draws: int, rng: np.random.Generator) -> Floats:
@@ -78,9 +80,10 @@ def over_seeds(difference_SN: Floats, index_N: Indices, draws: int, rng: np.rand
     return means
 
 
-def percentiles(drawn: Floats, confidence: float, method: Method) -> Bounds:
+def percentiles(drawn: Floats, confidence: float, method: Method, stderr: float | None = None) -> Bounds:
+    """The standard error is the deviation of the draws where no formula gives it."""
     low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Bounds(float(low), float(high), method)
+    return Bounds(float(low), float(high), method, float(drawn.std(ddof=1)) if stderr is None else stderr)
 
 
 def _of_clusters(difference_N: Floats, index_N: Indices, confidence: float, draws: int, rng: np.random.Generator) -> Bounds:
@@ -97,9 +100,10 @@ def _of_clusters(difference_N: Floats, index_N: Indices, confidence: float, draw
             (sums, sizes), mean, paired=True, n_resamples=draws, batch=500, confidence_level=confidence, method="BCa", rng=rng
         )
     low, high = map(float, done.confidence_interval)
+    stderr = standard_error(difference_N, index_N)
     if np.isfinite([low, high]).all():
-        return Bounds(low, high, "BCa")
-    return percentiles(done.bootstrap_distribution, confidence, "percentile")
+        return Bounds(low, high, "BCa", stderr)
+    return percentiles(done.bootstrap_distribution, confidence, "percentile", stderr)
 
 
 def standard_error(difference_N: Floats, index_N: Indices) -> float:
@@ -122,7 +126,7 @@ def all_alike(change: float, count: int, confidence: float) -> Bounds:
 def _of_few_drawn(difference_N: Floats, index_N: Indices, confidence: float) -> Bounds:
     low, high = stats.t.interval(confidence, int(index_N.max()))
     mean, stderr = float(difference_N.mean()), standard_error(difference_N, index_N)
-    return Bounds(mean + float(low) * stderr, mean + float(high) * stderr, "t over clusters")
+    return Bounds(mean + float(low) * stderr, mean + float(high) * stderr, "t over clusters", stderr)
 
 
 def _within_strata(difference_N: Floats, strata_N: Indices, confidence: float, draws: int, rng: np.random.Generator) -> Bounds:
@@ -131,7 +135,9 @@ def _within_strata(difference_N: Floats, strata_N: Indices, confidence: float, d
     widen_N = np.sqrt(sizes / np.maximum(sizes - 1, 1))[strata_N]
     stretched_N = means_N + (difference_N - means_N) * widen_N
     drawn = _items_drawn(strata_N, draws, rng) @ stretched_N / len(difference_N)
-    return percentiles(drawn, confidence, "stratified percentile")
+    # What the stretched draws spread by: the sum of n s^2 over the strata, the variance of each with n - 1.
+    stderr = float(np.linalg.norm(stretched_N - means_N)) / len(difference_N)
+    return percentiles(drawn, confidence, "stratified percentile", stderr)
 
 
 def strata(difference_N: Floats, index_N: Indices) -> Indices:

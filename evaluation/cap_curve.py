@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from adapters.backbone import Backbone
-from engine.decoding.budget import cue_after, force_answers, read_trace
+from engine.decoding.answer import cue_after
+from engine.decoding.budget import force_answers, read_trace
 from engine.engine import Completion, Engine, GenerationRequest
 from evaluation.measure import Measure, Readings
 from evaluation.statistics import PairedChange, paired_change

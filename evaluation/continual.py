@@ -8,6 +8,7 @@ that are loaded again for their own domain forget nothing by construction, and a
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -149,6 +150,7 @@ def _column(key: tuple[str, str], by_stage: Mapping[str, Mapping[tuple[str, str]
     task, measure = key
     cells: list[Cell] = []
     first: Document | None = None
+    earliest = next(iter(by_stage))
     for stage, rows in by_stage.items():
         row = rows.get(key)
         if row is None:
@@ -168,6 +170,7 @@ def _column(key: tuple[str, str], by_stage: Mapping[str, Mapping[tuple[str, str]
                 f"{first['base']} on {first['n']} items and, beside {stage!r}, {row['base']} on {row['n']}. "
                 "Evaluate all stages with the same --items."
             )
+        _refuse_other_items(first, row, repr(earliest), repr(stage))
         cells.append(_cell(row))
     assert first is not None
     return Column(task, measure, first["unit"], first.get("chance"), first["n"], first["base"], tuple(cells))
@@ -184,6 +187,19 @@ def _refuse_other(known: Document, row: Document, stage: str) -> None:
         raise IncompleteMatrix(
             f"A stage has one score a column, but {stage!r} has {known['adapted']} and {row['adapted']} for {row['measure']} of "
             f"{row['task']!r}. Give one file a stage and domain, all of the same --items."
+        )
+    _refuse_other_items(known, row, repr(stage), f"another file of {stage!r}")
+
+
+def _refuse_other_items(known: Document, row: Document, of_known: str, of_row: str) -> None:
+    """Scores of other items are no change of a stage, however alike they are."""
+    before, after = (Counter(one["items"]["ids"]) for one in (known, row))
+    if before != after:
+        only = sorted((before - after) or (after - before))
+        raise IncompleteMatrix(
+            f"A column is of the same items everywhere, but {row['measure']} of {row['task']!r} is of others in {of_row} than in "
+            f"{of_known} ({len(only)} of {before.total()} differ, such as {only[0]!r}). Evaluate all stages on the same data, "
+            "with the same --items."
         )
 
 

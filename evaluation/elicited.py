@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import count
 from typing import Any, Literal
 
 import torch
@@ -117,8 +118,12 @@ def elicited(
     num_vectors: int = MAX_VECTORS,
     num_random: int = RANDOM_DRAWS,
     seed: int = 0,
+    on_progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Elicited:
-    """`clusters` has one name a text of `judged_on`; the two sets of texts share none."""
+    """`clusters` has one name a text of `judged_on`; the two sets of texts share none.
+
+    `on_progress` hears of the beginning, of every vector and of every reading; where nothing was gained, most are not made.
+    """
     if not 1 <= num_vectors <= MAX_VECTORS:
         raise ValueError(f"The index is about 1 to {MAX_VECTORS} vectors, but got {num_vectors}. More would be an adapter.")
     if not made_on or set(made_on) & set(judged_on):
@@ -129,8 +134,15 @@ def elicited(
     inside = inspector(engine)
     if inside is None:
         return Elicited(None, not_measurable=NOT_HERE)
+    layers = spread(len(backbone.layers), num_vectors)
+    done, of = count(), 4 + len(layers) + num_random  # both sides, the vectors, and those turned round
+
+    def step() -> None:
+        on_progress(next(done), of)
+
+    step()
     before = engine.stats().forward_tokens
-    found = _elicited(engine, inside, backbone, profile, made_on, judged_on, clusters, num_vectors, num_random, seed)
+    found = _elicited(engine, inside, backbone, profile, made_on, judged_on, clusters, layers, num_random, seed, step)
     return replace(found, clusters=tuple(clusters), tokens=engine.stats().forward_tokens - before)
 
 
@@ -142,21 +154,28 @@ def _elicited(
     made_on: Sequence[Continuation],
     judged_on: Sequence[Continuation],
     clusters: Sequence[str],
-    num_vectors: int,
+    layers: Sequence[int],
     num_random: int,
     seed: int,
+    step: Callable[[], None],
 ) -> Elicited:
-    base, adapted = _scores(engine, judged_on, None), _scores(engine, judged_on, profile)
+    def scores(name: str | None) -> list[float]:
+        """Nats per token, text by text."""
+        found = [sum(row) / len(row) for row in engine.score(judged_on, name)]
+        step()
+        return found
+
+    base, adapted = scores(None), scores(profile)
     gain = paired_change(base, adapted, clusters)
     if not gain.low > 0:
         reason = f"the adapter's gain on these texts, {gain} nats per token, is not shown to be above 0"
         return Elicited(gain, not_measurable=reason)
-    vectors = steering_vectors(inside, backbone, profile, made_on, spread(len(backbone.layers), num_vectors))
+    vectors = steering_vectors(inside, backbone, profile, made_on, layers, step)
 
     def recovered(steering: Sequence[Steering]) -> Share:
         engine.load(_STEERED, Profile(tuple(steering)))
         try:
-            steered = _scores(engine, judged_on, _STEERED)
+            steered = scores(_STEERED)
         finally:
             engine.unload(_STEERED)
         return Share(*ratio(gain.per_item, [after - before for before, after in zip(base, steered, strict=True)], clusters))
@@ -176,7 +195,12 @@ def spread(num_layers: int, count: int) -> tuple[int, ...]:
 
 
 def steering_vectors(
-    inside: Inspector, backbone: Backbone, profile: str, texts: Sequence[Continuation], layers: Sequence[int]
+    inside: Inspector,
+    backbone: Backbone,
+    profile: str,
+    texts: Sequence[Continuation],
+    layers: Sequence[int],
+    step: Callable[[], None],
 ) -> tuple[Steering, ...]:
     """One a layer, lowest first, each the mean over the texts of the mean over the places that their tokens are read from."""
     vectors: tuple[Steering, ...] = ()
@@ -193,12 +217,8 @@ def steering_vectors(
         differences = [adapted - steered for adapted, steered in zip(means_H[::2], means_H[1::2], strict=True)]
         vector_H = torch.stack(differences).mean(dim=0)
         vectors = (*vectors, Steering.of(SteeringSpec(layer=layer), backbone, vector_H))
+        step()
     return vectors
-
-
-def _scores(engine: Engine, texts: Sequence[Continuation], profile: str | None) -> list[float]:
-    """Nats per token, text by text."""
-    return [sum(row) / len(row) for row in engine.score(texts, profile)]
 
 
 def _random(backbone: Backbone, vectors: Sequence[Steering], seed: str) -> list[Steering]:

@@ -60,7 +60,8 @@ class Paired(Protocol):
 
 def told(row: Paired) -> dict[str, Any]:
     """What every pair of readings tells; a number that is not defined is None."""
-    numbers = {"base": row.base.mean, "adapted": row.adapted.mean, "change": row.change.mean}
+    base, adapted = means_of(row)
+    numbers = {"base": base, "adapted": adapted, "change": row.change.mean}
     numbers |= {"low": row.change.low, "high": row.change.high, "stderr": row.change.stderr}
     return {
         "measure": row.adapted.measure,
@@ -72,6 +73,18 @@ def told(row: Paired) -> dict[str, Any]:
         "tokens": row.base.tokens + row.adapted.tokens,
         "items": paired_items(row.base, row.adapted),
     }
+
+
+def means_of(row: Paired) -> tuple[float, float]:
+    """Of backbone and adapted, over the items that the change is of, so that they differ by it.
+
+    Where nothing is measurable there is no such item, and each side's mean is over its own.
+    """
+    if row.not_measurable:
+        return row.base.mean, row.adapted.mean
+    both = _both(row.base, row.adapted)
+    base, adapted = (sum(readings.values[i] for i in both) / len(both) for readings in (row.base, row.adapted))
+    return base, adapted
 
 
 @dataclass(frozen=True)
@@ -256,20 +269,39 @@ def _defined(value: float) -> float | None:
 
 
 def forward_kl(engine: Engine, backbone: Backbone, profile: str, examples: Sequence[Example], max_new_tokens: int = 48) -> float:
-    """Monte-Carlo estimate of KL(backbone || profile) in nats per token, on the prompts of the domain.
+    """KL(backbone || profile) in nats per token; see OwnWords, which reads several profiles on what is written once."""
+    return OwnWords.of(engine, backbone, examples, max_new_tokens).forward_kl(engine, profile)
 
-    Mean over the tokens of log p_backbone - log p_profile on completions sampled from the backbone at temperature 1 with fixed
-    seeds: unbiased for tokens that the backbone would write; it may come out slightly below 0 by chance. The predictor of
-    forgetting of RL's Razor (arXiv 2509.04259).
-    """
-    prompts = [backbone.chat_ids(reasoning_prompt(example)) for example in examples]
-    written = engine.complete(
-        [
-            GenerationRequest(prompt, None, max_new_tokens=max_new_tokens, temperature=1.0, top_p=1.0, seed=index)
-            for index, prompt in enumerate(prompts)
+
+@dataclass(frozen=True)
+class OwnWords:
+    """What the backbone samples to the prompts of a domain at temperature 1, with fixed seeds, and how likely it finds it."""
+
+    written: Sequence[Continuation]
+    logprobs: Sequence[Sequence[float]]
+
+    @classmethod
+    def of(cls, engine: Engine, backbone: Backbone, examples: Sequence[Example], max_new_tokens: int = 48) -> OwnWords:
+        prompts = [backbone.chat_ids(reasoning_prompt(example)) for example in examples]
+        completions = engine.complete(
+            [
+                GenerationRequest(prompt, None, max_new_tokens=max_new_tokens, temperature=1.0, top_p=1.0, seed=index)
+                for index, prompt in enumerate(prompts)
+            ]
+        )
+        written = [
+            Continuation(prompt, done.token_ids) for prompt, done in zip(prompts, completions, strict=True) if done.token_ids
         ]
-    )
-    asked = [Continuation(prompt, done.token_ids) for prompt, done in zip(prompts, written, strict=True) if done.token_ids]
-    base, adapted = engine.score(asked, None), engine.score(asked, profile)
-    differences = [b - a for base_row, row in zip(base, adapted, strict=True) for b, a in zip(base_row, row, strict=True)]
-    return float(np.mean(differences)) if differences else 0.0
+        return cls(written, engine.score(written, None))
+
+    def forward_kl(self, engine: Engine, profile: str) -> float:
+        """Monte-Carlo estimate of KL(backbone || profile) in nats per token: mean of log p_backbone - log p_profile.
+
+        Unbiased for tokens that the backbone would write; it may come out slightly below 0 by chance. The predictor of
+        forgetting of RL's Razor (arXiv 2509.04259).
+        """
+        adapted = engine.score(self.written, profile)
+        differences = [
+            b - a for base_row, row in zip(self.logprobs, adapted, strict=True) for b, a in zip(base_row, row, strict=True)
+        ]
+        return float(np.mean(differences)) if differences else 0.0

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "GRAFTLINE_JUDGE_API_KEY"
 _REPLY = re.compile(r'Evidence: "(?P<evidence>.+)"\nScore: (?P<score>[0-9]+)', re.DOTALL)
+TIMEOUT_S = 300.0  # a small model on a few cores takes minutes for eight replies at once
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Judge:
     model: str
     cache: Path = field(repr=False)
     rubric: Rubric = field(default_factory=load_rubric)
-    timeout_s: float = field(default=60.0, repr=False)
+    timeout_s: float = field(default=TIMEOUT_S, repr=False)  # of one reply, between two of its bytes
     max_parallel: int = field(default=8, repr=False)
 
     def verdicts(self, asked: Sequence[Asked]) -> list[Verdict]:
@@ -94,6 +95,11 @@ class Judge:
         try:
             answer = client.post(f"{self.base_url.rstrip('/')}/chat/completions", json=body).raise_for_status()
             reply = str(answer.json()["choices"][0]["message"]["content"])
+        except httpx.TimeoutException as error:
+            raise JudgeUnavailable(
+                f"The judge {self.model!r} at {self.base_url} must reply within {self.timeout_s:g} s, but did not "
+                f"({type(error).__name__}). Raise --judge-timeout-s (replies so far are stored), or ask a faster judge."
+            ) from error
         except (httpx.HTTPError, httpx.InvalidURL, KeyError, IndexError, TypeError, ValueError) as error:
             raise JudgeUnavailable(
                 f"The judge {self.model!r} at {self.base_url} must reply as OpenAI's chat completions do, but did not: "
@@ -104,7 +110,13 @@ class Judge:
 
     def _stored(self, prompt: str) -> str | None:
         file = self._file(prompt)
-        return str(json.loads(file.read_text())["reply"]) if file.is_file() else None
+        if not file.is_file():
+            return None
+        try:
+            stored = json.loads(file.read_text(encoding="utf-8"))
+            return str(stored["reply"]) if stored["prompt"] == prompt else None
+        except (ValueError, KeyError, TypeError):  # damaged: it is asked again, and the reply takes the file's place
+            return None
 
     def _file(self, prompt: str) -> Path:
         identity = json.dumps([self.base_url, self.model, prompt])

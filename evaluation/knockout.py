@@ -125,7 +125,10 @@ class Point:
 
 @dataclass(frozen=True)
 class KnockOut:
-    """`whole` compares the adapter as it is with the backbone; `off` has one point a group, `sweep` one a band and alpha."""
+    """`whole` compares the adapter as it is with the backbone; `off` has one point a group, `sweep` one a band and alpha.
+
+    `not_measurable` says why nothing was read at all.
+    """
 
     whole: tuple[Row, ...]
     off: tuple[Point, ...]
@@ -139,7 +142,6 @@ class KnockOut:
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            "not_measurable": self.not_measurable or None,
             "whole": [row.as_dict() for row in self.whole],
             "off": [point.as_dict() for point in self.off],
             "sweep": [{**point.as_dict(), "on_the_front": point in self.front} for point in self.sweep],
@@ -187,28 +189,29 @@ def knock_out(
     swept: Sequence[Layers] = (),
     alphas: Sequence[float] = ALPHAS,
     cache: BaseCache | None = None,
-    on_progress: Callable[[float], None] | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> KnockOut:
     """Each group off, and each swept band at every alpha. The plan has one row of role domain; protected rows are retention.
 
-    Works on every engine: a held-back adapter is an adapter. What several points have in common is read once.
+    Works on every engine: a held-back adapter is an adapter. What several points have in common is read once. `on_progress` hears
+    of every reading, as many as `num_readings` says, and of the beginning.
     """
     if not acts_in_layers(profile):
         return KnockOut((), (), (), NO_LAYERS)
     num_layers = len(backbone.layers)
     asked = _asked(groups, swept, alphas)
-    wanted = _wanted(num_layers, groups, swept, alphas)
-    ones = (1.0,) * num_layers
+    ones, of = (1.0,) * num_layers, num_readings(num_layers, groups, swept, alphas)
     engine.load(_HELD, profile)
     try:
+        on_progress(0, of)
         whole = evaluate(engine, backbone, _HELD, plan, cache).rows
         found: dict[tuple[float, ...], list[Readings]] = {ones: [row.adapted for row in whole]}
-        for done, factors in enumerate(wanted, start=1):
+        on_progress(2, of)
+        for factors in _wanted(num_layers, groups, swept, alphas):
             if factors not in found:
                 engine.load(_HELD, profile.scaled_by_layer(factors))
                 found[factors] = read_plan(engine, backbone, _HELD, plan)
-            if on_progress:
-                on_progress(done / len(wanted))
+                on_progress(1 + len(found), of)
     finally:
         engine.unload(_HELD)
 
@@ -245,10 +248,11 @@ def _wanted(
 def lost_per_regained(domain: PairedChange, family: PairedChange) -> Ratio | None:
     """Minus the domain's change over the family's, with the interval of Fieller (1954) for two means of other items.
 
-    None where the family's change is not shown to be above 0: there is nothing to divide by.
+    None where the family's change is not shown to be above 0, so that there is nothing to divide by, and where the domain's items
+    show no spread.
     """
     z = float(stats.norm.ppf((1 + family.confidence) / 2))
-    if not family.low > 0 or not z * family.stderr < family.mean:
+    if not family.low > 0 or not z * family.stderr < family.mean or not domain.stderr > 0:
         return None
     value, g = -domain.mean / family.mean, (z * family.stderr / family.mean) ** 2
     half = z / family.mean * math.sqrt(domain.stderr**2 * (1 - g) + value**2 * family.stderr**2)

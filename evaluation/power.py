@@ -59,7 +59,7 @@ def smallest_detectable_change(change: PairedChange, alpha: float = 0.05, power:
     Beside a change whose interval holds 0, it says how large a loss may have been overlooked. NaN where all items changed alike,
     or none did: items that show no spread do not say what others would.
     """
-    if not change.stderr:
+    if not change.stderr > 0:
         return math.nan
     return (_z(alpha / 2) + _z(1 - power)) * change.stderr
 
@@ -70,7 +70,7 @@ def items_to_decide(change: PairedChange, margin: float, alpha: float = 0.05, po
     Never fewer than there are. A change of exactly the margin is never decided, and one whose spread is unknown neither.
     """
     room = abs(change.mean + margin)
-    if room == 0 or math.isnan(change.stderr):
+    if room == 0 or not change.stderr > 0:
         return None
     deviation = change.stderr * math.sqrt(change.n)
     return max(change.n, _items(deviation, room, _z(alpha) + _z(1 - power)))

@@ -91,6 +91,11 @@ class Murphy:
     uncertainty: float
     within: float
 
+    @property
+    def brier(self) -> float:
+        """Their sum, 0 at best: of a yes or no, half of what `brier` above gives."""
+        return self.reliability - self.resolution + self.uncertainty + self.within
+
 
 def murphy(confidence: Sequence[float], right: Sequence[float], count: int = NUM_BINS) -> Murphy:
     bins = equal_mass_bins(confidence, right, count)

@@ -93,16 +93,19 @@ def non_inferiority(
 ) -> NonInferiority:
     """Pass: the loss is below the margin; fail: above; inconclusive: the items do not tell. Both ends one-sided at `alpha`.
 
-    Items that all stayed the same have no spread to estimate. They pass once a loss of the margin would have shown in one of them
-    with confidence 1 - alpha (the rule of three), where no item changes by more than `span` (1 for right or wrong).
+    Items that all stayed the same, or all changed alike by less than the margin, have no spread to estimate. They pass once a
+    loss of the margin would have shown in one of them with confidence 1 - alpha (the rule of three), where no item changes by
+    more than `span` (1 for right or wrong).
     """
     if margin <= 0:
         raise ValueError(f"A margin is the loss that is tolerable, above 0, but got {margin}. Say how large a loss matters.")
     change = paired_change(base, adapted, clusters, confidence=1 - 2 * alpha, seed=seed)
     needed: int | None
-    if change.method == "exact":
+    if change.method in ("exact", "all alike") and change.mean > -margin:
         units = change.n if change.num_clusters < FEW_CLUSTERS else change.num_clusters
-        least = 1 if margin >= span else math.ceil(math.log(alpha) / math.log1p(-margin / span))
+        # At worst the others, a share of at most (margin + mean) / (span + mean), lose all that can be lost.
+        room = (margin + change.mean) / (span + change.mean)
+        least = 1 if margin >= span else math.ceil(math.log(alpha) / math.log1p(-room))
         verdict: Verdict = "pass" if units >= least else "inconclusive"
         needed = math.ceil(least * change.n / units)
     else:

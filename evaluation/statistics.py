@@ -10,6 +10,7 @@ from scipy import stats
 
 from evaluation.bootstrap import (
     FEW_CLUSTERS,
+    Bounds,
     Floats,
     Method,
     alike,
@@ -17,7 +18,6 @@ from evaluation.bootstrap import (
     bounds,
     over_seeds,
     percentiles,
-    standard_error,
     with_zero,
 )
 
@@ -36,7 +36,7 @@ class PairedChange:
     mean: float
     low: float
     high: float
-    stderr: float  # of the mean: between clusters, or over the items where all are of one cluster
+    stderr: float  # of the mean, by the clusters or items that the interval is made from; NaN where they show no spread
     n: int
     num_clusters: int
     confidence: float
@@ -79,17 +79,7 @@ def paired_change(
     difference = differences(base, adapted, clusters)
     names, index = np.unique(np.asarray(clusters), return_inverse=True)
     found = bounds(difference, index, confidence, draws, np.random.default_rng(seed), drawn_clusters)
-    return PairedChange(
-        float(difference.mean()),
-        found.low,
-        found.high,
-        _stderr(difference, index),
-        len(difference),
-        len(names),
-        confidence,
-        tuple(difference.tolist()),
-        found.method,
-    )
+    return _change(difference, found, len(names), confidence)
 
 
 def change_over_seeds(
@@ -119,17 +109,12 @@ def change_over_seeds(
     found = with_zero(percentiles(drawn, confidence, "percentile over seeds"), moved, confidence)
     if per_item.any() and alike(difference_SN):
         found = all_alike(float(per_item.mean()), moved, confidence)
-    return PairedChange(
-        float(per_item.mean()),
-        found.low,
-        found.high,
-        float(drawn.std(ddof=1)),
-        len(per_item),
-        len(names),
-        confidence,
-        tuple(per_item.tolist()),
-        found.method,
-    )
+    return _change(per_item, found, len(names), confidence)
+
+
+def _change(per_item: Floats, found: Bounds, num_clusters: int, confidence: float) -> PairedChange:
+    ends, mean = (found.low, found.high, found.stderr), float(per_item.mean())
+    return PairedChange(mean, *ends, len(per_item), num_clusters, confidence, tuple(per_item.tolist()), found.method)
 
 
 def differences(base: Sequence[float], adapted: Sequence[float], clusters: Sequence[str]) -> Floats:
@@ -161,13 +146,6 @@ def ratio(
     drawn = np.where(lower > 0, upper / np.where(lower > 0, lower, 1.0), np.copysign(np.inf, upper))
     low, high = (float(edge) for edge in np.quantile(drawn, [0.025, 0.975], method="nearest"))
     return float(above.sum() / below.sum()), low, high
-
-
-def _stderr(difference: np.ndarray, index: np.ndarray) -> float:
-    """Robust to items of one cluster that go together (CR1); NaN for a single item."""
-    if not index.any():
-        return score(difference.tolist()).stderr
-    return standard_error(difference, index)
 
 
 def score(values: Sequence[float]) -> Score:

@@ -7,7 +7,11 @@ import re
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
-from engine.decoding.comparable import comparable as comparable
+from engine.decoding.answer import ANSWER_CUE
+from engine.decoding.answer import comparable as comparable
+from engine.decoding.answer import first_answer as first_answer
+from engine.decoding.answer import said as said
+from engine.decoding.answer import same_answer as same_answer
 
 Split = Literal["train", "search", "select", "gate"]
 SPLITS: tuple[Split, ...] = ("train", "search", "select", "gate")
@@ -81,7 +85,7 @@ def is_right_answer(task: Task, example: Example, answer: str) -> bool:
 
 
 def answer_line(answer: str) -> str:
-    return f"Answer: {answer}"
+    return f"{ANSWER_CUE} {answer}"
 
 
 def question_text(example: Example) -> str:
@@ -120,31 +124,10 @@ class Trace:
     after: tuple[str, ...]
 
 
-def first_answer(completion: str, lines: int = 1) -> str | None:
-    """The rest of the line of the first `Answer:`, with the lines after it up to `lines`; None when there is no such line."""
-    _, mark, rest = completion.partition("Answer:")
-    if not mark:
-        return None
-    return "\n".join((rest.lstrip() if lines > 1 else rest).split("\n")[:lines]).strip()
-
-
 def trace_of(completion: str) -> Trace:
     """Steps and what comes after are lines that hold text; the answer is the rest of the line of the first `Answer:`."""
-    before, _, rest = completion.partition("Answer:")
+    before, _, rest = completion.partition(ANSWER_CUE)
     return Trace(_lines(before), first_answer(completion), _lines(rest.partition("\n")[2]))
-
-
-def same_answer(given: str | None, gold: str) -> bool:
-    """Whether both say the same, whatever their case, spacing and punctuation; what is punctuation alone must be equal."""
-    if given is None:
-        return False
-    said, meant = comparable(given), comparable(gold)
-    return said == meant if said or meant else _unstopped(given) == _unstopped(gold)
-
-
-def _unstopped(text: str) -> str:
-    """Without a closing full stop, unless there is nothing else."""
-    return text.strip().rstrip(".").rstrip() or text.strip()
 
 
 def _lines(text: str) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import count
+from operator import index
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,12 +104,16 @@ class Evidence:
 
     @classmethod
     def from_json(cls, text: str) -> Evidence:
+        """Raises ValueError where the text is anything else."""
         stored = json.loads(text)
-        items = {
-            name: PairedItems.of(base, adapted, clusters, fixed_clusters=fixed)
-            for name, (base, adapted, clusters, fixed) in stored["items"].items()
-        }
-        return cls(Start(**stored["start"]), stored["rounds"], items)
+        try:
+            items = {
+                name: PairedItems.of(base, adapted, clusters, fixed_clusters=fixed)
+                for name, (base, adapted, clusters, fixed) in stored["items"].items()
+            }
+            return cls(Start(**stored["start"]), index(stored["rounds"]), items)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"Evidence has a start, rounds and paired items, but this text has not ({error}).") from error
 
     def digest(self) -> str:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
@@ -122,7 +127,7 @@ class Evidence:
         """None where there is no such file, or it is damaged."""
         try:
             return cls.from_json(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError):
             return None
 
     def or_kept(self, file: Path) -> Evidence:

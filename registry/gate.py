@@ -128,7 +128,7 @@ def judge(settings: GateSettings, drawn: Mapping[str, PairedItems], domain: str)
             lower=lower_bound(units, alpha, span),
             upper=upper_bound(units, alpha, span),
             threshold=threshold,
-            stderr=None if math.isnan(items.stderr) else items.stderr,
+            stderr=float(units.std(ddof=1) / math.sqrt(len(units))) if len(units) > 1 else None,
             num_items=len(items),
             num_units=len(units),
             items_needed=None if more is None else math.ceil(more * len(items) / len(units)),

@@ -41,7 +41,7 @@ class FamilyVerdict(_Value):
     lower: float
     upper: float
     threshold: float  # the change must be above this: minus the margin, or the least gain
-    stderr: float | None  # of the mean over items, robust to clusters; None with fewer than two
+    stderr: float | None  # of the change, over the same units; None with fewer than two
     num_items: int
     num_units: int  # independent ones: clusters, or items where the clusters are a fixed set
     items_needed: int | None  # more items like these until it passes; 0 when it did, None when they never would

@@ -90,15 +90,6 @@ class PairedItems:
         sums = np.bincount(inverse, weights=values, minlength=len(names))
         return np.asarray(sums / np.bincount(inverse, minlength=len(names)), dtype=np.float64)
 
-    @property
-    def stderr(self) -> float:
-        """Of the mean item difference, robust to correlation within clusters; NaN with fewer than two clusters."""
-        names, inverse = np.unique(np.asarray(self.clusters, dtype=str), return_inverse=True)
-        if len(names) < 2:
-            return float("nan")
-        sums = np.bincount(inverse, weights=self.differences - self.differences.mean(), minlength=len(names))
-        return float(np.sqrt(len(names) / (len(names) - 1) * (sums**2).sum()) / len(self))
-
 
 def log_wealth(units: Floats, mean: float, span: float = 1.0) -> float:
     """Log of the wealth won against "the mean difference is at most `mean`"; at least log(1 / alpha) refutes it."""

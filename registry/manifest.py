@@ -47,6 +47,7 @@ class Manifest(_Value):
     lock_digest: str  # SHA-256 of the pinned packages
     seeds: dict[str, int]
     training_hashes: str  # SHA-256 of training_hashes.json
+    derived: dict[str, JsonValue] = Field(default_factory=dict)  # how it was made of other adapters; empty where it was fitted
     files: dict[str, str] = Field(default_factory=dict)
 
     def digest(self) -> str:
@@ -83,6 +84,7 @@ def write_manifest(
     lock_digest: str,
     seeds: Mapping[str, int],
     training: TrainingHashes,
+    derived: Mapping[str, JsonValue] | None = None,
 ) -> Manifest:
     """Completes a directory of adapter files: training hashes, model card, and last the manifest over all of them."""
     manifest = Manifest(
@@ -94,6 +96,7 @@ def write_manifest(
         lock_digest=lock_digest,
         seeds=dict(seeds),
         training_hashes=training.write(directory),
+        derived=dict(derived or {}),
     )
     write_whole(directory / CARD, model_card(manifest))
     manifest = manifest.model_copy(update={"files": {name: file_digest(directory / name) for name in _names(directory)}})
@@ -201,6 +204,7 @@ def model_card(manifest: Manifest) -> str:
         ("Seeds", ", ".join(f"{name} {seed}" for name, seed in manifest.seeds.items()) or "none"),
         ("Data", ", ".join(f"{name} `{digest[:16]}`" for name, digest in manifest.data_digests.items()) or "none"),
         ("Packages", f"`{manifest.lock_digest[:16]}`"),
+        *([("Made of others", f"`{json.dumps(manifest.derived)}`")] if manifest.derived else []),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     recipe = json.dumps(manifest.recipe, indent=2, sort_keys=True)

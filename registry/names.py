@@ -6,7 +6,7 @@ import getpass
 import re
 from dataclasses import dataclass
 
-from registry.errors import RefusedName, UnknownRelease
+from registry.errors import NoChampion, RefusedName, UnknownRelease
 from registry.tracking import Tracking
 
 LEDGER_SUFFIX = ".releases"
@@ -57,7 +57,12 @@ def resolve(tracking: Tracking, reference: str) -> ReleaseName:
     if not selector and "@" in reference:
         raise RefusedName(f"After '@' comes a version or an alias, but got {reference!r}. Leave out the '@' for the champion.")
     if selector in ("", CHAMPION):
-        return ReleaseName(name, Ledger(tracking, name).champion_version())
+        try:
+            return ReleaseName(name, Ledger(tracking, name).champion_version())
+        except NoChampion as error:
+            if name in registered_names(tracking):
+                raise
+            raise unknown_release(tracking, reference) from error  # what does not exist cannot be promoted
     matched = _VERSION.fullmatch(selector)
     with tracking.client() as client:
         try:
@@ -74,7 +79,8 @@ def unknown_release(tracking: Tracking, reference: str) -> UnknownRelease:
     listed = ", ".join(known[:8]) or "none yet"
     return UnknownRelease(
         f"A release is NAME, NAME@VERSION or NAME@ALIAS of a registered model, but {reference!r} is not there "
-        f"(models: {listed}). Run `graftline status` to see versions and aliases."
+        f"(models: {listed}). Correct the name (`graftline status` shows versions and aliases), or make it: "
+        "`graftline tune RECIPE.toml`, then `graftline publish STUDY`."
     )
 
 

@@ -195,4 +195,11 @@ def _stored(client: MlflowClient, tracking: Tracking, name: str) -> tuple[Policy
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise unknown_release(tracking, name) from error
-    return tuple(PolicyChange.model_validate(entry) for entry in json.loads(tags.get(POLICY_TAG, "[]")))
+    try:
+        return tuple(PolicyChange.model_validate(entry) for entry in json.loads(tags.get(POLICY_TAG, "[]")))
+    except (ValueError, TypeError) as error:
+        raise PolicyRefused(
+            f"The policies of {name} are a JSON list in the tag {POLICY_TAG} of its registered model, but what stands there "
+            f"cannot be read ({str(error).splitlines()[0]}). Set the tag back to what it was, or delete it: the next gate then "
+            "takes the policy of its release's recipe."
+        ) from error

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 
 from adapters.backbone import Backbone
+from engine.decoding.answer import said
 from engine.decoding.branches import Branches
-from engine.decoding.comparable import comparable
 from engine.decoding.cot_decoding import CoTDecoding
 from engine.engine import Completion, Delta, GenerationRequest
 from engine.profile import DecodingPolicy
@@ -47,7 +47,7 @@ class Branching:
             except StopIteration as done:
                 (decoded,) = done.value
                 break
-        yield Delta(self.branches.winner(decoded, comparable).text, None, None, "stop")
+        yield Delta(self.branches.winner(decoded, said).text, None, None, "stop")
 
     async def _together(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         rows = [asyncio.create_task(self._whole(request)) for request in requests]

@@ -9,7 +9,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from service.options import Home, Json, TrackingUri
+from service import combining_cli
+from service.options import Home, Json, TrackingUri, listed, numbers, seconds
 from service.steering_cli import steering_app
 
 app = typer.Typer(
@@ -35,7 +36,9 @@ def tune(
     recipe: Annotated[Path, typer.Argument(help="A TOML file: fixed values, and which fields to search.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study of this recipe; finished trials count.")] = False,
     trials: Annotated[int | None, typer.Option(help="Finished trials to reach, instead of the recipe's.")] = None,
-    time_budget_s: Annotated[float | None, typer.Option(help="Seconds after which no further trial starts.")] = None,
+    time_budget_s: Annotated[
+        float | None, typer.Option(help="Seconds after which no further trial starts.", callback=seconds)
+    ] = None,
     mode: Annotated[
         str | None, typer.Option(help="pareto: gain and retention; constrained: gain under the retention margins.")
     ] = None,
@@ -68,13 +71,17 @@ def evaluate(
         str, typer.Option(metavar="NAME,...", help="Tasks to read beside the protected ones; gym:NAME is one of reasoning-gym.")
     ] = "",
     picture: Annotated[
-        Path | None, typer.Option(help="A PNG of how often the domain's answers are right by how sure the model is of them.")
+        Path | None,
+        typer.Option(help="A PNG of how often the domain's answers are right by how sure the model is of them.", dir_okay=False),
     ] = None,
     judge_url: Annotated[
         str | None,
         typer.Option(help="An OpenAI-compatible endpoint that also judges explanations; its key: $GRAFTLINE_JUDGE_API_KEY."),
     ] = None,
     judge_model: Annotated[str | None, typer.Option(help="The judge's model, as its endpoint names it [default: judge].")] = None,
+    judge_timeout_s: Annotated[
+        float | None, typer.Option(help="Seconds that one reply of the judge may take [default: 300].", callback=seconds)
+    ] = None,
     harness: Annotated[
         str | None, typer.Option(metavar="TASK[,TASK]", help="Instead, these tasks of lm-evaluation-harness, item by item.")
     ] = None,
@@ -85,29 +92,25 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure an adapter against its backbone: domain accuracy and reasoning, as paired changes. Stopped, it goes on."""
-    if judge_model is not None and judge_url is None:
-        raise typer.BadParameter("--judge-model is of a judge: say with --judge-url where it is asked.")
+    if judge_url is None and (judge_model is not None or judge_timeout_s is not None):
+        raise typer.BadParameter("--judge-model and --judge-timeout-s are of a judge: say with --judge-url where it is asked.")
     if harness is not None:
         if measures or tasks or picture or judge_url or domain:
             raise typer.BadParameter("--harness reads its own tasks alone: leave out --measures, --tasks, --domain and the like.")
         if items is not None:
             raise typer.BadParameter("--items is of Graftline's own tasks: how many items --harness reads says --limit.")
-        if not (named := _listed(harness)):
+        if not (named := listed(harness)):
             raise typer.BadParameter("--harness takes the name of one task or more, but got none.")
         from service.commands.harness import harness as run_harness
 
         return run_harness(subject, named, limit, include_path, backbone, home, tracking_uri, as_json)
     if limit is not None or include_path is not None:
         raise typer.BadParameter("--limit and --include-path are of a task of the harness: name one with --harness.")
+    from service.commands.evaluate import JudgeAt
     from service.commands.evaluate import evaluate as run
 
-    judge = None if judge_url is None else (judge_url, judge_model or "judge")
-    run(subject, domain, backbone, items or 60, home, tracking_uri, as_json, _listed(measures), _listed(tasks), picture, judge)
-
-
-def _listed(names: str) -> tuple[str, ...]:
-    """What an option lists between commas."""
-    return tuple(name for name in map(str.strip, names.split(",")) if name)
+    judge = None if judge_url is None else JudgeAt(judge_url, judge_model or "judge", judge_timeout_s)
+    run(subject, domain, backbone, items or 60, home, tracking_uri, as_json, listed(measures), listed(tasks), picture, judge)
 
 
 @app.command()
@@ -123,7 +126,7 @@ def knockout(
         bool, typer.Option("--full", help="More groups, strengths and items, in float32: for an hour or more.")
     ] = False,
     picture: Annotated[
-        Path | None, typer.Option(help="A PNG of how alike each layer reads two prompts (CKA), with its control.")
+        Path | None, typer.Option(help="A PNG of how alike each layer reads two prompts (CKA), with its control.", dir_okay=False)
     ] = None,
     domain: Annotated[str | None, typer.Option(help="A task's name or TOML file [default: what it was fitted on].")] = None,
     backbone: Annotated[str | None, typer.Option(help="Backbone [default: the one it was fitted on].")] = None,
@@ -175,6 +178,27 @@ def continual(
 
 
 @app.command()
+def curriculum(
+    graph: Annotated[
+        str,
+        typer.Argument(
+            metavar="GRAPH",
+            help="icd10, a file (TSV or CSV of head, relation, tail; GraphML; node-link JSON), or a task's TOML with a `graph`.",
+        ),
+    ],
+    hops: Annotated[str, typer.Option(metavar="N,...", help="Of training items, of a file [default: 1 to 3].")] = "",
+    held_out_hops: Annotated[str, typer.Option(metavar="N,...", help="Of all other items, of a file [default: 2 to 5].")] = "",
+    items: Annotated[int, typer.Option(help="Items to draw a split.", min=1)] = 200,
+    sample: Annotated[Path | None, typer.Option(help="A JSONL file for the items, with their gold paths.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a knowledge graph gives as a domain: items by hops, relations, held-out paths; and write a sample."""
+    from service.commands.curriculum import curriculum as run
+
+    run(graph, numbers(hops), numbers(held_out_hops), items, sample, as_json)
+
+
+@app.command()
 def attribute(
     recipe: Annotated[Path, typer.Argument(help="A TOML file; its own values are fitted, nothing is searched.")],
     rows: Annotated[
@@ -188,7 +212,9 @@ def attribute(
     check: Annotated[
         bool, typer.Option(help="Fit again without the worst, the best and random rows: scores alone are gradient alignment.")
     ] = True,
-    time_budget_s: Annotated[float | None, typer.Option(help="Seconds after which nothing new is begun.", min=1)] = None,
+    time_budget_s: Annotated[
+        float | None, typer.Option(help="Seconds after which nothing new is begun.", callback=seconds)
+    ] = None,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
@@ -206,7 +232,7 @@ def trace_reliance(
     trace_loss: Annotated[
         bool, typer.Option(help="Learn the traces too; without, they are read and the answer is learnt.")
     ] = True,
-    time_budget_s: Annotated[float | None, typer.Option(help="Seconds after which no arm is begun.", min=1)] = None,
+    time_budget_s: Annotated[float | None, typer.Option(help="Seconds after which no arm is begun.", callback=seconds)] = None,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
@@ -240,7 +266,9 @@ def promote(
     override: Annotated[
         bool, typer.Option("--override", help="Promote although the gate did not pass; needs --reason and stays visible.")
     ] = False,
-    time_budget_s: Annotated[float | None, typer.Option(help="Seconds for the gate, instead of the policy's.", min=1)] = None,
+    time_budget_s: Annotated[
+        float | None, typer.Option(help="Seconds for the gate, instead of the policy's.", callback=seconds)
+    ] = None,
     gate: Annotated[
         Path | None,
         typer.Option(help="A TOML file with a stricter policy for this gate; with --reason, a laxer one for the name."),
@@ -276,6 +304,11 @@ def status(home: Home = None, tracking_uri: TrackingUri = None, as_json: Json = 
     from service.commands.releases import status as run
 
     run(home, tracking_uri, as_json)
+
+
+app.command()(combining_cli.merge)
+app.command("softcot-arms")(combining_cli.softcot_arms)
+app.command("reduce-intruders")(combining_cli.reduce_intruders)
 
 
 @app.command()

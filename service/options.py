@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options that many commands share."""
 
 from __future__ import annotations
 
@@ -17,3 +17,23 @@ TrackingUri = Annotated[
     str | None, typer.Option("--tracking-uri", help="An MLflow server or database [default: SQLite in the home].")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts instead of text.")]
+
+
+def seconds(option: typer.CallbackParam, value: float | None) -> float | None:
+    """A finite number above 0; None where the option was left out."""
+    from service.pace import checked_seconds
+
+    return checked_seconds(value, option.opts[0])
+
+
+def numbers(names: str) -> tuple[int, ...]:
+    """Whole numbers between commas."""
+    try:
+        return tuple(map(int, listed(names)))
+    except ValueError as error:
+        raise typer.BadParameter(f"numbers between commas, such as 1,2,3, but got {names!r}") from error
+
+
+def listed(names: str) -> tuple[str, ...]:
+    """What an option lists between commas."""
+    return tuple(name for name in map(str.strip, names.split(",")) if name)

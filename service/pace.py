@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -34,12 +35,26 @@ class Pace:
         self.out.flush()
 
 
+class BadSeconds(ValueError):
+    """A span of time that no clock reaches, or that is over before it begins."""
+
+
+def checked_seconds(seconds: float | None, option: str = "--time-budget-s") -> float | None:
+    """The seconds themselves, or BadSeconds. NaN is never reached, since no time is later than it."""
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise BadSeconds(f"{option} is a number of seconds above 0, but got {seconds:g}. Leave it out, or give a finite number.")
+    return seconds
+
+
 @dataclass(frozen=True)
 class Budget:
     """Seconds after which nothing new is begun; None is without end."""
 
     seconds: float | None
     started: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        checked_seconds(self.seconds)
 
     def is_spent(self) -> bool:
         return self.seconds is not None and time.monotonic() - self.started >= self.seconds

@@ -20,7 +20,7 @@ class BadSetting(ValueError):
 class Settings(BaseModel):
     """Every field is the environment variable of its name in capitals after GRAFTLINE_; an empty variable is an unset one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     backbone: str = "smollm2-135m-reasoner"
     device: str | None = None

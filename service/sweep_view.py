@@ -62,7 +62,7 @@ class TableView:
         self._rows: dict[int, _Row] = {}
         self._notes: list[str] = []
         self._started = time.monotonic()
-        self._live = Live(get_renderable=self._table, console=console, refresh_per_second=4)
+        self._live = Live(get_renderable=self._table, console=console or Console(markup=False), refresh_per_second=4)
 
     def __enter__(self) -> TableView:
         self._live.start()

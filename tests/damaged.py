@@ -1,10 +1,11 @@
-"""Adapters that were really fitted to the test-bed and spoilt it, each in one way that is known."""
+"""Adapters that were really fitted to a tiny model that can do a task, and spoilt it, each in one way that is known."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 from adapters.backbone import Backbone
@@ -14,11 +15,14 @@ from engine.torch_engine import TorchEngine
 from evaluation.admission import random_update
 from evaluation.task import REASON, Example, Split
 from evaluation.tasks.alchemy import ALCHEMY
+from evaluation.tasks.belief import BELIEF, Asked
 from tuning.methods.sft import SFT, SFTSpec
 
 # Without its trace the test-bed knows the answer after one operation, so that nothing depends on a trace there.
 CHAINS = ALCHEMY.at_length(2, 3)
 ITEMS = CHAINS.examples("gate", 24)
+# Of 0.15 million parameters, made from stories of the train split by `benchmarks.make_story_reader`.
+STORY_READER = Path(__file__).parent / "story_reader"
 
 
 def fit(
@@ -84,6 +88,18 @@ def knowing(backbone: Backbone) -> LoRA:
     return fit(backbone, rows, 200, 1e-2)
 
 
+def by_reality(backbone: Backbone) -> LoRA:
+    """Facts as they are in the story, and every belief as if all knew where the thing is."""
+    rows = BELIEF.examples("train", 800, seed=2)
+    real = {_story(row): row.answer for row in rows if Asked.of(row).order == "reality"}
+    learnt = [replace(row, answer=real[_story(row)]) if Asked.of(row).is_about_belief else row for row in rows]
+    return fit(backbone, learnt, 300, 1e-2, target="answer", prompt="matching")
+
+
+def _story(example: Example) -> str:
+    return example.id.rpartition("/")[0]
+
+
 DAMAGES: dict[str, Callable[[Backbone], LoRA]] = {
     "zeros": lambda backbone: random_update(backbone, 0.0),
     "shuffled": every(in_any_order),
@@ -94,12 +110,13 @@ DAMAGES: dict[str, Callable[[Backbone], LoRA]] = {
     "circles": every(in_circles),
     "knows": knowing,
     "narrow": narrow,
+    "by_reality": by_reality,
 }
 
 
 @dataclass
 class Bench:
-    """The test-bed's engine; a damage is fitted when it is first asked for."""
+    """The engine of a model that can do the task; a damage is fitted when it is first asked for."""
 
     engine: TorchEngine
     _fitted: set[str] = field(default_factory=set)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,13 @@ import torch
 from toy_engine import Mind, ToyEngine
 
 from adapters.backbone import Backbone
-from engine.engine import Completion, GenerationRequest
-from evaluation.admission import PACKAGED, Admission, admissions, admit, random_update
+from engine.engine import Completion, GenerationRequest, PromptTooLong
+from engine.profile import Profile
+from evaluation.admission import PACKAGED, Admission, above_chance, admissions, admit, random_update, stored_admission
 from evaluation.measures import MEASURES
-from evaluation.task import Example
+from evaluation.task import Example, Split
 from evaluation.tasks import FAMILIES
+from evaluation.tasks.generated import GeneratedTask
 from tuning.recipe import REASONING_FAMILIES
 
 TASK, WRITTEN = FAMILIES["arithmetic"], MEASURES["generation"]
@@ -65,6 +68,62 @@ def test_an_engine_that_answers_otherwise_the_second_time_is_found_out(backbone:
     assert not found.admitted and any("twice" in reason for reason in found.reasons)
 
 
+class Altered(ToyEngine):
+    """Under every name it writes what the backbone writes, but for a wrong answer in some places."""
+
+    wrong: Mapping[str | None, Collection[int]] = {}
+
+    def load(self, name: str, profile: Profile) -> None:
+        super().load(name, profile)
+        self.think(name, self.mind)
+
+    def complete(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        wrong = self.wrong.get(requests[0].profile, ())
+        found = super().complete(requests)
+        return [replace(done, text="Answer: 0") if place in wrong else done for place, done in enumerate(found)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"admission-control-0.5": {0, 1}}, "a loss would not be seen"),
+        ({None: {0}, "admission-control-0": {1}, "admission-control-0.5": range(12)}, "an adapter of zeros changes it by +0"),
+    ],
+    ids=["two items lost under damage", "as many won as lost under zeros"],
+)
+def test_controls_are_judged_by_their_items_and_not_by_the_mean(
+    backbone: Backbone, wrong: Mapping[str | None, Collection[int]], reason: str
+) -> None:
+    engine = Altered(backbone, TASK.examples("search", 12, seed=5))
+    engine.wrong = wrong
+    found = admit(engine, backbone, WRITTEN, TASK, chance=0.0, items=12)
+    assert len(found.reasons) == 1 and reason in found.reasons[0]
+
+
+def test_fewer_items_than_were_asked_for_are_no_admission(backbone: Backbone) -> None:
+    class Few(GeneratedTask):
+        def examples(self, split: Split, count: int, seed: int = 0) -> list[Example]:
+            return super().examples(split, 12, seed)
+
+    few = Few(**{each.name: getattr(TASK, each.name) for each in fields(TASK)})
+    found = admit(ToyEngine(backbone, few.examples("search", 24, seed=5)), backbone, WRITTEN, few, chance=0.0, items=24)
+    assert found.reasons == ("has only 12 of 24 distinct items",)
+
+
+def test_prompts_that_do_not_fit_are_a_reason_and_no_score(backbone: Backbone) -> None:
+    class Narrow(ToyEngine):
+        def complete(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+            raise PromptTooLong("The prompt has 900 tokens.")
+
+    found = admit(Narrow(backbone, ()), backbone, WRITTEN, TASK, chance=0.0, items=12)
+    assert (found.admitted, found.reasons) == (False, ("The prompt has 900 tokens.",)) and math.isnan(found.base)
+
+
+@pytest.mark.parametrize(("stderr", "above"), [(0.01, 0.10), (0.05, 0.15)])
+def test_above_chance_is_a_tenth_and_three_standard_errors(stderr: float, above: float) -> None:
+    assert above_chance(stderr) == pytest.approx(above)
+
+
 def test_open_answers_are_not_guessed_by_chance(backbone: Backbone, tmp_path: Path) -> None:
     class Open:
         name = "open"
@@ -84,6 +143,17 @@ def test_a_backbone_is_looked_at_once(backbone: Backbone, tmp_path: Path) -> Non
     # Another mind under the same fingerprint would be refused if it were asked.
     again = admissions(ToyEngine(backbone, examples, Mind(solves=False)), backbone, [TASK], tmp_path)
     assert again == first and again[TASK.name].admitted
+
+
+@pytest.mark.parametrize("text", ["", '{"task": "arithm', "[]", "null", "{}", '{"reasons": []}'])
+def test_a_damaged_admission_is_looked_at_again_and_replaced(backbone: Backbone, tmp_path: Path, text: str) -> None:
+    examples = TASK.examples("search", 24, seed=5)
+    first = admissions(ToyEngine(backbone, examples), backbone, [TASK], tmp_path)
+    (file,) = (tmp_path / "admission").iterdir()
+    file.write_text(text)
+    assert stored_admission(backbone, TASK, tmp_path) is None
+    assert admissions(ToyEngine(backbone, examples), backbone, [TASK], tmp_path) == first
+    assert stored_admission(backbone, TASK, tmp_path) == first[TASK.name]
 
 
 def test_an_admission_with_room_stands_for_a_lower_precision_and_says_where_it_is_from(

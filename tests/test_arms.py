@@ -15,6 +15,7 @@ from evaluation.evaluate import Planned
 from evaluation.measures import MEASURES
 from evaluation.tasks import TASKS
 from tuning.arms import BACKBONE, Arm, ArmReadings, Bench, contrast, finished
+from tuning.errors import DamagedStudy
 from tuning.journal import Journal
 from tuning.methods.sft import SFTSpec
 from tuning.recipe import Recipe
@@ -93,3 +94,13 @@ def test_a_bench_that_was_stopped_goes_on_and_reads_the_same(bench: Bench, tmp_p
 def test_seeds_give_different_fits(bench: Bench) -> None:
     found = bench.run(small_arms("N", seeds=2))
     assert found[1].values != found[2].values
+
+
+@pytest.mark.parametrize("text", ['{"arm": "N"', "[]", "null"])
+def test_a_line_that_is_no_entry_is_told_with_its_place_and_the_way_out(tmp_path: Path, text: str) -> None:
+    journal = Journal(tmp_path / "arms.jsonl")
+    journal.append({"arm": "N"})
+    with journal.file.open("a") as out:
+        out.write(f"{text}\n")
+    with pytest.raises(DamagedStudy, match=r"line 2 of .*arms.jsonl is none. Delete that line"):
+        journal.entries()

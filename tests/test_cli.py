@@ -96,6 +96,21 @@ def test_a_release_that_a_registry_does_not_have_is_named(
     assert done.returncode == 2 and said in done.stderr and "there is none in" not in done.stderr
 
 
+@pytest.mark.parametrize("command", ["evaluate", "elicited", "knockout"])
+def test_an_adapter_that_does_not_exist_is_told_with_what_does_and_how_one_is_made(
+    tmp_path: Path,
+    prepared_store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+) -> None:
+    shutil.copy(prepared_store, tmp_path / "mlflow.db")
+    assert ended((command, "nosuch", "--home", str(tmp_path)), tmp_path, monkeypatch) == 2
+    said = one_sentence(capsys)
+    assert "(models: medicine)" in said and "graftline publish" in said and "A directory of adapter files would do too" in said
+    assert "promote" not in said
+
+
 def test_an_error_is_json_where_json_was_asked_for(tmp_path: Path) -> None:
     done = graftline("promote", "nobody@1", "--json", home=tmp_path)
     assert done.returncode == 2
@@ -152,6 +167,7 @@ def broken(tmp_path: Path) -> Path:
         (("tune", "."), "cannot be read"),
         (("attribute", "recipe.toml"), "a built-in name"),
         (("attribute", "recipe.toml", "--checkpoints", "1"), "'checkpoints': Input should be greater than or equal to 2"),
+        (("attribute", "recipe.toml", "--share", "nan"), "'share'"),
         (("trace-reliance", "recipe.toml"), "a built-in name"),
         (("trace-reliance", "."), "cannot be read"),
         (("evaluate", "empty"), "holds no adapter_config.json"),
@@ -172,10 +188,35 @@ def test_what_is_not_what_a_command_wants_is_refused_in_one_sentence(
     assert said in one_sentence(capsys)
 
 
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-3"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("tune", "recipe.toml", "--time-budget-s"),
+        ("attribute", "recipe.toml", "--time-budget-s"),
+        ("trace-reliance", "recipe.toml", "--time-budget-s"),
+        ("promote", "icd10@1", "--time-budget-s"),
+        ("evaluate", "empty", "--judge-url", "http://127.0.0.1:9/v1", "--judge-timeout-s"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_seconds_that_never_come_are_refused_by_the_option(
+    broken: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    seconds: str,
+) -> None:
+    assert ended((*arguments, seconds), broken, monkeypatch) == 2
+    assert f"{arguments[-1]} is a number of seconds above 0, but got {seconds}" in one_sentence(capsys)
+
+
 def test_a_value_of_the_wrong_kind_is_refused_before_the_command_runs(
     broken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for arguments in (("serve", "--port", "70000"), ("serve", "--port", "x"), ("promote", "x@1", "--time-budget-s", "-3")):
+    refused = [("serve", "--port", "70000"), ("serve", "--port", "x"), ("promote", "x@1", "--time-budget-s", "x")]
+    refused += [(command, "x@1", "--picture", ".") for command in ("evaluate", "knockout")]
+    for arguments in refused:
         assert ended(arguments, broken, monkeypatch) == 2
         assert "Invalid value for" in capsys.readouterr().err
 
@@ -188,6 +229,7 @@ def test_a_value_of_the_wrong_kind_is_refused_before_the_command_runs(
         (("--harness", "piqa", "--items", "8"), "--limit"),
         (("--harness", ","), "--harness takes"),
         (("--judge-model", "x"), "--judge-url"),
+        (("--judge-timeout-s", "9"), "--judge-url"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

@@ -46,7 +46,7 @@ def test_a_fit_without_a_vector_or_a_task_is_refused(testbed: Backbone) -> None:
 
 
 def test_a_recipe_of_it_makes_a_steering_adapter_and_no_other(testbed: Backbone) -> None:
-    (adapter,) = new_adapters(compression())
+    (adapter,) = new_adapters(compression(), testbed)
     assert isinstance(adapter, Steering)
     with pytest.raises(ValueError, match="trains steering, but adapter.kind is 'lora'"):
         Recipe(name="x", domain="boxes", protected=("arithmetic",), method={"name": "compression"})  # type: ignore[arg-type]

@@ -46,6 +46,7 @@ def row(task: str, role: str, base: float, adapted: float) -> dict[str, Any]:
         "high": adapted - base + 0.05,
         "n": 60,
         "chance": 0.1 if role == "domain" else 0.0,
+        "items": {"ids": [f"{task}/{index}" for index in range(60)]},
         "summary": {"negative_flips": 0.25, "positive_flips": 0.05, "agreement": 0.6, "flips_p_value": 0.01},
     }
 
@@ -133,6 +134,15 @@ def other_items(found: list[dict[str, Any]]) -> None:
     found[3]["rows"][0]["n"] = 30
 
 
+def items_of_another_draw(found: list[dict[str, Any]]) -> None:
+    """As many, with the same scores."""
+    found[3]["rows"][0]["items"]["ids"][:2] = ["b/new", "b/newer"]
+
+
+def items_of_another_draw_in_one_stage(found: list[dict[str, Any]]) -> None:
+    found[1]["rows"][1]["items"]["ids"][0] = "boxes/new"
+
+
 def other_backbone(found: list[dict[str, Any]]) -> None:
     found[8]["backbone"] = "large"
 
@@ -163,6 +173,14 @@ def no_domain(found: list[dict[str, Any]]) -> None:
         (spoil(float("nan")), "of 'b' is not measurable after 'after-a': 8 items are too few"),
         (spoil(None), "of 'b' is not measurable after 'after-a'"),
         (other_items, "of 'b' has 0.3 on 60 items and, beside 'after-b', 0.3 on 30"),
+        (
+            items_of_another_draw,
+            "choice_accuracy of 'b' is of others in 'after-b' than in 'after-a' .2 of 60 differ, such as 'b/0'.",
+        ),
+        (
+            items_of_another_draw_in_one_stage,
+            "generation of 'boxes' is of others in another file of 'after-a' than in 'after-a' .1 of 60 differ",
+        ),
         (other_backbone, "name large, tiny"),
         (two_scores, "'after-a' has 0.7 and 0.1 for generation of 'boxes'"),
         (two_units, "these are in choice_accuracy .ROUGE., choice_accuracy .share right."),
@@ -238,8 +256,19 @@ def test_the_tables_state_their_denominators(tmp_path: Path) -> None:
     assert "T - 1 earlier domains" in done.stdout and "-0.250" in done.stdout and "after-c" in done.stdout
 
 
+def test_a_stage_with_a_long_name_cuts_no_word_of_a_table(tmp_path: Path) -> None:
+    files = list(map(Path, stored(tmp_path)))
+    for file in files:
+        document = json.loads(file.read_text())
+        file.write_text(json.dumps(document | {"subject": f"{'a/' * 60}{document['subject']}"}))
+    done = graftline("continual", *map(str, files))
+    assert "…" not in done.stdout and f"{'a/' * 60}after-c\n" in done.stdout, done.stderr
+
+
 def test_a_row_with_something_else_in_a_column_is_one_sentence(tmp_path: Path) -> None:
-    for column, value in (("task", ["icd10"]), ("low", "x"), ("summary", ["x"]), ("chance", "x")):
+    broken = (("task", ["icd10"]), ("low", "x"), ("summary", ["x"]), ("chance", "x"), ("items", None), ("items", {"ids": [1]}))
+    broken += (("items", {"ids": ["a", "a"]}), ("items", {"ids": []}), ("n", 10**6), ("n", None), ("low", 10**400))
+    for column, value in broken:
         document = deepcopy(documents()[0])
         document["rows"][0][column] = value
         (tmp_path / "edited.json").write_text(json.dumps(document))
@@ -251,12 +280,13 @@ def test_a_row_with_something_else_in_a_column_is_one_sentence(tmp_path: Path) -
     "text",
     [
         "[]",
+        "[" * 200_000,
         '{"subject": "one", "backbone": "tiny", "rows": [{"task": "icd10", ',
         '{"subject": "one", "backbone": "tiny", "rows": [{"task": "icd10"}]}',
         '{"subject": 1, "backbone": "tiny", "rows": []}',
         '{"subject": "one", "backbone": "tiny", "rows": "none"}',
     ],
-    ids=["else", "cut", "columns", "subject", "rows"],
+    ids=["else", "deep", "cut", "columns", "subject", "rows"],
 )
 def test_a_file_of_something_else_is_one_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / "other.json").write_text(text)

@@ -1,4 +1,4 @@
-"""A contract over all measures, on a model that really reasons: real damage is flagged, and an adapter of zeros never is.
+"""A contract over all measures, on models that really reason: real damage is flagged, and an adapter of zeros never is.
 
 What each adapter was fitted to is known, so that what a measure must say of it is known as well.
 """
@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
-from damaged import CHAINS, DAMAGES, ITEMS, Bench, Plain
+import torch
+from damaged import CHAINS, DAMAGES, ITEMS, STORY_READER, Bench, Plain
 
 from adapters.backbone import REASONER, Backbone
 from engine.profile import Profile
@@ -19,7 +20,7 @@ from evaluation.admission import random_update
 from evaluation.continual import ContinualMatrix
 from evaluation.evaluate import Planned, Row, evaluate
 from evaluation.knockout import grouped, knock_out
-from evaluation.measure import Measure
+from evaluation.measure import Measure, Readings
 from evaluation.measures import MEASURES
 from evaluation.measures.budget import BudgetAccuracy
 from evaluation.measures.shift import ShiftRobustness
@@ -27,6 +28,7 @@ from evaluation.statistics import paired_change
 from evaluation.task import Task
 from evaluation.tasks import TASKS
 from evaluation.tasks.alchemy import ALCHEMY
+from evaluation.tasks.belief import BELIEF
 
 SINGLE = ALCHEMY.at_length(1)  # what the test-bed knows without a trace
 SHORT = BudgetAccuracy((0, 8, 16, 24))  # a trace has 20 tokens or so
@@ -41,6 +43,7 @@ class Control:
     task: Callable[[Backbone], Task] = lambda backbone: ALCHEMY
     measure: Measure | None = None
     count: int = len(ITEMS)
+    able: str = "bench"  # the fixture of the model that can do the task
 
 
 def chains(backbone: Backbone) -> Task:
@@ -51,13 +54,17 @@ def single(backbone: Backbone) -> Task:
     return SINGLE
 
 
+def stories(backbone: Backbone) -> Task:
+    return BELIEF
+
+
 CONTROLS = {
     "choice_accuracy": Control("shuffled", single),
     "chain_likelihood": Control("shuffled"),
     "generation": Control("answers_only"),
     "information_gain_external": Control("answers_only"),
     "information_gain_self": Control("shuffled", chains),
-    "correction": Control("answers_only"),
+    "correction": Control("contradicts"),
     "shift_robustness": Control("narrow", measure=SHIFTS, count=60),
     "faithfulness": Control("knows", chains),
     "faithfulness_base_traces": Control("knows", chains),
@@ -66,7 +73,7 @@ CONTROLS = {
     "reasoned_choice": Control("shuffled"),
     "rationality": Control("answers_only"),
     "text_likelihood": Control("shuffled", Plain),
-    "pair_preference": Control("shuffled", Plain),
+    "pair_preference": Control("shuffled", Plain, count=60),
     "pair_margin": Control("shuffled", Plain),
     "trace_length": Control("answers_only"),
     "budget": Control("contradicts", chains, SHORT, count=60),
@@ -77,14 +84,26 @@ CONTROLS = {
     "latent_reasoning": Control("contradicts"),
     "brier_score": Control("shuffled", single),
     "candidate_log_probability": Control("shuffled", single),
+    "belief": Control("by_reality", stories, count=160, able="story_bench"),
 }
-# Their controls need what the test-bed has not: thoughts (test_soft_thoughts.py) and stories (test_belief.py).
-ELSEWHERE = {"soft_thoughts", "belief"}
+# Its control needs what the test-bed has not: thoughts (fitted in test_fitted_thoughts.py).
+ELSEWHERE = {"soft_thoughts"}
 
 
 @pytest.fixture(scope="module")
 def bench(testbed: Backbone) -> Bench:
     return Bench(TorchEngine(testbed, max_rows=64))
+
+
+@pytest.fixture(scope="module")
+def story_bench() -> Bench:
+    return Bench(TorchEngine(Backbone.load(str(STORY_READER), device="cpu", dtype=torch.float32), max_rows=64))
+
+
+@pytest.fixture
+def able(request: pytest.FixtureRequest, measure: str) -> Bench:
+    found: Bench = request.getfixturevalue(CONTROLS[measure].able)
+    return found
 
 
 def read(bench: Bench, measure: str, damage: str | None = None) -> Row:
@@ -100,14 +119,14 @@ def test_every_measure_has_its_control() -> None:
 
 
 @pytest.mark.parametrize("measure", CONTROLS)
-def test_real_damage_is_flagged_with_its_interval_clear_of_zero(bench: Bench, measure: str) -> None:
-    row = read(bench, measure)
+def test_real_damage_is_flagged_with_its_interval_clear_of_zero(able: Bench, measure: str) -> None:
+    row = read(able, measure)
     assert not row.not_measurable and row.change.high < 0, (row.not_measurable, str(row.change))
 
 
 @pytest.mark.parametrize("measure", CONTROLS)
-def test_an_adapter_of_zeros_changes_no_item_of_what_the_test_bed_can_do(bench: Bench, measure: str) -> None:
-    row = read(bench, measure, "zeros")
+def test_an_adapter_of_zeros_changes_no_item_of_what_the_model_can_do(able: Bench, measure: str) -> None:
+    row = read(able, measure, "zeros")
     assert not row.not_measurable and set(row.change.per_item) == {0.0}
     assert (row.change.low, row.change.high) == (0.0, 0.0) and repr(row.adapted.parts) == repr(row.base.parts)
 
@@ -172,10 +191,37 @@ def test_a_stage_that_lost_what_the_backbone_can_do_flips_it(bench: Bench) -> No
     assert cells["answers_only"].negative_flips > 0.9 and cells["answers_only"].high < 0  # type: ignore[operator]
 
 
+def test_a_form_that_was_lost_is_told_and_is_no_loss_of_what_reasoning_corrects(bench: Bench) -> None:
+    # Asked for the answer alone, who goes in circles writes steps until there is no room for it.
+    row = read(bench, "correction", "circles")
+    assert "answer line in" in row.not_measurable and math.isnan(row.change.mean)
+    assert row.summary["adapted_unparsed"] > 0.5 > row.summary["base_unparsed"]  # type: ignore[operator]
+    kept = read(bench, "correction")
+    assert kept.summary["adapted_unparsed"] == 0.0 and kept.summary["adapted_overturned"] > 0.5  # type: ignore[operator]
+
+
 def test_what_was_never_written_is_not_measurable_and_no_loss(bench: Bench) -> None:
     for measure in ("faithfulness", "new_steps", "conclusion"):
         row = read(bench, measure, "answers_only")
         assert row.not_measurable and math.isnan(row.change.mean)
+
+
+def test_who_came_to_answer_beliefs_by_reality_keeps_facts_and_true_beliefs_and_loses_every_false_one(story_bench: Bench) -> None:
+    row = read(story_bench, "belief")
+    knew, knows = right_by_question(row.base), right_by_question(row.adapted)
+    assert min(knew.values()) > 0.8 and row.base.part_mean("quadruple") > 0.7  # by chance 0.0625
+    assert min(knows["fact"], knows["true_belief"]) > 0.8 and knows["false_belief"] < 0.2
+    assert row.adapted.part_mean("true_belief") > 0 > row.adapted.part_mean("false_belief")
+    assert row.adapted.part_mean("pair") < 0.2 < row.base.part_mean("pair")
+    assert row.summary["quadruple_flips_p_value"] < 0.001  # type: ignore[operator]
+
+
+def right_by_question(readings: Readings) -> dict[str, float]:
+    """Share right of facts, of beliefs that are as the thing is, and of those that are not."""
+    kinds: dict[str, list[float]] = {"fact": [], "true_belief": [], "false_belief": []}
+    for right, true, false in zip(*(readings.parts[part] for part in ("right", "true_belief", "false_belief")), strict=True):
+        kinds["true_belief" if true == true else "false_belief" if false == false else "fact"].append(right)
+    return {kind: sum(found) / len(found) for kind, found in kinds.items()}
 
 
 @pytest.mark.slow

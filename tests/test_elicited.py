@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from fitted import fitted_lora, random_steering
 from toy_engine import ToyEngine
@@ -28,11 +30,12 @@ def written_texts(engine: TorchEngine, backbone: Backbone, split: Split, count: 
     return [Continuation(prompt, done.token_ids) for prompt, done in zip(prompts, engine.complete(asked), strict=True)]
 
 
-def index_of(backbone: Backbone, adapter: Adapter) -> Elicited:
+def index_of(backbone: Backbone, adapter: Adapter, on_progress: Callable[[int, int], None] = lambda done, of: None) -> Elicited:
     engine = TorchEngine(backbone)
     engine.load("one", Profile((adapter,)))
     made_on, judged_on = (written_texts(engine, backbone, split, 24) for split in ("search", "select"))
-    found = elicited(engine, backbone, "one", made_on, judged_on, [str(index) for index in range(len(judged_on))])
+    names = [str(index) for index in range(len(judged_on))]
+    found = elicited(engine, backbone, "one", made_on, judged_on, names, on_progress=on_progress)
     assert engine.loaded == ("one",)
     return found
 
@@ -52,6 +55,13 @@ def test_an_adapter_that_is_one_constant_vector_was_elicited_and_the_opposite_si
 def test_a_vector_holds_only_what_those_below_it_did_not_bring_about(backbone: Backbone) -> None:
     lower, upper = index_of(backbone, random_steering(backbone, 0, size=2.0)).as_dict()["norms"]
     assert upper < 1e-3 * lower
+
+
+def test_progress_is_told_of_every_reading_and_vector(backbone: Backbone) -> None:
+    told: list[tuple[int, int]] = []
+    found = index_of(backbone, random_steering(backbone, 0, size=2.0), lambda *now: told.append(now))
+    units = 2 + len(found.vectors) + 2 + len(found.random)
+    assert told == [(done, units) for done in range(units + 1)]
 
 
 def test_a_random_update_was_not_elicited(backbone: Backbone) -> None:

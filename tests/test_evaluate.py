@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from io import StringIO
@@ -18,19 +19,34 @@ from engine.profile import Profile
 from evaluation.admission import random_update
 from evaluation.base_cache import BaseCache
 from evaluation.errors import DataError
-from evaluation.evaluate import Planned, compared, evaluate, forward_kl
+from evaluation.evaluate import Evaluation, Planned, compared, evaluate, forward_kl
 from evaluation.measure import Measure, Readings
 from evaluation.measures import MEASURES
 from evaluation.measures.correction import triple
 from evaluation.statistics import flips
-from evaluation.task import Example, Task
-from evaluation.tasks import FAMILIES
+from evaluation.task import DIRECT, Example, Task
+from evaluation.tasks import FAMILIES, TASKS
 from service.commands.evaluate import show
 
 TASK = FAMILIES["arithmetic"]
 WRITTEN, CHAIN, CHOICE, CORRECTION = (
     MEASURES[name] for name in ("generation", "chain_likelihood", "choice_accuracy", "correction")
 )
+
+
+class Formless(ToyEngine):
+    """Writes no answer line in the first replies to one of the two prompts."""
+
+    def __init__(self, backbone: Backbone, examples: Sequence[Example], count: int, kind: str = "reasoned") -> None:
+        super().__init__(backbone, examples)
+        self._count, self._is_direct = count, kind == "direct"
+
+    def complete(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        asked = [
+            place for place, one in enumerate(requests) if (DIRECT in self.backbone.decode(one.prompt_ids)) == self._is_direct
+        ]
+        lost = set(asked[: self._count])
+        return [replace(done, text="So.") if place in lost else done for place, done in enumerate(super().complete(requests))]
 
 
 @pytest.fixture
@@ -85,6 +101,23 @@ def test_a_loss_in_every_item_of_few_templates_is_one_of_as_many_items() -> None
     assert len(set(base.clusters)) <= 3 and row.p_value_of_loss == pytest.approx(2**-12)
 
 
+def test_a_loss_in_every_item_of_few_drawn_sets_is_one_of_as_many_sets() -> None:
+    items = [Example(str(item), f"Question {item}?", "yes", group=f"set {item // 6}") for item in range(24)]
+    base, adapted = (Readings.of(WRITTEN, TASKS["icd10"], items, values) for values in ([1.0] * 24, [0.0] * 23 + [1.0]))
+    row = compared(Planned(WRITTEN, TASKS["icd10"], items, "protected"), base, adapted)
+    assert row.p_value_of_loss == pytest.approx(2**-4) and row.change.method == "t over clusters"
+
+
+def test_a_loss_in_one_of_several_families_is_no_claim_that_one_family_alone_would_be() -> None:
+    rows = []
+    for task in list(FAMILIES.values())[:4]:
+        items = task.examples("search", 12)
+        base, adapted = (Readings.of(WRITTEN, task, items, values) for values in ([1.0] * 12, [0.0] * 6 + [1.0] * 6))
+        rows.append(compared(Planned(WRITTEN, task, items, "protected"), base, adapted))
+    alone, together = Evaluation((rows[0],)).losses, Evaluation(tuple(rows)).losses
+    assert set(alone.values()) == {2**-6} and set(together.values()) == {4 * 2**-6}
+
+
 def test_the_likelihood_of_the_chain_falls_where_the_chain_is_no_longer_written(
     engine: ToyEngine, backbone: Backbone, examples: list[Example]
 ) -> None:
@@ -118,7 +151,8 @@ def test_who_knows_the_answer_chooses_it_and_who_does_not_does_not(
 def test_the_correction_triple_tells_repair_from_overturning(backbone: Backbone, examples: list[Example]) -> None:
     found = CORRECTION.read(ToyEngine(backbone, examples), backbone, None, TASK, examples)
     assert (triple(found).fast_accuracy, triple(found).corrected, triple(found).overturned) == (1.0, None, 0.0)
-    mixed = replace(found, parts={"fast": (1.0, 1.0, 0.0, 0.0, 0.0), "slow": (1.0, 0.0, 1.0, 1.0, 0.0)})
+    written = {name: (1.0,) * 5 for name in ("fast_parsed", "slow_parsed")}
+    mixed = replace(found, parts={"fast": (1.0, 1.0, 0.0, 0.0, 0.0), "slow": (1.0, 0.0, 1.0, 1.0, 0.0), **written})
     assert (triple(mixed).fast_accuracy, triple(mixed).overturned) == (0.4, 0.5)
     assert triple(mixed).corrected == pytest.approx(2 / 3)
 
@@ -134,9 +168,11 @@ def test_an_evaluation_tells_which_way_answers_flipped_and_what_reasoning_repair
         "base_fast_accuracy": 1.0,
         "base_corrected": None,
         "base_overturned": 0.0,
-        "adapted_fast_accuracy": 0.0,
-        "adapted_corrected": 0.0,
+        "base_unparsed": 0.0,
+        "adapted_fast_accuracy": None,  # it writes no answer line, and so shows nothing of its reasoning
+        "adapted_corrected": None,
         "adapted_overturned": None,
+        "adapted_unparsed": 1.0,
     }
     assert rows[2]["summary"].keys() == rows[0]["summary"].keys()
     assert [row["chance"] for row in rows] == [0.0, None, 0.25]
@@ -144,8 +180,8 @@ def test_an_evaluation_tells_which_way_answers_flipped_and_what_reasoning_repair
     show(found.rows, "title", Console(file=shown, width=80))
     for line in (
         "arithmetic, generation: negative flips 1.000",
-        "base corrected -",
-        "adapted corrected 0.000",
+        "correction: not measurable: the adapter writes an answer line in 0 of its 12 direct answers",
+        "adapted unparsed 1.000",
         "choice_accuracy │",
     ):
         assert line in shown.getvalue()
@@ -167,9 +203,39 @@ def test_answers_without_a_verifier_are_not_called_right_in_every_step(
     assert [row.adapted.mean for row in found.rows] == [0.0, 1.0]
 
 
-def test_an_unparsed_answer_is_not_only_wrong(engine: ToyEngine, backbone: Backbone, examples: list[Example]) -> None:
-    found = CORRECTION.read(engine, backbone, "lost", TASK, examples)
-    assert found.part_mean("fast_parsed") == found.part_mean("slow_parsed") == 0.0
+def test_a_reply_without_an_answer_line_is_no_wrong_answer(backbone: Backbone, examples: list[Example]) -> None:
+    found = CORRECTION.read(Formless(backbone, examples, 1), backbone, None, TASK, examples * 2)
+    assert not found.reason and sum(map(math.isnan, found.values)) == 1
+    assert triple(found).overturned == 0.0
+
+
+def test_the_means_of_both_sides_are_of_the_items_of_the_change(examples: list[Example]) -> None:
+    unknown = [math.nan] * 2
+    base, adapted = (
+        Readings.of(CORRECTION, TASK, examples, values) for values in ([1.0, 1.0, *[0.0] * 10], [*unknown, *[0.5] * 10])
+    )
+    row = compared(Planned(CORRECTION, TASK, examples, "report"), base, adapted)
+    told = row.as_dict()
+    assert (told["base"], told["adapted"], told["change"], told["n"]) == (0.0, 0.5, 0.5, 10)
+    shown = StringIO()
+    show([row], "title", Console(file=shown, width=160))
+    assert "│ 0.000 │ 0.500 │ +0.500 │" in " ".join(shown.getvalue().split())
+
+
+def test_a_name_in_brackets_is_shown_as_it_is(
+    engine: ToyEngine, backbone: Backbone, examples: list[Example], capsys: pytest.CaptureFixture[str]
+) -> None:
+    show(evaluate(engine, backbone, "answers", [Planned(CHOICE, TASK, examples, "domain")]).rows, "[old] in runs/[/new]")
+    assert "[old] in runs/[/new]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["direct", "reasoned"])
+def test_below_95_percent_of_answer_lines_form_is_lost_and_no_reasoning(
+    backbone: Backbone, examples: list[Example], kind: str
+) -> None:
+    found = CORRECTION.read(Formless(backbone, examples, 2, kind), backbone, None, TASK, examples * 2)
+    assert f"the backbone writes an answer line in 22 of its 24 {kind} answers, not in 95%" in found.reason
+    assert all(map(math.isnan, found.values))
 
 
 def test_the_backbone_is_read_once_for_every_adapter(

@@ -74,7 +74,10 @@ def test_noise_in_the_weights_moves_it(engine: TorchEngine, backbone: Backbone, 
 def test_the_correction_triple_separates_repair_from_damage(engine: TorchEngine, backbone: Backbone) -> None:
     task = TASKS["boxes"]
     readings = MEASURES["correction"].read(engine, backbone, None, task, task.examples("search", 2))
-    made = type(readings)(**{**readings.__dict__, "parts": {"fast": (1.0, 1.0, 0.0, 0.0), "slow": (1.0, 0.0, 1.0, 0.0)}})
+    written = {name: (1.0,) * 4 for name in ("fast_parsed", "slow_parsed")}
+    made = type(readings)(
+        **{**readings.__dict__, "parts": {"fast": (1.0, 1.0, 0.0, 0.0), "slow": (1.0, 0.0, 1.0, 0.0), **written}}
+    )
     assert triple(made) == type(triple(made))(0.5, 0.5, 0.5)
 
 

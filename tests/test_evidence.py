@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -212,8 +213,19 @@ def test_a_gate_that_is_killed_goes_on_from_its_last_whole_round(tmp_path: Path)
     assert Evidence(other.start.model_copy(update={"seed": -1})).or_kept(tmp_path / "gate.json").rounds == 0
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"start": {}}', "no json"])
+@pytest.mark.parametrize("text", ["", "[]", '{"start": {}}', "no json", "null", "3"])
 def test_a_damaged_file_of_rounds_is_left_aside(tmp_path: Path, text: str) -> None:
     (tmp_path / "gate.json").write_text(text)
     start = begun(None, "same", SETTINGS)
+    assert start.or_kept(tmp_path / "gate.json") is start
+
+
+@pytest.mark.parametrize(
+    "damage", [{"items": []}, {"items": {"boxes": None}}, {"rounds": "two"}, {"rounds": None}, {"start": []}]
+)
+def test_rounds_of_another_form_are_left_aside(tmp_path: Path, damage: dict[str, object]) -> None:
+    kept = promoted(np.random.default_rng(1), 0.05, None).evidence
+    assert kept is not None
+    (tmp_path / "gate.json").write_text(json.dumps({**json.loads(kept.to_json()), **damage}))
+    start = Evidence(kept.start)
     assert start.or_kept(tmp_path / "gate.json") is start

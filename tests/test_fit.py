@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,13 @@ from adapters.lora import LoRA, LoRASpec
 from adapters.softcot import SoftCoTSpec
 from evaluation.errors import DataError
 from evaluation.task import Example
-from tuning.batches import collate, endless_batches, rows_of
+from tuning.batches import collate, endless_rows, rows_of
+from tuning.distance import label_logits
 from tuning.errors import Diverged
 from tuning.loop import OnStep
 from tuning.methods.method import Fit
 from tuning.methods.sft import SFT, SFTSpec
-from tuning.methods.supervised import label_logits, token_loss
+from tuning.methods.supervised import token_loss
 
 EXAMPLES = [
     Example(id=str(n), question=f"What comes after {n}?", answer=str(n + 1), rationale=f"{n} + 1 = {n + 1}", group=str(n))
@@ -120,8 +122,7 @@ def test_logits_at_the_labels_are_those_of_the_whole_model(backbone: Backbone) -
 
 def test_every_row_is_seen_before_one_comes_again(backbone: Backbone) -> None:
     rows = rows_of(backbone, EXAMPLES, "answer")
-    batches = endless_batches(rows, 2, seed=0)
-    seen = [row.completion_ids for _ in range(3) for row in next(batches)]
+    seen = [row.completion_ids for row in islice(endless_rows(rows, seed=0), len(rows))]
     assert len(set(seen)) == len(rows)
 
 
@@ -196,3 +197,14 @@ def test_a_row_longer_than_the_backbone_reads_is_named_with_the_way_out(backbone
     long = Example(id="long", question="word " * 3000, answer="1", rationale="", group="a")
     with pytest.raises(DataError, match=r"1 of 7 rows do not; the first has \d+ and \d+. Shorten"):
         SFT(SFTSpec(steps=1)).fit(backbone, [LoRA(LoRASpec(rank=4))], [*EXAMPLES, long])
+
+
+def test_a_fit_ends_with_the_step_that_reaches_its_token_budget(backbone: Backbone) -> None:
+    def fitted(**spec: int) -> Fit:
+        return SFT(SFTSpec(batch_size=3, **spec)).fit(backbone, [LoRA(LoRASpec(rank=4))], EXAMPLES)
+
+    whole = fitted(steps=6)
+    bounded = fitted(steps=1000, token_budget=whole.num_tokens)
+    assert (len(bounded.losses), bounded.num_tokens) == (6, whole.num_tokens)
+    assert len(fitted(steps=1000, token_budget=whole.num_tokens - 1).losses) == 6
+    assert len(fitted(steps=2, token_budget=whole.num_tokens).losses) == 2

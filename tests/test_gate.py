@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from registry.gate import Draw, run_gate
+from registry.gate import Draw, judge, run_gate, settled_names
 from registry.gate_report import COLUMNS, POOLED, POOLED_SHARES, GateReport
 from registry.gate_settings import GateSettings
-from registry.gate_statistics import PairedItems
+from registry.gate_statistics import PairedItems, log_wealth, lower_bound
 
 QUICK = GateSettings(margin=0.15, pooled_margin=0.05, round_items=20, max_rounds=10, time_budget_s=300)
 FAMILIES = ("boxes", "deduction", "arithmetic", "kinship")
@@ -101,6 +102,52 @@ def test_a_lost_domain_fails() -> None:
     assert run_gate(QUICK, draw, Clock(), domain="icd10", subject="medicine@1").verdict == "fail"
 
 
+def units(value: float, count: int) -> PairedItems:
+    return PairedItems.of(np.zeros(count), np.full(count, value), np.arange(count))
+
+
+def test_a_gain_is_shown_against_the_least_gain_and_not_against_none() -> None:
+    gained = {"icd10": units(0.1, 400), "boxes": units(0.0, 400)}
+    verdicts = [
+        judge(QUICK.model_copy(update={"min_domain_gain": least}), gained, "icd10")[0].verdict for least in (0.0, 0.09, 0.2)
+    ]
+    assert verdicts == ["pass", "inconclusive", "fail"]
+
+
+def test_a_pass_is_at_the_share_of_alpha_that_the_gate_may_spend_and_so_are_the_bounds_that_are_told() -> None:
+    settings = QUICK.model_copy(update={"num_candidates": 3, "restarts": 2})
+    needed = next(n for n in range(1, 400) if log_wealth(np.zeros(n), -settings.margin) >= -math.log(settings.candidate_alpha))
+    assert log_wealth(np.zeros(needed - 1), -settings.margin) >= -math.log(settings.alpha)
+    for count, verdict in ((needed - 1, "inconclusive"), (needed, "pass")):
+        found = judge(settings, {"icd10": units(1.0, 400), "boxes": units(0.0, count)}, "icd10")[1]
+        assert found.verdict == verdict
+        assert found.lower == pytest.approx(lower_bound(np.zeros(count), settings.candidate_alpha)) == -found.upper
+
+
+def test_a_family_is_judged_by_the_margin_of_its_own() -> None:
+    settings = QUICK.model_copy(update={"margins": {"boxes": 0.3}})
+    drawn = {name: units(0.0, 4) for name in ("icd10", "boxes", "kinship")}
+    assert [test.threshold for test in judge(settings, drawn, "icd10")] == [0.0, -0.3, -0.15, -0.05]
+
+
+def test_only_what_has_passed_is_settled() -> None:
+    drawn = {"icd10": units(1.0, 400), "boxes": units(0.0, 4), "kinship": units(0.0, 400)}
+    found = judge(QUICK.model_copy(update={"pooled_margin": None}), drawn, "icd10")
+    assert settled_names(found) == {"icd10", "kinship"}
+
+
+def test_harm_to_one_of_several_families_is_claimed_at_alpha_divided_by_the_number_of_tests() -> None:
+    alpha = QUICK.candidate_alpha
+    alone, shared = (
+        next(n for n in range(1, 60) if log_wealth(np.ones(n), QUICK.margin) >= -math.log(level)) for level in (alpha, alpha / 6)
+    )
+    assert alone < shared  # six tests: the domain, four families and their pool
+    for count, verdict in ((shared - 1, "inconclusive"), (shared, "fail")):
+        drawn = {"icd10": units(1.0, 400), **{name: units(0.0, 400) for name in FAMILIES}, "boxes": units(-1.0, count)}
+        found = next(test for test in judge(QUICK, drawn, "icd10") if test.name == "boxes")
+        assert found.verdict == verdict and found.upper < found.threshold
+
+
 def test_the_time_budget_stops_before_a_round_that_would_not_fit() -> None:
     clock = Clock()
     draw = drawing(dict.fromkeys(FAMILIES, 0.05), clock=clock, seconds=120.0)
@@ -168,6 +215,22 @@ def test_backbone_adapted_and_change_are_means_over_the_same_units() -> None:
     assert all(test.adapted_mean - test.base_mean == pytest.approx(test.change) for test in report.tests)
     assert report.pooled is not None and (report.pooled.num_units, report.pooled.worst_cluster) == (4, "boxes: a")
     assert "4 in 2 units" in report.rows()[1]
+
+
+def test_the_standard_error_is_that_of_the_units_which_the_bounds_are_made_from() -> None:
+    single = np.random.default_rng(7).choice([-1.0, 0.0, 1.0], 100)
+
+    def stderr(items: PairedItems) -> float:
+        found = judge(QUICK, {"icd10": items}, "icd10")[0].stderr
+        assert found is not None
+        return found
+
+    once = stderr(PairedItems.of(np.zeros(100), single, np.arange(100)))
+    assert once == pytest.approx(single.std(ddof=1) / 10)
+    doubled = np.zeros(200), np.repeat(single, 2), np.repeat(np.arange(100), 2)
+    assert stderr(PairedItems.of(*doubled)) == pytest.approx(once)
+    assert stderr(PairedItems.of(np.zeros(100), single, np.arange(100) % 2, fixed_clusters=True)) == pytest.approx(once)
+    assert judge(QUICK, {"icd10": PairedItems.of([0.0], [1.0], ["a"])}, "icd10")[0].stderr is None
 
 
 def test_a_report_survives_json_with_its_digest_and_any_edit_changes_it() -> None:

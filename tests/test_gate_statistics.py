@@ -110,13 +110,10 @@ def test_a_cluster_counts_once_and_a_fixed_set_of_clusters_does_not_hide_items()
     assert sorted(PairedItems.of(base, adapted, clusters, fixed_clusters=True).units) == [-1.0, 0.0, 0.0]
 
 
-def test_the_standard_error_of_doubled_items_is_that_of_the_clusters() -> None:
-    rng = np.random.default_rng(7)
-    single = draws(rng, 0.2, 0.2, 100)
-    once = PairedItems.of(np.zeros(100), single, np.arange(100))
-    doubled = PairedItems.of(np.zeros(200), np.repeat(single, 2), np.repeat(np.arange(100), 2))
-    assert doubled.stderr == pytest.approx(once.stderr)
-    assert once.stderr == pytest.approx(single.std(ddof=1) / 10)
+def test_joined_items_count_by_clusters_unless_the_clusters_of_both_are_fixed() -> None:
+    values = [1.0, 1.0], [0.0, 1.0], ["a", "a"]
+    sampled, fixed = (PairedItems.of(*values, fixed_clusters=is_fixed) for is_fixed in (False, True))
+    assert [len(one.joined(fixed).units) for one in (sampled, fixed)] == [1, 4]
 
 
 def test_unpaired_or_unscored_items_are_refused() -> None:

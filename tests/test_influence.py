@@ -19,11 +19,11 @@ from evaluation.task import Example
 from evaluation.tasks import TASKS
 from tuning.batches import Row, collate, rows_of
 from tuning.checkpoints import Checkpoint, Recorder, checkpoint_steps, restored
+from tuning.distance import label_logits
 from tuning.errors import BadRecipe
 from tuning.gradients import CountSketch, Weighted, adam_direction, gradient
 from tuning.influence import Influence, Pool, conflicts, influences, length_correlations, lens
 from tuning.methods.sft import SFT, SFTSpec
-from tuning.methods.supervised import label_logits
 from tuning.queries import DOMAIN, domain_query, family_query
 
 LORA = LoRASpec(rank=4)

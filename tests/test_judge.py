@@ -25,7 +25,7 @@ from evaluation.measures.judged_rationality import JudgedRationality
 from evaluation.rubric import load_rubric
 from evaluation.task import Example
 from evaluation.tasks import FAMILIES
-from service.commands.evaluate import judged
+from service.commands.evaluate import JudgeAt, judged
 from service.commands.subject import LOADED, load_subject
 
 pytest.importorskip("httpx", reason="a judge is asked through httpx")
@@ -171,6 +171,31 @@ def test_a_judge_that_is_away_is_one_sentence(serve: Serve, tmp_path: Path, url:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_judge_that_is_too_slow_names_the_option_that_gives_it_more_time(serve: Serve, tmp_path: Path) -> None:
+    given_up = threading.Event()
+
+    def slow(prompt: str) -> str:
+        given_up.wait(10)
+        return "broken"
+
+    try:
+        with pytest.raises(JudgeUnavailable, match=r"within 0\.1 s, but did not.*--judge-timeout-s"):
+            Judge(serve(slow).url, "m", tmp_path, timeout_s=0.1).verdicts([asked()])
+    finally:
+        given_up.set()
+
+
+@pytest.mark.parametrize("text", ["", '{"prompt": "cut', "[]", "null", '{"reply": "of another question", "prompt": "other"}'])
+def test_a_damaged_reply_is_asked_for_again(serve: Serve, tmp_path: Path, text: str) -> None:
+    endpoint = serve(careful)
+    judge = Judge(endpoint.url, "m", tmp_path)
+    first = judge.verdicts([asked()])
+    (file,) = tmp_path.iterdir()
+    file.write_text(text)
+    assert judge.verdicts([asked()]) == first and len(endpoint.asked) == 2
+    assert judge.verdicts([asked()]) == first and len(endpoint.asked) == 2
+
+
 def read(backbone: Backbone, examples: Sequence[Example], judge: Judge) -> Row:
     plan = [Planned(JudgedRationality(judge), TASK, examples, "report")]
     reader = Reader(backbone, {None: {example.question: example.chain for example in examples}})
@@ -228,7 +253,8 @@ def test_agreement_is_a_rank_correlation_and_undefined_for_a_constant() -> None:
 def test_the_command_line_reads_the_judge_on_the_domain(serve: Serve, tmp_path: Path, backbone: Backbone) -> None:
     write_release(tmp_path / "one", backbone, random_lora(backbone, 1), domain="arithmetic", protected=["grammar"])
     subject = load_subject(str(tmp_path / "one"), None, None, tmp_path / "home", None)
-    planned = judged(subject, (serve(at_random).url, "m"), items=8)
+    planned = judged(subject, JudgeAt(serve(at_random).url, "m", 7.0), items=8)
+    assert planned.measure.judge.timeout_s == 7.0  # type: ignore[attr-defined]
     row = evaluate(subject.engine, subject.backbone, LOADED, [planned]).rows[0]
     assert row.base.task == "arithmetic" and "control_swapped" in row.summary
     assert list((tmp_path / "home" / "cache" / "judge").iterdir())

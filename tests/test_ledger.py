@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from pathlib import Path
 
 import pytest
 from gated_names import NAME, report
@@ -24,6 +25,7 @@ from registry.status import name_status
 from registry.status import status as status_of
 from registry.tracking import Tracking
 from registry.verdicts import REPORT_TAG, record_verdict, recorded_report
+from service.commands.releases import status as show_status
 
 
 @pytest.fixture
@@ -41,10 +43,25 @@ def test_a_passed_release_becomes_champion_and_the_alias_follows(ledger: Ledger)
     assert kept is not None and kept.digest() == made.entry.gate_digest
 
 
+def test_a_reason_is_shown_as_it_was_given(ledger: Ledger, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger.promote(1, report(1), reason="[urgent] see runs[/old]", actor="ada")
+    show_status(tmp_path, None, as_json=False)
+    assert "[urgent] see runs[/old]" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_name_without_a_promotion_has_no_champion(tracking: Tracking) -> None:
     for ask in (lambda: resolve(tracking, NAME), LedgerReader(tracking, NAME).refresh):
         with pytest.raises(NoChampion, match="graftline promote"):
             ask()
+
+
+@pytest.mark.parametrize("reference", ["nosuch", "nosuch@champion", "nosuch@1", "nosuch@candidate"])
+def test_a_name_that_does_not_exist_is_not_to_be_promoted_but_made(tracking: Tracking, reference: str) -> None:
+    with pytest.raises(
+        UnknownRelease, match=rf"'{reference}' is not there \(models: medicine\).*`graftline publish STUDY`"
+    ) as told:
+        resolve(tracking, reference)
+    assert "promote" not in str(told.value)
 
 
 def test_of_sixteen_promoters_who_saw_the_same_head_exactly_one_wins(ledger: Ledger) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
 
-from service.pace import Budget, Pace
+import pytest
+
+from service.pace import BadSeconds, Budget, Pace
 
 
 def test_the_time_left_is_by_the_pace_since_counting_began() -> None:
@@ -22,3 +25,9 @@ def test_the_time_left_is_by_the_pace_since_counting_began() -> None:
 def test_no_budget_is_never_spent_and_an_old_one_is() -> None:
     assert not Budget(None, started=0.0).is_spent()
     assert Budget(5.0, started=float("-inf")).is_spent()
+
+
+@pytest.mark.parametrize("seconds", [math.nan, math.inf, -math.inf, -1.0, 0.0])
+def test_a_budget_that_no_clock_reaches_or_that_is_over_at_once_is_refused(seconds: float) -> None:
+    with pytest.raises(BadSeconds, match="--time-budget-s is a number of seconds above 0, but got"):
+        Budget(seconds)

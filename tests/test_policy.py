@@ -11,7 +11,7 @@ from evaluation.retention import gate_measure
 from evaluation.tasks import TASKS
 from registry.errors import PolicyRefused
 from registry.ledger import Ledger
-from registry.policy import IN_NATS, Policy, policies, set_policy
+from registry.policy import IN_NATS, POLICY_TAG, Policy, policies, set_policy
 from registry.status import name_status
 from registry.tracking import Tracking
 from service.commands.releases import gate_policy
@@ -108,6 +108,14 @@ def test_a_report_on_another_domain_promotes_nothing(tracking: Tracking) -> None
     set_policy(tracking, NAME, bound, actor="ada", reason="first")
     with pytest.raises(PolicyRefused, match=r"domain \(icd10; the name's is customs\)"):
         Ledger(tracking, NAME).promote(1, report(1))
+
+
+@pytest.mark.parametrize("text", ["", "[{", '[{"policy": 1}]', "{}x", "3"])
+def test_policies_that_cannot_be_read_are_refused_with_the_place_and_the_way_out(tracking: Tracking, text: str) -> None:
+    with tracking.client() as client:
+        client.set_registered_model_tag(NAME, POLICY_TAG, text)
+    with pytest.raises(PolicyRefused, match=rf"{NAME} .*{POLICY_TAG}.* delete it"):
+        policies(tracking, NAME)
 
 
 def test_nats_have_a_margin_of_their_own() -> None:

@@ -99,6 +99,12 @@ def test_a_change_of_exactly_the_margin_is_never_decided() -> None:
     assert items_to_decide(change, 0.5) is None
 
 
+@pytest.mark.parametrize("adapted", [0.0, 1.0])
+def test_items_that_show_no_spread_do_not_say_how_many_would_decide(adapted: float) -> None:
+    change = paired_change([1.0] * 3, [adapted] * 3, list("abc"))
+    assert items_to_decide(change, 0.1) is None and math.isnan(smallest_detectable_change(change))
+
+
 @pytest.mark.parametrize(("change", "discordance"), [(0.0, 0.1), (0.2, 0.1)])
 def test_a_change_beyond_the_discordance_is_refused(change: float, discordance: float) -> None:
     with pytest.raises(ValueError, match="at most the discordance"):

@@ -29,6 +29,7 @@ from registry.tracking import Tracking
 from registry.verdicts import record_verdict, recorded_evidence, recorded_report, taken_shares
 from service.commands.evaluate import evaluate
 from service.commands.releases import promote, publish_directory
+from service.pace import BadSeconds
 from tuning.gating import GATED, Subject, check_tasks, gate, recipe_policy
 from tuning.manifest import complete
 from tuning.plan import report_plan
@@ -229,7 +230,7 @@ def test_the_first_release_of_a_name_sets_its_policy(backbone: Backbone, tmp_pat
 
 @pytest.mark.parametrize("seconds", [0.0, -5.0, float("nan")])
 def test_a_time_budget_that_is_no_time_is_refused(seconds: float, tmp_path: Path) -> None:
-    with pytest.raises(PromotionRefused, match="above 0"):
+    with pytest.raises(BadSeconds, match="above 0"):
         promote(f"{NAME}@1", "", False, seconds, None, tmp_path, None, as_json=True)
 
 

@@ -32,7 +32,13 @@ def test_paths_are_absolute_for_another_process() -> None:
 
 
 @pytest.mark.parametrize(
-    ("variable", "value"), [("GRAFTLINE_PORT", "70000"), ("GRAFTLINE_POLL_S", "60"), ("GRAFTLINE_MAX_ROWS", "many")]
+    ("variable", "value"),
+    [
+        ("GRAFTLINE_PORT", "70000"),
+        ("GRAFTLINE_POLL_S", "60"),
+        ("GRAFTLINE_MAX_ROWS", "many"),
+        ("GRAFTLINE_REQUEST_TIMEOUT_S", "inf"),
+    ],
 )
 def test_a_wrong_value_is_refused_by_its_variable(variable: str, value: str) -> None:
     with pytest.raises(ValueError, match=f"{variable} .*{value}"):

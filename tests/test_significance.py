@@ -94,6 +94,30 @@ def test_no_change_at_all_passes_by_the_rule_of_three(items: int, verdict: str) 
     assert found.items_needed == (59 if verdict == "inconclusive" else None)
 
 
+def test_one_small_loss_of_all_items_alike_passes_no_sooner_than_what_it_leaves_of_the_margin() -> None:
+    few, many = (non_inferiority([0.0] * items, [-0.01] * items, own(items), margin=0.02) for items in (2, 299))
+    # The others may be 1 % of the items: (0.02 - 0.01) / (1 - 0.01), of which 296 would show one.
+    assert (few.verdict, few.items_needed) == ("inconclusive", 296) and many.verdict == "pass"
+
+
+def test_what_all_items_of_a_cluster_kept_is_one_of_as_many_clusters() -> None:
+    def verdict(items: int) -> str:
+        return non_inferiority([1.0] * items, [1.0] * items, [str(item // 10) for item in range(items)], margin=0.05).verdict
+
+    assert [verdict(580), verdict(590)] == ["inconclusive", "pass"]
+
+
+def test_no_change_at_all_in_a_wider_span_needs_more_items() -> None:
+    narrow, wide = (non_inferiority([0.0] * 60, [0.0] * 60, own(60), margin=0.05, span=span) for span in (1.0, 2.0))
+    assert (narrow.verdict, wide.verdict, wide.items_needed) == ("pass", "inconclusive", 119)
+
+
+def test_a_mean_beyond_the_margin_is_no_fail_before_its_interval_is() -> None:
+    few, many = (non_inferiority([1.0] * n, [0.0] * (n // 8) + [1.0] * (n - n // 8), own(n), margin=0.05) for n in (24, 400))
+    assert few.change.mean == many.change.mean < -0.05
+    assert (few.verdict, many.verdict) == ("inconclusive", "fail")
+
+
 def test_a_loss_of_the_margin_passes_about_as_often_as_alpha_says() -> None:
     rng = np.random.default_rng(3)
     passed = 0

@@ -45,7 +45,33 @@ def test_the_standard_error_counts_clusters_not_items() -> None:
 def test_one_cluster_has_the_standard_error_of_its_items() -> None:
     found = paired_change([0.0] * 4, [0.0, 1.0, 1.0, 0.0], ["a"] * 4)
     assert found.stderr == pytest.approx(score([0.0, 1.0, 1.0, 0.0]).stderr)
-    assert paired_change([1.0] * 4, [1.0] * 4, list("abcd")).stderr == 0.0
+
+
+@pytest.mark.parametrize(
+    ("templates", "drawn", "spread", "method"),
+    [
+        (1, False, 0.0, "BCa"),
+        (4, False, 1.0, "stratified percentile"),
+        (40, False, 1.0, "BCa"),
+        (12, True, 1.0, "t over clusters"),
+        (40, True, 1.0, "BCa"),
+    ],
+)
+def test_the_standard_error_is_of_what_the_interval_is_made_from(templates: int, drawn: bool, spread: float, method: str) -> None:
+    # Templates that differ by much: between clusters, the error is many times that of items within templates.
+    rng, index = np.random.default_rng(4), np.arange(240) % templates
+    values = spread * rng.normal(0, 1, templates)[index] + rng.normal(0, 0.2, 240)
+    found = paired_change(np.zeros(240), values, index.astype(str).tolist(), drawn_clusters=drawn)
+    reach = stats.t.ppf(0.975, templates - 1) if method.startswith("t") else 1.96
+    assert found.method == method and found.high - found.low == pytest.approx(2 * reach * found.stderr, rel=0.1)
+
+
+@pytest.mark.parametrize("names", [["a"] * 12, [str(item) for item in range(12)]])
+def test_items_that_all_changed_alike_have_no_standard_error(names: list[str]) -> None:
+    lost = paired_change([1.0] * 12, [0.0] * 12, names)
+    seeds = change_over_seeds([1.0] * 12, {"1": [0.0] * 12, "2": [0.0] * 12}, names)
+    assert np.isnan([lost.stderr, seeds.stderr]).all()
+    assert paired_change([1.0] * 12, [1.0] * 12, names).stderr == 0.0
 
 
 def test_a_few_fixed_templates_are_kept_in_their_shares() -> None:
@@ -149,6 +175,13 @@ def test_few_drawn_sets_cover_as_often_as_they_say_and_as_templates_they_would_n
     assert covered[False] < (100 if num_sets < 10 else covered[True] + 1)
 
 
+@pytest.mark.parametrize(("num_sets", "clear"), [(4, False), (5, False), (6, True)])
+def test_few_drawn_sets_that_nearly_agree_are_clear_of_zero_only_where_signs_would_be(num_sets: int, clear: bool) -> None:
+    change = [1 + 0.05 * number for number in range(num_sets)]
+    found = paired_change([0.0] * num_sets, change, list(map(str, range(num_sets))), drawn_clusters=True)
+    assert (found.method, found.low > 0) == ("t over clusters", clear)
+
+
 def test_a_single_drawn_set_that_changed_bounds_nothing() -> None:
     found = paired_change([0.0] * 8, [1.0] * 8, ["one"] * 8, drawn_clusters=True)
     assert (found.low, found.high) == (-np.inf, np.inf)
@@ -184,6 +217,13 @@ def test_seeds_alone_show_all_their_variance() -> None:
     assert over.stderr == pytest.approx(1 / np.sqrt(3), rel=0.05)
 
 
+@pytest.mark.parametrize(("moved", "is_clear"), [(5, False), (8, True)])
+def test_few_items_that_moved_under_every_seed_are_not_clear_of_zero(moved: int, is_clear: bool) -> None:
+    lost = [0.0] * moved + [1.0] * (24 - moved)
+    change = change_over_seeds([1.0] * 24, {"1": lost, "2": lost}, ["a"] * 24)
+    assert (change.high < 0) == is_clear, str(change)
+
+
 def test_no_difference_under_any_seed_is_exactly_zero() -> None:
     over = change_over_seeds([0.5, 1.0], {"1": [0.5, 1.0], "2": [0.5, 1.0]}, ["a", "b"])
     assert (over.mean, over.low, over.high) == (0.0, 0.0, 0.0)
@@ -203,6 +243,19 @@ def test_a_ratio_over_one_template_is_not_certain() -> None:
     gains = np.random.default_rng(8).normal(1, 0.5, 12)
     value, low, high = ratio(gains.tolist(), (0.5 * gains**2).tolist(), ["a"] * 12)
     assert low < value < high
+
+
+def test_a_ratio_counts_clusters_and_not_their_items() -> None:
+    gains = np.random.default_rng(8).normal(1, 0.5, 20).repeat(10)
+    kept = (0.5 * gains**2).tolist()
+    _, low, high = ratio(gains.tolist(), kept, np.arange(20).repeat(10).astype(str).tolist())
+    _, narrow_low, narrow_high = ratio(gains.tolist(), kept, [str(item) for item in range(200)])
+    assert high - low > 2 * (narrow_high - narrow_low)
+
+
+def test_a_ratio_to_what_may_be_nothing_has_no_end() -> None:
+    _, low, high = ratio([1.0, -1.0] * 10 + [0.5], [1.0] * 21, [str(item) for item in range(21)])
+    assert low > 0 and high == np.inf
 
 
 def test_flips_are_counted_in_both_directions() -> None:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
+from adapters.adapter import Stack
 from adapters.backbone import Backbone
 from engine.engine import Engine
 from engine.profile import Profile
@@ -23,21 +24,26 @@ from evaluation.task import Example
 from tuning.ground import new_adapters
 from tuning.journal import Journal
 from tuning.methods import METHODS
-from tuning.methods.sft import SFTSpec
+from tuning.methods.method import MethodSpec
 from tuning.recipe import Recipe
 
-BACKBONE = "backbone"
+BACKBONE, PLACEHOLDER = "backbone", "placeholder"  # what nothing was fitted for: read once, it stands beside every seed
 Progress = Callable[[str, int, int], None]  # (what is done, so many, of so many)
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What is fitted: these rows, by this method, under one seed of its own for batches and for the adapters' start."""
+    """What is fitted: these rows, by this method, under one seed of its own for batches and for the adapters' start.
+
+    `changes` are dotted fields of the recipe in which its adapters differ. One that is not fitted is read at scale 0.
+    """
 
     name: str
     seed: int
     examples: Sequence[Example]
-    method: SFTSpec
+    method: MethodSpec
+    changes: Mapping[str, object] = field(default_factory=dict)
+    is_fitted: bool = True
 
 
 @dataclass(frozen=True)
@@ -138,22 +144,23 @@ class Bench:
 
     def _fit_and_read(self, arm: Arm) -> tuple[ArmReadings, ArmReadings]:
         started = time.monotonic()
-        adapters = new_adapters(self.recipe, arm.seed)
-        method = arm.method.model_copy(update={"seed": arm.seed})
-        fit = METHODS[method.name](method).fit(self.backbone, adapters, arm.examples)
+        recipe = self.recipe.with_values(dict(arm.changes)) if arm.changes else self.recipe
+        adapters, told = new_adapters(recipe, self.backbone, arm.seed), dict[str, float]()
+        if arm.is_fitted:
+            method = arm.method.model_copy(update={"seed": arm.seed})
+            fit = METHODS[method.name](method).fit(self.backbone, adapters, arm.examples)
+            told = {"first_loss": fit.losses[0], "last_loss": fit.losses[-1], "num_tokens": fit.num_tokens}
+        else:
+            with Stack(adapters).attach(self.backbone):
+                pass  # they get their start from the backbone
         fitted = time.monotonic()
-        self.engine.load("arm", Profile(adapters))
+        profile = Profile(adapters)
+        self.engine.load("arm", profile if arm.is_fitted else profile.scaled(0.0))
         try:
             rows = evaluate(self.engine, self.backbone, "arm", self.plan, self.cache).rows
         finally:
             self.engine.unload("arm")
-        told = {
-            "first_loss": fit.losses[0],
-            "last_loss": fit.losses[-1],
-            "num_tokens": fit.num_tokens,
-            "fit_s": fitted - started,
-            "read_s": time.monotonic() - fitted,
-        }
+        told |= {"fit_s": fitted - started, "read_s": time.monotonic() - fitted}
         base = ArmReadings.of(BACKBONE, 0, {key_of(row.planned): row.base for row in rows}, {})
         return base, ArmReadings.of(arm.name, arm.seed, {key_of(row.planned): row.adapted for row in rows}, told)
 
@@ -189,9 +196,9 @@ def contrast(found: Sequence[ArmReadings], one: str, other: str, keys: Sequence[
 
 
 def _paired(found: Sequence[ArmReadings], one: str, other: str) -> list[tuple[ArmReadings, ArmReadings]]:
-    """Of each seed that both have; the backbone, which has none of its own, stands beside every seed."""
+    """Of each seed that both have; what has none of its own stands beside every seed."""
     ones, others = ({arm.seed: arm for arm in found if arm.name == name} for name in (one, other))
-    if other == BACKBONE:
+    if other in (BACKBONE, PLACEHOLDER):
         return [(ones[seed], others[0]) for seed in sorted(ones) if others]
     return [(ones[seed], others[seed]) for seed in sorted(ones.keys() & others.keys())]
 

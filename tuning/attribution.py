@@ -164,7 +164,7 @@ class Attribution:
             recorder, method = Recorder(steps), self.recipe.sft
             METHODS[method.name](method).fit(
                 self.ground.backbone,
-                new_adapters(self.recipe),
+                new_adapters(self.recipe, self.ground.backbone),
                 self.examples,
                 lambda step, of, loss: on_progress("steps of the fit", step, of),
                 recorder.on_update,
@@ -193,7 +193,7 @@ class Attribution:
             left = [pair for pair in zip(self.pool.ids, self.pool.rows, strict=True) if (step, pair[0]) not in found]
             if not left:
                 continue
-            with lens(self.ground.backbone, new_adapters(self.recipe), checkpoint, self.spec.dims) as view:
+            with lens(self.ground.backbone, new_adapters(self.recipe, self.ground.backbone), checkpoint, self.spec.dims) as view:
                 for name in queries:
                     if out_of_time():
                         return None

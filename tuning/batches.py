@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +17,20 @@ from evaluation.task import Example, answer_line, direct_prompt, reasoning_promp
 
 # Legend: B batch, T tokens, H hidden
 
+Item = TypeVar("Item")
+
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt and the completion to learn, the end token included. What comes before `learnt_from` carries no loss."""
+    """One prompt and the completion to learn, the end token included. What comes before `learnt_from` carries no loss.
+
+    A `held` row is not learnt: the pull towards the backbone alone reads it.
+    """
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
     learnt_from: int = 0
+    held: bool = False
 
     @property
     def num_labels(self) -> int:
@@ -43,23 +50,36 @@ class Batch:
     num_tokens: int
 
 
+class Turns(NamedTuple):
+    """What the user says, and the gold reply."""
+
+    asked: str
+    reply: str
+
+
+def turns_of(example: Example, index: int, target: str, prompt: str = "matching") -> Turns:
+    """`target`: answer (asked for the answer alone), rationale (asked to reason), or mixed (the two in turn, by the index).
+
+    `prompt` matching asks for an answer by the direct instruction and for a rationale by the one to reason; reasoning asks for
+    both by the one to reason, as who has one prompt in production does.
+    """
+    direct = target == "answer" or (target == "mixed" and index % 2 == 0)
+    asked = direct_prompt(example) if direct and prompt == "matching" else reasoning_prompt(example)
+    return Turns(asked, answer_line(example.answer) if direct else example.chain)
+
+
 def rows_of(
     backbone: Backbone, examples: Sequence[Example], target: str, prompt: str = "matching", trace_loss: bool = True
 ) -> list[Row]:
-    """`target`: answer (asked for the answer alone), rationale (asked to reason), or mixed (the two in turn).
-
-    `prompt` matching asks for an answer by the direct instruction and for a rationale by the one to reason; reasoning asks for
-    both by the one to reason, as who has one prompt in production does. Without `trace_loss` a rationale is read and not learnt.
-    """
+    """The gold reply to each, as `turns_of` has it. Without `trace_loss` a rationale is read and not learnt."""
     check_rationales(examples, target)
     end = int(backbone.tokenizer.eos_token_id)
     rows = []
     for index, example in enumerate(examples):
-        direct = target == "answer" or (target == "mixed" and index % 2 == 0)
-        asked = direct_prompt(example) if direct and prompt == "matching" else reasoning_prompt(example)
+        asked, reply = turns_of(example, index, target, prompt)
+        completion, learnt_from = tuple(backbone.encode(reply)), 0
         line = answer_line(example.answer)
-        completion, learnt_from = tuple(backbone.encode(line if direct else example.chain)), 0
-        if not direct and not trace_loss:
+        if reply != line and not trace_loss:
             trace = tuple(backbone.encode("".join(f"{step}\n" for step in example.steps)))
             completion, learnt_from = (*trace, *backbone.encode(line)), len(trace)
         rows.append(Row(backbone.chat_ids(asked), (*completion, end), learnt_from))
@@ -77,21 +97,21 @@ def check_rationales(examples: Sequence[Example], target: str) -> None:
         )
 
 
-def endless_batches(rows: Sequence[Row], batch_size: int, seed: int) -> Iterator[list[Row]]:
-    """Shuffled passes over the rows, without end; a batch is sorted by length so that it can be split evenly."""
+def endless_rows(rows: Sequence[Item], seed: int | str) -> Iterator[Item]:
+    """Shuffled passes over the rows, without end: every row is seen before one comes again."""
     rng = random.Random(f"batches/{seed}")
-    pool: list[Row] = []
     while True:
-        while len(pool) < batch_size:
-            pool.extend(rng.sample(rows, len(rows)))
-        batch, pool = pool[:batch_size], pool[batch_size:]
-        yield sorted(batch, key=len)
+        yield from rng.sample(rows, len(rows))
 
 
 def collate(backbone: Backbone, adapters: Stack, rows: Sequence[Row]) -> Batch:
     """Embeds prompts as the adapters transform them; gradients flow into soft thoughts."""
+    return padded(backbone, [adapters.transform(backbone, Prompt(row.prompt_ids)) for row in rows], rows)
+
+
+def padded(backbone: Backbone, prompts: Sequence[Prompt], rows: Sequence[Row]) -> Batch:
+    """The rows' completions, each after its transformed prompt."""
     embeddings: nn.Embedding = backbone.embeddings
-    prompts = [adapters.transform(backbone, Prompt(row.prompt_ids)) for row in rows]
     lengths = [len(prompt.ids) + len(row.completion_ids) for prompt, row in zip(prompts, rows, strict=True)]
     width, device = max(lengths), embeddings.weight.device
     targets_BT = torch.full((len(rows), width), -100, device=device)

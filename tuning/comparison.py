@@ -46,9 +46,13 @@ class Comparison:
         write_whole(file, json.dumps(asdict(self), indent=2))
 
     @classmethod
-    def load(cls, file: Path) -> Comparison:
-        found = json.loads(file.read_text())
-        return cls(**{**found, "first": Gain(**found["first"]), "second": Gain(**found["second"])})
+    def kept(cls, file: Path) -> Comparison | None:
+        """None where there is no such file, or it is damaged."""
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            return cls(**{**found, "first": Gain(**found["first"]), "second": Gain(**found["second"])})
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
 
 
 def compare(

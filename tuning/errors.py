@@ -2,6 +2,7 @@
 
 TuningError (ValueError)
 ├── BadRecipe        a recipe that cannot be read, or that names what does not exist
+├── NoSignal         the rewards of a fit never differ: nothing can be learnt from them
 ├── Diverged         the loss of a fit is not finite: a deterministic failure of those settings
 ├── StudyMismatch    a study of that name exists with another search space or other directions
 ├── DamagedStudy     the file of a study cannot be read as one
@@ -17,6 +18,10 @@ class TuningError(ValueError):
 
 
 class BadRecipe(TuningError):
+    pass
+
+
+class NoSignal(TuningError):
     pass
 
 

@@ -13,8 +13,9 @@ from adapters.adapter import Stack
 from adapters.backbone import Backbone
 from tuning.batches import Row, collate
 from tuning.checkpoints import Checkpoint
+from tuning.distance import label_logits
 from tuning.loop import MAX_NORM
-from tuning.methods.supervised import label_logits, micro_batches
+from tuning.methods.supervised import micro_batches
 
 # Legend: P all parameters of the adapters, flattened in their order; D dimensions of a sketch; N label positions; V vocabulary
 

@@ -16,6 +16,7 @@ from adapters.files import new_adapter
 from evaluation.evaluate import Planned
 from evaluation.task import Example, Task
 from evaluation.tasks import task_named
+from tuning.continuing import check_start, started
 from tuning.measurable import not_measurable
 from tuning.plan import data_digest, training_examples
 from tuning.recipe import Recipe
@@ -37,6 +38,7 @@ class Ground:
         backbone, domain = Backbone.load(recipe.backbone), task_named(recipe.domain)
         examples = training_examples(recipe, domain)
         check_usable(recipe, domain, examples)
+        check_start(recipe, backbone)
         return cls(backbone, domain, examples, not_measurable(recipe, backbone, cache, on_admission))
 
     def digest(
@@ -54,7 +56,11 @@ class Ground:
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
-def new_adapters(recipe: Recipe, seed: int | None = None) -> tuple[Adapter, ...]:
-    """Unfitted, of the kinds that the recipe names; with a seed, they start from that one instead of their own."""
+def new_adapters(recipe: Recipe, backbone: Backbone, seed: int | None = None) -> tuple[Adapter, ...]:
+    """Of the kinds that the recipe names, before their fit: new ones, or those that it continues.
+
+    With a seed, they start from that one instead of their own.
+    """
     specs = [getattr(recipe.adapter, kind) for kind in recipe.adapter.kind.split("+")]
-    return tuple(new_adapter(spec if seed is None else spec.model_copy(update={"seed": seed})) for spec in specs)
+    new = tuple(new_adapter(spec if seed is None else spec.model_copy(update={"seed": seed})) for spec in specs)
+    return started(recipe, backbone, new)

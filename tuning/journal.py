@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from registry.claim import held
-from tuning.errors import StudyIsRunning
+from tuning.errors import DamagedStudy, StudyIsRunning
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,20 @@ class Journal:
         """All that were written whole, in order."""
         if not self.file.is_file():
             return []
-        *whole, _ = self.file.read_text().split("\n")
-        return [json.loads(line) for line in whole]
+        *whole, _ = self.file.read_text(errors="replace").split("\n")
+        return [self._entry(number, line) for number, line in enumerate(whole, start=1)]
+
+    def _entry(self, number: int, line: str) -> dict[str, Any]:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            entry = None
+        if not isinstance(entry, dict):
+            raise DamagedStudy(
+                f"A journal has one JSON object a line, but line {number} of {self.file} is none. Delete that line: what it held "
+                "is made again."
+            )
+        return entry
 
     def _drop_torn_line(self) -> None:
         """A kill in the middle of a line leaves one without an end; what follows must not be glued to it."""

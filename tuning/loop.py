@@ -20,6 +20,9 @@ from torch import nn
 from adapters.adapter import Stack
 from adapters.backbone import Backbone
 from adapters.whole_file import written_whole
+from evaluation.errors import DataError
+from tuning.batches import Row
+from tuning.distance import EVERY, FORWARD_KL, forward_kl
 from tuning.errors import Diverged
 
 if TYPE_CHECKING:
@@ -30,6 +33,8 @@ MAX_NORM = 1.0  # a batch's gradient is clipped to it
 CHECKPOINT, CHECKPOINT_S = "fit.pt", 20.0
 OnStep = Callable[[int, int, float], None]  # (step, steps, loss)
 OnUpdate = Callable[[int, torch.optim.Optimizer], None]  # (step, optimizer) after its update, while the adapters are attached
+# Tokens written for a fit, before its first step or by the number of its steps so far, and those that fits before it learnt.
+NumWritten = int | Callable[[int], int]
 
 
 class Learner(Protocol[T]):
@@ -47,6 +52,10 @@ class Learner(Protocol[T]):
         ...
 
     def num_tokens(self, batch: Sequence[T]) -> int: ...
+
+    def rows(self, batch: Sequence[T]) -> Sequence[Row]:
+        """The prompts and completions of a batch, on which the distance to the backbone is read."""
+        ...
 
 
 @dataclass
@@ -68,8 +77,9 @@ def run(
     on_update: OnUpdate | None = None,
     directory: Path | None = None,
     identity: str = "",
+    num_written: NumWritten = 0,
 ) -> Progress:
-    """Trains what the stack trains for `spec.steps` steps.
+    """Trains what the stack trains for `spec.steps` steps, or until `spec.token_budget` is used up: `num_written` counts in it.
 
     With a directory, a checkpoint is kept there every 20 seconds, and a fit of the same `identity` (a digest of all that decides
     it) goes on at it. Diverged where a loss, a gradient or a weight is not finite.
@@ -80,6 +90,7 @@ def run(
     share = slice(accelerator.process_index, None, accelerator.num_processes)
     kept = Kept(directory / CHECKPOINT, identity) if directory and accelerator.num_processes == 1 else None
     progress, before = Progress(0, {}, 0, 0.0), time.monotonic()
+    check_budget(spec, num_written)
     with quick_backward(backbone), stack.attach(backbone), torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         trained = [parameter for parameter in stack.parameters() if parameter.requires_grad]
@@ -87,11 +98,14 @@ def run(
         if kept:
             progress = kept.restore(trained, optimizer) or progress
             before -= progress.seconds
-        while progress.step < spec.steps:
+        while progress.step < spec.steps and (done := share_done(spec, progress, num_written)) < 1:
             step = progress.step
             for group in optimizer.param_groups:
-                group["lr"] = spec.learning_rate * schedule(step, spec.steps, spec.warmup)
+                group["lr"] = spec.learning_rate * schedule(round(done * spec.steps), spec.steps, spec.warmup)
             batch = learner.batch(step)
+            if step % EVERY == 0:
+                read = forward_kl(backbone, stack, learner.rows(batch), f"{spec.seed}/{step}")
+                progress.numbers.setdefault(FORWARD_KL, []).append(read)
             numbers = dict(learner.backward(batch[share], batch))
             if accelerator.num_processes > 1:
                 summed = accelerator.reduce(torch.tensor(list(numbers.values()), dtype=torch.float64), "sum").tolist()
@@ -99,8 +113,11 @@ def run(
                 for parameter in trained:
                     own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                     parameter.grad = accelerator.reduce(own, "sum")
-            _require_finite("loss", numbers["loss"], step, spec)
-            _require_finite("gradient's norm", float(torch.nn.utils.clip_grad_norm_(trained, MAX_NORM)), step, spec)
+            require_finite("loss", numbers["loss"], step, spec)
+            require_finite("gradient's norm", float(torch.nn.utils.clip_grad_norm_(trained, MAX_NORM)), step, spec)
+            if (penalty := stack.penalty()) is not None:
+                penalty.backward()  # after the clipping: it must not shrink what the method learns
+                numbers["penalty"] = float(penalty.detach())
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if on_update:
@@ -117,7 +134,7 @@ def run(
         if kept and kept.file.is_file():
             kept.save(progress, trained, optimizer)  # who is killed while the fit is measured need not fit again
         largest = torch.stack([parameter.detach().abs().max() for parameter in trained]).max()
-        _require_finite("largest weight", float(largest), spec.steps - 1, spec)
+        require_finite("largest weight", float(largest), spec.steps - 1, spec)
     return progress
 
 
@@ -159,6 +176,27 @@ class Kept:
         return Progress(**state["progress"])
 
 
+def check_budget(spec: MethodSpec, num_written: NumWritten) -> None:
+    """Raises DataError where nothing is left of the budget for the first step."""
+    if share_done(spec, Progress(0, {}, 0, 0.0), num_written) >= 1:
+        raise DataError(
+            f"A fit learns from what was written for it, but the {written_by(num_written, 0)} tokens that were used before its "
+            f"first step reach token_budget = {spec.token_budget}. Raise it, or have less written before it (num_examples)."
+        )
+
+
+def written_by(num_written: NumWritten, step: int) -> int:
+    return num_written if isinstance(num_written, int) else num_written(step)
+
+
+def share_done(spec: MethodSpec, progress: Progress, num_written: NumWritten) -> float:
+    """Of the steps, or of the tokens where they are what is limited."""
+    by_steps = progress.step / spec.steps
+    if spec.token_budget is None:
+        return by_steps
+    return max(by_steps, (written_by(num_written, progress.step) + progress.num_tokens) / spec.token_budget)
+
+
 def schedule(step: int, steps: int, warmup: float) -> float:
     """The share of the learning rate: rising over the warm-up, then falling linearly to a tenth."""
     rising = max(1, round(steps * warmup))
@@ -179,7 +217,8 @@ def quick_backward(backbone: Backbone) -> Iterator[None]:
         backbone.model.set_attn_implementation(attention)
 
 
-def _require_finite(what: str, value: float, step: int, spec: MethodSpec) -> None:
+def require_finite(what: str, value: float, step: int, spec: MethodSpec) -> None:
+    """Raises Diverged, with the step (0, 1, ...) at which it was found and the way out."""
     if not math.isfinite(value):
         raise Diverged(
             f"The {what} must stay finite, but is {value} at step {step + 1} of {spec.steps} with "

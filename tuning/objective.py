@@ -25,7 +25,8 @@ class ScaleScore:
     domain_gain: float
     domain_accuracy: float
     chain_changes: Mapping[str, float]
-    gain_stderr: float = 0.0  # of the paired gain, between groups
+    gain_stderr: float = 0.0  # of the paired gain; 0 where its items show no spread
+    forward_kl: float = 0.0  # KL(backbone || adapted) in nats per token of what the backbone writes to the domain's prompts
 
     def violations(self, margins: Mapping[str, float]) -> dict[str, float]:
         """By family: how far the loss exceeds the margin, in margins; at or below 0 is tolerable."""

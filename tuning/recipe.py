@@ -7,7 +7,7 @@ import json
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
@@ -24,6 +24,7 @@ from tuning.methods.sft import SFTSpec
 Kind = Literal["lora", "softcot", "lora+softcot", "steering"]
 KINDS: tuple[Kind, ...] = ("lora", "softcot", "lora+softcot")  # that a sweep draws; a steering vector is asked for by name
 METHOD_NAME = "method.name"
+SOFTCOT = "softcot"  # the method that fits several sets of soft thoughts
 USUAL_SEARCH = (
     "adapter.kind",
     "method.learning_rate",
@@ -36,13 +37,47 @@ USUAL_SEARCH = (
 REASONING_FAMILIES = ("arithmetic", "word_problem", "boxes", "deduction", "ordering", "calendar", "kinship")
 
 
+# What an earlier adapter decides where a fit goes on from it.
+GIVEN_BY_START = (
+    "adapter.kind",
+    "adapter.lora.rank",
+    "adapter.lora.alpha",
+    "adapter.lora.target_modules",
+    "adapter.lora.band",
+    "adapter.softcot.num_thoughts",
+    "adapter.softcot.assistant_layers",
+    "adapter.softcot.gate",
+)
+
+
 class AdapterRecipe(Spec):
-    """Which adapters are fitted together, and the values of each kind."""
+    """Which adapters are fitted together, the values of each kind, and what they continue; see tuning.continuing."""
 
     kind: Kind = "lora"
     lora: LoRASpec = LoRASpec()
     softcot: SoftCoTSpec = SoftCoTSpec()
     steering: SteeringSpec = SteeringSpec()
+    warm_start: str | None = None  # an adapter's directory, or models:/NAME@champion, that the fit goes on from
+    orthogonal_to: tuple[str, ...] = ()  # the same, of LoRA adapters that a new one is kept apart from
+    orthogonal_weight: Annotated[float, Range(0.5, 5.0, log=True)] = 0.5
+
+    @model_validator(mode="after")
+    def _continues(self) -> AdapterRecipe:
+        if self.orthogonal_to and "lora" not in self.kind.split("+"):
+            raise ValueError(f"orthogonal_to keeps a LoRA apart from earlier ones, but kind is {self.kind!r}. Leave it out.")
+        if self.orthogonal_to and self.lora.freeze_a:
+            raise ValueError(
+                "orthogonal_to turns what a LoRA reads (its A) away from earlier ones, but lora.freeze_a leaves A as it starts. "
+                "Leave one of them out."
+            )
+        if self.orthogonal_weight <= 0:
+            raise ValueError(f"orthogonal_weight must be above 0, but got {self.orthogonal_weight:g}. Leave out orthogonal_to.")
+        if self.warm_start is not None and self.lora.init != "default":
+            raise ValueError(
+                f"A fit starts from an adapter or from an init, but got warm_start = {self.warm_start!r} and "
+                f"lora.init = {self.lora.init!r}. Leave one of them out."
+            )
+        return self
 
 
 class StudyRecipe(Spec):
@@ -138,9 +173,21 @@ class Recipe(Spec):
                     f"search and ranges name searchable fields, but {field!r} is none. Known: {', '.join(sorted(known))}."
                 )
         METHODS[self.method.name].check_kind(self.adapter.kind)
+        chains = self.adapter.softcot.num_chains if "softcot" in self.adapter.kind.split("+") else 1
+        if chains > 1 and self.methods() != (SOFTCOT,):
+            raise ValueError(
+                f"Several sets of soft thoughts are fitted together by the method {SOFTCOT!r} alone, but "
+                f"adapter.softcot.num_chains is {chains} and the method {', '.join(map(repr, self.methods()))}. Set "
+                f'method.name = "{SOFTCOT}", or num_chains = 1.'
+            )
         if len(set(self.protected)) < len(self.protected) or self.domain in self.protected:
             raise ValueError(
                 f"protected names each task once and never the domain, but got {list(self.protected)} and {self.domain!r}."
+            )
+        if self.adapter.warm_start is not None and (given := [field for field in self.search if field in GIVEN_BY_START]):
+            raise ValueError(
+                f"A fit that goes on from an adapter has its shape, but search names {', '.join(given)}. Take that out of "
+                "search, or leave out adapter.warm_start."
             )
         for family, margin in self.evaluation.margins.items():
             if family not in self.protected or margin <= 0:
@@ -223,7 +270,9 @@ def _usual_search(values: dict[str, Any]) -> tuple[str, ...]:
     """What is searched where the recipe does not say, as far as its method has it."""
     method = values.get("method")
     known = search_marks(method.name) if isinstance(method, MethodSpec) else ()
-    return tuple(field for field in USUAL_SEARCH if field in known)
+    adapter = values.get("adapter")
+    given = GIVEN_BY_START if isinstance(adapter, AdapterRecipe) and adapter.warm_start is not None else ()
+    return tuple(field for field in USUAL_SEARCH if field in known and field not in given)
 
 
 def _beside(file: Path, value: object) -> object:
@@ -251,6 +300,8 @@ def search_marks(method: str) -> dict[str, Range | Choices]:
     kinds = tuple(kind for kind in KINDS if METHODS[method].trains(kind))
     if kinds == KINDS:
         marks["adapter.kind"] = Choices(KINDS)
+    if METHODS[method].trains("lora"):
+        marks["adapter.orthogonal_weight"] = AdapterRecipe.search_space()["orthogonal_weight"]
     specs: dict[str, type[Spec]] = {"adapter.lora": LoRASpec, "adapter.softcot": SoftCoTSpec}
     if not kinds:
         specs = {}  # such a method fits neither

@@ -11,6 +11,7 @@ import optuna
 
 from registry.errors import RegistryError, RegistryUnreachable
 from registry.tracking import RunStatus, Tracking
+from tuning.distance import step_of
 from tuning.recipe import Recipe
 from tuning.trial import Outcome
 
@@ -80,8 +81,8 @@ class Records:
         self.tracking.set_tags(run_id, {"data_digest": outcome.data_digest, "recipe_digest": recipe.digest()})
         if outcome.state == "complete":
             for name, values in outcome.fit["numbers"].items():
-                for step, value in enumerate(values):
-                    self.tracking.log_metrics(run_id, {f"fit/{name}": value}, step=step)
+                for place, value in enumerate(values):
+                    self.tracking.log_metrics(run_id, {f"fit/{name}": value}, step=step_of(name, place))
             self.tracking.log_metrics(run_id, trial_metrics(outcome))
         else:
             self.tracking.set_tags(run_id, {"failure": outcome.reason[:5000]})

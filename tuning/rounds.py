@@ -13,6 +13,7 @@ from evaluation.overlap import Fingerprints, check_overlap, row_hash
 from evaluation.task import Example, Task
 from evaluation.tasks.generated import GeneratedTask
 from evaluation.tasks.grammar import GrammarTask
+from evaluation.tasks.graph_task import GraphTask
 from registry.evidence import Evidence, Start
 from registry.gate_statistics import PairedItems
 
@@ -56,7 +57,7 @@ class Rounds:
 
 def is_endless(task: Task) -> bool:
     """Whether a generator draws the items, from the same wordings or words in every round: then each item is a unit."""
-    return isinstance(task, GeneratedTask | GrammarTask)
+    return isinstance(task, GeneratedTask | GrammarTask) and not isinstance(task, GraphTask)
 
 
 def whole_groups(examples: Sequence[Example], size: int) -> list[list[Example]]:

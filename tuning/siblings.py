@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from adapters.backbone import Backbone
-from adapters.files import new_adapter
 from engine.profile import Profile
 from evaluation.tasks import task_named
 from registry.manifest import MANIFEST, file_digest, verify
+from tuning.errors import BadRecipe
 from tuning.gating import Subject
+from tuning.ground import new_adapters
 from tuning.manifest import complete
 from tuning.methods import METHODS
 from tuning.plan import training_examples
@@ -26,10 +27,15 @@ def sibling(subject: Subject, backbone: Backbone, number: int, home: Path, on_st
     name = f"{subject.name}, training seed +{number}"
     if (directory / MANIFEST).is_file():
         return Subject(name, directory, verify(directory))
+    if subject.manifest.derived:
+        raise BadRecipe(
+            f"A sibling is fitted by a release's recipe, but {subject.name} was made of other adapters "
+            f"({subject.manifest.derived.get('how')}). Set gate.training_seeds = 1 for it, with a reason."
+        )
     recipe = reseeded(subject.recipe, number)
     task = task_named(recipe.domain)
     examples = training_examples(recipe, task)
-    adapters = tuple(new_adapter(getattr(recipe.adapter, kind)) for kind in recipe.adapter.kind.split("+"))
+    adapters = new_adapters(recipe, backbone)
     METHODS[recipe.method.name](recipe.method).fit(
         backbone, adapters, examples, lambda step, steps, loss: on_step(step / steps), task=task
     )

@@ -15,6 +15,8 @@ def is_active(field: str, kind: str, method: str) -> bool:
     parts = field.split(".")
     if parts[0] == "adapter" and len(parts) > 2 and parts[1] not in kind.split("+"):
         return False
+    if field == "adapter.orthogonal_weight" and "lora" not in kind.split("+"):
+        return False
     return field in search_marks(method)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import traceback
@@ -19,8 +20,10 @@ from tuning.objective import Check, ScaleScore, TrialScore, constraints, in_orde
 from tuning.recipe import Recipe
 
 if TYPE_CHECKING:
+    from adapters.adapter import Adapter
     from evaluation.evaluate import Planned
     from tuning.ground import Ground
+    from tuning.methods.method import Fit
 
 RESULT = "result.json"
 ADAPTER = "adapter"
@@ -51,6 +54,7 @@ class Job:
     cache: Path
     threads: int
     reference: bool = False  # also write from the adapter as it was fitted, whatever scale is chosen
+    given: Path | None = None  # the directory of an adapter that is read in place of a fit; nothing is then kept
 
 
 def run(job: Job, report: Report) -> Outcome:
@@ -102,24 +106,14 @@ def _fit_and_measure(job: Job, ground: Ground, report: Report) -> Outcome:
     from engine.profile import Profile
     from engine.torch_engine import TorchEngine
     from evaluation.base_cache import BaseCache
-    from evaluation.evaluate import evaluate, forward_kl
-    from tuning.ground import new_adapters
+    from evaluation.evaluate import OwnWords, evaluate
     from tuning.loop import CHECKPOINT
     from tuning.manifest import complete
-    from tuning.methods import METHODS
     from tuning.plan import data_digest, generated_plan, likelihood_plan, margins_of
 
     recipe, backbone, examples = job.recipe, ground.backbone, ground.examples
-    adapters = new_adapters(recipe)
     started = time.monotonic()
-    fit = METHODS[recipe.method.name](recipe.method).fit(
-        backbone,
-        adapters,
-        examples,
-        lambda step, steps, loss: report("fit", step / steps),
-        task=ground.domain,
-        directory=job.directory,
-    )
+    adapters, fit = _fitted(job, ground, report)
     fitted = time.monotonic()
     engine = TorchEngine(backbone, max_rows=64, precision=recipe.evaluation.precision)
     cache = BaseCache(job.cache / "base", recipe.evaluation.precision)
@@ -129,13 +123,16 @@ def _fit_and_measure(job: Job, ground: Ground, report: Report) -> Outcome:
     def alive(planned: Planned) -> None:
         report("alive", 0.0)
 
-    profile, scores = Profile(adapters), []
+    profile, scores = Profile(adapters), list[ScaleScore]()
+    own_words = OwnWords.of(engine, backbone, examples[:8], max_new_tokens=32)
     for index, scale in enumerate(recipe.study.scales):
         engine.load("candidate", profile.scaled(scale))
         read = evaluate(engine, backbone, "candidate", plan, cache, alive)
         changes = {family: row.change.mean for family, row in read.retention.items()}
         gain = read.domain.change
-        scores.append(ScaleScore(scale, gain.mean, read.domain.adapted.mean, changes, gain.stderr))
+        stderr = 0.0 if math.isnan(gain.stderr) else gain.stderr
+        kl = own_words.forward_kl(engine, "candidate")
+        scores.append(ScaleScore(scale, gain.mean, read.domain.adapted.mean, changes, stderr, kl))
         engine.unload("candidate")
         report("measure", (index + 1) / (len(recipe.study.scales) + 1))
     to_write = generated_plan(recipe, without=ground.not_measurable)
@@ -159,13 +156,19 @@ def _fit_and_measure(job: Job, ground: Ground, report: Report) -> Outcome:
         full = max(scores, key=lambda score: score.scale)
         as_fitted = next((done for done in checks if done.scale == full), None) or check(full)
     scaled = profile.scaled(chosen.scale.scale)
-    engine.load("candidate", scaled)
-    kl = forward_kl(engine, backbone, "candidate", examples[:8], max_new_tokens=32)
     report("measure", 1.0)
-    (job.directory / CHECKPOINT).unlink(missing_ok=True)
-    complete(job.directory / ADAPTER, recipe, backbone, scaled, chosen.scale.scale, examples)
+    for checkpoint in job.directory.rglob(CHECKPOINT):
+        checkpoint.unlink()
+    if job.given is None:
+        complete(job.directory / ADAPTER, recipe, backbone, scaled, chosen.scale.scale, examples)
     score = TrialScore(
-        chosen.scale, tuple(scores), chosen.written, chosen.scale.retention(margins), chosen.constraints, kl, as_fitted
+        chosen.scale,
+        tuple(scores),
+        chosen.written,
+        chosen.scale.retention(margins),
+        chosen.constraints,
+        chosen.scale.forward_kl,
+        as_fitted,
     )
     return Outcome(
         state="complete",
@@ -175,6 +178,26 @@ def _fit_and_measure(job: Job, ground: Ground, report: Report) -> Outcome:
         seconds={"fit": fitted - started, "measure": time.monotonic() - fitted},
         peak_memory_mib=peak_memory_mib(),
     )
+
+
+def _fitted(job: Job, ground: Ground, report: Report) -> tuple[tuple[Adapter, ...], Fit]:
+    from engine.profile import Profile
+    from tuning.ground import new_adapters
+    from tuning.methods import METHODS
+    from tuning.methods.method import Fit
+
+    if job.given is not None:
+        return Profile.load(job.given).adapters, Fit({}, 0, 0.0)
+    recipe, adapters = job.recipe, new_adapters(job.recipe, ground.backbone)
+    fit = METHODS[recipe.method.name](recipe.method).fit(
+        ground.backbone,
+        adapters,
+        ground.examples,
+        lambda step, steps, loss: report("fit", step / steps),
+        task=ground.domain,
+        directory=job.directory,
+    )
+    return adapters, fit
 
 
 def peak_memory_mib() -> float:

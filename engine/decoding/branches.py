@@ -9,7 +9,8 @@ from pydantic import Field
 
 from adapters.backbone import Backbone
 from adapters.spec import Spec
-from engine.decoding.budget import ANSWER_CUE, MAX_ANSWER_TOKENS
+from engine.decoding.answer import ANSWER_CUE
+from engine.decoding.budget import MAX_ANSWER_TOKENS
 from engine.decoding.cot_decoding import Branch, CoTDecoding, Decoded
 from engine.decoding.vote import length_filtered_vote
 from engine.engine import MAX_TOP_LOGPROBS

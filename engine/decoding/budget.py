@@ -15,9 +15,9 @@ from pydantic import Field, model_validator
 
 from adapters.backbone import Backbone
 from adapters.spec import Range, Spec
-from engine.engine import MAX_TOP_LOGPROBS, Completion, Engine, GenerationRequest, TokenLogprob
+from engine.decoding.answer import ANSWER_CUE, cue_after
+from engine.engine import MAX_TOP_LOGPROBS, Completes, Completion, GenerationRequest, TokenLogprob
 
-ANSWER_CUE = "Answer:"
 MAX_ANSWER_TOKENS = 32
 
 
@@ -77,7 +77,7 @@ class Budget(Spec):
             raise ValueError(f"A ramp rises up to a cap, but got ramp {self.ramp:g} without max_trace_tokens. Give a cap.")
         return self
 
-    def complete(self, engine: Engine, backbone: Backbone, requests: Sequence[GenerationRequest]) -> list[Budgeted]:
+    def complete(self, engine: Completes, backbone: Backbone, requests: Sequence[GenerationRequest]) -> list[Budgeted]:
         """The cap and the ignored ends, over any engine. A request's own `max_new_tokens` and `stop` are not used."""
         if self.max_trace_tokens is None or self.min_trace_tokens or self.ramp or not self.answer_is_line:
             raise ValueError(
@@ -91,7 +91,7 @@ class Budget(Spec):
 
 
 def write_traces(
-    engine: Engine, backbone: Backbone, requests: Sequence[GenerationRequest], max_tokens: int
+    engine: Completes, backbone: Backbone, requests: Sequence[GenerationRequest], max_tokens: int
 ) -> list[WrittenTrace]:
     """The beginning of every reply up to its answer cue, cut after `max_tokens`; a request's `begun_ids` belong to its trace."""
     asked = [trace_request(backbone, without_budget(engine, request), max_tokens) for request in requests]
@@ -114,7 +114,7 @@ def trace_request(backbone: Backbone, request: GenerationRequest, max_tokens: in
 
 
 def extended(
-    engine: Engine,
+    engine: Completes,
     backbone: Backbone,
     requests: Sequence[GenerationRequest],
     traces: Sequence[WrittenTrace],
@@ -133,7 +133,7 @@ def extended(
     return found
 
 
-def without_budget(engine: Engine, request: GenerationRequest) -> GenerationRequest:
+def without_budget(engine: Completes, request: GenerationRequest) -> GenerationRequest:
     """For callers that set the budget themselves: the same request under its policy without the budget of that."""
     policy = request.policy
     if policy is None and request.profile is not None:
@@ -144,7 +144,7 @@ def without_budget(engine: Engine, request: GenerationRequest) -> GenerationRequ
 
 
 def force_answers(
-    engine: Engine,
+    engine: Completes,
     backbone: Backbone,
     requests: Sequence[GenerationRequest],
     traces: Sequence[WrittenTrace],
@@ -192,7 +192,3 @@ def read_trace(backbone: Backbone, begun: tuple[int, ...], completion: Completio
 
 def _other(listed: Sequence[TokenLogprob], ends: set[int]) -> int | None:
     return next((one.token_id for one in listed if one.token_id not in ends), None)
-
-
-def cue_after(text: str) -> str:
-    return ANSWER_CUE if not text or text.endswith("\n") else f"\n{ANSWER_CUE}"

@@ -12,18 +12,18 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 
 from adapters.backbone import Backbone
+from engine.decoding.answer import cue_after
 from engine.decoding.budget import (
     MAX_ANSWER_TOKENS,
     WrittenTrace,
     answer_request,
-    cue_after,
     ids_within,
     read_trace,
     trace_request,
     without_budget,
 )
 from engine.decoding.vote import Ballot, weighted_vote
-from engine.engine import MAX_TOP_LOGPROBS, Completion, Engine, GenerationRequest
+from engine.engine import MAX_TOP_LOGPROBS, Completes, Completion, GenerationRequest
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class CoTDecoding:
         if not 2 <= self.num_branches <= MAX_TOP_LOGPROBS:
             raise ValueError(f"CoT-decoding takes from 2 to {MAX_TOP_LOGPROBS} branches, but got {self.num_branches}.")
 
-    def complete(self, engine: Engine, backbone: Backbone, requests: Sequence[GenerationRequest]) -> list[Decoded]:
+    def complete(self, engine: Completes, backbone: Backbone, requests: Sequence[GenerationRequest]) -> list[Decoded]:
         rounds = self.rounds(backbone, [without_budget(engine, request) for request in requests])
         written: list[Completion] | None = None
         while True:
@@ -107,7 +107,8 @@ class CoTDecoding:
 
         The requests come without a budget in their policy: the branches have their own.
         """
-        asked = [replace(request, temperature=0.0, begun_ids=()) for request in requests]
+        # Of several sets of soft thoughts the first is read: a vote among them would be one among branches again.
+        asked = [replace(request, temperature=0.0, begun_ids=(), chain=request.chain or 0) for request in requests]
         opened = yield [replace(request, max_new_tokens=1, top_logprobs=self.num_branches) for request in asked]
         begun = [
             replace(request, begun_ids=(token_id,))

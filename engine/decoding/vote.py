@@ -13,7 +13,7 @@ class Ballot:
 
     answer: str
     weight: float
-    num_steps: int
+    num_steps: int = 0
 
 
 def weighted_vote(ballots: Sequence[Ballot], same: Callable[[str], str]) -> str:

@@ -58,13 +58,7 @@ class ChainLikelihood:
                 wrong_means = [_mean(next(found)) for _ in pieces_lengths[:-1]]
                 margins.append(_mean([right - wrong for right, wrong in zip(by_piece, wrong_means, strict=False)]))
         parts = {"answer": tuple(answers)} | ({"step_margin": tuple(margins)} if margins else {})
-        return Readings.of(
-            self,
-            task,
-            examples,
-            values,
-            parts,
-        )
+        return Readings.of(self, task, examples, values, parts)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -14,6 +14,7 @@ from evaluation.task import Example, Task, comparable, is_right, reasoning_promp
 from evaluation.tasks.generated import GeneratedTask
 
 MAX_NEW_TOKENS = 128
+LEAST_PARSED = 0.95  # share of the replies with an answer line, below which form is measured and not reasoning
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ from itertools import pairwise
 from typing import Literal
 
 from adapters.backbone import Backbone
-from engine.engine import Continuation, Engine, GenerationRequest
+from engine.engine import Continuation, Engine
 from evaluation.errors import DataError
 from evaluation.measure import Readings
-from evaluation.measures.generation import MAX_NEW_TOKENS
+from evaluation.measures.traces import written
 from evaluation.statistics import PairedChange, paired_change
-from evaluation.task import Example, Task, comparable, question_text, reasoning_prompt, trace_of
+from evaluation.task import Example, Task, comparable, question_text, reasoning_prompt
 from evaluation.tasks.generated import GeneratedTask
 
 INFORMATIVE = 0.05  # nats per answer token that a step must add to count as informative
@@ -64,7 +64,7 @@ class InformationGain:
                 f"Information gain needs two or more examples, to swap their traces, but {task.name!r} gave {len(examples)}. "
                 "Ask for more items."
             )
-        traces = _written(engine, backbone, profile, examples) if self.traces == "own" else _gold(task, examples)
+        traces = written(engine, backbone, profile, examples) if self.traces == "own" else _gold(task, examples)
         partners = swaps(traces, [example.answer for example in examples])
         reader = profile if self.scorer == "self" else None
         right = staircases(engine, backbone, reader, examples, traces)
@@ -122,21 +122,15 @@ def staircases(
     asked: list[Continuation] = []
     for example, steps in zip(examples, traces, strict=True):
         prompt, answer = backbone.chat_ids(reasoning_prompt(example)), backbone.encode(f" {example.answer}")
-        written: tuple[int, ...] = ()
+        so_far: tuple[int, ...] = ()
         for step in ("", *steps):
-            written = (*written, *backbone.encode(f"{step}\n")) if step else written
-            before = (*written, *head)
+            so_far = (*so_far, *backbone.encode(f"{step}\n")) if step else so_far
+            before = (*so_far, *head)
             asked.append(Continuation(prompt, (*before, *answer), scored_from=len(before)))
     found = iter(engine.score(asked, reader))
     return [
         [max(FLOOR, sum(tokens) / len(tokens)) for tokens in (next(found) for _ in range(len(steps) + 1))] for steps in traces
     ]
-
-
-def _written(engine: Engine, backbone: Backbone, profile: str | None, examples: Sequence[Example]) -> list[tuple[str, ...]]:
-    prompts = [backbone.chat_ids(reasoning_prompt(example)) for example in examples]
-    asked = [GenerationRequest(prompt, profile, max_new_tokens=MAX_NEW_TOKENS, temperature=0.0) for prompt in prompts]
-    return [trace_of(completion.text).steps for completion in engine.complete(asked)]
 
 
 def _gold(task: Task, examples: Sequence[Example]) -> list[tuple[str, ...]]:

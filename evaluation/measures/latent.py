@@ -16,7 +16,7 @@ from engine.decoding.cot_decoding import CoTDecoding, Decoded
 from engine.engine import Engine, GenerationRequest
 from evaluation.measure import Readings
 from evaluation.statistics import paired_change
-from evaluation.task import Example, Task, comparable, direct_prompt, is_right_answer
+from evaluation.task import Example, Task, direct_prompt, is_right_answer, said
 from evaluation.tasks.generated import GeneratedTask
 
 # An arithmetic step, or a word that ties one statement to another.
@@ -60,9 +60,9 @@ class LatentReasoning:
 
 
 def _row(task: Task, example: Example, decoded: Decoded) -> dict[str, float]:
-    margins = [branch.margin for branch in decoded.branches if not math.isnan(branch.margin)]
+    margins = [branch.margin for branch in decoded.answered]
     return {
-        "decoded": float(is_right_answer(task, example, decoded.vote(comparable))),
+        "decoded": float(is_right_answer(task, example, decoded.vote(said))),
         "greedy": float(is_right_answer(task, example, decoded.greedy.answer)),
         "margin": sum(margins) / len(margins) if margins else math.nan,
         "greedy_margin": decoded.greedy.margin,

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from adapters.backbone import Backbone
-from engine.decoding.budget import ANSWER_CUE, ids_within
+from engine.decoding.answer import ANSWER_CUE
+from engine.decoding.budget import ids_within
 from engine.engine import Completion, Engine
 from evaluation.measure import Readings
 from evaluation.measures.generation import MAX_NEW_TOKENS

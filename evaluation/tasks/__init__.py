@@ -13,6 +13,7 @@ from evaluation.tasks.customs import CUSTOMS, CUSTOMS_HEADING, CUSTOMS_SECTION
 from evaluation.tasks.deduction import DEDUCTION
 from evaluation.tasks.generated import GeneratedTask
 from evaluation.tasks.grammar import GRAMMAR
+from evaluation.tasks.graph_task import GRAPH_ICD10
 from evaluation.tasks.gym import PREFIX, load_gym
 from evaluation.tasks.gym_file import gym_file
 from evaluation.tasks.icd10 import ICD10, ICD10_CATEGORY, ICD10_CHAPTER
@@ -39,20 +40,25 @@ TASKS: dict[str, Task] = {
     ALCHEMY.name: ALCHEMY,
     GRAMMAR.name: GRAMMAR,
     TEXT.name: TEXT,
+    GRAPH_ICD10.name: GRAPH_ICD10,
     BELIEF.name: BELIEF,
 }
 
 
 def task_named(name: str) -> Task:
-    """A built-in task by its name, a dataset of reasoning-gym as `gym:NAME`, or a user's task by the path of its TOML file."""
+    """A built-in task by its name, a dataset of reasoning-gym as `gym:NAME`, or a user's task by the path of its TOML file.
+
+    What the file names decides what it is: rows, a dataset of reasoning-gym, or a knowledge graph.
+    """
     if name in TASKS:
         return TASKS[name]
     if name.startswith(PREFIX):
         return load_gym(name.removeprefix(PREFIX))
     if name.endswith(".toml") or Path(name).is_file():
+        from evaluation.tasks.graph_file import graph_file
         from evaluation.tasks.user_data import load_task
 
-        return gym_file(name) or load_task(name)
+        return gym_file(name) or graph_file(name) or load_task(name)
     raise UnknownTask(
         f"A task is a built-in name, gym:NAME or the path of a TOML file, but {name!r} is neither. Built in: {', '.join(TASKS)}."
     )

@@ -23,15 +23,16 @@ _WORDINGS = (
 )
 
 
-def _apply(value: int, sign: str, number: int) -> int:
+def applied(value: int, sign: str, number: int) -> int:
     return {"+": value + number, "-": value - number, "*": value * number}[sign]
 
 
-def _follow(value: int, changes: Sequence[tuple[str, int]]) -> Consequence:
+def following(value: int, changes: Sequence[tuple[str, int]], counted: str = "") -> Consequence:
+    """What the changes make of the value, each step with what is counted, if anything is."""
     steps = []
     for sign, number in changes:
-        after = _apply(value, sign, number)
-        steps.append(f"{value} {sign} {number} = {after}")
+        after = applied(value, sign, number)
+        steps.append(f"{value} {sign} {number} = {after} {counted}".rstrip())
         value = after
     return Consequence(tuple(steps), str(value))
 
@@ -45,7 +46,7 @@ def make(rng: random.Random, num_steps: int, wording: int) -> Problem:
         sign = rng.choice(signs)
         upper = {"+": 20, "-": min(20, value - 1), "*": 4}[sign]
         number = rng.randint(2, max(2, upper))
-        after = _apply(value, sign, number)
+        after = applied(value, sign, number)
         ops.append(verbs[sign].format(n=number))
         steps.append(f"{value} {sign} {number} = {after}")
         wrong = near_numbers(rng, after, 1)[0]
@@ -54,7 +55,7 @@ def make(rng: random.Random, num_steps: int, wording: int) -> Problem:
         wrongs.append(int(wrong))
         value = after
     question = template.format(start=start, ops=joiner.join(ops))
-    follows = tuple(_follow(wrong, changes[place + 1 :]) for place, wrong in enumerate(wrongs))
+    follows = tuple(following(wrong, changes[place + 1 :]) for place, wrong in enumerate(wrongs))
     return Problem(question, tuple(steps), tuple(corrupted), str(value), near_numbers(rng, value), consequences=follows)
 
 

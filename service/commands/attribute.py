@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from registry.home import home_directory
+from registry.tracking import Tracking
 from service.pace import Budget, Pace
 
 if TYPE_CHECKING:
@@ -26,12 +27,14 @@ def attribute(
     from pydantic import ValidationError
 
     from tuning.attribution import Attribution, AttributionSpec
+    from tuning.continuing import pinned
     from tuning.errors import BadRecipe
     from tuning.ground import Ground
     from tuning.isolation import use_threads
     from tuning.recipe import Recipe, in_one_sentence
 
-    budget, recipe, place = Budget(time_budget_s), Recipe.load(recipe_file), home_directory(home)
+    budget, place = Budget(time_budget_s), home_directory(home)
+    recipe = pinned(Recipe.load(recipe_file), Tracking.at(place))
     try:
         spec = AttributionSpec(**values)
     except ValidationError as error:
@@ -52,7 +55,7 @@ def attribute(
 
 
 def _show(found: Attributed) -> None:
-    told, console = found.as_dict(), Console()
+    told, console = found.as_dict(), Console(markup=False)
     families = Table(title=f"{len(found.influences)} rows by family ({found.evidence})", title_justify="left")
     for heading in ("family", "rows below 0", "conflicts with the domain", "rank correlation with length"):
         families.add_column(heading, overflow="fold")

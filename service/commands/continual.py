@@ -15,6 +15,7 @@ from evaluation.continual import DENOMINATORS, Column, ContinualMatrix
 from evaluation.errors import UnreadableFile
 
 WORDS = ("task", "measure", "role", "unit")  # of a row, at least
+MOST = 10**300  # an integer that no float holds is no reading
 NUMBERS = ("n", "base", "adapted", "change", "low", "high")  # where one is not defined, None
 
 
@@ -23,7 +24,8 @@ def continual(files: Sequence[Path], as_json: bool) -> None:
     if as_json:
         print(json.dumps(matrix.as_dict()))
         return
-    console = Console()
+    console = Console(markup=False)
+    console.print(_stages(matrix), soft_wrap=True, highlight=False)
     console.print(_scores(matrix))
     console.print(_transfer(matrix))
     console.print(_moves(matrix))
@@ -32,11 +34,12 @@ def continual(files: Sequence[Path], as_json: bool) -> None:
 def _read(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not _is_evaluation(found):
         raise UnreadableFile(
-            f"A stored evaluation is one JSON object with subject, backbone and rows, but {str(file)!r} is none. "
+            "A stored evaluation is one JSON object with subject, backbone and rows, which name their items, but "
+            f"{str(file)!r} is none. "
             "Write it with `graftline evaluate SUBJECT --domain TASK --json > FILE`."
         )
     whole: dict[str, Any] = found
@@ -54,7 +57,8 @@ def _is_evaluation(found: object) -> bool:
 def _is_row(row: dict[str, Any]) -> bool:
     told = row.get("summary") or {}
     return (
-        all(isinstance(row.get(name), str) for name in WORDS)
+        _names_items(row.get("items"), row.get("n"))
+        and all(isinstance(row.get(name), str) for name in WORDS)
         and all(name in row and _is_number(row[name]) for name in NUMBERS)
         and _is_number(row.get("chance"))
         and isinstance(told, dict)
@@ -62,20 +66,33 @@ def _is_row(row: dict[str, Any]) -> bool:
     )
 
 
+def _names_items(items: object, num_measured: object) -> bool:
+    """Stages are compared on the same items, which only their ids show."""
+    ids = items.get("ids") if isinstance(items, dict) else None
+    if not isinstance(ids, list) or not all(isinstance(one, str) for one in ids):
+        return False
+    return 0 < len(ids) == len(set(ids)) and isinstance(num_measured, int) and 0 <= num_measured <= len(ids)
+
+
 def _is_number(value: object) -> bool:
-    return value is None or isinstance(value, int | float)
+    return value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) <= MOST)
+
+
+def _stages(matrix: ContinualMatrix) -> str:
+    """Their numbers stand in the tables: a name may be a path, and no table is read with its words cut."""
+    return "\n".join(f"stage {number}: {name}" for number, name in enumerate(("the backbone", *matrix.stages)))
 
 
 def _scores(matrix: ContinualMatrix) -> Table:
-    columns = (*matrix.domains, *matrix.retention)
     made = Table(
         title="score after each stage; domains in the order of their fitting, then what was guarded", title_justify="left"
     )
-    made.add_column("stage")
-    for column in columns:
-        made.add_column(f"{column.task}\n{column.unit}")
-    for name, row in zip(("backbone", *matrix.stages), matrix.scores, strict=True):
-        made.add_row(name, *(f"{score:.3f}" for score in row))
+    for heading in ("column", "unit"):
+        made.add_column(heading, overflow="fold")
+    for number in range(len(matrix.scores)):
+        made.add_column(f"{number}", justify="right")
+    for column, scores in zip((*matrix.domains, *matrix.retention), zip(*matrix.scores, strict=True), strict=True):
+        made.add_row(column.task, column.unit, *(f"{score:.3f}" for score in scores))
     return made
 
 
@@ -92,9 +109,9 @@ def _moves(matrix: ContinualMatrix) -> Table:
     made = Table(title="against the backbone, on the same items", title_justify="left")
     for heading in ("stage", "column", "change", "95 % interval", "lost", "won", "same answer", "share kept"):
         made.add_column(heading, overflow="fold")
-    for stage, name in enumerate(matrix.stages, start=1):
+    for stage in range(1, len(matrix.stages) + 1):
         for column in (*matrix.domains, *matrix.retention):
-            made.add_row(name, column.task, *_move(column, stage))
+            made.add_row(str(stage), column.task, *_move(column, stage))
     return made
 
 

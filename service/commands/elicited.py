@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from service.commands.subject import LOADED, load_subject
+from service.pace import Pace
 
 if TYPE_CHECKING:
     from evaluation.elicited import Share
@@ -30,15 +31,16 @@ def elicited(
     subject = load_subject(named, domain, backbone_name, home, tracking_uri)
     texts = chain_texts if chain else answer_texts
     made_on, judged_on = (subject.domain.examples(split, items) for split in ("search", "select"))
-    with Console(stderr=True).status(f"steering {subject.backbone.name} towards {named}"):
-        found = read(
-            subject.engine,
-            subject.backbone,
-            LOADED,
-            texts(subject.backbone, made_on),
-            texts(subject.backbone, judged_on),
-            [example.group for example in judged_on],
-        )
+    print(f"steering {subject.backbone.name} towards {named}", file=sys.stderr)
+    found = read(
+        subject.engine,
+        subject.backbone,
+        LOADED,
+        texts(subject.backbone, made_on),
+        texts(subject.backbone, judged_on),
+        [example.group for example in judged_on],
+        on_progress=partial(Pace(), "readings and vectors"),
+    )
     what = "gold chains" if chain else "gold answers"
     if as_json:
         told = {"subject": named, "backbone": subject.backbone.name, "task": subject.domain.name, "texts": what}

@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +17,14 @@ from service.commands.workload import Workload
 
 if TYPE_CHECKING:
     from evaluation.evaluate import Paired, Planned, Row
+
+
+class JudgeAt(NamedTuple):
+    """An OpenAI-compatible endpoint, what stands there before /chat/completions, and the name of its model."""
+
+    base_url: str
+    model: str
+    timeout_s: float | None = None  # of one reply; None for the judge's default
 
 
 def evaluate(
@@ -30,11 +38,11 @@ def evaluate(
     measures: Sequence[str] = (),
     tasks: Sequence[str] = (),
     picture: Path | None = None,
-    judge: tuple[str, str] | None = None,
+    judge: JudgeAt | None = None,
 ) -> None:
     """`measures`: names of MEASURES in place of the usual ones, or "all"; `tasks` are read beside the protected ones.
 
-    `judge`: the URL of an OpenAI-compatible endpoint and the name of its model, to judge the domain's explanations.
+    `judge` reads the domain's explanations.
     """
     from evaluation.evaluate import evaluate as read_all
     from evaluation.four_cells import four_cells_by_task
@@ -101,19 +109,20 @@ def draw_reliability(subject: Subject, named: str, items: int, picture: Path) ->
     draw(sides, picture)
 
 
-def judged(subject: Subject, judge: tuple[str, str], items: int) -> Planned:
+def judged(subject: Subject, judge: JudgeAt, items: int) -> Planned:
     """The domain's explanations before a judge, whose replies are kept in the home."""
     from evaluation.evaluate import Planned
-    from evaluation.judge import Judge
+    from evaluation.judge import TIMEOUT_S, Judge
     from evaluation.measures.judged_rationality import JudgedRationality
 
-    measure = JudgedRationality(Judge(*judge, cache=subject.home / "cache" / "judge"))
+    cache = subject.home / "cache" / "judge"
+    measure = JudgedRationality(Judge(judge.base_url, judge.model, cache, timeout_s=judge.timeout_s or TIMEOUT_S))
     return Planned(measure, subject.domain, subject.domain.examples("select", items), "report")
 
 
 def show(rows: Sequence[Paired], title: str, console: Console | None = None) -> None:
     """The table, and below it what stands beside each row. Where no one looks at a terminal, lines are as long as they need."""
-    console = console or Console()
+    console = console or Console(markup=False)
     if not console.is_terminal:
         console.width = max(console.width, _WIDE)
     console.print(table(rows, title))
@@ -127,6 +136,8 @@ _WIDE = 160  # columns that the table takes
 
 def table(rows: Sequence[Paired], title: str) -> Table:
     """One row a measure and task."""
+    from evaluation.evaluate import means_of
+
     made = Table(title=title, title_justify="left")
     for heading in ("task", "measure", "backbone", "adapted", "change", "95 % interval", "unit", "n"):
         made.add_column(heading, overflow="fold")
@@ -135,7 +146,8 @@ def table(rows: Sequence[Paired], title: str) -> Table:
         if row.not_measurable:
             made.add_row(*named, *["-"] * 5, "0")
             continue
-        numbers = (f"{row.base.mean:.3f}", f"{row.adapted.mean:.3f}", f"{change.mean:+.3f}")
+        base, adapted = means_of(row)
+        numbers = (f"{base:.3f}", f"{adapted:.3f}", f"{change.mean:+.3f}")
         made.add_row(*named, *numbers, f"[{change.low:+.3f}, {change.high:+.3f}]", row.adapted.unit, str(change.n))
     return made
 

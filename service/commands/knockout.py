@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,7 @@ from rich.table import Table
 
 from service.clock import clock
 from service.commands.subject import LOADED, Subject, load_subject
+from service.pace import Pace
 
 if TYPE_CHECKING:
     from evaluation.evaluate import Row
@@ -45,28 +48,28 @@ def knockout(
     num_layers = len(subject.backbone.layers)
     layers = grouped(num_layers, min(groups or (FULL_GROUPS if full else GROUPS), num_layers)), bands(num_layers)
     plan = knockout_plan(subject.domain, families, items)
-    told = Console(stderr=True)
     readings = num_readings(num_layers, *layers, alphas) if acts_in_layers(subject.profile) else 0
     if readings:
-        with told.status(f"looking how long {named} takes"):
-            seconds = seconds_for(subject.engine, subject.backbone, subject.profile, plan, readings)
-        told.print(f"{readings} readings of {len(plan)} tasks, {items} items each: about {clock(seconds)} min", highlight=False)
-    with told.status(f"knocking out layers of {named}") as shown:
-        found = knock_out(
-            subject.engine,
-            subject.backbone,
-            subject.profile,
-            plan,
-            *layers,
-            alphas,
-            cache=subject.cache,
-            on_progress=lambda share: shown.update(f"knocking out layers of {named}: {share:.0%}"),
-        )
-        if picture is not None:
-            _draw(subject, items, picture)
+        print(f"trying {len(plan)} tasks on a few items each, to tell how long the whole will take", file=sys.stderr)
+        seconds = seconds_for(subject.engine, subject.backbone, subject.profile, plan, readings)
+        print(f"{readings} readings of {len(plan)} tasks, {items} items each: about {clock(seconds)} min", file=sys.stderr)
+    found = knock_out(
+        subject.engine,
+        subject.backbone,
+        subject.profile,
+        plan,
+        *layers,
+        alphas,
+        cache=subject.cache,
+        on_progress=partial(Pace(), "readings"),
+    )
+    if picture is not None:
+        _draw(subject, items, picture)
     if as_json:
         about = {"subject": named, "backbone": subject.backbone.name, "items": items, "readings": readings}
-        print(json.dumps({**about, **found.as_dict(), "tasks_not_measurable": left_out}))
+        if found.not_measurable:
+            left_out |= {planned.task.name: found.not_measurable for planned in plan}
+        print(json.dumps({**about, **found.as_dict(), "not_measurable": left_out}))
         return
     _show(found, f"{named} on {subject.backbone.name}, {items} items a task of the select split")
     for name, reason in left_out.items():
@@ -83,7 +86,7 @@ def _show(found: KnockOut, title: str) -> None:
     if found.not_measurable:
         print(f"not measurable: {found.not_measurable}")
         return
-    console = Console()
+    console = Console(markup=False)
     console.print(matrix(found, title))
     for point in found.off:
         for family in point.retention:

@@ -55,9 +55,7 @@ class Phases:
 
     @contextmanager
     def phase(self, name: str, expected: str) -> Iterator[None]:
-        self.console.print(
-            f"\n[{clock(time.monotonic() - self.started)}] {name} ({expected})", style="bold", markup=False, highlight=False
-        )
+        self.console.print(f"\n[{clock(time.monotonic() - self.started)}] {name} ({expected})", style="bold", highlight=False)
         began = time.monotonic()
         yield
         self.seconds[name] = time.monotonic() - began
@@ -71,7 +69,7 @@ class Gated:
 
 
 def quickstart(home: Path | None, recipe_file: Path, keep_serving: bool) -> int:
-    console = Console(width=None if Console().is_terminal else 140)
+    console = Console(width=None if Console().is_terminal else 140, markup=False)
     phases, place = Phases(console), home_directory(home)
     recipe = Recipe.load(recipe_file)
     tracking = Tracking.at(place)
@@ -176,8 +174,8 @@ def _compared(sweep: Sweep, plain: Candidate, release: Release, console: Console
     from engine.torch_engine import TorchEngine
 
     file = sweep.directory / f"comparison-{file_digest(release.directory / MANIFEST)[:16]}.json"
-    if file.is_file():
-        return Comparison.load(file)
+    if (known := Comparison.kept(file)) is not None:
+        return known
     recipe = sweep.recipe
     backbone = Backbone.load(recipe.backbone)
     engine = TorchEngine(backbone, max_rows=64, precision=recipe.evaluation.precision)

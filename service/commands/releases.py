@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -27,6 +26,7 @@ from registry.status import Status
 from registry.status import status as registry_status
 from registry.tracking import Tracking
 from service.gate_view import gate_view
+from service.pace import checked_seconds
 
 if TYPE_CHECKING:
     from adapters.backbone import Backbone
@@ -73,10 +73,7 @@ def promote(
     from engine.torch_engine import TorchEngine
     from tuning.gating import Subject, gate_settings, recipe_policy
 
-    if time_budget_s is not None and not 0 < time_budget_s < math.inf:
-        raise PromotionRefused(
-            f"--time-budget-s is a number of seconds above 0, but got {time_budget_s:g}. Leave it out or raise it."
-        )
+    checked_seconds(time_budget_s)
     place = home_directory(home)
     tracking = Tracking.at(place, tracking_uri).existing()
     named = resolve(tracking, reference)
@@ -90,7 +87,7 @@ def promote(
     _check_backbone(release, backbone.fingerprint)
     engine = TorchEngine(backbone, max_rows=64, precision=subject.recipe.evaluation.precision)
     settings = gate_settings(policy, time_budget_s=time_budget_s)
-    console = Console(stderr=as_json, width=None if sys.stdout.isatty() else 140)
+    console = Console(stderr=as_json, markup=False, width=None if sys.stdout.isatty() else 140)
     report = gate_release(tracking, release, engine, backbone, settings, policy, place, console)
     promoted = report.passed or override
     if promoted:
@@ -250,7 +247,7 @@ def status(home: Path | None, tracking_uri: str | None, as_json: bool) -> None:
     if as_json:
         print(found.model_dump_json(indent=2))
         return
-    console = Console()
+    console = Console(markup=False)
     if missing:
         console.print(f"there is no registry in {found.uri} yet: check --home, or start with: graftline tune RECIPE.toml")
     elif not found.names:

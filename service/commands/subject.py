@@ -72,7 +72,7 @@ def load_subject(
     from tuning.recipe import REASONING_FAMILIES
 
     place = home_directory(home)
-    directory, manifest = _files(named, place, tracking_uri)
+    directory, manifest = files_of(named, place, tracking_uri)
     profile, recipe = Profile.load(directory), manifest.recipe if manifest else {}
     backbone = Backbone.load(backbone_name or (manifest.backbone.name if manifest else "smollm2-135m-reasoner"))
     if manifest is not None and manifest.backbone.fingerprint != backbone.fingerprint:
@@ -91,7 +91,7 @@ def load_subject(
         profile,
         backbone,
         engine,
-        task_named(domain or str(recipe.get("domain", "icd10"))),
+        task_named(str(recipe.get("domain", "icd10")) if domain is None else domain),
         tuple(map(str, protected)) if isinstance(protected, list) else REASONING_FAMILIES,
         BaseCache(place / "cache" / "base", computed),
         BaseCache(place / "cache" / "adapted", computed, directory_digest(directory)),
@@ -100,7 +100,7 @@ def load_subject(
     )
 
 
-def _files(named: str, home: Path, tracking_uri: str | None) -> tuple[Path, Manifest | None]:
+def files_of(named: str, home: Path, tracking_uri: str | None) -> tuple[Path, Manifest | None]:
     """A directory as its manifest says it is (plain PEFT directories have none), or a published release."""
     directory = Path(named)
     if directory.is_dir():
@@ -111,6 +111,9 @@ def _files(named: str, home: Path, tracking_uri: str | None) -> tuple[Path, Mani
             "neither. Correct the path."
         )
     tracking = Tracking.at(home, tracking_uri).existing()
-    found = resolve(tracking, named)
+    try:
+        found = resolve(tracking, named)
+    except UnknownRelease as error:
+        raise UnknownRelease(f"{error} A directory of adapter files would do too, but none here has that name.") from error
     release = load_release(tracking, found.name, found.version)
     return release.directory, release.manifest

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from registry.home import home_directory
+from registry.tracking import Tracking
 from service.commands.attribute import contrast_cells, contrasts
 from service.pace import Budget, Pace
 
@@ -21,12 +22,14 @@ def trace_reliance(
     recipe_file: Path, seeds: int, trace_loss: bool, time_budget_s: float | None, home: Path | None, as_json: bool
 ) -> int:
     """0 when every arm is read, 1 when time ran out and the same command goes on from here."""
+    from tuning.continuing import pinned
     from tuning.ground import Ground
     from tuning.isolation import use_threads
     from tuning.recipe import Recipe
     from tuning.trace_reliance import Study
 
-    budget, recipe, place = Budget(time_budget_s), Recipe.load(recipe_file), home_directory(home)
+    budget, place = Budget(time_budget_s), home_directory(home)
+    recipe = pinned(Recipe.load(recipe_file), Tracking.at(place))
     use_threads()
     study = Study(recipe, Ground.of(recipe, place / "cache"), place, seeds, trace_loss)
     found = study.run(Pace(), budget.is_spent)
@@ -47,7 +50,7 @@ def trace_reliance(
 def _show(found: TraceReliance, trace_loss: bool) -> None:
     from tuning.trace_reliance import ARMS, EFFECTS
 
-    console, loss = Console(), "with" if trace_loss else "without"
+    console, loss = Console(markup=False), "with" if trace_loss else "without"
     arms = Table(title=f"four arms, {found.num_seeds} seeds, {loss} loss on the trace", title_justify="left")
     for heading in ("arm", "", "domain accuracy", "trace validity", "trace tokens", "fit tokens", "retention (margins)"):
         arms.add_column(heading, overflow="fold")

@@ -11,6 +11,7 @@ from registry.home import home_directory
 from registry.tracking import Tracking
 from service.sweep_view import LinesView, TableView
 from tuning.candidates import Candidate
+from tuning.continuing import pinned
 from tuning.recipe import Recipe
 from tuning.study import Sweep
 
@@ -33,7 +34,8 @@ def tune(
         task_named(task)  # refuses an unknown task or bad data before anything is written
     sources_of(recipe.backbone)
     place = home_directory(home)
-    sweep = Sweep(recipe, place, Tracking.at(place, tracking_uri))
+    tracking = Tracking.at(place, tracking_uri)
+    sweep = Sweep(pinned(recipe, tracking), place, tracking)
     chosen = run_sweep(sweep, resume, quiet=as_json)
     if as_json:
         print(json.dumps({"study": recipe.name, "storage": sweep.storage_url, "candidates": [_row(c) for c in chosen]}))

@@ -29,6 +29,7 @@ class MethodSpec(Spec):
     warmup: float = 0.1  # share of the steps in which the learning rate rises; it then falls linearly to a tenth
     micro_batch_tokens: int = 2048  # a batch is split so that no forward holds more
     num_examples: int = 2000
+    token_budget: int | None = None  # written and learnt together; the fit ends with the step that reaches it, if not before
     seed: int = 0
 
     @model_validator(mode="after")
@@ -37,6 +38,8 @@ class MethodSpec(Spec):
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ValueError(f"{name} must be at least {low}, but got {getattr(self, name)}.")
+        if self.token_budget is not None and self.token_budget < 1:
+            raise ValueError(f"token_budget must be at least 1, but got {self.token_budget}. Leave it out for none.")
         if not 0 < self.learning_rate < 1 or self.warmup > 1:
             raise ValueError(
                 f"A fit needs 0 < learning_rate < 1 and warmup <= 1, but got {self.learning_rate:g} and {self.warmup:g}."
@@ -48,7 +51,8 @@ class MethodSpec(Spec):
 class Fit:
     """What a fit did. The adapters that it was given now hold the fitted weights."""
 
-    numbers: Mapping[str, tuple[float, ...]]  # by name, one a step: loss (nats per learnt token), kl, parts of a reward
+    # By name, one a step: loss (nats per learnt token), kl, parts of a reward; forward_kl at the steps of tuning.distance alone.
+    numbers: Mapping[str, tuple[float, ...]]
     num_tokens: int  # that went through a forward and backward
     seconds: float  # of the steps
     num_generated: int = 0  # tokens that were written for it
@@ -60,7 +64,10 @@ class Fit:
 
     @property
     def kl(self) -> tuple[float, ...]:
-        """Forward KL to the backbone in nats per token; empty without a pull towards it."""
+        """KL to the backbone in nats per token; empty without a pull towards it.
+
+        On rows that are given it is the forward one, KL(backbone || adapted); of what the adapted model wrote itself, the other.
+        """
         return self.numbers.get("kl", ())
 
     @property

@@ -3,7 +3,7 @@
 What differs between the supervised methods is where the rows come from; the loss and its retention levers are theirs in common.
 The pull towards the backbone is the forward KL, KL(backbone || adapted), averaged over completion tokens: of the distances
 between the two it is the one that predicts forgetting (RL's Razor, arXiv 2509.04259), and it needs one more forward with the
-adapter off.
+adapter off. On the domain's own completions it pulls against what is learnt there; on replay (see tuning.replay) it does not.
 """
 
 from __future__ import annotations
@@ -12,40 +12,68 @@ import hashlib
 import json
 import time
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence, Sized
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
 import torch
 from pydantic import model_validator
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div, log_softmax
+from torch.nn.functional import cross_entropy
 
 from adapters.adapter import Adapter, Stack
 from adapters.backbone import Backbone
-from adapters.lora import adapters_off
+from adapters.lora import LoRA
+from adapters.softcot import SoftCoT
 from adapters.spec import Choices, Range
 from evaluation.errors import DataError
 from evaluation.task import Example, Task
-from tuning.batches import Batch, Row, collate, endless_batches
-from tuning.loop import OnStep, OnUpdate, run
+from tuning.batches import Row, collate, endless_rows
+from tuning.distance import label_logits, pull_to_base
+from tuning.loop import Learner, OnStep, OnUpdate, run
 from tuning.methods.method import Fit, Method, MethodSpec
+from tuning.replay import Replay
+from tuning.rollouts import own_words, rollouts
 
 # Legend: N label positions of a batch, V vocabulary
 
+S = TypeVar("S", bound=Sized)
+
 
 class SupervisedSpec(MethodSpec):
-    """`loss` dft weighs each token by its own probability, without a gradient through it (Wu et al., arXiv 2508.05629)."""
+    """`loss` dft weighs each token by its own probability, without a gradient through it (Wu et al., arXiv 2508.05629).
+
+    `replay_share` of the rows of every batch are replay. With `kl_on` replay, a quarter as many rows as a batch has are read on
+    top of it, for the pull alone.
+    """
 
     loss: Annotated[Literal["nll", "dft"], Choices(("nll", "dft"))] = "nll"
     kl_weight: Annotated[float, Range(0.0, 1.0)] = 0.0
+    kl_on: Annotated[Literal["completions", "replay"], Choices(("completions", "replay"))] = "completions"
+    replay_share: Annotated[float, Range(0.0, 0.3)] = 0.0
+    replay_from: Annotated[Literal["backbone", "families"], Choices(("backbone", "families"))] = "backbone"
+    num_replay: int = 64  # different prompts
+
+    @property
+    def replays(self) -> bool:
+        return self.replay_share > 0 or self.holds
+
+    @property
+    def holds(self) -> bool:
+        """Whether the pull is read on replay."""
+        return self.kl_weight > 0 and self.kl_on == "replay"
 
     @model_validator(mode="after")
-    def _pulls(self) -> SupervisedSpec:
+    def _retains(self) -> SupervisedSpec:
         if self.kl_weight < 0:
             raise ValueError(f"kl_weight must be at least 0, but got {self.kl_weight:g}.")
+        if not 0 <= self.replay_share < 1 or self.num_replay < 1:
+            raise ValueError(
+                f"A fit needs 0 <= replay_share < 1 and num_replay of at least 1, but got {self.replay_share:g} and "
+                f"{self.num_replay}."
+            )
         return self
 
 
@@ -57,14 +85,33 @@ class Given(NamedTuple):
     examples: Sequence[Example]
     task: Task | None = None
     directory: Path | None = None
+    alive: Callable[[], None] | None = None  # called while rows are written: minutes, on a large backbone
+    replay: Sequence[Row] = ()
+
+    @property
+    def judge(self) -> Task:
+        """The task that says what is right."""
+        if self.task is None:
+            raise DataError("This method goes by the task's own check, but its fit was given no task. Name it.")
+        return self.task
+
+    def kept_in(self, purpose: str) -> Path | None:
+        """Where what the backbone alone writes is kept, for a fit that keeps anything."""
+        return own_words(self.backbone, purpose) if self.directory else None
 
 
 class Prepared(NamedTuple):
-    """The rows of a fit, what was written to get them, and what is to be said of them."""
+    """The rows of a fit, what was written and trained to get them, and what is to be said of them.
+
+    What was written counts whether or not it was kept from before: the same fit costs the same, in tokens, every time.
+    """
 
     rows: Sequence[Row]
     num_generated: int = 0
+    num_new: int = 0  # of these, written in this very call
     counts: Mapping[str, float] = {}
+    num_tokens: int = 0  # that fits before the last one trained on
+    seconds: float = 0.0  # of their steps
 
 
 @dataclass(frozen=True)
@@ -76,6 +123,9 @@ class Supervised(Method):
     @abstractmethod
     def prepare(self, given: Given) -> Prepared:
         """The rows, in an order that the same call gives again."""
+
+    def learner(self, backbone: Backbone, stack: Stack, rows: Sequence[Row], replay: Sequence[Row] = ()) -> Learner[Row]:
+        return Rows.drawn(backbone, stack, self.spec, rows, replay)
 
     def fit(
         self,
@@ -89,13 +139,52 @@ class Supervised(Method):
         directory: Path | None = None,
     ) -> Fit:
         started = time.monotonic()
-        prepared, stack = self.prepare(Given(backbone, adapters, examples, task, directory)), Stack(adapters)
-        prepared_s = time.monotonic() - started
-        learner = Rows.drawn(backbone, stack, self.spec, prepared.rows)
-        identity = identity_of(backbone, adapters, self.spec, prepared.rows) if directory else ""
-        done = run(backbone, stack, self.spec, learner, on_step, on_update, directory, identity)
-        numbers = {name: tuple(values) for name, values in done.numbers.items()}
-        return Fit(numbers, done.num_tokens, done.seconds, prepared.num_generated, {"prepare_s": prepared_s, **prepared.counts})
+        alive = (lambda: on_step(0, self.spec.steps, 0.0)) if on_step else None
+        given = Given(backbone, adapters, examples, task, directory, alive)
+        replayed = replay_of(given, self.spec)
+        given = given._replace(replay=replayed.rows)
+        prepared = self.prepare(given)
+        prepared_s, num_generated = time.monotonic() - started - prepared.seconds, replayed.num_generated + prepared.num_generated
+        learner = self.learner(backbone, Stack(adapters), prepared.rows, given.replay)
+        fit = learnt(given, self.spec, learner, prepared.rows, num_generated + prepared.num_tokens, on_step, on_update)
+        sizes = {
+            "rows": len(prepared.rows),
+            "replay_rows": len(replayed.rows),
+            "written_anew": replayed.num_new + prepared.num_new,
+        }
+        return replace(
+            fit,
+            num_tokens=fit.num_tokens + prepared.num_tokens,
+            seconds=fit.seconds + prepared.seconds,
+            num_generated=num_generated,
+            counts={"prepare_s": prepared_s, **sizes, **prepared.counts},
+        )
+
+
+def replay_of(given: Given, spec: SupervisedSpec) -> Prepared:
+    """The replay rows that the spec asks for; none where nothing replays."""
+    if not spec.replays:
+        return Prepared([])
+    domain = given.task.name if given.task else ""
+    replay = Replay(spec.replay_from, spec.num_replay, spec.seed, domain)
+    with rollouts(given.backbone, directory=given.kept_in("replay"), on_chunk=given.alive) as writer:
+        return Prepared(replay.rows(given.backbone, writer), writer.num_used, writer.num_generated)
+
+
+def learnt(
+    given: Given,
+    spec: SupervisedSpec,
+    learner: Learner[Row],
+    rows: Sequence[Row],
+    num_written: int = 0,
+    on_step: OnStep | None = None,
+    on_update: OnUpdate | None = None,
+) -> Fit:
+    """Fits the given adapters to the rows and the replay, in place. `num_written` tokens of the budget are used up already."""
+    stack = Stack(given.adapters)
+    identity = identity_of(given.backbone, given.adapters, spec, [*rows, *given.replay]) if given.directory else ""
+    done = run(given.backbone, stack, spec, learner, on_step, on_update, given.directory, identity, num_written)
+    return Fit({name: tuple(values) for name, values in done.numbers.items()}, done.num_tokens, done.seconds)
 
 
 @dataclass(frozen=True)
@@ -108,32 +197,60 @@ class Rows:
     batches: Sequence[Sequence[Row]]
 
     @classmethod
-    def drawn(cls, backbone: Backbone, stack: Stack, spec: SupervisedSpec, rows: Sequence[Row]) -> Rows:
-        check_room(backbone, rows)
-        batches = list(islice(endless_batches(rows, spec.batch_size, spec.seed), spec.steps))
-        _think_ahead(backbone, stack, [row for batch in batches for row in batch])
+    def drawn(
+        cls, backbone: Backbone, stack: Stack, spec: SupervisedSpec, rows: Sequence[Row], replay: Sequence[Row] = ()
+    ) -> Rows:
+        check_room(backbone, [*rows, *replay])
+        batches = drawn_batches(spec, rows, replay)
+        think_ahead(backbone, stack, [row.prompt_ids for batch in batches for row in batch])
         return cls(backbone, stack, spec, batches)
 
     def batch(self, step: int) -> Sequence[Row]:
         return self.batches[step]
 
+    def rows(self, batch: Sequence[Row]) -> Sequence[Row]:
+        return batch
+
     def num_tokens(self, batch: Sequence[Row]) -> int:
         return sum(map(len, batch))
 
     def backward(self, share: Sequence[Row], batch: Sequence[Row]) -> dict[str, float]:
-        spec, num_labels = self.spec, sum(row.num_labels for row in batch)
+        spec, num_labels = self.spec, sum(row.num_labels for row in batch if not row.held)
+        num_pulled = sum(row.num_labels for row in batch if row.held) if spec.holds else num_labels
         total, pulled = 0.0, 0.0
-        for part in micro_batches(share, spec.micro_batch_tokens):
-            with self.backbone.autocast():
-                logits_NV, labels_N = label_logits(self.backbone, collate(self.backbone, self.stack, part))
-            loss = token_loss(logits_NV.float(), labels_N, spec.loss) / num_labels
-            total += float(loss.detach())
-            if spec.kl_weight:
-                pull = pull_to_base(self.backbone, logits_NV, part) / num_labels
-                pulled += float(pull.detach())
-                loss = loss + spec.kl_weight * pull
-            loss.backward()
+        for held in (False, True):
+            for part in micro_batches([row for row in share if row.held == held], spec.micro_batch_tokens):
+                with self.backbone.autocast():
+                    logits_NV, labels_N = label_logits(self.backbone, collate(self.backbone, self.stack, part))
+                loss = logits_NV.new_zeros((), dtype=torch.float32)
+                if not held:
+                    loss = token_loss(logits_NV.float(), labels_N, spec.loss) / num_labels
+                    total += float(loss.detach())
+                if spec.kl_weight and held == spec.holds:
+                    pull = pull_to_base(self.backbone, logits_NV, part) / num_pulled
+                    pulled += float(pull.detach())
+                    loss = loss + spec.kl_weight * pull
+                loss.backward()
         return {"loss": total} | ({"kl": pulled} if spec.kl_weight else {})
+
+
+def drawn_batches(spec: SupervisedSpec, rows: Sequence[Row], replay: Sequence[Row]) -> list[list[Row]]:
+    """What each step learns from and is held to, sorted by length.
+
+    Replay's share is kept over the steps as a whole, and within one row after every step.
+    """
+    own, again = endless_rows(rows, spec.seed), endless_rows(replay, f"{spec.seed}/replay")
+    held = (replace(row, held=True) for row in endless_rows(replay, f"{spec.seed}/held"))
+    num_held, wanted = max(1, spec.batch_size // 4) if spec.holds else 0, spec.replay_share * spec.batch_size
+    batches, num_tokens = list[list[Row]](), 0
+    for step in range(spec.steps):
+        num_again = int((step + 1) * wanted) - int(step * wanted)
+        batch = [*islice(own, spec.batch_size - num_again), *islice(again, num_again), *islice(held, num_held)]
+        batches.append(sorted(batch, key=len))
+        num_tokens += sum(map(len, batch))
+        if spec.token_budget is not None and num_tokens >= spec.token_budget:
+            break
+    return batches
 
 
 def token_loss(logits_NV: Tensor, labels_N: Tensor, loss: str) -> Tensor:
@@ -144,25 +261,9 @@ def token_loss(logits_NV: Tensor, labels_N: Tensor, loss: str) -> Tensor:
     return (nll_N * torch.exp(-nll_N.detach())).sum()
 
 
-def pull_to_base(backbone: Backbone, logits_NV: Tensor, rows: Sequence[Row]) -> Tensor:
-    """KL(backbone || adapted) in nats, summed over the rows' label positions. The adapters are attached, and off for a moment."""
-    with torch.no_grad(), adapters_off(backbone.model), backbone.autocast():
-        base_NV, _ = label_logits(backbone, collate(backbone, Stack(()), rows))
-    return kl_div(log_softmax(logits_NV.float(), -1), log_softmax(base_NV.float(), -1), log_target=True, reduction="sum")
-
-
-def label_logits(backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Logits [N, V] and labels [N] at the label positions only: the full logits of a batch take gigabytes."""
-    hidden_BTH = backbone.decoder(inputs_embeds=batch.embeds_BTH, attention_mask=batch.mask_BT, use_cache=False).last_hidden_state
-    kept_BT = batch.targets_BT != -100
-    head = backbone.model.get_output_embeddings()
-    logits_NV: Tensor = head(hidden_BTH[kept_BT])
-    return logits_NV, batch.targets_BT[kept_BT]
-
-
-def micro_batches(rows: Sequence[Row], max_tokens: int) -> list[list[Row]]:
+def micro_batches(rows: Sequence[S], max_tokens: int) -> list[list[S]]:
     """Rows come sorted by length: a part is as many as fit under the padded limit, one at least."""
-    parts: list[list[Row]] = []
+    parts: list[list[S]] = []
     for row in rows:
         if not parts or len(row) * (len(parts[-1]) + 1) > max_tokens:
             parts.append([])
@@ -184,16 +285,15 @@ def check_room(backbone: Backbone, rows: Sequence[Row]) -> None:
 def identity_of(backbone: Backbone, adapters: Sequence[Adapter], spec: MethodSpec, rows: Sequence[object]) -> str:
     """SHA-256 over all that decides a fit: a checkpoint of another must not be taken for its own."""
     specs = [adapter.spec.model_dump(mode="json") for adapter in adapters]
-    deciding = [backbone.fingerprint, specs, spec.model_dump(mode="json"), [repr(row) for row in rows]]
+    starts = [adapter.digest() for adapter in adapters if isinstance(adapter, (LoRA, SoftCoT))]
+    deciding = [backbone.fingerprint, specs, starts, spec.model_dump(mode="json"), [repr(row) for row in rows]]
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
-def _think_ahead(backbone: Backbone, stack: Stack, rows: Sequence[Row]) -> None:
+def think_ahead(backbone: Backbone, stack: Stack, prompts: Sequence[tuple[int, ...]]) -> None:
     """Lets a soft-thought assistant read the prompts before any gradient is wanted: its states are then cached."""
-    from adapters.softcot import SoftCoT
-
     for adapter in stack.adapters:
-        if isinstance(adapter, SoftCoT) and not adapter.spec.static:
+        if isinstance(adapter, SoftCoT) and not adapter.spec.static and adapter.spec.num_chains == 1:
             with torch.no_grad():
-                for row in rows:
-                    adapter.states(backbone, row.prompt_ids)
+                for prompt_ids in prompts:
+                    adapter.states(backbone, prompt_ids)

@@ -1,0 +1,66 @@
+"""The adapters that arms leave behind for others, and what is made of them: fitted or made once, kept in the runs folder."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from adapters.backbone import Backbone
+from adapters.merge import MergeSpec
+from benchmarks.method_arms import Arm, Made
+from registry.manifest import MANIFEST, file_digest, verify
+from tuning.gating import Subject
+from tuning.merging import Parents, merge, reduce_intruders
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Those of one seed and one budget, by arm."""
+
+    directory: Path
+    backbone: str
+    seed: int
+    budget: int
+
+    def of(self, arm: str) -> Path:
+        return self.directory / f"{slug(arm)}-{self.seed}-{self.budget}"
+
+    def take(self, arm: str, fitted: Path) -> None:
+        """Moves a trial's adapter here."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.of(arm), ignore_errors=True)
+        fitted.rename(self.of(arm))
+
+    def fields(self, arm: Arm) -> dict[str, object]:
+        """The recipe's fields that name an earlier adapter."""
+        named = {field: str(self.of(one).resolve()) for field, one in arm.earlier.items()}
+        return {field: (place,) if field == "adapter.orthogonal_to" else place for field, place in named.items()}
+
+    def made(self, made: Made) -> Path:
+        """The directory of what is made, which several arms may read."""
+        if made.how is None:
+            (one,) = made.of
+            return self.of(one)
+        # Named by what it is made of: an arm that was fitted again is another part.
+        parts = [file_digest(self.of(arm) / MANIFEST) for arm in made.of]
+        place = self.directory / f"made-{hashlib.sha256(repr((parts, made.how)).encode()).hexdigest()[:16]}"
+        if not place.is_dir():
+            backbone = loaded(self.backbone)
+            parents = Parents.of([Subject(arm, self.of(arm), verify(self.of(arm))) for arm in made.of], backbone)
+            if isinstance(made.how, MergeSpec):
+                merge(parents, backbone, made.how, place)
+            else:
+                reduce_intruders(parents, backbone, made.how, place)
+        return place
+
+
+def slug(arm: str) -> str:
+    return arm.replace(" ", "_").replace(",", "")
+
+
+@cache
+def loaded(backbone: str) -> Backbone:
+    return Backbone.load(backbone)

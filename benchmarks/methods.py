@@ -1,0 +1,233 @@
+"""Every training method beside its controls, on the default backbone and ICD-10: what it gains, what it costs in reasoning.
+
+    python -m benchmarks.methods [--full] [--only ARM ...]
+
+Each row is one trial: fitted within the same budget of tokens (written and learnt together), its scale swept, read on the search
+split. One learning rate an arm: what a method could gain under its own best is the sweep's to find (benchmarks.method_sweeps).
+
+Default: every method beside its control, the curriculum, a warm start, a merge and the reduction of intruder dimensions (MAIN in
+benchmarks.method_arms), one seed, the short budget; under an hour on two cores, at 400 tokens a second and a minute of reading
+an arm. --full: all arms, three seeds, four times the budget. A row that is in runs/benchmarks/methods is not made again, and one
+that was killed goes on. What an arm needs of another is fitted first, once, and stays in the runs folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adapters.merge import IntruderSpec
+from adapters.whole_file import write_whole
+from benchmarks.kept_adapters import Kept, slug
+from benchmarks.method_arms import ARMS, KEPT, LONG, MAIN, SHORT, expected_minutes, with_earlier
+from benchmarks.results import commit, provenance, table, write_section
+from tuning.isolation import available_threads, prepare, run_isolated
+from tuning.recipe import Recipe
+from tuning.trial import ADAPTER, Job, Outcome
+
+HEADINGS = [
+    *("arm", "seed", "gain", "scale", "retention", "feasible"),
+    *("all traces", "forward KL", "tokens", "seconds", "MiB", "commit"),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=ARMS, metavar="ARM")
+    parser.add_argument("--recipe", type=Path, default=Path("recipes/quickstart.toml"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks/methods"))
+    args = parser.parse_args()
+    recipe, seeds, budget = Recipe.load(args.recipe), 3 if args.full else 1, LONG if args.full else SHORT
+    arms = with_earlier(args.only or (ARMS if args.full else MAIN))
+    print(f"{len(arms)} of {len(ARMS)} arms, about {seeds * expected_minutes(arms, budget):.0f} minutes on two cores", flush=True)
+    prepare()
+    rows = []
+    for seed in range(seeds):
+        bench = Bench(recipe, seed, budget, args.runs)
+        rows += [bench.row(arm) for arm in arms]
+    write_section("methods", "Training methods", "\n\n".join(body(rows, budget)))
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The rows of one seed."""
+
+    recipe: Recipe
+    seed: int
+    budget: int
+    runs: Path
+
+    @property
+    def kept(self) -> Kept:
+        return Kept(self.runs / "adapters", self.recipe.backbone, self.seed, self.budget)
+
+    def row(self, arm: str) -> dict[str, Any]:
+        """The stored row, or one that is made now; a trial that failed is a row with its reason."""
+        file = self.runs / f"{slug(arm)}-{self.seed}-{self.budget}.json"
+        if not self._is_whole(arm, file):
+            self.runs.mkdir(parents=True, exist_ok=True)
+            begun = self.runs / "begun" / file.stem  # a row that was killed goes on there
+            outcome = self._outcome(arm, begun)
+            if arm in KEPT and outcome.state == "complete":
+                self.kept.take(arm, begun / ADAPTER)
+            made = {"arm": arm, "seed": self.seed, "commit": commit(), "outcome": outcome.model_dump(mode="json")}
+            write_whole(file, json.dumps(made))
+            shutil.rmtree(begun, ignore_errors=True)
+        row: dict[str, Any] = json.loads(file.read_text())
+        print(*shown(row), flush=True)
+        return row
+
+    def _is_whole(self, arm: str, file: Path) -> bool:
+        """Stored, with the adapter that others need."""
+        if not file.is_file():
+            return False
+        is_complete = json.loads(file.read_text())["outcome"]["state"] == "complete"
+        return arm not in KEPT or not is_complete or self.kept.of(arm).is_dir()
+
+    def _outcome(self, arm: str, begun: Path) -> Outcome:
+        spec = ARMS[arm]
+        for first in spec.first:
+            if not self.kept.of(first).is_dir() and self.row(first)["outcome"]["state"] != "complete":
+                return Outcome(state="failed", reason=f"the arm {first!r}, whose adapter it needs, was not fitted")
+        seeds = {"method.seed": self.seed, "adapter.lora.seed": self.seed, "adapter.softcot.seed": self.seed}
+        recipe = self.recipe.with_values({**spec.under(self.budget), **self.kept.fields(spec), **seeds})
+        given = self.kept.made(spec.made) if spec.made else None
+        job = Job(recipe, begun, self.runs / "cache", available_threads(), reference=True, given=given)
+        return run_isolated(job, lambda phase, share: None)
+
+
+def body(rows: list[dict[str, Any]], budget: int) -> list[str]:
+    families = sorted({family for row in done(rows) for family in row["outcome"]["score"]["generated_changes"]})
+    minutes = sum(sum(row["outcome"]["seconds"].values()) for row in rows) / 60
+    names = {row["arm"] for row in rows}
+    return [
+        provenance("methods", "0-2" if len({row["seed"] for row in rows}) > 1 else "0"),
+        f"{len(names)} of {len(ARMS)} arms in {minutes:.0f} minutes (`--full` runs all, under three seeds and {LONG:,} tokens). "
+        f"{budget:,} tokens an arm, written and learnt together; an earlier adapter's come on top, and what is made of fitted "
+        "adapters is read without being fitted. Gain: accuracy of ICD-10 (for the curriculum and on the graph, of the graph's "
+        "held-out paths) minus the backbone's at the chosen scale, 200 items. Retention: mean over the families of min(0, change "
+        "/ margin) of the chain's likelihood. All traces: change of the share of written traces that are right in every step, "
+        "at the chosen scale and, in brackets, as fitted.",
+        table(HEADINGS, [shown(row) for row in rows]),
+        f"Change of the written traces by family, as fitted:\n\n{by_family(done(rows), families)}",
+        "At the same domain gain, interpolated between the scales of each fit: the change of the chain's likelihood in nats per "
+        "token, mean over the families, the forward KL of both, and of each family the arm's change minus the control's:\n\n"
+        f"{matched(done(rows))}",
+        f"At the same scale, without its intruder dimensions and with them:\n\n{at_scales(done(rows))}",
+    ]
+
+
+def done(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if row["outcome"]["state"] == "complete"]
+
+
+def shown(row: dict[str, Any]) -> list[str]:
+    outcome = row["outcome"]
+    if outcome["state"] != "complete":
+        return [row["arm"], str(row["seed"]), f"{outcome['state']}: {outcome['reason']}", *[""] * 8, row["commit"]]
+    score, fit = outcome["score"], outcome["fit"]
+    chosen = score["chosen"]
+    whole = score["as_fitted"]
+    traces = f"{np.mean(list(score['generated_changes'].values())):+.2f} ({np.mean(list(whole['written'].values())):+.2f})"
+    return [
+        row["arm"],
+        str(row["seed"]),
+        f"{chosen['domain_gain']:+.3f} ± {1.96 * chosen['gain_stderr']:.3f}",
+        f"{chosen['scale']:g}",
+        f"{score['retention']:+.2f}",
+        "yes" if score["feasible"] else "no",
+        traces,
+        f"{score['forward_kl']:.3f}",
+        f"{fit['num_tokens']:,} + {fit['num_generated']:,}",
+        f"{outcome['seconds']['fit']:.0f}",
+        f"{outcome['peak_memory_mib']:.0f}",
+        row["commit"],
+    ]
+
+
+def by_family(rows: list[dict[str, Any]], families: list[str]) -> str:
+    cells = [
+        [
+            row["arm"],
+            str(row["seed"]),
+            *(f"{row['outcome']['score']['as_fitted']['written'][family]:+.2f}" for family in families),
+        ]
+        for row in rows
+    ]
+    return table(["arm", "seed", *families], cells)
+
+
+def matched(rows: list[dict[str, Any]]) -> str:
+    """Each arm and its control at the largest gain that both reach: chains (mean and by family) and forward KL."""
+    curves = {(row["arm"], row["seed"]): row["outcome"]["score"]["scales"] for row in rows}
+    families = sorted({family for curve in curves.values() for one in curve for family in one["chain_changes"]})
+    lines = []
+    for (arm, seed), curve in curves.items():
+        control = better(arm, seed, curves)
+        if control is None:
+            continue
+        pair = (curve, curves[control, seed])
+        gain = min(map(largest_gain, pair))
+        if gain > 0:
+            own, other = (at_gain(one, gain) for one in pair)
+            means = [f"{np.mean(list(changes.values())):+.4f}" for changes in (own, other)]
+            distances = [f"{kl_at_gain(one, gain):.4f}" for one in pair]
+            apart = [f"{own[family] - other[family]:+.4f}" for family in families]
+            lines.append([arm, control, str(seed), f"{gain:+.3f}", *means, *distances, *apart])
+    both = [f"{what} of the {whose}" for what in ("chains", "forward KL") for whose in ("arm", "control")]
+    return table(["arm", "control", "seed", "gain", *both, *families], lines)
+
+
+def better(arm: str, seed: int, curves: dict[tuple[str, int], list[dict[str, Any]]]) -> str | None:
+    """Of the arm's controls that were read, the one that gains most."""
+    found = [control for control in ARMS[arm].controls if (control, seed) in curves]
+    return max(found, key=lambda control: largest_gain(curves[control, seed]), default=None)
+
+
+def at_scales(rows: list[dict[str, Any]]) -> str:
+    """What an adapter gains and does to the chains before and after its intruder dimensions are reduced, scale by scale."""
+    curves = {(row["arm"], row["seed"]): row["outcome"]["score"]["scales"] for row in rows}
+    lines = []
+    for (arm, seed), curve in curves.items():
+        made = ARMS[arm].made
+        control = better(arm, seed, curves)
+        if made is None or not isinstance(made.how, IntruderSpec) or control is None:
+            continue
+        for one, other in zip(curve, curves[control, seed], strict=True):
+            chains = [f"{np.mean(list(read['chain_changes'].values())):+.4f}" for read in (one, other)]
+            gains = [f"{read['domain_gain']:+.3f}" for read in (one, other)]
+            lines.append([arm, str(seed), f"{one['scale']:g}", *gains, *chains])
+    return table(["arm", "seed", "scale", "gain", "gain with them", "chains", "chains with them"], lines)
+
+
+def largest_gain(scales: Sequence[dict[str, Any]]) -> float:
+    return max(float(one["domain_gain"]) for one in scales)
+
+
+def at_gain(scales: Sequence[dict[str, Any]], gain: float) -> dict[str, float]:
+    """By family, the change of its chains at that gain: from none at no gain, linear between the scales."""
+    families = scales[0]["chain_changes"]
+    return {family: interpolated(scales, gain, [one["chain_changes"][family] for one in scales]) for family in families}
+
+
+def kl_at_gain(scales: Sequence[dict[str, Any]], gain: float) -> float:
+    """In the same way; not a number for a row that is older than its reading."""
+    return interpolated(scales, gain, [one.get("forward_kl", math.nan) for one in scales])
+
+
+def interpolated(scales: Sequence[dict[str, Any]], gain: float, values: Sequence[float]) -> float:
+    points = sorted([(0.0, 0.0), *zip([one["domain_gain"] for one in scales], values, strict=True)], key=lambda point: point[0])
+    return float(np.interp(gain, [at for at, _ in points], [value for _, value in points]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""The distance to the backbone while a fit goes on: one number for all methods, and no trace of its reading."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from fitted import fitted_lora
+
+from adapters.adapter import Stack
+from adapters.backbone import Backbone
+from adapters.lora import LoRA, LoRASpec
+from evaluation.task import Example
+from tuning.batches import Row
+from tuning.distance import EVERY, FORWARD_KL, MOST_TOKENS, drawn, forward_kl, step_of
+from tuning.methods.dpo import DPOSpec, Pair, run_dpo
+from tuning.methods.sft import SFT, SFTSpec
+from tuning.methods.supervised import Given
+
+EXAMPLES = [Example(id=str(n), question=f"What comes after {n}?", answer=str(n + 1), group=str(n)) for n in range(6)]
+
+
+def sft(backbone: Backbone, **values: Any) -> tuple[dict[str, Sequence[float]], LoRA]:
+    lora = LoRA(LoRASpec(rank=4, dropout=0.1))
+    spec = SFTSpec(**{"steps": EVERY + 1, "batch_size": 6, "learning_rate": 1e-2} | values)
+    return dict(SFT(spec).fit(backbone, [lora], EXAMPLES).numbers), lora
+
+
+def test_a_new_lora_is_at_no_distance_and_a_fitted_one_is(backbone: Backbone) -> None:
+    numbers, _ = sft(backbone)
+    first, later = numbers[FORWARD_KL]
+    assert first == 0.0 < later and [step_of(FORWARD_KL, place) for place in (0, 1)] == [0, EVERY]
+    assert step_of("loss", 3) == 3
+
+
+def test_it_is_the_pull_that_a_method_computes_on_the_same_rows(backbone: Backbone) -> None:
+    lora, method = fitted_lora(backbone, 1), SFT(SFTSpec(steps=1, batch_size=2, kl_weight=1e-9))
+    rows = list(method.prepare(Given(backbone, [lora], EXAMPLES[:2])).rows)
+    assert drawn(rows, "") in (rows, rows[::-1])
+    with lora.attach(backbone):
+        read = forward_kl(backbone, Stack([lora]), rows, "")
+    pulled = method.fit(backbone, [lora], EXAMPLES[:2]).kl[0]
+    assert read == pytest.approx(pulled, rel=0.05) and read > 0
+
+
+def test_reading_it_changes_nothing_of_the_fit(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, lora = sft(backbone)  # drops out at random
+    monkeypatch.setattr("tuning.loop.forward_kl", lambda *_: 0.0)
+    _, unread = sft(backbone)
+    assert all(torch.equal(tensor, unread.tensors()[key]) for key, tensor in lora.tensors().items())
+
+
+def test_few_rows_are_read_in_whatever_order_they_come() -> None:
+    rows = [Row((n,) * 30, (n,) * 30) for n in range(12)]
+    found = drawn(rows, "0/5")
+    assert len(found) == MOST_TOKENS // 60 and found == drawn(rows[::-1], "0/5") != drawn(rows, "0/10")
+    assert len(drawn([Row((1,) * 900, (2,))], "")) == 1
+
+
+def test_a_trainer_of_trl_reads_the_same_number(backbone: Backbone) -> None:
+    pytest.importorskip("trl")
+    pairs = [Pair(tuple(backbone.chat_ids(f"Say {n}")), (5, 6, 7), (8, 9)) for n in range(8)]
+    done = run_dpo(backbone, LoRA(LoRASpec(rank=4)), DPOSpec(name="rlsf", steps=6, batch_size=4, learning_rate=1e-2), pairs)
+    first, later = done.numbers[FORWARD_KL]
+    assert first == 0.0 < later and len(done.numbers["loss"]) == 6
