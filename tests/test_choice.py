@@ -11,6 +11,7 @@ from idle_engine import IdleEngine
 from adapters.backbone import Backbone
 from engine.engine import Continuation
 from evaluation.measures import MEASURES
+from evaluation.measures.choice import listing
 from evaluation.task import Example, answer_line
 from evaluation.tasks import TASKS
 
@@ -44,3 +45,17 @@ def test_copied_options_are_compared_by_their_sum_and_others_by_their_mean(
     readings = MEASURES["choice_accuracy"].read(engine, backbone, None, TASKS["icd10"], [replace(EXAMPLE, listed=listed)])
     assert readings.values == (right,)
     assert (readings.parts["right_by_sum"], readings.parts["right_by_mean"]) == ((1.0,), (0.0,))
+
+
+def test_a_listing_has_the_right_choice_in_an_order_that_the_id_alone_decides() -> None:
+    example, task = Example("one", "Which?", "c", tuple("abcdefgh"), listed=False), TASKS["icd10-chapter"]
+    four = listing(task, example, 4)
+    assert four.listed and four.choices is not None and len(set(four.choices)) == 4 and "c" in four.choices
+    assert four == listing(task, example, 4)
+    places = {(listing(task, replace(example, id=str(one)), 4).choices or ()).index("c") for one in range(40)}
+    assert places == {0, 1, 2, 3}
+
+
+def test_a_listing_has_no_more_choices_than_there_are() -> None:
+    example = Example("one", "Which?", "c", ("a", "b", "c"), listed=False)
+    assert set(listing(TASKS["icd10-chapter"], example, 4).choices or ()) == {"a", "b", "c"}

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.errors import UnknownMeasure
+from evaluation.errors import DataError, UnknownMeasure
 from evaluation.measures import MEASURES
+from evaluation.task import Example, Split, question_text
 from evaluation.tasks import DOMAINS, FAMILIES, TASKS
-from tuning.plan import READ_ALSO, report_plan
+from tuning.errors import BadRecipe
+from tuning.plan import READ_ALSO, likelihood_plan, report_plan, training_examples
+from tuning.recipe import Recipe
 
 DOMAIN, BOXES = DOMAINS["icd10-chapter"], FAMILIES["boxes"]
 
@@ -48,3 +51,31 @@ def test_every_measure_is_explained_in_the_documents() -> None:
     for ending in ("_external", "_base_traces", "_gold_traces"):
         said = said.replace(f"`{ending}`", f"`faithfulness{ending}`")
     assert [name for name in MEASURES if f"`{name}`" not in said] == []
+
+
+def test_training_prompts_list_as_many_choices_as_the_method_wants_and_the_domain_is_read_as_it_is() -> None:
+    plain = Recipe(name="icd10", domain="icd10-chapter")
+    four = plain.with_values({"method.listed_choices": 4})
+    as_asked, posed = training_examples(plain, DOMAIN)[:9], training_examples(four, DOMAIN)[:9]
+    assert [one.answer for one in posed] == [one.answer for one in as_asked]
+    assert not any("Options:" in question_text(one) for one in as_asked)
+    assert all(question_text(one).partition("Options: ")[2].count(";") == 3 for one in posed)
+    assert likelihood_plan(four, DOMAIN) == likelihood_plan(plain, DOMAIN)
+
+
+def test_a_prompt_that_would_list_one_choice_is_refused() -> None:
+    with pytest.raises(BadRecipe, match="lists 2 choices or more, but got listed_choices = 1"):
+        Recipe(name="icd10", domain="icd10-chapter").with_values({"method.listed_choices": 1})
+
+
+def test_training_rows_without_choices_to_list_are_refused_by_name() -> None:
+    recipe = Recipe(name="sums", domain="icd10-chapter").with_values({"method.listed_choices": 4})
+    with pytest.raises(DataError, match="has \\[\\]"):
+        training_examples(recipe, Open())
+
+
+class Open:
+    name = "open"
+
+    def examples(self, split: Split, count: int, seed: int = 0) -> list[Example]:
+        return [Example("1", "Why?", "So.")]

@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 
 from evaluation.evaluate import Planned
 from evaluation.measures import MEASURES, OF_TEXT, measure_named
+from evaluation.measures.choice import listing
 from evaluation.retention import DEFAULT_MARGINS, gate_measure, is_written, search_measure
 from evaluation.task import Example, Split, Task
 from evaluation.tasks import task_named
@@ -19,7 +20,10 @@ READ_ALSO = ("chain_likelihood", "information_gain_external", "information_gain_
 
 
 def training_examples(recipe: Recipe, domain: Task) -> list[Example]:
-    return domain.examples("train", recipe.method.num_examples, seed=recipe.method.seed)
+    """The method's rows, each with as many choices in its prompt as the method wants there."""
+    method = recipe.method
+    examples = domain.examples("train", method.num_examples, seed=method.seed)
+    return [listing(domain, example, method.listed_choices) for example in examples] if method.listed_choices else examples
 
 
 def likelihood_plan(recipe: Recipe, domain: Task, split: Split = "search", without: Collection[str] = ()) -> list[Planned]:

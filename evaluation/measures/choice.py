@@ -7,8 +7,9 @@ mean log-probability per token, so that long options do not lose by their length
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adapters.backbone import Backbone
 from engine.engine import Continuation, Engine
@@ -98,3 +99,15 @@ def options_of(task: Task, example: Example) -> tuple[str, ...]:
             f"{list(example.choices or ())}. Give the task choices, or measure it by generation."
         )
     return (example.answer, *(choice for choice in dict.fromkeys(example.choices) if choice != example.answer))
+
+
+def listing(task: Task, example: Example, count: int) -> Example:
+    """The example with a prompt that lists `count` choices, or all where it has no more: the right one among its rivals.
+
+    Which ones and in what order, the example's id decides: the same for ever.
+    """
+    right, *rivals = options_of(task, example)
+    drawn = random.Random(f"choices/{example.id}")
+    choices = [right, *drawn.sample(rivals, min(count - 1, len(rivals)))]
+    drawn.shuffle(choices)
+    return replace(example, choices=tuple(choices), listed=True)

@@ -29,6 +29,7 @@ class MethodSpec(Spec):
     warmup: float = 0.1  # share of the steps in which the learning rate rises; it then falls linearly to a tenth
     micro_batch_tokens: int = 2048  # a batch is split so that no forward holds more
     num_examples: int = 2000
+    listed_choices: int | None = None  # that a training prompt lists, the right one among them; None: as the task asks
     token_budget: int | None = None  # written and learnt together; the fit ends with the step that reaches it, if not before
     seed: int = 0
 
@@ -40,6 +41,8 @@ class MethodSpec(Spec):
                 raise ValueError(f"{name} must be at least {low}, but got {getattr(self, name)}.")
         if self.token_budget is not None and self.token_budget < 1:
             raise ValueError(f"token_budget must be at least 1, but got {self.token_budget}. Leave it out for none.")
+        if self.listed_choices is not None and self.listed_choices < 2:
+            raise ValueError(f"A prompt lists 2 choices or more, but got listed_choices = {self.listed_choices}. Take 4.")
         if not 0 < self.learning_rate < 1 or self.warmup > 1:
             raise ValueError(
                 f"A fit needs 0 < learning_rate < 1 and warmup <= 1, but got {self.learning_rate:g} and {self.warmup:g}."
