@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from adapters.adapter import Adapter
@@ -43,8 +43,11 @@ def save_adapters(adapters: Sequence[Adapter], directory: Path) -> None:
         adapter.save(place)
 
 
-def load_adapters(directory: Path) -> tuple[Adapter, ...]:
-    """The adapters in the order in which they are applied: LoRA, soft thoughts, steering."""
+def load_adapters(directory: Path, kinds: Collection[str] | None = None) -> tuple[Adapter, ...]:
+    """The adapters in the order in which they are applied: LoRA, soft thoughts, steering.
+
+    `kinds` are those that must be there, none being a possibility; None: one or more, of whatever kind.
+    """
     if not directory.is_dir():
         raise DamagedAdapter(f"An adapter is a directory, but {directory} is none. Check the path.")
     found: list[Adapter] = []
@@ -52,8 +55,10 @@ def load_adapters(directory: Path) -> tuple[Adapter, ...]:
         config = _place(directory, kind) / CONFIG
         if config.is_file() and _kind(config) == kind:
             found.append(adapter.load(config.parent))
-    if not found:
+    if not found and kinds is None:
         raise DamagedAdapter(f"{directory} holds no {CONFIG} of a known kind ({', '.join(ADAPTERS)}). Check the path.")
+    if missing := sorted(set(kinds or ()) - set(map(kind_of, found))):
+        raise DamagedAdapter(f"{directory} was saved with {', '.join(missing)}, which is not there. Save or download it again.")
     return tuple(found)
 
 

@@ -6,14 +6,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field, ValidationError
 
 from adapters.adapter import Adapter, Prompt, Stack
 from adapters.backbone import Backbone
 from adapters.errors import DamagedAdapter
-from adapters.files import load_adapters, save_adapters
+from adapters.files import kind_of, load_adapters, save_adapters
 from adapters.softcot import SoftCoT
 from adapters.spec import Spec
 from engine.decoding.answer import ANSWER_CUE
@@ -44,7 +44,7 @@ class DecodingPolicy(Spec):
 
 @dataclass(frozen=True)
 class Profile:
-    """No adapters: the backbone itself."""
+    """No adapters: the backbone itself, decoded as the policy says."""
 
     adapters: tuple[Adapter, ...] = ()
     policy: DecodingPolicy = field(default_factory=DecodingPolicy)
@@ -66,17 +66,26 @@ class Profile:
 
     def save(self, directory: Path) -> None:
         save_adapters(self.adapters, directory)
-        (directory / PROFILE).write_text(
-            json.dumps({"format_version": 1, "policy": self.policy.model_dump(mode="json")}, indent=2) + "\n"
-        )
+        kinds = [kind_of(adapter) for adapter in self.adapters]
+        told = {"format_version": 1, "adapters": kinds, "policy": self.policy.model_dump(mode="json")}
+        (directory / PROFILE).write_text(json.dumps(told, indent=2) + "\n")
 
     @classmethod
     def load(cls, directory: Path) -> Profile:
         """A directory that was saved here, or any plain PEFT LoRA directory (greedy decoding then)."""
-        adapters, file = load_adapters(directory), directory / PROFILE
+        file = directory / PROFILE
         if not file.is_file():
-            return cls(adapters)
+            return cls(load_adapters(directory))
         try:
-            return cls(adapters, DecodingPolicy(**json.loads(file.read_text())["policy"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise DamagedAdapter(f"{file} is not a profile ({error}). Save the adapter again.") from error
+            stored = _Stored.model_validate_json(file.read_bytes())
+        except ValidationError as error:
+            fault = error.errors(include_url=False)[0]
+            place = ".".join(map(str, fault["loc"])) or "all of it"
+            raise DamagedAdapter(f"{file} is not a profile ({place}: {fault['msg']}). Save the adapter again.") from error
+        return cls(load_adapters(directory, stored.adapters), stored.policy)
+
+
+class _Stored(BaseModel):
+    format_version: Literal[1]
+    policy: DecodingPolicy
+    adapters: tuple[str, ...] | None = None  # kinds; None: of before they were written

@@ -30,7 +30,7 @@ class BackboneIdentity(_Value):
 class ProfileDescription(_Value):
     """What a name serves: the adapters, how strongly they act, and how tokens are chosen."""
 
-    adapters: tuple[str, ...]  # adapter kinds: a LoRA at the root, any other in a folder of its name
+    adapters: tuple[str, ...]  # kinds, none for a policy alone: a LoRA at the root, any other in a folder of its name
     scale: float = 1.0
     decoding: dict[str, JsonValue] = Field(default_factory=dict)
 
@@ -47,7 +47,7 @@ class Manifest(_Value):
     lock_digest: str  # SHA-256 of the pinned packages
     seeds: dict[str, int]
     training_hashes: str  # SHA-256 of training_hashes.json
-    derived: dict[str, JsonValue] = Field(default_factory=dict)  # how it was made of other adapters; empty where it was fitted
+    derived: dict[str, JsonValue] = Field(default_factory=dict)  # how it was made without a fit; empty where it was fitted
     files: dict[str, str] = Field(default_factory=dict)
 
     def digest(self) -> str:
@@ -196,20 +196,21 @@ def _names(directory: Path) -> Iterable[str]:
 def model_card(manifest: Manifest) -> str:
     """What a reader of the registry sees first."""
     kinds = ", ".join(manifest.profile.adapters)
+    title = f"An adapter ({kinds})" if kinds else "A decoding policy"
     rows = [
         ("Backbone", f"{manifest.backbone.name} (fingerprint `{manifest.backbone.fingerprint[:16]}`, {manifest.backbone.dtype})"),
-        ("Adapters", f"{kinds} at scale {manifest.profile.scale:g}"),
+        ("Adapters", f"{kinds} at scale {manifest.profile.scale:g}" if kinds else "none"),
         ("Decoding", json.dumps(manifest.profile.decoding) if manifest.profile.decoding else "greedy, nothing added"),
         ("Task", str(manifest.task.get("name", "unnamed"))),
         ("Seeds", ", ".join(f"{name} {seed}" for name, seed in manifest.seeds.items()) or "none"),
         ("Data", ", ".join(f"{name} `{digest[:16]}`" for name, digest in manifest.data_digests.items()) or "none"),
         ("Packages", f"`{manifest.lock_digest[:16]}`"),
-        *([("Made of others", f"`{json.dumps(manifest.derived)}`")] if manifest.derived else []),
+        *([("Made as", f"`{json.dumps(manifest.derived)}`")] if manifest.derived else []),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     recipe = json.dumps(manifest.recipe, indent=2, sort_keys=True)
     return (
-        f"# An adapter ({kinds}) for {manifest.backbone.name}\n\nIt runs only on the backbone with this fingerprint. "
+        f"# {title} for {manifest.backbone.name}\n\nIt runs only on the backbone with this fingerprint. "
         f"The gate's verdict is in the registry, beside the version.\n\n| | |\n| --- | --- |\n{table}\n\n"
         f"## Recipe\n\n```json\n{recipe}\n```\n"
     )

@@ -134,7 +134,7 @@ def _experiment_of(tracking: Tracking, run_id: str) -> str:
 def _params(manifest: Manifest) -> dict[str, str]:
     return {
         "backbone": manifest.backbone.name,
-        "adapters": ",".join(manifest.profile.adapters),
+        "adapters": ",".join(manifest.profile.adapters) or "none",
         "scale": f"{manifest.profile.scale:g}",
         "format_version": str(manifest.format_version),
     }

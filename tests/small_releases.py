@@ -9,6 +9,7 @@ import torch
 
 from adapters.adapter import Adapter
 from adapters.backbone import Backbone
+from adapters.files import kind_of
 from adapters.lora import LoRA, LoRASpec
 from adapters.softcot import SoftCoT, SoftCoTSpec
 from engine.profile import DecodingPolicy, Profile
@@ -47,7 +48,7 @@ def write_release(
 ) -> Manifest:
     """The files of a release; `fingerprint` claims another backbone."""
     Profile(adapters, policy or DecodingPolicy()).save(directory)
-    return complete(directory, backbone, fingerprint, domain, protected)
+    return complete(directory, backbone, fingerprint, domain, protected, tuple(map(kind_of, adapters)))
 
 
 def complete(
@@ -56,6 +57,7 @@ def complete(
     fingerprint: str | None = None,
     domain: str | None = None,
     protected: Sequence[str] = (),
+    kinds: tuple[str, ...] = ("lora",),
 ) -> Manifest:
     """Writes manifest and card over the adapter files that are there."""
     nothing = TrainingHashes(frozenset(), frozenset())
@@ -63,7 +65,7 @@ def complete(
     return write_manifest(
         directory,
         backbone=BackboneIdentity(name=backbone.name, fingerprint=fingerprint or backbone.fingerprint, dtype="float32"),
-        profile=ProfileDescription(adapters=("lora",)),
+        profile=ProfileDescription(adapters=kinds),
         recipe={"name": "small", **({"domain": domain} if domain else {}), **guarding},
         task={"name": "small"},
         data_digests={},

@@ -27,7 +27,7 @@ from tuning import gating
 from tuning.compression_gate import DomainTest, check_steering
 from tuning.gating import Subject, gate, gate_settings
 from tuning.manifest import complete
-from tuning.plan import DOMAIN_MEASURE
+from tuning.plan import DOMAIN_MEASURE, WRITTEN_MEASURE
 from tuning.recipe import Recipe
 
 LAST = 3  # layer of the test-bed
@@ -112,13 +112,17 @@ def test_the_backbone_beside_itself_lies_on_its_own_curve(engine: TorchEngine, t
     engine.unload("same")
 
 
-def test_a_compression_is_asked_on_hard_items_and_any_other_fit_as_before(compression: Recipe) -> None:
-    asked = DomainTest.of(compression, TASKS["boxes"])
+def test_a_compression_is_asked_on_hard_items_a_policy_by_what_it_writes_and_any_other_fit_as_before(
+    compression: Recipe, testbed: Backbone
+) -> None:
+    fitted = Profile((random_steering(testbed, LAST),))
+    asked = DomainTest.of(compression, TASKS["boxes"], fitted)
     assert isinstance(asked.measure, AboveCap) and asked.measure.max_new_tokens == 64
     assert {asked.task.length(example.id) for example in asked.task.examples("gate", 12)} == set(HELD_OUT_LENGTHS)  # type: ignore[attr-defined]
-    assert DomainTest.of(compression, TASKS["icd10"]).task is TASKS["icd10"]
-    plain = DomainTest.of(Recipe(name="x", domain="icd10"), TASKS["icd10"])
-    assert plain.measure.name == DOMAIN_MEASURE
+    assert DomainTest.of(compression, TASKS["icd10"], fitted).task is TASKS["icd10"]
+    plain = Recipe(name="x", domain="icd10")
+    assert DomainTest.of(plain, TASKS["icd10"], fitted).measure.name == DOMAIN_MEASURE
+    assert DomainTest.of(plain, TASKS["icd10"], Profile()).measure.name == WRITTEN_MEASURE
 
 
 def refused(engine: TorchEngine, backbone: Backbone, recipe: Recipe, *adapters: Adapter) -> str:

@@ -172,6 +172,38 @@ def test_a_refused_policy_leaves_what_was_loaded(engine: TorchEngine) -> None:
     assert engine.profile("off").policy == DecodingPolicy()
 
 
+def test_policies_that_requests_narrow_do_not_read_the_vocabulary_again(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vocabulary, reads = backbone.tokenizer.get_vocab(), list[int]()
+
+    def counted() -> dict[str, int]:
+        reads.append(1)
+        return vocabulary
+
+    monkeypatch.setattr(backbone.tokenizer, "get_vocab", counted)
+    told = list[int]()
+    for size in range(2, 5):
+        tip, budget = SwitchPenalty(alpha=size, words=("Diagno",)), Budget(max_trace_tokens=size)
+        CompiledPolicy.of(DecodingPolicy(tip=tip, budget=budget, trace_end="Options:"), backbone)
+        told.append(len(reads))
+    assert told[0] > 0 and told == [told[0]] * 3
+
+
+def test_an_engine_that_lacks_a_part_refuses_the_profile_at_load_by_its_name(backbone: Backbone) -> None:
+    class Plain(TorchEngine):
+        @property
+        def capabilities(self) -> frozenset[str]:
+            return super().capabilities - {"tip"}
+
+    engine = Plain(backbone)
+    with pytest.raises(CannotRun, match="asks for `tip`, which the engine cannot run"):
+        engine.load("both", Profile(policy=POLICIES["both"]))
+    assert engine.loaded == ()
+    engine.load("budget", Profile(policy=DecodingPolicy(budget=Budget(max_trace_tokens=4))))
+    engine.close()
+
+
 def test_a_policy_is_stored_with_its_profile(engine: TorchEngine, tmp_path: Path) -> None:
     for policy in POLICIES.values():
         Profile(engine.profile("lora").adapters, policy).save(tmp_path)

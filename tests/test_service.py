@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 import threading
@@ -14,30 +13,18 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+from running_service import PROMPT, client_of, serving, write
 from small_releases import promote, random_lora, random_thoughts, write_release
 
 from adapters.backbone import Backbone
-from engine.decoding.budget import Budget
-from engine.decoding.tip import SwitchPenalty
-from engine.engine import GenerationRequest
-from engine.profile import DecodingPolicy, Profile
-from engine.torch_engine import TorchEngine
 from registry.release import publish
 from registry.tracking import Tracking
-from service.serve import Server, start_server
-from service.settings import Settings
-
-PROMPT = "Start with 12. Add 5. What is the result?"
-POLL_S = 0.5
-POLICY = DecodingPolicy(
-    tip=SwitchPenalty(schedule="const", alpha=20, words=("W", "skin", "es")),
-    budget=Budget(max_trace_tokens=12, max_answer_tokens=5),
-)
+from service.serve import Server
 
 
 @pytest.fixture(scope="module")
 def tracking(tmp_path_factory: pytest.TempPathFactory, session_backbone: Backbone) -> Tracking:
-    """law 1 and 2, medicine 1, thoughts 1, thrifty 1 (medicine's weights under a policy) and wild 1 (weights that overflow).
+    """law 1 and 2, medicine 1, thoughts 1 and wild 1 (weights that overflow).
 
     All but law 2 and wild are champions.
     """
@@ -54,40 +41,25 @@ def tracking(tmp_path_factory: pytest.TempPathFactory, session_backbone: Backbon
             directory = folder / f"{name}-{number}"
             write_release(directory, session_backbone, adapter)
             publish(tracking, name, directory)
-    write_release(folder / "thrifty", session_backbone, random_lora(session_backbone, 3), policy=POLICY)
-    publish(tracking, "thrifty", folder / "thrifty")
-    for name in ("law", "medicine", "thoughts", "thrifty"):
+    for name in ("law", "medicine", "thoughts"):
         promote(tracking, name, 1)
     return tracking
 
 
 @pytest.fixture(scope="module")
 def server(tracking: Tracking, backbone_directory: Path) -> Iterator[Server]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    home = tracking.cache.parent
-    settings = Settings(
-        backbone=str(backbone_directory), device="cpu", home=home, port=port, poll_s=POLL_S, threads=1, max_rows=8
-    )
-    with start_server(settings, log_file=home / "service.log") as server:
+    with serving(tracking, backbone_directory) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def client(server: Server) -> openai.OpenAI:
-    return openai.OpenAI(base_url=server.openai_url, api_key="none", max_retries=0, timeout=60)
+    return client_of(server)
 
 
 @pytest.fixture(scope="module")
 def base(backbone_directory: Path) -> str:
     return backbone_directory.name
-
-
-def write(client: openai.OpenAI, model: str, **fields: object) -> str:
-    """The text of a completion of 24 tokens at most."""
-    call: Callable[..., openai.types.Completion] = client.completions.create
-    return call(**{"model": model, "prompt": PROMPT, "max_tokens": 24, **fields}).choices[0].text
 
 
 def metric(server: Server, sample: str) -> float:
@@ -106,7 +78,7 @@ def eventually(holds: Callable[[], bool], within_s: float = 15.0) -> None:
 
 def test_the_models_are_the_backbone_and_the_champions(client: openai.OpenAI, base: str) -> None:
     cards = {card.id: card.model_dump() for card in client.models.list()}
-    assert set(cards) == {base, "law", "medicine", "thoughts", "thrifty"}
+    assert set(cards) == {base, "law", "medicine", "thoughts"}
     assert cards["medicine"]["root"] == "medicine@1" and cards["medicine"]["parent"] == base
 
 
@@ -197,60 +169,6 @@ def test_a_seed_makes_sampling_reproducible(client: openai.OpenAI) -> None:
 def test_temperature_left_open_is_the_releases_own_policy(client: openai.OpenAI) -> None:
     # These releases decode greedily.
     assert write(client, "medicine") == write(client, "medicine", temperature=0.0)
-
-
-def decoded(client: openai.OpenAI, model: str, decoding: object) -> str:
-    return write(client, model, extra_body={"decoding": decoding}, max_tokens=40)
-
-
-def test_a_release_is_served_under_its_decoding_policy(client: openai.OpenAI, session_backbone: Backbone) -> None:
-    capped, free = write(client, "thrifty", max_tokens=40), write(client, "medicine", max_tokens=40)
-    assert "Answer:" in capped and "Answer:" not in free
-    engine = TorchEngine(session_backbone)
-    engine.load("thrifty", Profile((random_lora(session_backbone, 3),), POLICY))
-    ids = tuple(session_backbone.encode(PROMPT))
-    assert capped == engine.complete([GenerationRequest(ids, "thrifty", 40)])[0].text
-    engine.close()
-
-
-def test_a_request_narrows_the_policy_and_its_stream_writes_the_same(client: openai.OpenAI) -> None:
-    asked = {"budget": {"max_trace_tokens": 4}, "tip": False}
-    shorter = decoded(client, "thrifty", asked)
-    assert shorter == decoded(client, "medicine", {"budget": {"max_trace_tokens": 4, "max_answer_tokens": 5}})
-    assert shorter.index("Answer:") < write(client, "thrifty", max_tokens=40).index("Answer:")
-    stream = client.completions.create(model="thrifty", prompt=PROMPT, max_tokens=40, stream=True, extra_body={"decoding": asked})
-    assert "".join(chunk.choices[0].text for chunk in stream) == shorter
-
-
-@pytest.mark.parametrize(
-    ("decoding", "rule"),
-    [
-        ({"budget": {"max_trace_tokens": 13}}, "budget.max_trace_tokens 13 where the release has 12"),
-        ({"tip": {"alpha": 21}}, "tip.alpha 21 where the release has 20"),
-        ({"tip": {"strength": 1}}, "decoding.tip.strength does not fit"),
-        ({"branches": {"num_branches": 50}}, "decoding.branches.num_branches does not fit"),
-        ({"branches": {}, "tip": {"beta": 3}}, "does not read beta"),
-        ({"branches": {"max_answer_tokens": 40}, "budget": {"max_trace_tokens": 0}}, "a trace of one token or more"),
-    ],
-)
-def test_more_than_the_policy_is_a_bad_request(client: openai.OpenAI, decoding: object, rule: str) -> None:
-    for stream in (False, True):
-        with pytest.raises(openai.BadRequestError, match=rule) as caught:
-            client.completions.create(
-                model="thrifty", prompt=PROMPT, max_tokens=40, stream=stream, extra_body={"decoding": decoding}
-            )
-        assert (caught.value.param, caught.value.code) == ("decoding", "invalid_value")
-
-
-def test_the_surest_of_several_branches_is_the_reply(client: openai.OpenAI) -> None:
-    asked = {"branches": {"num_branches": 4, "max_trace_tokens": 6, "max_answer_tokens": 4}}
-    reply = client.completions.create(model="medicine", prompt=PROMPT, max_tokens=40, extra_body={"decoding": asked})
-    assert "Answer:" in reply.choices[0].text and reply.choices[0].finish_reason == "stop"
-    assert reply.usage is not None and reply.usage.completion_tokens > 4 * 6
-    stream = client.completions.create(
-        model="medicine", prompt=PROMPT, max_tokens=40, stream=True, extra_body={"decoding": asked}
-    )
-    assert "".join(chunk.choices[0].text for chunk in stream) == reply.choices[0].text
 
 
 def test_adapters_in_one_batch_write_what_they_write_alone(client: openai.OpenAI, base: str) -> None:

@@ -65,8 +65,11 @@ def test_make_targets_in_the_readme_exist() -> None:
     assert {"quickstart", "test"} <= named <= targets
 
 
+_COMMAND_FILES = sorted(file.name for file in (ROOT / "service").glob("*cli.py"))
+
+
 def test_commands_in_the_readme_exist() -> None:
-    source = "\n".join((ROOT / "service" / name).read_text() for name in ("cli.py", "steering_cli.py"))
+    source = "\n".join((ROOT / "service" / name).read_text() for name in _COMMAND_FILES)
     commands = set(re.findall(r"^def ([a-z_]+)\(", source, re.M)) | {"backbone", "install"}
     for command in re.findall(r"\bgraftline ([a-z][a-z-]*)", (ROOT / "README.md").read_text()):
         assert command.replace("-", "_") in commands, f"README names `graftline {command}`, which does not exist"
@@ -81,6 +84,7 @@ def test_commands_in_the_readme_exist() -> None:
         ["knockout"],
         ["elicited"],
         ["steer"],
+        ["decoding"],
         ["export-gguf"],
         ["import-gguf"],
         ["continual"],

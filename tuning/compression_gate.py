@@ -24,7 +24,7 @@ from evaluation.task import Task, reasoning_prompt
 from evaluation.tasks.generated import HELD_OUT_LENGTHS, GeneratedTask
 from registry.errors import PromotionRefused
 from tuning.methods.compression import CompressionMethodSpec
-from tuning.plan import DOMAIN_MEASURE
+from tuning.plan import DOMAIN_MEASURE, WRITTEN_MEASURE
 from tuning.recipe import Recipe
 
 TRACES, TRACE_SEED = 16, 77
@@ -34,13 +34,18 @@ _LOADED = "before the gate"
 
 @dataclass(frozen=True)
 class DomainTest:
-    """What the gate asks of the domain: a gain in its measure or, of a compression, to be above the cap curve on hard items."""
+    """What the gate asks of the domain: a gain in its measure or, of a compression, to be above the cap curve on hard items.
+
+    A policy without adapters moves no likelihood: its gain is in what is written.
+    """
 
     task: Task
     measure: Measure
 
     @classmethod
-    def of(cls, recipe: Recipe, domain: Task) -> DomainTest:
+    def of(cls, recipe: Recipe, domain: Task, profile: Profile) -> DomainTest:
+        if not profile.adapters:
+            return cls(domain, MEASURES[WRITTEN_MEASURE])
         if not isinstance(recipe.method, CompressionMethodSpec):
             return cls(domain, MEASURES[DOMAIN_MEASURE])
         return cls(hard(domain), AboveCap(recipe.method.max_new_tokens))

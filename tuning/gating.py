@@ -118,8 +118,9 @@ def gate(
     """
     recipe = subject.recipe
     policy = policy or recipe_policy(recipe)
-    asked = DomainTest.of(recipe, task_named(recipe.domain))
-    domain, profile = asked.task, Profile.load(subject.directory)
+    profile = Profile.load(subject.directory)
+    asked = DomainTest.of(recipe, task_named(recipe.domain), profile)
+    domain = asked.task
     refuse_other_domain(domain.name, policy, subject.name)
     check_tasks(subject.manifest, subject.name)
     check_steering(profile, recipe, engine, backbone, task_named(recipe.domain), subject.name)

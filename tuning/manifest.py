@@ -8,6 +8,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 from adapters.backbone import Backbone
+from adapters.files import kind_of
 from engine.profile import Profile
 from evaluation.overlap import Fingerprints
 from evaluation.task import Example
@@ -17,12 +18,19 @@ from registry.manifest import BackboneIdentity, Manifest, ProfileDescription, Tr
 from tuning.plan import data_digest
 from tuning.recipe import Recipe
 
+# What no adapter was fitted by.
+_OF_FITS = {"adapter", "method", "search", "ranges", "start", "study"}
+
 
 def complete(
     directory: Path, recipe: Recipe, backbone: Backbone, profile: Profile, scale: float, examples: Sequence[Example]
 ) -> Manifest:
-    """Saves the profile and writes its manifest; the directory is then ready for `graftline publish`."""
+    """Saves the profile and writes its manifest; the directory is then ready for `graftline publish`.
+
+    A profile without adapters was fitted on nothing: its manifest keeps of the recipe what the gate reads.
+    """
     profile.save(directory)
+    is_fitted = bool(profile.adapters)
     fingerprints = Fingerprints.of(examples)
     return write_manifest(
         directory,
@@ -30,18 +38,19 @@ def complete(
             name=recipe.backbone, fingerprint=backbone.fingerprint, dtype=str(backbone.dtype).removeprefix("torch.")
         ),
         profile=ProfileDescription(
-            adapters=tuple(recipe.adapter.kind.split("+")), scale=scale, decoding=profile.policy.model_dump(mode="json")
+            adapters=tuple(map(kind_of, profile.adapters)), scale=scale, decoding=profile.policy.model_dump(mode="json")
         ),
-        recipe=recipe.model_dump(mode="json"),
+        recipe=recipe.model_dump(mode="json", exclude=None if is_fitted else _OF_FITS),
         task={
             "name": recipe.domain,
             "protected": list(recipe.protected),
             "definitions": {name: definition(task_named(name)) for name in (recipe.domain, *recipe.protected)},
         },
-        data_digests={"train": data_digest(examples)},
+        data_digests={"train": data_digest(examples)} if is_fitted else {},
         lock_digest=installed_digest(),
-        seeds={"method": recipe.method.seed, "lora": recipe.adapter.lora.seed, "softcot": recipe.adapter.softcot.seed},
+        seeds=_seeds(recipe) if is_fitted else {},
         training=TrainingHashes(frozenset(map(_hex, fingerprints.rows)), frozenset(map(_hex, fingerprints.ngrams))),
+        derived={} if is_fitted else {"how": "a decoding policy alone"},
     )
 
 
@@ -55,6 +64,10 @@ def installed_digest() -> str:
     """SHA-256 over the names and versions of everything that is installed."""
     names = sorted({f"{found.metadata['Name']}=={found.version}" for found in distributions()})
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+def _seeds(recipe: Recipe) -> dict[str, int]:
+    return {"method": recipe.method.seed, "lora": recipe.adapter.lora.seed, "softcot": recipe.adapter.softcot.seed}
 
 
 def _hex(number: int) -> str:

@@ -49,7 +49,7 @@ class Parents:
                 )
             profile = Profile.load(subject.directory)
             if len(profile.adapters) != 1 or not isinstance(profile.adapters[0], LoRA):
-                kinds = ", ".join(subject.manifest.profile.adapters)
+                kinds = ", ".join(subject.manifest.profile.adapters) or "no adapter"
                 raise RefusedAdapter(
                     f"Only a LoRA by itself can be joined, but {subject.name} has {kinds}: "
                     "soft thoughts and steering vectors have no sum. Leave it out."

@@ -315,13 +315,13 @@ def _swept() -> tuple[str, ...]:
     return tuple(name for name, method in METHODS.items() if any(method.trains(kind) for kind in KINDS))
 
 
-def in_one_sentence(error: ValidationError) -> str:
+def in_one_sentence(error: ValidationError, of: str = "recipe") -> str:
     """The first fault of a pydantic error with its place, what was given and how many more there are."""
     faults = error.errors()
     first = faults[0]
-    place = ".".join(str(part) for part in first["loc"]) or "recipe"
+    place = ".".join(str(part) for part in first["loc"]) or of
     if first["type"] == "extra_forbidden":
-        text = f"{place!r} is not a key of a recipe. Remove it, or check its spelling"
+        text = f"{place!r} is not a key of a {of}. Remove it, or check its spelling"
     elif first["type"] == "missing":
         text = f"{place!r} is missing. Add it"
     else:

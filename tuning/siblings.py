@@ -29,7 +29,7 @@ def sibling(subject: Subject, backbone: Backbone, number: int, home: Path, on_st
         return Subject(name, directory, verify(directory))
     if subject.manifest.derived:
         raise BadRecipe(
-            f"A sibling is fitted by a release's recipe, but {subject.name} was made of other adapters "
+            f"A sibling is fitted by a release's recipe, but {subject.name} was made without a fit "
             f"({subject.manifest.derived.get('how')}). Set gate.training_seeds = 1 for it, with a reason."
         )
     recipe = reseeded(subject.recipe, number)

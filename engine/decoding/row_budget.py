@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from adapters.backbone import Backbone
 from engine.decoding.budget import Budget
@@ -44,8 +45,8 @@ class CompiledBudget:
             )
         spaced = backbone.encode(f" {end}")[0]
         begins = {cue, spaced} if _begins_only(backbone, spaced, end) else {cue}
-        num_end_tokens = len(backbone.encode(f"\n{end}"))
-        return cls(spec, backbone, num_end_tokens, cue, newline[0], backbone.stop_ids | begins | _holding(backbone, end))
+        ends = backbone.stop_ids | begins | _holding(backbone.tokenizer, end)
+        return cls(spec, backbone, len(backbone.encode(f"\n{end}")), cue, newline[0], ends)
 
     @cached_property
     def ends_E(self) -> Tensor:
@@ -107,10 +108,11 @@ class RowBudget:
         return self._compiled.spec.ramp * max(0.0, (trace.num_tokens + 1 - start) / (self._cap - start))
 
 
-def _holding(backbone: Backbone, end: str) -> set[int]:
+@lru_cache(64)  # a whole vocabulary is read, and every policy that a request narrows is compiled while rows run
+def _holding(tokenizer: PreTrainedTokenizerBase, end: str) -> frozenset[int]:
     """The tokens that hold the whole end, as a vocabulary may that has whole instructions as tokens."""
-    as_stored = "".join(backbone.tokenizer.convert_ids_to_tokens(backbone.encode(end)))
-    return {token_id for token, token_id in backbone.tokenizer.get_vocab().items() if end in token or as_stored in token}
+    as_stored = "".join(tokenizer.convert_ids_to_tokens(tokenizer(end, add_special_tokens=False)["input_ids"]))
+    return frozenset(token_id for token, token_id in tokenizer.get_vocab().items() if end in token or as_stored in token)
 
 
 def _begins_only(backbone: Backbone, token_id: int, end: str) -> bool:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from adapters.backbone import Backbone
 from adapters.spec import Choices, Range, Spec
@@ -123,9 +124,13 @@ def first_token(backbone: Backbone, form: str) -> int | None:
     first, whole = pieces[0].lstrip(_SPACES), "".join(pieces).lstrip(_SPACES)
     if 2 * len(first) < len(whole):
         return None
-    tokens = (token.lstrip(_SPACES) for token in backbone.tokenizer.get_vocab())
-    others = (token for token in tokens if token.startswith(first) and not whole.startswith(token))
-    return None if any(not token.startswith(whole) for token in others) else ids[0]
+    return None if _begins_others(backbone.tokenizer, first, whole) else ids[0]
+
+
+@lru_cache(256)  # a whole vocabulary is read, and every policy that a request narrows is compiled while rows run
+def _begins_others(tokenizer: PreTrainedTokenizerBase, first: str, whole: str) -> bool:
+    tokens = (token.lstrip(_SPACES) for token in tokenizer.get_vocab())
+    return any(token.startswith(first) and not whole.startswith(token) and not token.startswith(whole) for token in tokens)
 
 
 if TYPE_CHECKING:
