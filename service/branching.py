@@ -47,7 +47,8 @@ class Branching:
             except StopIteration as done:
                 (decoded,) = done.value
                 break
-        yield Delta(self.branches.winner(decoded, said).text, None, None, "stop")
+        winner = self.branches.winner(decoded, said)
+        yield Delta(winner.text, None, None, "length" if winner.is_cut else "stop")
 
     async def _together(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         rows = [asyncio.create_task(self._whole(request)) for request in requests]

@@ -89,6 +89,12 @@ def test_streamed_branches_send_what_branches_in_one_call_find(engine: TorchEngi
     assert sum(delta.token_id is not None for delta in deltas) > 6 * len(engine.backbone.encode(deltas[-1].text)) / 2
 
 
+def test_a_reply_whose_answer_was_cut_ends_by_length(engine: TorchEngine, request_: GenerationRequest) -> None:
+    asked = Branches(num_branches=2, max_trace_tokens=8, max_answer_tokens=1)
+    deltas = read(Branching.of(engine.generate, engine.backbone, asked, DecodingPolicy(), 60).generate(request_))
+    assert deltas[-1].finish_reason == "length"
+
+
 def test_a_reader_that_leaves_frees_the_rows_of_all_branches(engine: TorchEngine, request_: GenerationRequest) -> None:
     branching = Branching.of(engine.generate, engine.backbone, Branches(num_branches=6), DecodingPolicy(), 60)
 

@@ -92,6 +92,21 @@ def test_a_capped_reply_is_over_with_its_answer_line(engine: TorchEngine, prompt
     assert any(found.text.count("Answer:") > 1 for found in lines)
 
 
+def test_blank_lines_behind_the_end_are_not_the_answers_line(engine: TorchEngine) -> None:
+    trace, encode = Trace(engine.backbone.decode, "</think>"), engine.backbone.encode
+    for token in encode("x</think>"):
+        trace.take(token)
+    for token in encode("\n\n"):
+        trace.take(token)
+        assert not trace.is_open and not trace.answer_has_line_end
+    for token in encode("Answer"):
+        trace.take(token)
+    assert not trace.answer_has_line_end
+    for token in encode("\n"):
+        trace.take(token)
+    assert trace.answer_has_line_end
+
+
 def test_a_reply_that_would_be_over_without_an_answer_is_asked_for_it(
     engine: TorchEngine, prompts: list[tuple[int, ...]]
 ) -> None:

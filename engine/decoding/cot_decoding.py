@@ -33,6 +33,7 @@ class Branch:
     trace: str
     answer: str
     margin: float
+    is_cut: bool = False  # the answer, by its most tokens
 
     @property
     def is_answered(self) -> bool:
@@ -128,7 +129,7 @@ class CoTDecoding:
             for request, trace in zip(begun, traces, strict=True)
         ]
         branches = iter(
-            Branch(trace.text, answer.text.strip(), margin(backbone, answer))
+            Branch(trace.text, answer.text.strip(), margin(backbone, answer), answer.finish_reason == "length")
             for trace, answer in zip(traces, answers, strict=True)
         )
         return [Decoded(tuple(next(branches) for _ in first.top_logprobs[0])) for first in opened]

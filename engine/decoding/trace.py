@@ -17,7 +17,8 @@ class Trace:
         self.tail = ""  # the text of the last tokens
         self.num_tokens = 0  # of the trace
         self.num_answer_tokens = 0
-        self.answer_has_line_end = False
+        self.answer_has_line_end = False  # of its first line that holds text: a model may write blank ones behind the end
+        self._answer_has_text = False
         self.is_open = True
 
     @property
@@ -43,7 +44,9 @@ class Trace:
     def take(self, token_id: int) -> None:
         if not self.is_open:
             self.num_answer_tokens += 1
-            self.answer_has_line_end |= "\n" in self._decode([token_id])
+            written = self._decode([token_id])
+            self.answer_has_line_end |= "\n" in (written if self._answer_has_text else written.lstrip())
+            self._answer_has_text |= bool(written.strip())
             return
         self.num_tokens += 1
         self._last = [*self._last[1 - self._window :], token_id]
