@@ -140,7 +140,8 @@ class _Request(BaseModel):
             for param, allowed in neutral.items():
                 if getattr(self, param) not in allowed:
                     rule = f"{param} cannot be given together with decoding.branches: each branch is greedy after its first token"
-                    raise UnsupportedField(param, f"{rule} and ends with its answer line. Leave it out.")
+                    ways = "unless branches.temperature says otherwise, and ends with its answer line. Leave it out."
+                    raise UnsupportedField(param, f"{rule}, {ways}")
         return self
 
     @property

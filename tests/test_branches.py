@@ -55,6 +55,7 @@ def read(stream: AsyncIterator[Delta]) -> list[Delta]:
 
 def test_the_vote_decides_which_branch_is_sent() -> None:
     assert Branches(vote="margin").winner(DECODED, comparable) == DECODED.branches[1]
+    assert Branches(vote="majority").winner(DECODED, comparable) == DECODED.branches[1]
     assert Branches(vote="best").winner(DECODED, comparable) == DECODED.branches[3]
     # One bin: that of two and three lines, where both say 7.
     assert Branches(vote="length", num_bins=1).winner(DECODED, comparable) == DECODED.branches[1]
@@ -87,6 +88,22 @@ def test_streamed_branches_send_what_branches_in_one_call_find(engine: TorchEngi
     assert deltas[-1].finish_reason == "stop" and deltas[-1].token_id is None
     # Every branch's tokens are paid for.
     assert sum(delta.token_id is not None for delta in deltas) > 6 * len(engine.backbone.encode(deltas[-1].text)) / 2
+
+
+def test_sampled_branches_are_others_and_the_same_again_under_a_seed(backbone: Backbone) -> None:
+    engine, drawing = TorchEngine(backbone), CoTDecoding(6, 15, temperature=1.0)
+    request_ = GenerationRequest(backbone.chat_ids("What comes after 3?"))
+
+    def traces(seed: int | None) -> list[str]:
+        (decoded,) = drawing.complete(engine, backbone, [replace(request_, seed=seed)])
+        return [branch.trace for branch in decoded.branches]
+
+    assert traces(1) == traces(1) != traces(2)
+    assert len(set(traces(1))) > 1 and len(traces(1)) == 6
+    (greedy,) = CoTDecoding(2, 15).complete(engine, backbone, [request_])
+    (cool,) = CoTDecoding(3, 15, temperature=1e-6).complete(engine, backbone, [request_])
+    assert {branch.text for branch in cool.branches} == {greedy.greedy.text}
+    engine.close()
 
 
 def test_a_reply_whose_answer_was_cut_ends_by_length(engine: TorchEngine, request_: GenerationRequest) -> None:

@@ -142,7 +142,8 @@ def test_more_than_the_policy_is_a_bad_request(client: openai.OpenAI, decoding: 
 def test_the_surest_of_several_branches_is_the_reply(client: openai.OpenAI) -> None:
     asked = {"branches": {"num_branches": 4, "max_trace_tokens": 6, "max_answer_tokens": 4}}
     reply = client.completions.create(model="medicine", prompt=PROMPT, max_tokens=40, extra_body={"decoding": asked})
-    assert "Answer:" in reply.choices[0].text and reply.choices[0].finish_reason == "stop"
+    # This backbone ends no answer line by itself: its answer is cut, and says so.
+    assert "Answer:" in reply.choices[0].text and reply.choices[0].finish_reason == "length"
     assert reply.usage is not None and reply.usage.completion_tokens > 4 * 6
     stream = client.completions.create(
         model="medicine", prompt=PROMPT, max_tokens=40, stream=True, extra_body={"decoding": asked}

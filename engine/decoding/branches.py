@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -12,18 +13,21 @@ from adapters.spec import Spec
 from engine.decoding.answer import ANSWER_CUE
 from engine.decoding.budget import MAX_ANSWER_TOKENS
 from engine.decoding.cot_decoding import Branch, CoTDecoding, Decoded
-from engine.decoding.vote import length_filtered_vote
+from engine.decoding.vote import length_filtered_vote, weighted_vote
 from engine.engine import MAX_TOP_LOGPROBS
 from engine.profile import DecodingPolicy
 
 
 class Branches(Spec):
-    """`vote`: `margin` sums the margins of equal answers, `best` takes the surest branch, `length` filters by length."""
+    """`vote`: `margin` sums the margins of equal answers, `majority` counts them, `best` takes the surest branch, and `length`
+    filters by length. A `temperature` above 0 samples the branches: with `majority`, self-consistency.
+    """
 
     num_branches: Annotated[int, Field(ge=2, le=MAX_TOP_LOGPROBS)] = 10
     max_trace_tokens: Annotated[int, Field(ge=1)] = 96
     max_answer_tokens: Annotated[int, Field(ge=1)] = MAX_ANSWER_TOKENS
-    vote: Literal["margin", "best", "length"] = "margin"
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    vote: Literal["margin", "majority", "best", "length"] = "margin"
     steps_per_bin: Annotated[int, Field(ge=1)] = 2
     num_bins: Annotated[int, Field(ge=1)] = 3
 
@@ -45,15 +49,18 @@ class Branches(Spec):
                 f"A branch is a trace of one token or more with {needed} for its answer, but {min(caps) + needed} are allowed. "
                 "Ask for more tokens, for shorter answers, or for one reply."
             )
-        return CoTDecoding(self.num_branches, min(caps), answer)
+        return CoTDecoding(self.num_branches, min(caps), answer, self.temperature)
 
     def winner(self, decoded: Decoded, same: Callable[[str], str]) -> Branch:
         """The surest of the branches that give the winning answer; the greedy branch where none answers."""
         answered = decoded.answered
         if self.vote == "best" or not answered:
             return decoded.best
+        ballots = [branch.ballot for branch in answered]
         if self.vote == "margin":
             answer = decoded.vote(same)
+        elif self.vote == "majority":
+            answer = weighted_vote([replace(ballot, weight=1.0) for ballot in ballots], same)
         else:
-            answer = length_filtered_vote([b.ballot for b in answered], same, self.steps_per_bin, self.num_bins)
+            answer = length_filtered_vote(ballots, same, self.steps_per_bin, self.num_bins)
         return max((b for b in answered if same(b.answer) == same(answer)), key=lambda branch: branch.margin)

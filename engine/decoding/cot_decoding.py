@@ -1,6 +1,7 @@
 """CoT-decoding: reasoning that is there without being asked for, behind a less likely first token.
 
-The k likeliest first tokens are each continued greedily. What a branch answers is as sure as its answer tokens are: the mean of
+The k likeliest first tokens are each continued greedily. Its null, self-consistency, samples k traces instead (Wang et al. 2022,
+arXiv 2203.11171). What a branch answers is as sure as its answer tokens are: the mean of
 the likeliest token's probability minus the second's, over the tokens of the answer alone. The answer with the largest sum of
 these margins wins (Wang & Zhou 2024, arXiv 2402.10200, sections 2.2 and 2.3). A branch without an answer line is asked for it.
 """
@@ -8,6 +9,7 @@ these margins wins (Wang & Zhou 2024, arXiv 2402.10200, sections 2.2 and 2.3). A
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 
@@ -51,7 +53,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class Decoded:
-    """The branches of one request, the likeliest first token first: that one is greedy decoding."""
+    """The branches of one request, the likeliest first token first: that one is greedy decoding, unless they were sampled."""
 
     branches: tuple[Branch, ...]
 
@@ -82,15 +84,21 @@ Rounds = Generator[list[GenerationRequest], list[Completion], list[Decoded]]
 
 @dataclass(frozen=True)
 class CoTDecoding:
-    """Costs `num_branches` times as much as greedy decoding. Always greedy after the first token, whatever a request asks."""
+    """Costs `num_branches` times as much as greedy decoding. Always greedy after the first token, whatever a request asks.
+
+    With a `temperature` above 0 the traces are sampled from their first token on; their answers are greedy, as ever.
+    """
 
     num_branches: int = 10
     max_trace_tokens: int = 96
     max_answer_tokens: int = MAX_ANSWER_TOKENS
+    temperature: float = 0.0
 
     def __post_init__(self) -> None:
         if not 2 <= self.num_branches <= MAX_TOP_LOGPROBS:
             raise ValueError(f"CoT-decoding takes from 2 to {MAX_TOP_LOGPROBS} branches, but got {self.num_branches}.")
+        if not 0 <= self.temperature <= 2:
+            raise ValueError(f"Branches are sampled at a temperature in [0, 2], but got {self.temperature:g}. Give 0 for none.")
 
     def complete(self, engine: Completes, backbone: Backbone, requests: Sequence[GenerationRequest]) -> list[Decoded]:
         rounds = self.rounds(backbone, [without_budget(engine, request) for request in requests])
@@ -110,17 +118,22 @@ class CoTDecoding:
         """
         # Of several sets of soft thoughts the first is read: a vote among them would be one among branches again.
         asked = [replace(request, temperature=0.0, begun_ids=(), chain=request.chain or 0) for request in requests]
-        opened = yield [replace(request, max_new_tokens=1, top_logprobs=self.num_branches) for request in asked]
-        begun = [
-            replace(request, begun_ids=(token_id,))
-            for request, first in zip(asked, opened, strict=True)
-            for token_id, _ in first.top_logprobs[0]
+        if self.temperature:
+            begun = [request for request in asked for _ in range(self.num_branches)]
+        else:
+            opened = yield [replace(request, max_new_tokens=1, top_logprobs=self.num_branches) for request in asked]
+            begun = [
+                replace(request, begun_ids=(token_id,))
+                for request, first in zip(asked, opened, strict=True)
+                for token_id, _ in first.top_logprobs[0]
+            ]
+        written = yield [
+            self._drawn(trace_request(backbone, request, self.max_trace_tokens), place) for place, request in enumerate(begun)
         ]
-        written = yield [trace_request(backbone, request, self.max_trace_tokens) for request in begun]
         # A reply may be over with its first token: it has no trace.
         traces = [
             WrittenTrace((), "")
-            if request.begun_ids[0] in backbone.stop_ids
+            if backbone.stop_ids.intersection(request.begun_ids)
             else read_trace(backbone, request.begun_ids, completion, self.max_trace_tokens)
             for request, completion in zip(begun, written, strict=True)
         ]
@@ -128,11 +141,18 @@ class CoTDecoding:
             answer_request(backbone, request, trace, self.max_answer_tokens, top_logprobs=2)
             for request, trace in zip(begun, traces, strict=True)
         ]
-        branches = iter(
+        branches = [
             Branch(trace.text, answer.text.strip(), margin(backbone, answer), answer.finish_reason == "length")
             for trace, answer in zip(traces, answers, strict=True)
-        )
-        return [Decoded(tuple(next(branches) for _ in first.top_logprobs[0])) for first in opened]
+        ]
+        return [Decoded(one) for one in zip(*[iter(branches)] * self.num_branches, strict=True)]
+
+    def _drawn(self, request: GenerationRequest, place: int) -> GenerationRequest:
+        """Every branch draws for itself; under a request's seed, the same again."""
+        if not self.temperature:
+            return request
+        seed = None if request.seed is None else random.Random(f"{request.seed}/{place}").getrandbits(63)
+        return replace(request, temperature=self.temperature, seed=seed)
 
 
 def margin(backbone: Backbone, answer: Completion) -> float:
