@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import pytest
@@ -109,11 +111,14 @@ Jobs = list[Job]
 def jobs(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> Jobs:
     """What was run, instead of a trial: a random adapter is left behind, and a row as above."""
     found: Jobs = []
+    alone = Lock()
 
     def run(job: Job, report: Callable[[str, float], None]) -> Outcome:
         found.append(job)
         if job.given is None:
-            examples, lora = TASKS["arithmetic"].examples("train", 2), random_lora(backbone, len(found))
+            examples = TASKS["arithmetic"].examples("train", 2)
+            with alone:
+                lora = random_lora(backbone, len(found))
             complete(job.directory / ADAPTER, job.recipe, backbone, Profile((lora,)), 1.0, examples)
         return Outcome(**row("", (0.1, 0.0, 0.0))["outcome"])
 
@@ -123,7 +128,7 @@ def jobs(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> Jobs:
 
 @pytest.fixture
 def bench(backbone_directory: Path, tmp_path: Path) -> Bench:
-    return Bench(small(backbone_directory), 0, SHORT, tmp_path)
+    return Bench(small(backbone_directory), 0, SHORT, tmp_path, threads=1)
 
 
 def test_a_first_adapter_is_fitted_once_kept_and_gone_on_from(bench: Bench, jobs: Jobs) -> None:
@@ -137,6 +142,14 @@ def test_a_first_adapter_is_fitted_once_kept_and_gone_on_from(bench: Bench, jobs
     bench.row("continued")
     bench.row(CURRICULUM)
     assert len(jobs) == 3, "rows that are there are not made again"
+
+
+def test_rows_that_are_made_side_by_side_wait_for_those_they_need_and_keep_their_order(bench: Bench, jobs: Jobs) -> None:
+    arms = with_earlier(["merge, cat", "continued", "merge, cat, on the graph"])
+    with ThreadPoolExecutor(4) as pool:
+        rows = bench.rows(arms, pool)
+    assert [row["arm"] for row in rows] == arms and {row["outcome"]["state"] for row in rows} == {"complete"}
+    assert len(jobs) == len(arms)
 
 
 def test_a_merge_is_made_of_two_fits_and_read_on_either_domain(bench: Bench, jobs: Jobs) -> None:
