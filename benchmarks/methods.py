@@ -135,6 +135,8 @@ def body(rows: list[dict[str, Any]], budget: int) -> list[str]:
         "/ margin) of the chain's likelihood. All traces: change of the share of written traces that are right in every step, "
         "at the chosen scale and, in brackets, as fitted.",
         table(HEADINGS, [shown(row) for row in rows]),
+        "Gain minus the better control's, both at their chosen scales. The intervals are those of two samples, though both "
+        f"are read on the same items: wider than need be. Credited: the interval is above 0.\n\n{credited(done(rows))}",
         f"Change of the written traces by family, as fitted:\n\n{by_family(done(rows), families)}",
         "At the same domain gain, interpolated between the scales of each fit: the change of the chain's likelihood in nats per "
         "token, mean over the families, the forward KL of both, and of each family the arm's change minus the control's:\n\n"
@@ -202,6 +204,20 @@ def matched(rows: list[dict[str, Any]]) -> str:
             lines.append([arm, control, str(seed), f"{gain:+.3f}", *means, *distances, *apart])
     both = [f"{what} of the {whose}" for what in ("chains", "forward KL") for whose in ("arm", "control")]
     return table(["arm", "control", "seed", "gain", *both, *families], lines)
+
+
+def credited(rows: list[dict[str, Any]]) -> str:
+    """What each arm gains above its control at the scales that a sweep would publish, and whether that is clear of 0."""
+    chosen = {(row["arm"], row["seed"]): row["outcome"]["score"]["chosen"] for row in rows}
+    lines = []
+    for (arm, seed), own in chosen.items():
+        read = [chosen[control, seed] for control in ARMS[arm].controls if (control, seed) in chosen]
+        if read:
+            other = max(read, key=lambda score: score["domain_gain"])
+            above, wide = own["domain_gain"] - other["domain_gain"], 1.96 * math.hypot(own["gain_stderr"], other["gain_stderr"])
+            name = next(control for control in ARMS[arm].controls if chosen.get((control, seed)) is other)
+            lines.append([arm, name, str(seed), f"{above:+.3f} ± {wide:.3f}", "yes" if above > wide else "no"])
+    return table(["arm", "control", "seed", "above the control", "credited"], lines)
 
 
 def better(arm: str, seed: int, curves: dict[tuple[str, int], list[dict[str, Any]]]) -> str | None:

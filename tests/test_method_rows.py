@@ -16,6 +16,7 @@ from adapters.backbone import Backbone
 from adapters.lora import LoRA
 from adapters.merge import IntruderSpec, MergeSpec
 from benchmarks.method_arms import (
+    AGAIN,
     ARMS,
     COMBINATIONS,
     CURRICULUM,
@@ -27,7 +28,7 @@ from benchmarks.method_arms import (
     expected_minutes,
     with_earlier,
 )
-from benchmarks.methods import Bench, at_gain, at_scales, body, matched
+from benchmarks.methods import Bench, at_gain, at_scales, body, credited, matched
 from engine.profile import Profile
 from evaluation.tasks import TASKS
 from tuning.manifest import complete
@@ -84,6 +85,15 @@ def test_a_merge_is_compared_with_the_better_of_its_parts() -> None:
     parts = [row(SFT, (0.2, -0.1, 0.1)), row("curriculum, sft, on ICD-10", (0.3, -0.1, 0.1))]
     assert "| merge, ties | curriculum, sft, on ICD-10 | 0 | +0.300" in matched([row("merge, ties", (0.4, -0.1, 0.1)), *parts])
     assert "| merge, ties | sft, rationale | 0 | +0.200" in matched([row("merge, ties", (0.4, -0.1, 0.1)), parts[0]])
+
+
+def test_a_gain_is_credited_only_where_its_interval_is_above_the_better_control() -> None:
+    rows = [row("rlvr", (0.3, 0.0, 0.0)), row("rlvr, coin", (0.1, 0.0, 0.0)), row(AGAIN, (0.2, 0.0, 0.0))]
+    for one, stderr in zip(rows, (0.03, 0.9, 0.04), strict=True):
+        one["outcome"]["score"]["chosen"]["gain_stderr"] = stderr
+    assert credited(rows).splitlines()[-1] == "| rlvr | sft, four choices, continued | 0 | +0.100 ± 0.098 | yes |"
+    rows[0]["outcome"]["score"]["chosen"]["gain_stderr"] = 0.04
+    assert credited(rows).splitlines()[-1].endswith("| +0.100 ± 0.111 | no |")
 
 
 def test_reduced_intruders_are_compared_scale_by_scale() -> None:
