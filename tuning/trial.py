@@ -112,7 +112,7 @@ def _fit_and_measure(job: Job, ground: Ground, report: Report) -> Outcome:
     from tuning.distance import distance, written_by_backbone
     from tuning.loop import CHECKPOINT
     from tuning.manifest import complete
-    from tuning.plan import data_digest, generated_plan, likelihood_plan, margins_of
+    from tuning.plan import as_asked, data_digest, generated_plan, likelihood_plan, margins_of
 
     recipe, backbone, examples = job.recipe, ground.backbone, ground.examples
     started = time.monotonic()
@@ -127,7 +127,8 @@ def _fit_and_measure(job: Job, ground: Ground, report: Report) -> Outcome:
         report("alive", 0.0)
 
     profile, scores = Profile(adapters), list[ScaleScore]()
-    own_words = written_by_backbone(engine, backbone, [reasoning_prompt(example) for example in examples[:KL_PROMPTS]])
+    prompts = [reasoning_prompt(example) for example in as_asked(recipe, ground.domain)[:KL_PROMPTS]]
+    own_words = written_by_backbone(engine, backbone, prompts)
     for index, scale in enumerate(recipe.study.scales):
         scaled = profile.scaled(scale)
         kl = distance(backbone, scaled.adapters, own_words)
