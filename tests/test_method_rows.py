@@ -52,6 +52,22 @@ def test_an_arm_is_read_on_the_domain_of_its_controls() -> None:
         assert {ARMS[control].values.get("domain") for control in arm.controls} <= {arm.values.get("domain")}
 
 
+def test_a_control_of_the_same_method_differs_in_one_thing_and_begins_where_its_arm_does() -> None:
+    for name, arm in ARMS.items():
+        for other in (ARMS[control] for control in arm.controls):
+            one, two = arm.under(SHORT), other.under(SHORT)
+            if "method.name" in one and one["method.name"] == two.get("method.name") and not arm.made:
+                differing = [field for field in {*one, *two} if one.get(field) != two.get(field)]
+                assert len(differing) == 1 and arm.earlier == other.earlier, (name, differing)
+
+
+def test_soft_thoughts_are_fitted_on_chains_whatever_the_recipe_learns() -> None:
+    assert QUICKSTART.sft.target == "answer"
+    recipes = [QUICKSTART.with_values(arm.under(SHORT)) for name, arm in ARMS.items() if name.startswith("softcot")]
+    assert len(recipes) == 4
+    assert {recipe.method.model_dump()["target"] for recipe in recipes} == {"rationale"}
+
+
 def test_the_curriculum_feeds_three_methods_and_what_is_continued_or_combined_has_its_control() -> None:
     fed = [arm.under(SHORT).get("method.name", "sft") for arm in ARMS.values() if arm.values.get("domain") and not arm.made]
     assert set(fed) == {"sft", "critique", "rlvr"}
