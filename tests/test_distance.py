@@ -16,8 +16,19 @@ from engine.engine import Continuation
 from engine.profile import Profile
 from engine.torch_engine import TorchEngine
 from evaluation.task import Example
-from tuning.batches import Row
-from tuning.distance import EVERY, FORWARD_KL, MOST_TOKENS, distance, drawn, forward_kl, step_of, written_by_backbone
+from tuning.batches import Row, collate
+from tuning.distance import (
+    EVERY,
+    FORWARD_KL,
+    MOST_TOKENS,
+    distance,
+    drawn,
+    forward_kl,
+    label_logits,
+    pull_to_base,
+    step_of,
+    written_by_backbone,
+)
 from tuning.methods.dpo import DPOSpec, Pair, run_dpo
 from tuning.methods.sft import SFT, SFTSpec
 from tuning.methods.supervised import Given
@@ -46,6 +57,16 @@ def test_it_is_the_pull_that_a_method_computes_on_the_same_rows(backbone: Backbo
         read = forward_kl(backbone, Stack([lora]), rows, "")
     pulled = method.fit(backbone, [lora], EXAMPLES[:2]).kl[0]
     assert read == pytest.approx(pulled, rel=0.05) and read > 0
+
+
+def test_it_is_weighed_by_what_the_backbone_would_say_and_not_by_what_the_adapter_would(backbone: Backbone) -> None:
+    rows = [Row(backbone.chat_ids("What comes after 3?"), tuple(backbone.encode("It is 4.")))]
+    with torch.no_grad():
+        base_NV, _ = label_logits(backbone, collate(backbone, Stack(()), rows))
+    base, sharper = base_NV.log_softmax(-1), (20 * base_NV).log_softmax(-1)
+    forward, backward = (float((one.exp() * (one - other)).sum()) for one, other in ((base, sharper), (sharper, base)))
+    assert float(pull_to_base(backbone, 20 * base_NV, rows)) == pytest.approx(forward, rel=0.05)
+    assert backward != pytest.approx(forward, rel=0.2)
 
 
 def test_reading_it_changes_nothing_of_the_fit(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
