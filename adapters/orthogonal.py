@@ -1,7 +1,8 @@
 """A LoRA kept apart from earlier ones: O-LoRA's penalty on what their input subspaces share (Wang et al. 2023, arXiv 2310.14152).
 
 The penalty is `weight * sum |A_earlier A_new^T|`, over all modules and entries. Where it is 0, the earlier adapters and the new
-one read different directions of every input, so that their sum disturbs neither.
+one read different directions of every input, so that their sum disturbs neither. The published second term, the new adapter's own
+norm, is AdamW's weight decay here.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from threading import Lock
 
 from adapters.backbone import Backbone
 from adapters.merge import MergeSpec
@@ -14,6 +15,8 @@ from benchmarks.method_arms import Arm, Made
 from registry.manifest import MANIFEST, file_digest, verify
 from tuning.gating import Subject
 from tuning.merging import Parents, merge, reduce_intruders
+
+MAKING = Lock()  # rows are made side by side, on one backbone here
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,14 @@ class Kept:
         # Named by what it is made of: an arm that was fitted again is another part.
         parts = [file_digest(self.of(arm) / MANIFEST) for arm in made.of]
         place = self.directory / f"made-{hashlib.sha256(repr((parts, made.how)).encode()).hexdigest()[:16]}"
-        if not place.is_dir():
-            backbone = loaded(self.backbone)
-            parents = Parents.of([Subject(arm, self.of(arm), verify(self.of(arm))) for arm in made.of], backbone)
-            if isinstance(made.how, MergeSpec):
-                merge(parents, backbone, made.how, place)
-            else:
-                reduce_intruders(parents, backbone, made.how, place)
+        with MAKING:
+            if not place.is_dir():
+                backbone = loaded(self.backbone)
+                parents = Parents.of([Subject(arm, self.of(arm), verify(self.of(arm))) for arm in made.of], backbone)
+                if isinstance(made.how, MergeSpec):
+                    merge(parents, backbone, made.how, place)
+                else:
+                    reduce_intruders(parents, backbone, made.how, place)
         return place
 
 

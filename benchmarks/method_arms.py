@@ -26,7 +26,7 @@ RATIONALE: dict[str, object] = {"method.target": "rationale"}
 FOUR: dict[str, object] = {"method.listed_choices": 4}
 MIXED: dict[str, object] = {**FOUR, "method.target": "mixed", "method.learning_rate": 8e-4}
 STAR: dict[str, object] = {**FOUR, "method.name": "star"}
-SOFT: dict[str, object] = {"adapter.kind": "softcot", "method.name": "softcot", "method.learning_rate": 1e-3}
+SOFT: dict[str, object] = {**RATIONALE, "adapter.kind": "softcot", "method.name": "softcot", "method.learning_rate": 1e-3}
 STATIC: dict[str, object] = {**SOFT, "adapter.softcot.static": True}
 UNLEARNT: dict[str, object] = {**STATIC, "method.learning_rate": 1e-12}  # the places with their unused tokens
 CRITIQUE: dict[str, object] = {**RATIONALE, "method.name": "critique"}
@@ -102,10 +102,8 @@ ONE_DOMAIN: dict[str, Arm] = {
     "softcot, static": Arm("softcot, nothing learnt", STATIC),
     "softcot, nothing learnt": Arm(None, UNLEARNT),
     "softcot++": Arm("softcot", {**SOFT, "adapter.softcot.num_chains": 4}),
-    "rewrite": Arm(SFT, {**RATIONALE, "method.name": "rewrite"}),
+    "rewrite": Arm((SFT, "rewrite, any"), {**RATIONALE, "method.name": "rewrite"}),
     "rewrite, any": Arm(None, {**RATIONALE, "method.name": "rewrite", "method.keep": "any"}),
-    "star": Arm("star, any", {**STAR, "method.rationalise": True}),
-    "star, any": Arm(None, {**STAR, "method.keep": "any"}),
     "critique": Arm("critique, shuffled", {**CRITIQUE, "method.problems": "both"}),
     "critique, shuffled": Arm(None, {**CRITIQUE, "method.problems": "both", "method.shuffled": True}),
     "criteria": Arm("criteria, plain labels", {"method.name": "criteria", "method.problems": "both"}),
@@ -114,6 +112,9 @@ ONE_DOMAIN: dict[str, Arm] = {
     "sdft, another's context": Arm(None, {"method.name": "sdft", "method.learning_rate": 1e-4, "method.context": "other"}),
     BEGUN: Arm(SFT, {**MIXED, "study.scales": (1.0,)}),  # as fitted: at a smaller scale it is too near the backbone
     AGAIN: Arm(BEGUN, MIXED, earlier=TAUGHT),
+    "star": Arm(("star, any", AGAIN), STAR, earlier=TAUGHT),
+    "star, any": Arm(None, {**STAR, "method.keep": "any"}, earlier=TAUGHT),
+    "star, hints": Arm("star", {**STAR, "method.rationalise": True}, earlier=TAUGHT),
     "rlvr": Arm(("rlvr, coin", AGAIN), RLVR, earlier=TAUGHT),
     "rlvr, format": Arm(None, {**RLVR, "method.reward": "format"}, earlier=TAUGHT),
     "rlvr, coin": Arm(None, {**RLVR, "method.reward": "random"}, earlier=TAUGHT),

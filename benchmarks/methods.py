@@ -1,14 +1,14 @@
 """Every training method beside its controls, on the default backbone and ICD-10: what it gains, what it costs in reasoning.
 
-    python -m benchmarks.methods [--full] [--only ARM ...]
+    python -m benchmarks.methods [--full] [--only ARM ...] [--workers N]
 
 Each row is one trial: fitted within the same budget of tokens (written and learnt together), its scale swept, read on the search
 split. One learning rate an arm: what a method could gain under its own best is the sweep's to find (benchmarks.method_sweeps).
 
 Default: every method beside its control, the curriculum, a warm start, a merge and the reduction of intruder dimensions (MAIN in
-benchmarks.method_arms), one seed, the short budget; under an hour on two cores, at 400 tokens a second and a minute of reading
-an arm. --full: all arms, three seeds, four times the budget. A row that is in runs/benchmarks/methods is not made again, and one
-that was killed goes on. What an arm needs of another is fitted first, once, and stays in the runs folder.
+benchmarks.method_arms), one seed, the short budget; about an hour on two quiet cores with 16 GB, a row on each. --full: all arms,
+three seeds, four times the budget. A row that is in runs/benchmarks/methods is not made again, and one that was killed goes on.
+What an arm needs of another is fitted first, once, and stays in the runs folder.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,17 +44,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--only", nargs="+", choices=ARMS, metavar="ARM")
+    parser.add_argument("--workers", type=int, default=available_threads(), help="rows at a time, which share the cores")
     parser.add_argument("--recipe", type=Path, default=Path("recipes/quickstart.toml"))
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks/methods"))
     args = parser.parse_args()
+    if not 1 <= args.workers <= available_threads():
+        parser.error(f"--workers is 1 to {available_threads()}, the cores that there are, but got {args.workers}.")
     recipe, seeds, budget = Recipe.load(args.recipe), 3 if args.full else 1, LONG if args.full else SHORT
     arms = with_earlier(args.only or (ARMS if args.full else MAIN))
     print(f"{len(arms)} of {len(ARMS)} arms, about {seeds * expected_minutes(arms, budget):.0f} minutes on two cores", flush=True)
     prepare()
-    rows = []
-    for seed in range(seeds):
-        bench = Bench(recipe, seed, budget, args.runs)
-        rows += [bench.row(arm) for arm in arms]
+    benches = [Bench(recipe, seed, budget, args.runs, available_threads() // args.workers) for seed in range(seeds)]
+    with ThreadPoolExecutor(args.workers) as pool:
+        rows = [row for bench in benches for row in bench.rows(arms, pool)]
     write_section("methods", "Training methods", "\n\n".join(body(rows, budget)))
 
 
@@ -65,10 +68,23 @@ class Bench:
     seed: int
     budget: int
     runs: Path
+    threads: int  # of a row
 
     @property
     def kept(self) -> Kept:
         return Kept(self.runs / "adapters", self.recipe.backbone, self.seed, self.budget)
+
+    def rows(self, arms: Sequence[str], pool: Executor) -> list[dict[str, Any]]:
+        """In the order of the arms, where those that another needs come before it; several are made at a time."""
+        made = dict[str, Future[dict[str, Any]]]()
+
+        def after_those_it_needs(arm: str) -> dict[str, Any]:
+            wait(made[first] for first in ARMS[arm].first)
+            return self.row(arm)
+
+        for arm in arms:
+            made[arm] = pool.submit(after_those_it_needs, arm)
+        return [row.result() for row in made.values()]
 
     def row(self, arm: str) -> dict[str, Any]:
         """The stored row, or one that is made now; a trial that failed is a row with its reason."""
@@ -101,7 +117,7 @@ class Bench:
         seeds = {"method.seed": self.seed, "adapter.lora.seed": self.seed, "adapter.softcot.seed": self.seed}
         recipe = self.recipe.with_values({**spec.under(self.budget), **self.kept.fields(spec), **seeds})
         given = self.kept.made(spec.made) if spec.made else None
-        job = Job(recipe, begun, self.runs / "cache", available_threads(), reference=True, given=given)
+        job = Job(recipe, begun, self.runs / "cache", self.threads, reference=True, given=given)
         return run_isolated(job, lambda phase, share: None)
 
 
@@ -111,13 +127,16 @@ def body(rows: list[dict[str, Any]], budget: int) -> list[str]:
     names = {row["arm"] for row in rows}
     return [
         provenance("methods", "0-2" if len({row["seed"] for row in rows}) > 1 else "0"),
-        f"{len(names)} of {len(ARMS)} arms in {minutes:.0f} minutes (`--full` runs all, under three seeds and {LONG:,} tokens). "
+        f"{len(names)} of {len(ARMS)} arms, {minutes:.0f} minutes of work shared by the cores (`--full` runs all, under three "
+        f"seeds and {LONG:,} tokens). "
         f"{budget:,} tokens an arm, written and learnt together; an earlier adapter's come on top, and what is made of fitted "
         "adapters is read without being fitted. Gain: accuracy of ICD-10 (for the curriculum and on the graph, of the graph's "
         "held-out paths) minus the backbone's at the chosen scale, 200 items. Retention: mean over the families of min(0, change "
         "/ margin) of the chain's likelihood. All traces: change of the share of written traces that are right in every step, "
         "at the chosen scale and, in brackets, as fitted.",
         table(HEADINGS, [shown(row) for row in rows]),
+        "Gain minus the better control's, both at their chosen scales. The intervals are those of two samples, though both "
+        f"are read on the same items: wider than need be. Credited: the interval is above 0.\n\n{credited(done(rows))}",
         f"Change of the written traces by family, as fitted:\n\n{by_family(done(rows), families)}",
         "At the same domain gain, interpolated between the scales of each fit: the change of the chain's likelihood in nats per "
         "token, mean over the families, the forward KL of both, and of each family the arm's change minus the control's:\n\n"
@@ -185,6 +204,20 @@ def matched(rows: list[dict[str, Any]]) -> str:
             lines.append([arm, control, str(seed), f"{gain:+.3f}", *means, *distances, *apart])
     both = [f"{what} of the {whose}" for what in ("chains", "forward KL") for whose in ("arm", "control")]
     return table(["arm", "control", "seed", "gain", *both, *families], lines)
+
+
+def credited(rows: list[dict[str, Any]]) -> str:
+    """What each arm gains above its control at the scales that a sweep would publish, and whether that is clear of 0."""
+    chosen = {(row["arm"], row["seed"]): row["outcome"]["score"]["chosen"] for row in rows}
+    lines = []
+    for (arm, seed), own in chosen.items():
+        read = [chosen[control, seed] for control in ARMS[arm].controls if (control, seed) in chosen]
+        if read:
+            other = max(read, key=lambda score: score["domain_gain"])
+            above, wide = own["domain_gain"] - other["domain_gain"], 1.96 * math.hypot(own["gain_stderr"], other["gain_stderr"])
+            name = next(control for control in ARMS[arm].controls if chosen.get((control, seed)) is other)
+            lines.append([arm, name, str(seed), f"{above:+.3f} ± {wide:.3f}", "yes" if above > wide else "no"])
+    return table(["arm", "control", "seed", "above the control", "credited"], lines)
 
 
 def better(arm: str, seed: int, curves: dict[tuple[str, int], list[dict[str, Any]]]) -> str | None:

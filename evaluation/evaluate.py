@@ -7,10 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeVar
 
-import numpy as np
-
 from adapters.backbone import Backbone
-from engine.engine import Continuation, Engine, GenerationRequest, PromptTooLong
+from engine.engine import Engine, PromptTooLong
 from evaluation.admission import chance_level
 from evaluation.base_cache import BaseCache
 from evaluation.bootstrap import FEW_CLUSTERS
@@ -20,7 +18,7 @@ from evaluation.measures.generation import Generation, write_all
 from evaluation.power import smallest_detectable_change
 from evaluation.significance import holm, permutation_p_value
 from evaluation.statistics import PairedChange, paired_change
-from evaluation.task import Example, Task, reasoning_prompt
+from evaluation.task import Example, Task
 from evaluation.tasks.generated import draws_groups
 
 Role = Literal["domain", "protected", "report"]
@@ -266,42 +264,3 @@ def paired_items(base: Readings, adapted: Readings) -> dict[str, list[str] | lis
 
 def _defined(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def forward_kl(engine: Engine, backbone: Backbone, profile: str, examples: Sequence[Example], max_new_tokens: int = 48) -> float:
-    """KL(backbone || profile) in nats per token; see OwnWords, which reads several profiles on what is written once."""
-    return OwnWords.of(engine, backbone, examples, max_new_tokens).forward_kl(engine, profile)
-
-
-@dataclass(frozen=True)
-class OwnWords:
-    """What the backbone samples to the prompts of a domain at temperature 1, with fixed seeds, and how likely it finds it."""
-
-    written: Sequence[Continuation]
-    logprobs: Sequence[Sequence[float]]
-
-    @classmethod
-    def of(cls, engine: Engine, backbone: Backbone, examples: Sequence[Example], max_new_tokens: int = 48) -> OwnWords:
-        prompts = [backbone.chat_ids(reasoning_prompt(example)) for example in examples]
-        completions = engine.complete(
-            [
-                GenerationRequest(prompt, None, max_new_tokens=max_new_tokens, temperature=1.0, top_p=1.0, seed=index)
-                for index, prompt in enumerate(prompts)
-            ]
-        )
-        written = [
-            Continuation(prompt, done.token_ids) for prompt, done in zip(prompts, completions, strict=True) if done.token_ids
-        ]
-        return cls(written, engine.score(written, None))
-
-    def forward_kl(self, engine: Engine, profile: str) -> float:
-        """Monte-Carlo estimate of KL(backbone || profile) in nats per token: mean of log p_backbone - log p_profile.
-
-        Unbiased for tokens that the backbone would write; it may come out slightly below 0 by chance. The predictor of
-        forgetting of RL's Razor (arXiv 2509.04259).
-        """
-        adapted = engine.score(self.written, profile)
-        differences = [
-            b - a for base_row, row in zip(self.logprobs, adapted, strict=True) for b, a in zip(base_row, row, strict=True)
-        ]
-        return float(np.mean(differences)) if differences else 0.0

@@ -12,9 +12,23 @@ from fitted import fitted_lora
 from adapters.adapter import Stack
 from adapters.backbone import Backbone
 from adapters.lora import LoRA, LoRASpec
+from engine.engine import Continuation
+from engine.profile import Profile
+from engine.torch_engine import TorchEngine
 from evaluation.task import Example
-from tuning.batches import Row
-from tuning.distance import EVERY, FORWARD_KL, MOST_TOKENS, drawn, forward_kl, step_of
+from tuning.batches import Row, collate
+from tuning.distance import (
+    EVERY,
+    FORWARD_KL,
+    MOST_TOKENS,
+    distance,
+    drawn,
+    forward_kl,
+    label_logits,
+    pull_to_base,
+    step_of,
+    written_by_backbone,
+)
 from tuning.methods.dpo import DPOSpec, Pair, run_dpo
 from tuning.methods.sft import SFT, SFTSpec
 from tuning.methods.supervised import Given
@@ -45,6 +59,16 @@ def test_it_is_the_pull_that_a_method_computes_on_the_same_rows(backbone: Backbo
     assert read == pytest.approx(pulled, rel=0.05) and read > 0
 
 
+def test_it_is_weighed_by_what_the_backbone_would_say_and_not_by_what_the_adapter_would(backbone: Backbone) -> None:
+    rows = [Row(backbone.chat_ids("What comes after 3?"), tuple(backbone.encode("It is 4.")))]
+    with torch.no_grad():
+        base_NV, _ = label_logits(backbone, collate(backbone, Stack(()), rows))
+    base, sharper = base_NV.log_softmax(-1), (20 * base_NV).log_softmax(-1)
+    forward, backward = (float((one.exp() * (one - other)).sum()) for one, other in ((base, sharper), (sharper, base)))
+    assert float(pull_to_base(backbone, 20 * base_NV, rows)) == pytest.approx(forward, rel=0.05)
+    assert backward != pytest.approx(forward, rel=0.2)
+
+
 def test_reading_it_changes_nothing_of_the_fit(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     _, lora = sft(backbone)  # drops out at random
     monkeypatch.setattr("tuning.loop.forward_kl", lambda *_: 0.0)
@@ -65,3 +89,23 @@ def test_a_trainer_of_trl_reads_the_same_number(backbone: Backbone) -> None:
     done = run_dpo(backbone, LoRA(LoRASpec(rank=4)), DPOSpec(name="rlsf", steps=6, batch_size=4, learning_rate=1e-2), pairs)
     first, later = done.numbers[FORWARD_KL]
     assert first == 0.0 < later and len(done.numbers["loss"]) == 6
+
+
+def test_on_the_backbones_own_words_zeros_are_at_no_distance_and_a_stronger_adapter_is_further(backbone: Backbone) -> None:
+    lora, engine = fitted_lora(backbone, 1), TorchEngine(backbone)
+    rows = written_by_backbone(engine, backbone, ["What comes after 3?", "What comes after 7?"], max_new_tokens=12)
+    assert [len(row.completion_ids) for row in rows] == [12, 12]
+    assert rows == written_by_backbone(engine, backbone, ["What comes after 3?", "What comes after 7?"], max_new_tokens=12)
+    scales = [distance(backbone, [lora.scaled(scale)], rows) for scale in (0.0, 0.5, 1.0)]
+    assert scales[0] == 0.0 < scales[1] < scales[2]
+
+
+def test_it_is_what_sampled_tokens_show_on_average(backbone: Backbone) -> None:
+    lora, engine = fitted_lora(backbone, 1), TorchEngine(backbone, max_rows=64)
+    rows = written_by_backbone(engine, backbone, ["What comes after 3?"] * 64, max_new_tokens=16)
+    engine.load("fitted", Profile((lora,)))
+    words = [Continuation(row.prompt_ids, row.completion_ids) for row in rows]
+    pairs = zip(engine.score(words), engine.score(words, "fitted"), strict=True)
+    ratios = torch.tensor([b - a for base, adapted in pairs for b, a in zip(base, adapted, strict=True)])
+    stderr = float(ratios.std()) / len(ratios) ** 0.5
+    assert distance(backbone, [lora], rows) == pytest.approx(float(ratios.mean()), abs=4 * stderr)

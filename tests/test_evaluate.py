@@ -16,10 +16,9 @@ from toy_engine import Mind, ToyEngine
 from adapters.backbone import Backbone
 from engine.engine import Completion, Engine, GenerationRequest
 from engine.profile import Profile
-from evaluation.admission import random_update
 from evaluation.base_cache import BaseCache
 from evaluation.errors import DataError
-from evaluation.evaluate import Evaluation, Planned, compared, evaluate, forward_kl
+from evaluation.evaluate import Evaluation, Planned, compared, evaluate
 from evaluation.measure import Measure, Readings
 from evaluation.measures import MEASURES
 from evaluation.measures.correction import triple
@@ -343,14 +342,6 @@ def test_an_evaluation_is_json_and_says_which_numbers_are_whose(
         "base": [1.0] * 12,
         "adapted": [0.0] * 12,
     }
-
-
-def test_the_forward_kl_is_zero_for_an_adapter_of_zeros_and_not_for_damage(
-    engine: ToyEngine, backbone: Backbone, examples: list[Example]
-) -> None:
-    engine.load("zeros", Profile((random_update(backbone, 0.0),)))
-    engine.load("noise", Profile((random_update(backbone, 0.5),)))
-    assert forward_kl(engine, backbone, "zeros", examples) == 0.0 < forward_kl(engine, backbone, "noise", examples)
 
 
 class Rambling(ToyEngine):

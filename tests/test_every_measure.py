@@ -13,7 +13,7 @@ from engine.torch_engine import TorchEngine
 from evaluation.admission import admit, random_update
 from evaluation.base_cache import BaseCache
 from evaluation.errors import DataError
-from evaluation.evaluate import Planned, evaluate, forward_kl
+from evaluation.evaluate import Planned, evaluate
 from evaluation.measures import MEASURES
 from evaluation.measures.correction import triple
 from evaluation.task import Example, Task
@@ -103,12 +103,6 @@ def test_the_stored_readings_of_the_backbone_are_the_read_ones(engine: TorchEngi
     assert cache.read(measure, engine, backbone, task, examples) == fresh
     assert cache.key(measure, backbone, task, examples) != cache.key(measure, backbone, task, examples[:2])
     assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_kl_to_itself_is_zero_and_to_a_damaged_model_is_not(engine: TorchEngine, backbone: Backbone) -> None:
-    examples = TASKS["icd10"].examples("search", 4)
-    assert forward_kl(engine, backbone, "noop", examples, max_new_tokens=12) == 0.0
-    assert forward_kl(engine, backbone, "noise", examples, max_new_tokens=12) > 0.05
 
 
 def test_a_task_at_the_floor_is_not_admitted_and_the_reason_is_told(engine: TorchEngine, backbone: Backbone) -> None:

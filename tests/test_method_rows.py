@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from adapters.backbone import Backbone
 from adapters.lora import LoRA
 from adapters.merge import IntruderSpec, MergeSpec
 from benchmarks.method_arms import (
+    AGAIN,
     ARMS,
     COMBINATIONS,
     CURRICULUM,
@@ -25,7 +28,7 @@ from benchmarks.method_arms import (
     expected_minutes,
     with_earlier,
 )
-from benchmarks.methods import Bench, at_gain, at_scales, body, matched
+from benchmarks.methods import Bench, at_gain, at_scales, body, credited, matched
 from engine.profile import Profile
 from evaluation.tasks import TASKS
 from tuning.manifest import complete
@@ -47,6 +50,22 @@ def test_every_method_has_an_arm_and_every_control_is_one() -> None:
 def test_an_arm_is_read_on_the_domain_of_its_controls() -> None:
     for arm in ARMS.values():
         assert {ARMS[control].values.get("domain") for control in arm.controls} <= {arm.values.get("domain")}
+
+
+def test_a_control_of_the_same_method_differs_in_one_thing_and_begins_where_its_arm_does() -> None:
+    for name, arm in ARMS.items():
+        for other in (ARMS[control] for control in arm.controls):
+            one, two = arm.under(SHORT), other.under(SHORT)
+            if "method.name" in one and one["method.name"] == two.get("method.name") and not arm.made:
+                differing = [field for field in {*one, *two} if one.get(field) != two.get(field)]
+                assert len(differing) == 1 and arm.earlier == other.earlier, (name, differing)
+
+
+def test_soft_thoughts_are_fitted_on_chains_whatever_the_recipe_learns() -> None:
+    assert QUICKSTART.sft.target == "answer"
+    recipes = [QUICKSTART.with_values(arm.under(SHORT)) for name, arm in ARMS.items() if name.startswith("softcot")]
+    assert len(recipes) == 4
+    assert {recipe.method.model_dump()["target"] for recipe in recipes} == {"rationale"}
 
 
 def test_the_curriculum_feeds_three_methods_and_what_is_continued_or_combined_has_its_control() -> None:
@@ -84,6 +103,15 @@ def test_a_merge_is_compared_with_the_better_of_its_parts() -> None:
     assert "| merge, ties | sft, rationale | 0 | +0.200" in matched([row("merge, ties", (0.4, -0.1, 0.1)), parts[0]])
 
 
+def test_a_gain_is_credited_only_where_its_interval_is_above_the_better_control() -> None:
+    rows = [row("rlvr", (0.3, 0.0, 0.0)), row("rlvr, coin", (0.1, 0.0, 0.0)), row(AGAIN, (0.2, 0.0, 0.0))]
+    for one, stderr in zip(rows, (0.03, 0.9, 0.04), strict=True):
+        one["outcome"]["score"]["chosen"]["gain_stderr"] = stderr
+    assert credited(rows).splitlines()[-1] == "| rlvr | sft, four choices, continued | 0 | +0.100 ± 0.098 | yes |"
+    rows[0]["outcome"]["score"]["chosen"]["gain_stderr"] = 0.04
+    assert credited(rows).splitlines()[-1].endswith("| +0.100 ± 0.111 | no |")
+
+
 def test_reduced_intruders_are_compared_scale_by_scale() -> None:
     said = at_scales([row("sft, intruders reduced", (0.1, -0.02, 0.0)), row("sft, as published", (0.2, -0.06, 0.0))])
     assert said.splitlines()[-1] == "| sft, intruders reduced | 0 | 1 | +0.100 | +0.200 | -0.0100 | -0.0300 |"
@@ -109,11 +137,14 @@ Jobs = list[Job]
 def jobs(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> Jobs:
     """What was run, instead of a trial: a random adapter is left behind, and a row as above."""
     found: Jobs = []
+    alone = Lock()
 
     def run(job: Job, report: Callable[[str, float], None]) -> Outcome:
         found.append(job)
         if job.given is None:
-            examples, lora = TASKS["arithmetic"].examples("train", 2), random_lora(backbone, len(found))
+            examples = TASKS["arithmetic"].examples("train", 2)
+            with alone:
+                lora = random_lora(backbone, len(found))
             complete(job.directory / ADAPTER, job.recipe, backbone, Profile((lora,)), 1.0, examples)
         return Outcome(**row("", (0.1, 0.0, 0.0))["outcome"])
 
@@ -123,7 +154,7 @@ def jobs(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> Jobs:
 
 @pytest.fixture
 def bench(backbone_directory: Path, tmp_path: Path) -> Bench:
-    return Bench(small(backbone_directory), 0, SHORT, tmp_path)
+    return Bench(small(backbone_directory), 0, SHORT, tmp_path, threads=1)
 
 
 def test_a_first_adapter_is_fitted_once_kept_and_gone_on_from(bench: Bench, jobs: Jobs) -> None:
@@ -137,6 +168,14 @@ def test_a_first_adapter_is_fitted_once_kept_and_gone_on_from(bench: Bench, jobs
     bench.row("continued")
     bench.row(CURRICULUM)
     assert len(jobs) == 3, "rows that are there are not made again"
+
+
+def test_rows_that_are_made_side_by_side_wait_for_those_they_need_and_keep_their_order(bench: Bench, jobs: Jobs) -> None:
+    arms = with_earlier(["merge, cat", "continued", "merge, cat, on the graph"])
+    with ThreadPoolExecutor(4) as pool:
+        rows = bench.rows(arms, pool)
+    assert [row["arm"] for row in rows] == arms and {row["outcome"]["state"] for row in rows} == {"complete"}
+    assert len(jobs) == len(arms)
 
 
 def test_a_merge_is_made_of_two_fits_and_read_on_either_domain(bench: Bench, jobs: Jobs) -> None:

@@ -11,7 +11,7 @@ from evaluation.measures import MEASURES
 from evaluation.task import Example, Split, question_text
 from evaluation.tasks import DOMAINS, FAMILIES, TASKS
 from tuning.errors import BadRecipe
-from tuning.plan import READ_ALSO, likelihood_plan, report_plan, training_examples
+from tuning.plan import READ_ALSO, as_asked, likelihood_plan, report_plan, training_examples
 from tuning.recipe import Recipe
 
 DOMAIN, BOXES = DOMAINS["icd10-chapter"], FAMILIES["boxes"]
@@ -56,11 +56,12 @@ def test_every_measure_is_explained_in_the_documents() -> None:
 def test_training_prompts_list_as_many_choices_as_the_method_wants_and_the_domain_is_read_as_it_is() -> None:
     plain = Recipe(name="icd10", domain="icd10-chapter")
     four = plain.with_values({"method.listed_choices": 4})
-    as_asked, posed = training_examples(plain, DOMAIN)[:9], training_examples(four, DOMAIN)[:9]
-    assert [one.answer for one in posed] == [one.answer for one in as_asked]
-    assert not any("Options:" in question_text(one) for one in as_asked)
+    bare, posed = training_examples(plain, DOMAIN)[:9], training_examples(four, DOMAIN)[:9]
+    assert [one.answer for one in posed] == [one.answer for one in bare]
+    assert not any("Options:" in question_text(one) for one in bare)
     assert all(question_text(one).partition("Options: ")[2].count(";") == 3 for one in posed)
     assert likelihood_plan(four, DOMAIN) == likelihood_plan(plain, DOMAIN)
+    assert as_asked(four, DOMAIN)[:9] == bare, "the divergence from the backbone is read of the same prompts under every method"
 
 
 def test_a_prompt_that_would_list_one_choice_is_refused() -> None:

@@ -153,6 +153,7 @@ def test_every_group_is_judged_once_by_the_adapter_that_wrote_it(backbone: Backb
     asked = list[str]()
 
     def judged(engine: Engine, of: Backbone, profile: str | None, example: Example, texts: Sequence[str]) -> list[float]:
+        assert "literature" not in reasoning_prompt(example), "an explanation must hold for who has only the question"
         asked.append(example.id)
         return [float(place) for place in range(len(texts))]
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from fitted import fitted_lora
 
 from adapters.backbone import TESTBED, Backbone
 from adapters.lora import LoRA, LoRASpec
@@ -28,7 +27,7 @@ from tuning.errors import BadRecipe
 from tuning.loop import OnStep
 from tuning.methods.dpo import Pair
 from tuning.methods.method import Fit
-from tuning.methods.rlsf import RLSF, RLSFSpec, has_begun, pair_of, parted, preferred
+from tuning.methods.rlsf import RLSF, RLSFSpec, pair_of, parted, preferred
 from tuning.rollouts import own_words, rollouts
 from tuning.self_feedback import Branched, at_random, branched, calibration, counted, published, surest_over_least, trusted
 
@@ -99,6 +98,8 @@ def question(*margins: tuple[str, float]) -> Branched:
 def test_confidence_that_predicts_what_is_right_is_trusted(labelled: list[Branched]) -> None:
     found = trusted(ALCHEMY, labelled, 0.55)
     assert 0.55 < found.low < found.auroc < found.high and found.within is not None
+    with pytest.raises(DataError, match="the lower end of the 95 % interval"):
+        trusted(ALCHEMY, labelled, (found.low + found.auroc) / 2)
 
 
 def test_confidence_that_predicts_nothing_is_refused_with_the_value_and_the_way_out(
@@ -251,10 +252,6 @@ def test_of_few_templates_each_is_both_labelled_and_asked() -> None:
     assert not {example.id for example in found.labelled} & {example.id for example in found.asked}
     with pytest.raises(DataError, match=r"keeps 100 labelled rows apart .+ of 3 groups leave 0 to ask. Lower method.num_label"):
         RLSF(spec(num_labelled=100)).check(EXAMPLES, ALCHEMY)
-
-
-def test_an_adapter_that_was_fitted_before_writes_its_own_branches(backbone: Backbone) -> None:
-    assert not has_begun(backbone, LoRA(LoRASpec(rank=4))) and has_begun(backbone, fitted_lora(backbone, 1))
 
 
 def test_branches_that_use_up_the_budget_and_rows_without_room_are_refused(unsure: Backbone, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from fitted import fitted_lora
 
 from adapters.adapter import Adapter, Stack
 from adapters.backbone import Backbone
@@ -137,6 +138,22 @@ def test_token_losses_are_averaged_as_the_loss_type_says(backbone: Backbone, los
     with policy(backbone, [lora], EXAMPLES, values, "a fit", None) as writer, lora.attach(backbone):
         learner = GRPO(backbone, Stack([lora]), values, writer, partial(parts_of, Vowels()), {"accuracy": 1.0})
         assert learner.backward([longer, shorter], [longer, shorter])["loss"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_pull_is_the_k3_estimate_of_the_distance_to_the_backbone(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adapters.backbone.fast_bfloat16", lambda device: False)
+    lora, values, told = fitted_lora(backbone, 1), spec(beta=0.1), {"accuracy": 1.0, "format": 0.0, "random": 0.0}
+    judged = Judged(Row((5, 6), (8, 9, 10)), told, 1.0, 0.0, False, True)
+    with policy(backbone, [lora], EXAMPLES, values, "a fit", None) as writer, torch.no_grad():
+        learner = GRPO(backbone, Stack([lora]), values, writer, partial(parts_of, Vowels()), {"accuracy": 1.0})
+        base = learner._logp(Stack(()), [judged.row])
+        with lora.attach(backbone), torch.enable_grad():
+            adapted = learner._logp(Stack([lora]), [judged.row]).detach()
+            found = learner.backward([judged], [judged])
+    ratio = base - adapted
+    assert found["kl"] == pytest.approx(float((ratio.exp() - ratio - 1).mean()), rel=1e-3)
+    assert found["kl"] != pytest.approx(float(((-ratio).exp() + ratio - 1).mean()), rel=1e-2)
+    assert found["loss"] == pytest.approx(0.1 * found["kl"], rel=1e-3)
 
 
 def test_a_completion_that_did_not_end_teaches_nothing_where_it_is_masked(
@@ -270,7 +287,7 @@ def test_a_prompt_that_leaves_no_room_for_the_completion_is_refused(backbone: Ba
 
 
 def test_without_a_task_nothing_can_be_judged(backbone: Backbone) -> None:
-    with pytest.raises(DataError, match="judges what it wrote by the task's own check"):
+    with pytest.raises(DataError, match="'rlvr' goes by the task's own check, but no task was given"):
         fitted(backbone, [LoRA(LoRASpec(rank=4))], spec(), task=None)
 
 

@@ -6,12 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fitted import fitted_lora, fitted_softcot
 
 from adapters.backbone import Backbone
+from adapters.lora import LoRA, LoRASpec
+from adapters.softcot import SoftCoT, SoftCoTSpec
 from engine.decoding.budget import Budget
 from engine.engine import GenerationRequest
 from engine.profile import DecodingPolicy
-from tuning.rollouts import rollouts
+from tuning.rollouts import has_begun, rollouts
 
 
 def requests(backbone: Backbone, count: int) -> list[GenerationRequest]:
@@ -70,3 +73,8 @@ def test_completions_of_one_prompt_read_it_once_and_are_what_they_are_alone(back
     assert len({written.token_ids for written in together}) > 4
     with rollouts(backbone) as writer:
         assert [writer.write([request])[0].token_ids for request in asked] == [written.token_ids for written in together]
+
+
+def test_an_adapter_that_was_fitted_before_has_begun_and_a_new_one_has_not(backbone: Backbone) -> None:
+    assert not has_begun(backbone, [LoRA(LoRASpec(rank=4)), SoftCoT(SoftCoTSpec(num_thoughts=3, assistant_layers=1))])
+    assert has_begun(backbone, [fitted_lora(backbone, 1)]) and has_begun(backbone, [fitted_softcot(backbone, 1)])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from fitted import fitted_lora
 
 from adapters.adapter import Adapter
 from adapters.backbone import Backbone
@@ -52,6 +53,8 @@ def test_a_teacher_that_sees_no_more_than_the_student_teaches_nothing(
     lora = LoRA(LoRASpec(rank=4))
     assert max(fitted(backbone, [lora], spec(steps=2, context="none", weight_decay=0.0, learning_rate=1e-6)).losses) < 1e-5
     assert min(fitted(backbone, [LoRA(LoRASpec(rank=4))], spec(steps=2, context="other")).losses) > 1e-3
+    begun = fitted_lora(backbone, 1)
+    assert fitted(backbone, [begun], spec(steps=1, context="none")).losses[0] > 1e-2, "the teacher is the backbone alone"
 
 
 def test_the_teacher_sees_the_solution_of_its_own_example_or_of_another(backbone: Backbone) -> None:

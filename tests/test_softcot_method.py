@@ -18,7 +18,7 @@ from evaluation.tasks import TASKS
 from tuning.loop import OnStep
 from tuning.methods.method import Fit
 from tuning.methods.sft import SFT, SFTSpec
-from tuning.methods.softcot import Chains, SoftCoTFitSpec, SoftCoTPlusPlus, contrast
+from tuning.methods.softcot import DROPOUT, TEMPERATURE, Chains, SoftCoTFitSpec, SoftCoTPlusPlus, contrast
 from tuning.recipe import Recipe
 
 EXAMPLES = [
@@ -75,6 +75,14 @@ def test_the_contrast_is_log_n_for_sets_that_are_alike_and_nothing_for_orthogona
     alike = torch.ones(4, 2, 8)
     assert float(contrast(alike)) == pytest.approx(math.log(4), abs=1e-5)
     assert float(contrast(torch.eye(4).reshape(4, 2, 2))) < 1e-6
+
+
+def test_a_set_must_be_more_like_itself_under_dropout_than_like_the_others() -> None:
+    assert (TEMPERATURE, DROPOUT) == (0.05, 0.5), "as published"
+    torch.manual_seed(0)
+    sets_NKH = torch.randn(4, 2, 8)
+    drawn = [float(contrast(sets_NKH)) for _ in range(4)]
+    assert len(set(drawn)) == 4
 
 
 def test_of_a_batch_every_example_has_its_own_contrast(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,10 @@
-"""How far a fit has come from the backbone: KL(backbone || adapted), by one backbone, its adapters on and off.
+"""How far adapters are from the backbone: KL(backbone || adapted), by one backbone, its adapters on and off.
 
-Every method reads it alike while it fits, whatever it is that it learns: over completion tokens of its batch, before the step's
-update, every EVERY steps. It is logged as `forward_kl` and is no part of any loss. Of a batch as many rows are read as lie within
-MOST_TOKENS, so that the reading takes a few percent of the fit.
+It is summed over the vocabulary at every completion token, and so never below 0. Every method reads it alike while it fits,
+whatever it is that it learns: over completion tokens of its batch, before the step's update, every EVERY steps. It is logged as
+`forward_kl` and is no part of any loss. Of a batch as many rows are read as lie within MOST_TOKENS, so that the reading takes a
+few percent of the fit. A fitted adapter is read on what the backbone itself writes: the predictor of forgetting of RL's Razor
+(arXiv 2509.04259).
 """
 
 from __future__ import annotations
@@ -15,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
-from adapters.adapter import Stack
+from adapters.adapter import Adapter, Stack
 from adapters.backbone import Backbone
 from adapters.lora import adapters_off
+from engine.engine import Engine, GenerationRequest
 from tuning.batches import Batch, Row, collate
 
 # Legend: N label positions of a batch, V vocabulary
@@ -28,10 +31,29 @@ EVERY, MOST_TOKENS = 5, 256
 
 def forward_kl(backbone: Backbone, stack: Stack, rows: Sequence[Row], seed: str) -> float:
     """In nats per completion token, over rows that the seed draws. The stack is attached; nothing that is drawn later changes."""
-    read = drawn(rows, seed)
+    return _over(backbone, stack, drawn(rows, seed))
+
+
+def written_by_backbone(engine: Engine, backbone: Backbone, prompts: Sequence[str], max_new_tokens: int = 32) -> list[Row]:
+    """What it samples to each prompt at temperature 1, by the prompt's place as the seed."""
+    asked = [backbone.chat_ids(prompt) for prompt in prompts]
+    requests = [
+        GenerationRequest(ids, None, max_new_tokens, temperature=1.0, top_p=1.0, seed=place) for place, ids in enumerate(asked)
+    ]
+    return [Row(ids, done.token_ids) for ids, done in zip(asked, engine.complete(requests), strict=True) if done.token_ids]
+
+
+def distance(backbone: Backbone, adapters: Sequence[Adapter], rows: Sequence[Row]) -> float:
+    """KL(backbone || adapted) of adapters that are not attached, in nats per completion token of the rows."""
+    stack = Stack(adapters)
+    with stack.attach(backbone):
+        return _over(backbone, stack, rows)
+
+
+def _over(backbone: Backbone, stack: Stack, rows: Sequence[Row]) -> float:
     with torch.no_grad(), _without_dropout(backbone.model), backbone.autocast():
-        logits_NV, labels_N = label_logits(backbone, collate(backbone, stack, read))
-        return float(pull_to_base(backbone, logits_NV, read)) / max(1, len(labels_N))
+        logits_NV, labels_N = label_logits(backbone, collate(backbone, stack, rows))
+        return float(pull_to_base(backbone, logits_NV, rows)) / max(1, len(labels_N))
 
 
 def drawn(rows: Sequence[Row], seed: str) -> list[Row]:

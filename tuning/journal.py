@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from registry.claim import held
 from tuning.errors import DamagedStudy, StudyIsRunning
@@ -21,9 +22,10 @@ class Journal:
     def append(self, entry: dict[str, Any]) -> None:
         """On disk when this returns."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        self._drop_torn_line()
-        with self.file.open("a") as out:
-            out.write(json.dumps(entry) + "\n")
+        with self.file.open("ab+") as out:
+            fcntl.flock(out, fcntl.LOCK_EX)  # what the backbone wrote is kept for all: workers of a sweep append to one file
+            _drop_torn_line(out)
+            out.write(f"{json.dumps(entry)}\n".encode())
             out.flush()
             os.fsync(out.fileno())
 
@@ -46,15 +48,15 @@ class Journal:
             )
         return entry
 
-    def _drop_torn_line(self) -> None:
-        """A kill in the middle of a line leaves one without an end; what follows must not be glued to it."""
-        if not self.file.is_file() or not self.file.stat().st_size:
-            return
-        with self.file.open("rb+") as out:
-            out.seek(-1, os.SEEK_END)
-            if out.read(1) != b"\n":
-                out.seek(0)
-                out.truncate(out.read().rfind(b"\n") + 1)
+
+def _drop_torn_line(out: BinaryIO) -> None:
+    """A kill in the middle of a line leaves one without an end; what follows must not be glued to it."""
+    if not out.seek(0, os.SEEK_END):
+        return
+    out.seek(-1, os.SEEK_END)
+    if out.read(1) != b"\n":
+        out.seek(0)
+        out.truncate(out.read().rfind(b"\n") + 1)
 
 
 @contextmanager

@@ -21,9 +21,13 @@ READ_ALSO = ("chain_likelihood", "information_gain_external", "information_gain_
 
 def training_examples(recipe: Recipe, domain: Task) -> list[Example]:
     """The method's rows, each with as many choices in its prompt as the method wants there."""
-    method = recipe.method
-    examples = domain.examples("train", method.num_examples, seed=method.seed)
-    return [listing(domain, example, method.listed_choices) for example in examples] if method.listed_choices else examples
+    count, examples = recipe.method.listed_choices, as_asked(recipe, domain)
+    return [listing(domain, example, count) for example in examples] if count else examples
+
+
+def as_asked(recipe: Recipe, domain: Task) -> list[Example]:
+    """The same rows as the domain asks them, whatever the method lists: what adapters are compared on is read of these."""
+    return domain.examples("train", recipe.method.num_examples, seed=recipe.method.seed)
 
 
 def likelihood_plan(recipe: Recipe, domain: Task, split: Split = "search", without: Collection[str] = ()) -> list[Planned]:

@@ -17,6 +17,8 @@ from pydantic import TypeAdapter
 
 from adapters.adapter import Adapter
 from adapters.backbone import Backbone, cache_directory
+from adapters.lora import LoRA
+from adapters.softcot import SoftCoT
 from engine.engine import Completion, Engine, GenerationRequest
 from engine.twin import Precision
 from tuning.journal import Journal
@@ -105,6 +107,18 @@ def rollouts(
 def room_for(backbone: Backbone, prompt_ids: Sequence[int], most: int) -> int:
     """How many tokens can be written after the prompt, at most so many; 0 when it fills the context."""
     return max(0, min(most, backbone.context_length - len(prompt_ids)))
+
+
+def has_begun(backbone: Backbone, adapters: Sequence[Adapter]) -> bool:
+    """Whether one goes on from an earlier fit: they then write for their own, where new ones are as good as the backbone."""
+    return any(_has_begun(backbone, adapter) for adapter in adapters)
+
+
+def _has_begun(backbone: Backbone, adapter: Adapter) -> bool:
+    if isinstance(adapter, LoRA):
+        with adapter.attach(backbone):
+            return any(bool(tensor.any()) for key, tensor in adapter.tensors().items() if "lora_B" in key)
+    return isinstance(adapter, SoftCoT) and adapter.digest() != SoftCoT(adapter.spec).digest()
 
 
 def own_words(backbone: Backbone, purpose: str) -> Path:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 RESULT = "result.json"
 ADAPTER = "adapter"
+KL_PROMPTS = 12  # of the training rows, to which the backbone writes what the distance to it is read on
 MAX_CHECKS = 2  # scales that are written from, at most, before a trial is reported as it is
 
 Report = Callable[[str, float], None]  # (load | admission | fit | measure | alive, share of it done)
@@ -106,10 +107,12 @@ def _fit_and_measure(job: Job, ground: Ground, report: Report) -> Outcome:
     from engine.profile import Profile
     from engine.torch_engine import TorchEngine
     from evaluation.base_cache import BaseCache
-    from evaluation.evaluate import OwnWords, evaluate
+    from evaluation.evaluate import evaluate
+    from evaluation.task import reasoning_prompt
+    from tuning.distance import distance, written_by_backbone
     from tuning.loop import CHECKPOINT
     from tuning.manifest import complete
-    from tuning.plan import data_digest, generated_plan, likelihood_plan, margins_of
+    from tuning.plan import as_asked, data_digest, generated_plan, likelihood_plan, margins_of
 
     recipe, backbone, examples = job.recipe, ground.backbone, ground.examples
     started = time.monotonic()
@@ -124,14 +127,16 @@ def _fit_and_measure(job: Job, ground: Ground, report: Report) -> Outcome:
         report("alive", 0.0)
 
     profile, scores = Profile(adapters), list[ScaleScore]()
-    own_words = OwnWords.of(engine, backbone, examples[:8], max_new_tokens=32)
+    prompts = [reasoning_prompt(example) for example in as_asked(recipe, ground.domain)[:KL_PROMPTS]]
+    own_words = written_by_backbone(engine, backbone, prompts)
     for index, scale in enumerate(recipe.study.scales):
-        engine.load("candidate", profile.scaled(scale))
+        scaled = profile.scaled(scale)
+        kl = distance(backbone, scaled.adapters, own_words)
+        engine.load("candidate", scaled)
         read = evaluate(engine, backbone, "candidate", plan, cache, alive)
         changes = {family: row.change.mean for family, row in read.retention.items()}
         gain = read.domain.change
         stderr = 0.0 if math.isnan(gain.stderr) else gain.stderr
-        kl = own_words.forward_kl(engine, "candidate")
         scores.append(ScaleScore(scale, gain.mean, read.domain.adapted.mean, changes, stderr, kl))
         engine.unload("candidate")
         report("measure", (index + 1) / (len(recipe.study.scales) + 1))
@@ -155,12 +160,12 @@ def _fit_and_measure(job: Job, ground: Ground, report: Report) -> Outcome:
     if job.reference:
         full = max(scores, key=lambda score: score.scale)
         as_fitted = next((done for done in checks if done.scale == full), None) or check(full)
-    scaled = profile.scaled(chosen.scale.scale)
     report("measure", 1.0)
     for checkpoint in job.directory.rglob(CHECKPOINT):
         checkpoint.unlink()
     if job.given is None:
-        complete(job.directory / ADAPTER, recipe, backbone, scaled, chosen.scale.scale, examples)
+        published = profile.scaled(chosen.scale.scale)
+        complete(job.directory / ADAPTER, recipe, backbone, published, chosen.scale.scale, examples)
     score = TrialScore(
         chosen.scale,
         tuple(scores),

@@ -61,7 +61,7 @@ class Criteria(Supervised):
         spec, seen, rubric = self.spec, self.spec.steps * self.spec.batch_size, load_rubric()
         explained = self.explained(given.backbone, given.examples[: round(seen * (1 - spec.judged_share))], rubric)
         wanted = min(MAX_LABELLED, round(len(explained) * spec.judged_share / (1 - spec.judged_share)))
-        judged = self.judged(given.judge, given.examples, wanted) if wanted else []
+        judged = self.judged(self.required(given.task), given.examples, wanted) if wanted else []
         end = int(given.backbone.tokenizer.eos_token_id)
         rows = [
             Row(given.backbone.chat_ids(one.asked(rubric, spec.guided)), (*given.backbone.encode(one.said(rubric)), end))

@@ -62,7 +62,7 @@ class CritiqueTuning(Supervised):
         num_answers = round(seen * spec.answer_share)
         answers = rows_of(given.backbone, given.examples[:num_answers], spec.target, spec.prompt)
         wanted = round(len(answers) * (1 - spec.answer_share) / spec.answer_share) if answers else min(seen, MAX_CRITIQUES)
-        critiques = self.critiques(given.judge, given.examples, wanted)
+        critiques = self.critiques(self.required(given.task), given.examples, wanted)
         counts = {
             "critiques_right": sum(critique.is_right for critique in critiques),
             "critiques_wrong": sum(not critique.is_right for critique in critiques),

@@ -13,6 +13,7 @@ from pydantic import model_validator
 from adapters.adapter import Adapter
 from adapters.backbone import Backbone
 from adapters.spec import Choices, Range, Spec
+from evaluation.errors import DataError
 from evaluation.task import Example, Task
 from tuning.errors import BadRecipe
 from tuning.loop import OnStep, OnUpdate
@@ -116,6 +117,12 @@ class Method(ABC):
 
     def check(self, examples: Sequence[Example], task: Task) -> None:  # noqa: B027  most have nothing to check
         """Raises DataError for what no fit of this spec could learn from; a sweep asks before its first trial."""
+
+    def required(self, task: Task | None) -> Task:
+        """The task, for a method that cannot do without. DataError where its fit was given none."""
+        if task is None:
+            raise DataError(f"The method {self.spec.name!r} goes by the task's own check, but no task was given. Name it.")
+        return task
 
     @classmethod
     def trains(cls, kind: str) -> bool:

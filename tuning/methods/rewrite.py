@@ -59,7 +59,7 @@ class Rewrite(Supervised):
 
     def prepare(self, given: Given) -> Prepared:
         """A rewrite that is not kept leaves its row as it was. No more rows are rewritten than the fit can see."""
-        spec, backbone, task = self.spec, given.backbone, given.judge
+        spec, backbone, task = self.spec, given.backbone, self.required(given.task)
         examples = given.examples[: min(spec.num_rewrites, spec.steps * spec.batch_size)]
         rows = within(spec.token_budget, rows_of(backbone, examples, spec.target, spec.prompt))
         examples = examples[: len(rows)]

@@ -110,8 +110,7 @@ class RLAG(Method):
         task: Task | None = None,
         directory: Path | None = None,
     ) -> Fit:
-        if task is None:
-            raise DataError("RLAG chooses among the options of a task, but no task was given. Name it.")
+        task = self.required(task)
         self.check(examples, task)
         started, stack = time.monotonic(), Stack(adapters)
         identity = identity_of(backbone, adapters, self.spec, examples)

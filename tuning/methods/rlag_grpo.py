@@ -19,7 +19,6 @@ from adapters.adapter import Adapter, Stack
 from adapters.backbone import Backbone
 from adapters.spec import Choices, Range
 from engine.engine import Engine
-from evaluation.errors import DataError
 from evaluation.task import Example, Task
 from tuning.loop import OnStep, OnUpdate
 from tuning.methods.grpo import GRPO, GRPOSpec
@@ -72,8 +71,7 @@ class RLAGGRPO(Method):
         task: Task | None = None,
         directory: Path | None = None,
     ) -> Fit:
-        if task is None:
-            raise DataError("The method 'rlag_grpo' judges by the task's own check, but no task was given. Name it.")
+        task = self.required(task)
         if only_lora(adapters):
             require_trl(self.spec.name)
         spec, started = self.spec, time.monotonic()

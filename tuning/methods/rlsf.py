@@ -31,7 +31,7 @@ from tuning.loop import OnStep, OnUpdate
 from tuning.methods.dpo import DPOSpec, Pair, run_dpo
 from tuning.methods.method import Fit, Method
 from tuning.methods.supervised import identity_of
-from tuning.rollouts import WRITER, own_words, rollouts
+from tuning.rollouts import WRITER, has_begun, own_words, rollouts
 from tuning.self_feedback import (
     FEW_GROUPS,
     Branched,
@@ -112,9 +112,7 @@ class RLSF(Method):
         task: Task | None = None,
         directory: Path | None = None,
     ) -> Fit:
-        started, spec, lora = time.monotonic(), self.spec, the_lora(adapters)
-        if task is None:
-            raise DataError("The method 'rlsf' holds confidence against the task's own check, but no task was given. Name it.")
+        started, spec, lora, task = time.monotonic(), self.spec, the_lora(adapters), self.required(task)
         require_trl(spec.name)
         rows = parted(examples, spec)
         check_room(backbone, [*rows.labelled, *rows.asked], spec)
@@ -123,7 +121,7 @@ class RLSF(Method):
             if on_step:
                 on_step(0, spec.steps, 0.0)
 
-        begun = has_begun(backbone, lora)
+        begun = has_begun(backbone, [lora])
         kept = own_words(backbone, "rlsf") if directory and not begun else _of(directory, "begun", lora)
         with rollouts(backbone, [lora] if begun else [], kept, alive) as writer:
             profile = WRITER if begun else None
@@ -213,12 +211,6 @@ def the_lora(adapters: Sequence[Adapter]) -> LoRA:
             f"The method 'rlsf' fits one LoRA, but was given {len(adapters)} adapters or another kind. Give one LoRA."
         )
     return lora
-
-
-def has_begun(backbone: Backbone, lora: LoRA) -> bool:
-    """Whether it already does something: it then writes its own branches, where a new one is the backbone."""
-    with lora.attach(backbone):
-        return any(bool(tensor.any()) for key, tensor in lora.tensors().items() if "lora_B" in key)
 
 
 def check_room(backbone: Backbone, examples: Sequence[Example], spec: RLSFSpec) -> None:

@@ -21,7 +21,6 @@ from pydantic import model_validator
 from adapters.adapter import Adapter, Stack
 from adapters.backbone import Backbone
 from adapters.spec import Choices
-from evaluation.errors import DataError
 from evaluation.task import Example, Task, first_answer, is_right
 from tuning.loop import OnStep, OnUpdate, Progress
 from tuning.methods.grpo import GRPO, GRPOSpec
@@ -82,8 +81,7 @@ class RLVR(Method):
         task: Task | None = None,
         directory: Path | None = None,
     ) -> Fit:
-        if task is None:
-            raise DataError("The method 'rlvr' judges what it wrote by the task's own check, but no task was given. Name it.")
+        task = self.required(task)
         if only_lora(adapters):
             require_trl(self.spec.name)
         started, counts, before = time.monotonic(), dict[str, float](), Chosen(0, 0.0, 0, 0, 0.0)

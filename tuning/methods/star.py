@@ -1,8 +1,9 @@
 """Self-training on own samples: several to a question, and only the right ones are learnt.
 
-One round is rejection-sampled fine-tuning on what the backbone wrote. In further rounds the adapter of the round before writes,
-and each round fits anew, as in STaR (Zelikman et al. 2022, arXiv 2203.14465, section 3), whose rationalisation is here as well:
-where no sample was right, the answer is given as a hint, and the trace that leads to it is learnt without the hint.
+One round is rejection-sampled fine-tuning on what the backbone wrote, or the adapter that the fit goes on from. In further rounds
+the adapter of the round before writes, and each round fits anew, as in STaR (Zelikman et al. 2022, arXiv 2203.14465, section 3),
+whose rationalisation is here as well: where no sample was right, the answer is given as a hint, and the trace that leads to it is
+learnt without the hint.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import model_validator
@@ -22,7 +24,7 @@ from evaluation.errors import DataError
 from evaluation.task import REASON, Example, Task, comparable, is_right, question_text, reasoning_prompt
 from tuning.batches import Row
 from tuning.methods.supervised import Given, Prepared, Rows, Supervised, SupervisedSpec, identity_of, learnt
-from tuning.rollouts import WRITER, Rollouts, rollouts, room_for
+from tuning.rollouts import WRITER, Rollouts, has_begun, rollouts, room_for
 
 MAX_NEW_TOKENS = 128
 MAX_PER_QUESTION = 2  # different right samples that are learnt: easy questions have many, and would crowd out the hard ones
@@ -76,6 +78,9 @@ class STaR(Supervised):
     def prepare(self, given: Given) -> Prepared:
         spec, done = self.spec, Prepared([])
         adapters, directory = list[Adapter](), given.kept_in("star")
+        if has_begun(given.backbone, given.adapters):
+            adapters = list(given.adapters)
+            directory = self._kept_in(given, adapters, 0)
         for number in range(1, spec.rounds + 1):
             with rollouts(given.backbone, adapters, directory, given.alive) as writer:
                 groups = self._written(given, writer, number, WRITER if adapters else None)
@@ -89,14 +94,12 @@ class STaR(Supervised):
             if last:
                 break
             adapters = [deepcopy(adapter) for adapter in given.adapters]  # which are still as their own fit begins
-            if given.directory:
-                digest = identity_of(given.backbone, adapters, spec, [number, *done.rows])
-                directory = given.directory / f"round-{number}-{digest[:16]}"
+            directory = self._kept_in(given, adapters, number, done.rows)
             # The tokens that there are for all rounds are shared out evenly.
             budget = spec.token_budget and spec.token_budget * number // spec.rounds
             bounded = spec.model_copy(update={"token_budget": budget})
             fit = learnt(
-                given._replace(adapters=adapters, directory=directory if given.directory else None),
+                given._replace(adapters=adapters, directory=directory),
                 bounded,
                 Rows.drawn(given.backbone, Stack(adapters), bounded, done.rows, given.replay),
                 done.rows,
@@ -106,9 +109,14 @@ class STaR(Supervised):
             done = done._replace(num_tokens=done.num_tokens + fit.num_tokens, seconds=done.seconds + fit.seconds)
         return done
 
+    def _kept_in(self, given: Given, adapters: Sequence[Adapter], number: int, rows: Sequence[Row] = ()) -> Path | None:
+        """Where a round's fit, and what these very adapters write after it, is kept."""
+        digest = identity_of(given.backbone, adapters, self.spec, [number, *rows])
+        return given.directory / f"round-{number}-{digest[:16]}" if given.directory else None
+
     def _written(self, given: Given, writer: Rollouts, number: int, profile: str | None) -> list[Group]:
         """Every question with its samples, and those without a right one with a hint, where that is wanted."""
-        spec, task, backbone = self.spec, given.judge, given.backbone
+        spec, task, backbone = self.spec, self.required(given.task), given.backbone
         examples = given.examples[: spec.num_asked]
         check_prompts(given, examples)
         asked = []
@@ -136,7 +144,7 @@ class STaR(Supervised):
                 asked[index] = GenerationRequest(ids, profile, room, temperature=0.0)
         found = list(groups)
         for index, written in zip(asked, writer.write(list(asked.values())), strict=True):
-            if grouped(given.judge, groups[index].example, [written]).right:
+            if grouped(self.required(given.task), groups[index].example, [written]).right:
                 found[index] = groups[index]._replace(hinted=written)
         return found
 
@@ -149,11 +157,12 @@ class STaR(Supervised):
                 learnt_from_it = [group.hinted]
             rows += [Row(prompt_ids, sample.token_ids) for sample in learnt_from_it]
         if not rows:
-            who = "the backbone" if number == 1 else f"the adapter of round {number - 1}"
+            first = "the adapter that it began from" if has_begun(given.backbone, given.adapters) else "the backbone"
+            who = first if number == 1 else f"the adapter of round {number - 1}"
             raise DataError(
                 f"Self-training learns from samples that are right, but none of the {self.spec.samples} that {who} wrote to each "
                 f"of {len(groups)} questions was. Take more samples (method.samples), give the answer as a hint "
-                "(method.rationalise = true), or fit the domain by another method first."
+                "(method.rationalise = true), or begin from an adapter that was fitted to the domain (adapter.warm_start)."
             )
         return rows
 

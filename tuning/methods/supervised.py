@@ -88,13 +88,6 @@ class Given(NamedTuple):
     alive: Callable[[], None] | None = None  # called while rows are written: minutes, on a large backbone
     replay: Sequence[Row] = ()
 
-    @property
-    def judge(self) -> Task:
-        """The task that says what is right."""
-        if self.task is None:
-            raise DataError("This method goes by the task's own check, but its fit was given no task. Name it.")
-        return self.task
-
     def kept_in(self, purpose: str) -> Path | None:
         """Where what the backbone alone writes is kept, for a fit that keeps anything."""
         return own_words(self.backbone, purpose) if self.directory else None
