@@ -15,6 +15,7 @@ from fitted import fitted
 from adapters.backbone import Backbone
 from adapters.errors import RefusedAdapter
 from adapters.softcot import SoftCoT, SoftCoTSpec
+from engine.decoding.cot_decoding import CoTDecoding
 from engine.engine import Completion, Continuation, GenerationRequest
 from engine.profile import Profile
 from engine.torch_engine import TorchEngine
@@ -127,6 +128,19 @@ def test_a_client_that_leaves_frees_the_rows_of_all_sets(backbone: Backbone) -> 
     asyncio.run(leave())
     assert engine.stats().running == 0
     engine.unload("three")
+    engine.close()
+
+
+def test_branches_are_read_under_one_set_and_under_the_first_unless_another_is_named(backbone: Backbone) -> None:
+    engine, branching = TorchEngine(backbone), CoTDecoding(2, max_trace_tokens=6, max_answer_tokens=2)
+    engine.load("three", Profile((thinker(backbone),)))
+    asked = [GenerationRequest(backbone.chat_ids(QUESTION), "three", chain=chain) for chain in (None, 0, 1)]
+    found, written = [], [0]
+    for one in asked:
+        found += branching.complete(engine, backbone, [one])
+        written.append(engine.stats().generated_tokens["three"])
+    assert found[0] == found[1] != found[2]
+    assert written[1] == written[2] - written[1]  # nothing is written under all sets
     engine.close()
 
 
