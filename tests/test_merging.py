@@ -94,7 +94,7 @@ def test_what_cannot_be_joined_is_refused_and_nothing_is_written(
 
 def test_a_merged_adapter_has_no_siblings(backbone: Backbone, pair: list[Subject], tmp_path: Path) -> None:
     manifest = merge(Parents.of(pair, backbone), backbone, MergeSpec(), tmp_path / "merged")
-    with pytest.raises(BadRecipe, match=r"made of other adapters \(merge\).*training_seeds = 1"):
+    with pytest.raises(BadRecipe, match=r"made without a fit \(merge\).*training_seeds = 1"):
         sibling(Subject("merged", tmp_path / "merged", manifest), backbone, 1, tmp_path, lambda share: None)
 
 
