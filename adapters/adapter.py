@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from adapters.backbone import Backbone
+from adapters.errors import RefusedAdapter
+from adapters.hold import Hold
 from adapters.spec import Spec
 
 # Legend: K thoughts, H hidden, R rank, T tokens
@@ -49,16 +51,25 @@ class LowRank:
 
 
 @dataclass(frozen=True)
+class Held:
+    """A vector of which as much is added at each place as brings the hold's feature to its level; all scaling is inside."""
+
+    vector_H: Tensor
+    hold: Hold
+
+
+@dataclass(frozen=True)
 class Contribution:
     """What an engine needs to run an adapter for one row beside rows of other adapters."""
 
     low_rank: Mapping[str, LowRank] = field(default_factory=dict)  # by module path below the causal LM
     residual: Mapping[int, Tensor] = field(default_factory=dict)  # [H] by layer, added to what the layer puts out
+    held: Mapping[int, Held] = field(default_factory=dict)  # by layer, after the residual vector
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing acts in any layer."""
-        return not (self.low_rank or self.residual)
+        return not (self.low_rank or self.residual or self.held)
 
 
 @runtime_checkable
@@ -130,13 +141,19 @@ class Stack:
     def contribution(self) -> Contribution:
         merged: dict[str, LowRank] = {}
         residual: dict[int, Tensor] = {}
+        held: dict[int, Held] = {}
         for adapter in self.adapters:
             part = adapter.contribution()
             for path, update in part.low_rank.items():
                 merged[path] = update if path not in merged else _joined(merged[path], update)
             for layer, vector_H in part.residual.items():
                 residual[layer] = vector_H if layer not in residual else residual[layer] + vector_H
-        return Contribution(merged, residual)
+            if both := sorted(held.keys() & part.held.keys()):
+                raise RefusedAdapter(
+                    f"One feature is held after a layer, but two adapters hold one after layer {both[0]}. Leave one of them out."
+                )
+            held |= part.held
+        return Contribution(merged, residual, held)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         for adapter in self.adapters:

@@ -15,6 +15,11 @@ from adapters.steering import Steering
 def combined(lora: LoRA, steering: Steering) -> LoRA:
     """Computes what both do together; scaling it scales both."""
     place, scaling = steering.place(), lora.spec.alpha * lora.scale / lora.spec.rank
+    if steering.hold is not None:
+        raise RefusedAdapter(
+            "A LoRA adds the same bias at every token, but this vector holds a feature, which adds what is missing. Serve both "
+            "as one profile, or steer by the feature's column."
+        )
     if place is None:
         raise RefusedAdapter(
             "A vector becomes part of a LoRA where its block ends in states + mlp(states), but this one's does not. Serve both "

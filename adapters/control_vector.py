@@ -30,6 +30,11 @@ def export_control_vector(file: Path, steering: Sequence[Steering], backbone: Ba
     directions: dict[int, np.ndarray[Any, Any]] = {}
     for one in steering:
         one.transform(backbone, _NOTHING)  # refuses a vector of another backbone
+        if one.hold is not None:
+            raise RefusedAdapter(
+                "A control vector adds the same at every token, but this one holds a feature, which adds what is missing. Steer "
+                "by the feature's column instead."
+            )
         for layer, vector_H in one.contribution().residual.items():
             if layer == 0:
                 raise RefusedAdapter(

@@ -19,9 +19,10 @@ import torch
 from pydantic import field_validator
 from torch import Tensor, nn
 
-from adapters.adapter import Adapter, Contribution, Prompt
+from adapters.adapter import Adapter, Contribution, Held, Prompt
 from adapters.backbone import Backbone
 from adapters.errors import BackboneMismatch, DamagedAdapter, RefusedAdapter
+from adapters.hold import Hold
 from adapters.lora import CONFIG
 from adapters.residual import ResidualShift
 from adapters.softcot import states_at_layer
@@ -35,15 +36,15 @@ from adapters.steering_record import SteeringRecord
 class SteeringSpec(Spec):
     """`layer` is an index from 0, or a share of the depth in (0, 1); `gamma` times the vector is added to that layer's output.
 
-    `method`: a difference of means, or trained (ces). `pooling`, of the difference of means: the last token of each continuation,
-    or the mean over its tokens.
+    `method`: a difference of means, trained (ces), or a feature of a sparse autoencoder. `pooling`, of the difference of
+    means: the last token of each continuation, or the mean over its tokens.
     """
 
     kind: Literal["steering"] = "steering"
     layer: Annotated[int | float, Range(0.4, 0.8)] = 0.6
     gamma: Annotated[float, Range(0.05, 1.0, log=True)] = 1.0
     pooling: Annotated[Literal["last", "mean_cot"], Choices(("last", "mean_cot"))] = "mean_cot"
-    method: Annotated[Literal["diffmean", "ces"], Choices(("diffmean", "ces"))] = "diffmean"
+    method: Annotated[Literal["diffmean", "ces", "feature"], Choices(("diffmean", "ces"))] = "diffmean"
 
     @field_validator("layer")
     @classmethod
@@ -81,26 +82,29 @@ class Steering:
         backbone_fingerprint: str | None = None,
         record: SteeringRecord | None = None,
         made_on: Backbone | LastLinear | None = None,
+        hold: Hold | None = None,
     ) -> None:
         """`layer` is the spec's, counted on the backbone that the vector belongs to; `made_on` is that backbone, or what a file
-        says of the form in which PEFT can load the vector."""
+        says of the form in which PEFT can load the vector. With a `hold` the vector is added as far as that says."""
         self.spec = spec
         self.scale = scale
         self.layer = layer
         self.record = record
+        self.hold = hold
         self._made_on = made_on
         self._vector = None if vector_H is None else nn.Parameter(vector_H.detach().float().clone(), requires_grad=False)
         self._backbone_fingerprint = backbone_fingerprint
 
     @classmethod
-    def of(cls, spec: SteeringSpec, backbone: Backbone, vector_H: Tensor) -> Steering:
+    def of(cls, spec: SteeringSpec, backbone: Backbone, vector_H: Tensor, hold: Hold | None = None) -> Steering:
         """The vector at the spec's layer of this backbone."""
         if vector_H.shape != (backbone.hidden_size,):
             raise RefusedAdapter(
                 f"A steering vector of {backbone.name!r} has {backbone.hidden_size} numbers, but got shape "
                 f"{tuple(vector_H.shape)}. Take it from the hidden states of this backbone."
             )
-        return cls(spec, 1.0, vector_H, spec.index(len(backbone.layers)), backbone.fingerprint, made_on=backbone)
+        layer = spec.index(len(backbone.layers))
+        return cls(spec, 1.0, vector_H, layer, backbone.fingerprint, made_on=backbone, hold=hold)
 
     @classmethod
     def difference_of_means(cls, spec: SteeringSpec, backbone: Backbone, contrasts: Sequence[Contrast]) -> Steering:
@@ -123,7 +127,8 @@ class Steering:
         vector_H = self._bound(backbone)
         assert self.layer is not None
         vector_H.requires_grad_(True)
-        hook = backbone.layers[self.layer].register_forward_hook(ResidualShift(vector_H, self.factor))
+        hold = self.hold and self.hold.to(backbone.device)
+        hook = backbone.layers[self.layer].register_forward_hook(ResidualShift(vector_H, self.factor, hold))
         try:
             yield
         finally:
@@ -143,6 +148,8 @@ class Steering:
     def contribution(self) -> Contribution:
         vector_H = self.tensors()["vector"]
         assert self.layer is not None
+        if self.hold is not None:
+            return Contribution(held={self.layer: Held(self.factor * vector_H, self.hold)})
         return Contribution(residual={self.layer: self.factor * vector_H})
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -165,7 +172,7 @@ class Steering:
 
     def become(self, other: Steering) -> None:
         """Takes over all that the other is: how a fit leaves its result in the adapter that it was given."""
-        vector_H, told = other.tensors()["vector"], (other.record, other._made_on)
+        vector_H, told = other.tensors()["vector"], (other.record, other._made_on, other.hold)
         self.__init__(other.spec, other.scale, vector_H, other.layer, other._backbone_fingerprint, *told)  # type: ignore[misc]
 
     @property
@@ -195,7 +202,7 @@ class Steering:
             "backbone_fingerprint": self._backbone_fingerprint,
             "record": self.record.model_dump(mode="json") if self.record else None,
         }
-        write(directory, self.tensors()["vector"], self.factor, self.place(), described)
+        write(directory, self.tensors()["vector"], self.factor, self.place(), described, self.hold)
 
     @classmethod
     def load(cls, directory: Path) -> Steering:
@@ -204,7 +211,7 @@ class Steering:
             told, spec = stored.described, SteeringSpec(**stored.described["spec"])
             record = SteeringRecord(**told["record"]) if told.get("record") else None
             fingerprint, scale = told["backbone_fingerprint"], float(told["scale"])
-            made = cls(spec, scale, stored.vector_H, int(told["layer"]), fingerprint, record, stored.place)
+            made = cls(spec, scale, stored.vector_H, int(told["layer"]), fingerprint, record, stored.place, stored.hold)
         except DamagedAdapter:
             raise
         except (OSError, KeyError, TypeError, ValueError) as error:
@@ -219,13 +226,14 @@ class Steering:
         return made
 
     def _changed(self, spec: SteeringSpec, scale: float, record: SteeringRecord | None) -> Steering:
-        return Steering(
-            spec, scale, self.tensors()["vector"], self.layer, self._backbone_fingerprint, record, made_on=self._made_on
-        )
+        vector_H, fingerprint = self.tensors()["vector"], self._backbone_fingerprint
+        return Steering(spec, scale, vector_H, self.layer, fingerprint, record, self._made_on, self.hold)
 
     def place(self) -> LastLinear | None:
         """The linear layer whose bias the vector can be; None where the hook alone acts."""
         assert self.layer is not None
+        if self.hold is not None:  # what is added depends on the state
+            return None
         return last_linear(self._made_on, self.layer) if isinstance(self._made_on, Backbone) else self._made_on
 
     def _bound(self, backbone: Backbone) -> nn.Parameter:

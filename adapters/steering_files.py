@@ -2,7 +2,7 @@
 
 A block that ends in `states + mlp(states)` is steered alike by a bias of the last linear layer of its mlp and by a hook on its
 output. A block that norms or scales the mlp's output (Gemma 2, OLMo 2, Granite) is not: its vector is stored as such, and acts by
-the hook alone.
+the hook alone. So is a vector that holds a feature, with the encoder's row for that.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from adapters.backbone import Backbone
 from adapters.errors import DamagedAdapter
+from adapters.hold import Hold
 from adapters.lora import CONFIG, PREFIX, WEIGHTS, adapters_off
 from adapters.weights import read_tensors
 from adapters.whole_file import write_whole
@@ -29,6 +30,7 @@ from adapters.whole_file import write_whole
 
 STEERING = "steering.json"
 _TOLERANCE, _LOW_TOLERANCE = 1e-4, 0.05  # of the length of what is added, in float32 and in less; a norm changes far more
+_HELD = ("bias", "threshold", "level")  # the numbers of a hold, in its own order
 _PROBE_IDS = (3, 1, 2, 0)
 
 
@@ -61,11 +63,22 @@ def last_linear(backbone: Backbone, layer: int) -> LastLinear | None:
     return None
 
 
-def write(directory: Path, vector_H: Tensor, factor: float, place: LastLinear | None, described: dict[str, Any]) -> None:
-    """`factor` times the vector is what acts; `described` is what only Graftline reads."""
+def write(
+    directory: Path,
+    vector_H: Tensor,
+    factor: float,
+    place: LastLinear | None,
+    described: dict[str, Any],
+    hold: Hold | None = None,
+) -> None:
+    """`factor` times the vector is what acts; `described` is what only Graftline reads. What holds a feature has no place."""
     vector_H = vector_H.detach().float().cpu().contiguous()
     if place is None:
-        save_file({"vector": vector_H}, directory / WEIGHTS)
+        tensors = {"vector": vector_H}
+        if hold is not None:
+            tensors["encoder"] = hold.encoder_H.detach().float().cpu().contiguous()
+            described = {**described, "hold": {name: getattr(hold, name) for name in _HELD}}
+        save_file(tensors, directory / WEIGHTS)
         write_whole(directory / CONFIG, json.dumps({"peft_type": "STEERING", "format_version": 2}, indent=2) + "\n")
     else:
         lora = f"{PREFIX}{place.path}.lora_"
@@ -88,6 +101,7 @@ class Stored:
     described: dict[str, Any]
     place: LastLinear | None
     factor: float | None  # as PEFT's config has it; None where the hook alone acts
+    hold: Hold | None = None
 
 
 def read(directory: Path) -> Stored:
@@ -95,7 +109,9 @@ def read(directory: Path) -> Stored:
     config, tensors = json.loads((directory / CONFIG).read_text()), read_tensors(directory / WEIGHTS)
     if config["peft_type"] == "STEERING":
         described = json.loads((directory / STEERING).read_text()) if config["format_version"] > 1 else config
-        return Stored(tensors["vector"], described, None, None)
+        told = described.get("hold")
+        hold = Hold(tensors["encoder"], *(float(told[name]) for name in _HELD)) if told else None
+        return Stored(tensors["vector"], described, None, None, hold)
     described = json.loads((directory / STEERING).read_text())
     found = {key.rpartition(".lora_")[2]: tensor for key, tensor in tensors.items()}
     paths = {key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in tensors}

@@ -2,21 +2,21 @@
 
 Updates are kept by name, each in its own rank, and a batch is worked off profile by profile: two plain products for each
 profile that is present. Gathering stacked weights by row instead would copy every row's A and B in every layer and step.
-Residual vectors (steering) are kept alike, by layer.
+Residual vectors (steering) are kept alike, by layer; one that holds a feature reads the state that it is added to.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.hooks import RemovableHandle
 
-from adapters.adapter import Contribution, LowRank
+from adapters.adapter import Contribution, Held, LowRank
 from adapters.errors import DamagedAdapter, RefusedAdapter
 
 # Legend: B rows of the batch, T tokens, R rank, I in, O out, H hidden
@@ -44,6 +44,7 @@ class AdapterBank:
         self._layers, self._hidden_size = tuple(layers), hidden_size
         self._updates: dict[str, dict[str, LowRank]] = {}  # by module path, then by name
         self._shifts: dict[int, dict[str, Tensor]] = {}  # [H], by layer, then by name
+        self._held: dict[int, dict[str, Held]] = {}
         self._hooks: dict[str | int, RemovableHandle] = {}
         self._present: tuple[_Rows, ...] = ()
 
@@ -51,6 +52,7 @@ class AdapterBank:
         """All of it or nothing: every part is checked before the first is stored. Replaces what the name had."""
         ready = {path: self._checked(name, path, update) for path, update in contribution.low_rank.items()}
         shifts = {layer: self._checked_shift(name, layer, vector_H) for layer, vector_H in contribution.residual.items()}
+        held = {layer: self._checked_held(name, layer, one) for layer, one in contribution.held.items()}
         self.unload(name)
         for path, update in ready.items():
             self._updates.setdefault(path, {})[name] = update
@@ -58,14 +60,19 @@ class AdapterBank:
                 self._hooks[path] = self._linears[path].register_forward_hook(self._hook(self._updates[path]))
         for layer, vector_H in shifts.items():
             self._shifts.setdefault(layer, {})[name] = vector_H
-            if layer not in self._hooks:
-                self._hooks[layer] = self._layers[layer].register_forward_hook(self._shift_hook(self._shifts[layer]))
+        for layer, one in held.items():
+            self._held.setdefault(layer, {})[name] = one
+        for layer in (shifts.keys() | held.keys()) - self._hooks.keys():
+            hook = self._shift_hook(self._shifts.setdefault(layer, {}), self._held.setdefault(layer, {}))
+            self._hooks[layer] = self._layers[layer].register_forward_hook(hook)
 
     def unload(self, name: str) -> None:
         for updates in self._updates.values():
             updates.pop(name, None)
         for shifts in self._shifts.values():
             shifts.pop(name, None)
+        for held in self._held.values():
+            held.pop(name, None)
 
     def close(self) -> None:
         """Removes every hook: the model computes as if the bank had never been."""
@@ -74,6 +81,7 @@ class AdapterBank:
         self._hooks.clear()
         self._updates.clear()
         self._shifts.clear()
+        self._held.clear()
 
     @contextmanager
     def rows(self, names: Sequence[str]) -> Iterator[None]:
@@ -107,21 +115,26 @@ class AdapterBank:
 
         return add
 
-    def _shift_hook(self, shifts: Mapping[str, Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...], object], None]:
+    def _shift_hook(
+        self, shifts: Mapping[str, Tensor], held: Mapping[str, Held]
+    ) -> Callable[[nn.Module, tuple[Tensor, ...], object], None]:
         def add(module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
             # A bare tensor in some versions of transformers, a tuple that begins with it in others.
             states_BTH = output[0] if isinstance(output, tuple) else output
             assert isinstance(states_BTH, Tensor)
             for present in self._present:
-                vector_H = shifts.get(present.name)
-                if vector_H is None:
-                    continue
-                if present.rows is None:
-                    states_BTH += vector_H.to(states_BTH)
-                else:
-                    states_BTH[present.rows] += vector_H.to(states_BTH)
+                vector_H, one = shifts.get(present.name), held.get(present.name)
+                rows = slice(None) if present.rows is None else present.rows
+                if vector_H is not None:
+                    states_BTH[rows] += vector_H.to(states_BTH)
+                if one is not None:
+                    states_BTH[rows] += (one.vector_H * one.hold.missing(states_BTH[rows])).to(states_BTH)
 
         return add
+
+    def _checked_held(self, name: str, layer: int, held: Held) -> Held:
+        vector_H, encoder_H = (self._checked_shift(name, layer, part) for part in (held.vector_H, held.hold.encoder_H))
+        return Held(vector_H, replace(held.hold, encoder_H=encoder_H))
 
     def _checked_shift(self, name: str, layer: int, vector_H: Tensor) -> Tensor:
         if not 0 <= layer < len(self._layers) or vector_H.shape != (self._hidden_size,):
