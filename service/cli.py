@@ -12,6 +12,7 @@ import typer
 from service import combining_cli
 from service.options import Home, Json, TrackingUri, listed, numbers, seconds
 from service.policy_cli import policy_app
+from service.sae_cli import sae_app
 from service.steering_cli import steering_app
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ backbone_app = typer.Typer(no_args_is_help=True, help="The frozen models that co
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(steering_app)
 app.add_typer(policy_app)
+app.add_typer(sae_app, name="sae")
 
 _OWN_PACKAGES = ("adapters", "engine", "evaluation", "registry", "tuning", "service")
 _INTERRUPTED = 130  # what typer ends with after Ctrl-C
