@@ -127,6 +127,12 @@ class Tracking:
         with self.client() as client:
             return str(client.create_run(experiment_id, run_name=name, tags=every_tag).info.run_id)
 
+    def start_child(self, parent: str, name: str, *, tags: Mapping[str, str] | None = None) -> str:
+        """The id of a new run below that one, in its experiment."""
+        with self.client() as client:
+            experiment = client.get_experiment(client.get_run(parent).info.experiment_id).name
+        return self.start_run(str(experiment), name, parent=parent, tags=tags)
+
     def log_params(self, run_id: str, params: Mapping[str, object]) -> None:
         from mlflow.entities import Param
 

@@ -85,6 +85,7 @@ def test_commands_in_the_readme_exist() -> None:
         ["elicited"],
         ["steer"],
         ["decoding"],
+        ["tune-decoding"],
         ["export-gguf"],
         ["import-gguf"],
         ["sae", "train"],

@@ -9,6 +9,8 @@ TuningError (ValueError)
 ├── NothingToPublish no such study or trial, or its best trial lost more than a margin
 ├── SweepRefused     no trial of the recipe can run: the backbone, the data or the protected families
 ├── SweepStopped     trial after trial died: the cause lies outside the recipe
+├── NoSelection      a task has too few items in the select split to choose a policy on them
+├── NotSearchable    a part of the decoding policy that this release, backbone or engine does not have
 └── StudyIsRunning   another process fits and reads the arms of the very same study
 """
 
@@ -50,4 +52,12 @@ class SweepStopped(TuningError):
 
 
 class StudyIsRunning(TuningError):
+    pass
+
+
+class NoSelection(TuningError):
+    pass
+
+
+class NotSearchable(TuningError):
     pass

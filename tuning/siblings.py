@@ -42,7 +42,8 @@ def sibling(subject: Subject, backbone: Backbone, number: int, home: Path, on_st
     scale = subject.manifest.profile.scale
     part = directory.with_name(f"{directory.name}.part")
     part.mkdir(parents=True, exist_ok=True)
-    complete(part, recipe, backbone, Profile(adapters).scaled(scale), scale, examples)
+    policy = Profile.load(subject.directory).policy  # a release is judged as it is served
+    complete(part, recipe, backbone, Profile(adapters, policy).scaled(scale), scale, examples)
     part.rename(directory)
     return Subject(name, directory, verify(directory))
 

@@ -59,7 +59,7 @@ class Budget(Spec):
     a decoding policy (`row_budget.py`); `complete` is the same cap over any engine, in two calls.
     """
 
-    max_trace_tokens: Annotated[int, Field(ge=0), Range(16, 1024, log=True)] | None = None  # None: no cap
+    max_trace_tokens: Annotated[Annotated[int, Field(ge=0)] | None, Range(4, 1024, log=True)] = None  # None: no cap
     min_trace_tokens: Annotated[int, Field(ge=0), Range(0, 256)] = 0
     num_ignored_ends: Annotated[int, Field(ge=0), Range(0, 4)] = 0
     max_answer_tokens: Annotated[int, Field(ge=1)] = MAX_ANSWER_TOKENS

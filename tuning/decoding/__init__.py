@@ -1,0 +1,1 @@
+"""The search of a release's decoding policy: nothing is fitted, adapters stay as they are."""
