@@ -58,7 +58,7 @@ def test_where_every_cap_costs_answers_nothing_is_better(engine: TorchEngine, te
 
 def test_a_policy_that_is_better_by_chance_alone_is_not_kept(backbone: Backbone, tmp_path: Path, tracking: Tracking) -> None:
     found = []
-    for seed in range(5, 8):  # of these three, one has a winner by chance on the items that choose
+    for seed in range(5, 8):  # at least one of them has a winner by chance on the items that choose
         settings = FEW.model_copy(update={"trials": 8, "seed": seed})
         engine = DiceEngine(backbone, seed)
         found.append(study_of(engine, backbone, YesOrNo(), tmp_path / str(seed), settings, tracking=tracking).run())
