@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 RESULT = "result.json"
 ADAPTER = "adapter"
-KL_PROMPTS = 12  # of the training rows, to which the backbone writes what the distance to it is read on
+KL_PROMPTS = 12  # of the training rows, as the domain asks them, to which the backbone writes what the distance to it is read on
 MAX_CHECKS = 2  # scales that are written from, at most, before a trial is reported as it is
 
 Report = Callable[[str, float], None]  # (load | admission | fit | measure | alive, share of it done)

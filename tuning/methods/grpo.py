@@ -272,7 +272,11 @@ def _no_signal(spec: GRPOSpec, groups: Sequence[Sequence[Judged]]) -> str:
             f"None gave an answer: raise max_new_tokens (now {spec.max_new_tokens}), fit a few rows by sft first, or take a "
             "backbone that ends with an answer line."
         )
+    worth = sorted({one.reward for one in judged})
+    said = f"each completion was worth {worth[0]:g}"
+    if len(worth) > 1:
+        said = f"all of a group were worth the same, from {worth[0]:g} to {worth[-1]:g} by the group"
     return (
-        f"Rewards must differ within a group, but in none of the {len(groups)} groups of the first steps did they: each "
-        f"completion was worth {judged[0].reward:g}, and {share:.0%} of {len(judged)} were right. {way}"
+        f"Rewards must differ within a group, but in none of the {len(groups)} groups of the first steps did they: {said}, "
+        f"and {share:.0%} of {len(judged)} were right. {way}"
     )
