@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,15 +22,14 @@ MAKING = Lock()  # rows are made side by side, on one backbone here
 
 @dataclass(frozen=True)
 class Kept:
-    """Those of one seed and one budget, by arm."""
+    """Those of one seed and one budget, by arm, as they were fitted. `key` names an arm's: another recipe has another."""
 
     directory: Path
     backbone: str
-    seed: int
-    budget: int
+    key: Callable[[str], str]
 
     def of(self, arm: str) -> Path:
-        return self.directory / f"{slug(arm)}-{self.seed}-{self.budget}"
+        return self.directory / self.key(arm)
 
     def take(self, arm: str, fitted: Path) -> None:
         """Moves a trial's adapter here."""
@@ -59,10 +59,6 @@ class Kept:
                 else:
                     reduce_intruders(parents, backbone, made.how, place)
         return place
-
-
-def slug(arm: str) -> str:
-    return arm.replace(" ", "_").replace(",", "")
 
 
 @cache

@@ -110,7 +110,7 @@ ONE_DOMAIN: dict[str, Arm] = {
     "criteria, plain labels": Arm(None, {"method.name": "criteria", "method.problems": "both", "method.guided": False}),
     "sdft": Arm("sdft, another's context", {"method.name": "sdft", "method.learning_rate": 1e-4}),
     "sdft, another's context": Arm(None, {"method.name": "sdft", "method.learning_rate": 1e-4, "method.context": "other"}),
-    BEGUN: Arm(SFT, {**MIXED, "study.scales": (1.0,)}),  # as fitted: at a smaller scale it is too near the backbone
+    BEGUN: Arm(SFT, MIXED),
     AGAIN: Arm(BEGUN, MIXED, earlier=TAUGHT),
     "star": Arm(("star, any", AGAIN), STAR, earlier=TAUGHT),
     "star, any": Arm(None, {**STAR, "method.keep": "any"}, earlier=TAUGHT),
@@ -159,8 +159,7 @@ COMBINED: dict[str, Arm] = {
         )
         for how in COMBINATIONS
     },
-    "sft, as published": read(SFT, on={}),
-    "sft, intruders reduced": read(SFT, how=IntruderSpec(), on={}, against=("sft, as published",)),
+    "sft, intruders reduced": read(SFT, how=IntruderSpec(), on={}, against=(SFT,)),
 }
 ARMS = {**ONE_DOMAIN, **ON_CURRICULUM, **CONTINUED, **COMBINED}
 KEPT = frozenset(name for arm in ARMS.values() for name in arm.first)  # whose adapters are kept
@@ -169,7 +168,7 @@ MAIN = (
     *("sft, answer", SFT, "softcot", "softcot, static", "rewrite", "star", "star, any", "critique", "critique, shuffled"),
     *("criteria", "criteria, plain labels", "sdft", "sdft, another's context", "rlvr", "rlvr, coin", "rlag", "rlag, any texts"),
     *("rlag_grpo", "rlag_grpo, accuracy alone", "rlsf", "rlsf, coin", AGAIN, CURRICULUM, "curriculum, answers", "continued"),
-    *("curriculum, sft, on ICD-10", "merge, cat", "sft, as published", "sft, intruders reduced"),
+    *("curriculum, sft, on ICD-10", "merge, cat", "sft, intruders reduced"),
 )
 TOKENS_PER_S, MEASURED_S = 400.0, 60.0  # of the default backbone on two cores: written and learnt; an arm's reading
 

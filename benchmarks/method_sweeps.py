@@ -23,8 +23,8 @@ from tuning.recipe import METHOD_NAME, Recipe
 from tuning.study import Event, Sweep
 
 GAIN, RETENTION = 0.0, -1.0  # the corner that areas are measured from: nothing gained, a whole margin lost in every family
-ANY_METHOD = ("method.learning_rate", "method.weight_decay", "method.loss", "method.kl_weight", "method.kl_on")
 PLAIN = ("method.learning_rate", "method.target", "method.prompt", "adapter.lora.rank", "adapter.lora.target_modules")
+ANY_METHOD = (*PLAIN, "method.weight_decay", "method.loss", "method.kl_weight", "method.kl_on")  # where a method has them
 # What learns from own right answers would fail: asked openly, the backbone writes none on this domain (benchmarks.method_arms).
 WITHOUT_OWN_ANSWERS = ("sft", "rewrite", "critique", "criteria", "sdft", "rlag")
 HEADINGS = ["seed", "sweep", "finished", "area", "chosen", "gain", "retention", "feasible"]

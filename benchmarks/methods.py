@@ -14,6 +14,7 @@ What an arm needs of another is fitted first, once, and stays in the runs folder
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import shutil
@@ -27,13 +28,15 @@ import numpy as np
 
 from adapters.merge import IntruderSpec
 from adapters.whole_file import write_whole
-from benchmarks.kept_adapters import Kept, slug
+from benchmarks.kept_adapters import Kept
 from benchmarks.method_arms import ARMS, KEPT, LONG, MAIN, SHORT, expected_minutes, with_earlier
 from benchmarks.results import commit, provenance, table, write_section
+from registry.manifest import verify
 from tuning.isolation import available_threads, prepare, run_isolated
 from tuning.recipe import Recipe
 from tuning.trial import ADAPTER, Job, Outcome
 
+DECIDING = {"backbone", "domain", "protected", "adapter", "method", "evaluation"}
 HEADINGS = [
     *("arm", "seed", "gain", "scale", "retention", "feasible"),
     *("all traces", "forward KL", "tokens", "seconds", "MiB", "commit"),
@@ -72,7 +75,20 @@ class Bench:
 
     @property
     def kept(self) -> Kept:
-        return Kept(self.runs / "adapters", self.recipe.backbone, self.seed, self.budget)
+        return Kept(self.runs / "adapters", self.recipe.backbone, self.key)
+
+    def key(self, arm: str) -> str:
+        """Of its row and its adapter: with a digest of all that decides them, so that an arm that was changed is made anew."""
+        recipe = self._recipe(arm)
+        fields = [recipe.model_dump(mode="json", include=DECIDING), recipe.study.scales]
+        deciding = [fields, repr(ARMS[arm].made), *map(self.key, ARMS[arm].first)]
+        digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+        return f"{arm.replace(' ', '_').replace(',', '')}-{self.seed}-{self.budget}-{digest[:8]}"
+
+    def _recipe(self, arm: str) -> Recipe:
+        """Without the adapters that it needs."""
+        seeds = {"method.seed": self.seed, "adapter.lora.seed": self.seed, "adapter.softcot.seed": self.seed}
+        return self.recipe.with_values({**ARMS[arm].under(self.budget), **seeds})
 
     def rows(self, arms: Sequence[str], pool: Executor) -> list[dict[str, Any]]:
         """In the order of the arms, where those that another needs come before it; several are made at a time."""
@@ -88,7 +104,7 @@ class Bench:
 
     def row(self, arm: str) -> dict[str, Any]:
         """The stored row, or one that is made now; a trial that failed is a row with its reason."""
-        file = self.runs / f"{slug(arm)}-{self.seed}-{self.budget}.json"
+        file = self.runs / f"{self.key(arm)}.json"
         if not self._is_whole(arm, file):
             self.runs.mkdir(parents=True, exist_ok=True)
             begun = self.runs / "begun" / file.stem  # a row that was killed goes on there
@@ -96,11 +112,21 @@ class Bench:
             if arm in KEPT and outcome.state == "complete":
                 self.kept.take(arm, begun / ADAPTER)
             made = {"arm": arm, "seed": self.seed, "commit": commit(), "outcome": outcome.model_dump(mode="json")}
+            made |= {"intruders": self._num_intruders(arm)}
             write_whole(file, json.dumps(made))
             shutil.rmtree(begun, ignore_errors=True)
         row: dict[str, Any] = json.loads(file.read_text())
         print(*shown(row), flush=True)
         return row
+
+    def _num_intruders(self, arm: str) -> int | None:
+        """That were reduced; None where an arm reduces none."""
+        made = ARMS[arm].made
+        if made is None or not isinstance(made.how, IntruderSpec) or not self.kept.of(made.of[0]).is_dir():
+            return None
+        found = verify(self.kept.made(made)).derived["intruders"]
+        assert isinstance(found, dict)
+        return sum(int(str(count)) for count in found.values())
 
     def _is_whole(self, arm: str, file: Path) -> bool:
         """Stored, with the adapter that others need."""
@@ -114,10 +140,9 @@ class Bench:
         for first in spec.first:
             if not self.kept.of(first).is_dir() and self.row(first)["outcome"]["state"] != "complete":
                 return Outcome(state="failed", reason=f"the arm {first!r}, whose adapter it needs, was not fitted")
-        seeds = {"method.seed": self.seed, "adapter.lora.seed": self.seed, "adapter.softcot.seed": self.seed}
-        recipe = self.recipe.with_values({**spec.under(self.budget), **self.kept.fields(spec), **seeds})
+        recipe = self._recipe(arm).with_values(self.kept.fields(spec))
         given = self.kept.made(spec.made) if spec.made else None
-        job = Job(recipe, begun, self.runs / "cache", self.threads, reference=True, given=given)
+        job = Job(recipe, begun, self.runs / "cache", self.threads, reference=True, keep_as_fitted=True, given=given)
         return run_isolated(job, lambda phase, share: None)
 
 
@@ -130,7 +155,8 @@ def body(rows: list[dict[str, Any]], budget: int) -> list[str]:
         f"{len(names)} of {len(ARMS)} arms, {minutes:.0f} minutes of work shared by the cores (`--full` runs all, under three "
         f"seeds and {LONG:,} tokens). "
         f"{budget:,} tokens an arm, written and learnt together; an earlier adapter's come on top, and what is made of fitted "
-        "adapters is read without being fitted. Gain: accuracy of ICD-10 (for the curriculum and on the graph, of the graph's "
+        "adapters is read without being fitted. What is gone on from or combined is taken as it was fitted, whatever scale was "
+        "chosen. Gain: accuracy of ICD-10 (for the curriculum and on the graph, of the graph's "
         "held-out paths) minus the backbone's at the chosen scale, 200 items. Retention: mean over the families of min(0, change "
         "/ margin) of the chain's likelihood. All traces: change of the share of written traces that are right in every step, "
         "at the chosen scale and, in brackets, as fitted.",
@@ -229,6 +255,7 @@ def better(arm: str, seed: int, curves: dict[tuple[str, int], list[dict[str, Any
 def at_scales(rows: list[dict[str, Any]]) -> str:
     """What an adapter gains and does to the chains before and after its intruder dimensions are reduced, scale by scale."""
     curves = {(row["arm"], row["seed"]): row["outcome"]["score"]["scales"] for row in rows}
+    numbers = {(row["arm"], row["seed"]): row.get("intruders") for row in rows}
     lines = []
     for (arm, seed), curve in curves.items():
         made = ARMS[arm].made
@@ -238,8 +265,8 @@ def at_scales(rows: list[dict[str, Any]]) -> str:
         for one, other in zip(curve, curves[control, seed], strict=True):
             chains = [f"{np.mean(list(read['chain_changes'].values())):+.4f}" for read in (one, other)]
             gains = [f"{read['domain_gain']:+.3f}" for read in (one, other)]
-            lines.append([arm, str(seed), f"{one['scale']:g}", *gains, *chains])
-    return table(["arm", "seed", "scale", "gain", "gain with them", "chains", "chains with them"], lines)
+            lines.append([arm, str(seed), f"{one['scale']:g}", str(numbers[arm, seed]), *gains, *chains])
+    return table(["arm", "seed", "scale", "intruders", "gain", "gain with them", "chains", "chains with them"], lines)
 
 
 def largest_gain(scales: Sequence[dict[str, Any]]) -> float:

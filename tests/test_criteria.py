@@ -182,7 +182,7 @@ def test_the_loss_falls_and_a_kill_changes_nothing(backbone: Backbone, tmp_path:
 
 def test_rows_that_cannot_be_made_to_miss_anything_are_refused_with_the_way_out() -> None:
     bare = [Example(id=str(n), question=f"q{n}", answer=str(n), group=str(n)) for n in range(6)]
-    with pytest.raises(DataError, match="learns a rationale from every row, but 6 of 6 rows have none"):
+    with pytest.raises(DataError, match="The method .criteria. learns a rationale from every row, but 6 of 6 rows have none"):
         Criteria(CriteriaSpec()).check(bare, LADDER)
     with pytest.raises(DataError, match=r"of 32 problems of 'ladder' none has a rationale .*method.problems = .families"):
         Criteria(CriteriaSpec()).judged(LADDER, bare, 64)

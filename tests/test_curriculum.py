@@ -62,6 +62,14 @@ def test_numbers_that_are_none_are_refused(file: Path) -> None:
     assert done.exit_code == 2 and "such as 1,2,3" in done.output
 
 
+@pytest.mark.parametrize(
+    ("hops", "said"), [(("--hops", "0"), "from 1 to 8"), (("--held-out-hops", "9"), "8"), (("--held-out-hops", "1,2"), "at 2")]
+)
+def test_lengths_that_no_task_can_have_are_refused_as_in_a_task_file(file: Path, hops: tuple[str, str], said: str) -> None:
+    done = CliRunner().invoke(app, ["curriculum", str(file), *hops])
+    assert done.exit_code != 0 and isinstance(done.exception, DataError) and said in str(done.exception)
+
+
 def test_what_is_no_graph_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(
         "".join(f'{{"question": "What is {number}?", "answer": "{number % 7}"}}\n' for number in range(60))

@@ -7,6 +7,9 @@ from pathlib import Path
 from small_releases import random_lora
 
 from engine.profile import Profile
+from registry.manifest import verify
+from tuning.batches import Row
+from tuning.distance import distance
 from tuning.ground import Ground
 from tuning.recipe import Recipe
 from tuning.trial import ADAPTER, Job, _fit_and_measure
@@ -24,3 +27,16 @@ def test_a_given_adapter_is_read_at_every_scale_and_nothing_is_fitted_or_kept(
     assert 0 < half["forward_kl"] < whole["forward_kl"]
     assert outcome.score["forward_kl"] == outcome.score["chosen"]["forward_kl"]
     assert not (job.directory / ADAPTER).exists()
+
+
+def test_what_is_left_behind_has_the_chosen_scale_unless_it_is_wanted_as_fitted(
+    home: Path, ground: Ground, recipe: Recipe, tmp_path: Path
+) -> None:
+    halved, far = recipe.with_values({"study.scales": (0.5,), "method.steps": 2}), list[float]()
+    rows = [Row(tuple(range(5, 25)), tuple(range(25, 45)))]
+    for as_fitted in (False, True):
+        job = Job(halved, tmp_path / f"trial-{as_fitted}", home / "cache", 1, keep_as_fitted=as_fitted)
+        assert _fit_and_measure(job, ground, lambda phase, share: None).score["chosen"]["scale"] == 0.5
+        assert verify(job.directory / ADAPTER).profile.scale == (1.0 if as_fitted else 0.5)
+        far.append(distance(ground.backbone, Profile.load(job.directory / ADAPTER).adapters, rows))
+    assert 0 < far[0] < 0.5 * far[1]

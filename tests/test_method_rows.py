@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -113,8 +114,9 @@ def test_a_gain_is_credited_only_where_its_interval_is_above_the_better_control(
 
 
 def test_reduced_intruders_are_compared_scale_by_scale() -> None:
-    said = at_scales([row("sft, intruders reduced", (0.1, -0.02, 0.0)), row("sft, as published", (0.2, -0.06, 0.0))])
-    assert said.splitlines()[-1] == "| sft, intruders reduced | 0 | 1 | +0.100 | +0.200 | -0.0100 | -0.0300 |"
+    reduced = {**row("sft, intruders reduced", (0.1, -0.02, 0.0)), "intruders": 7}
+    said = at_scales([reduced, row(SFT, (0.2, -0.06, 0.0))])
+    assert said.splitlines()[-1] == "| sft, intruders reduced | 0 | 1 | 7 | +0.100 | +0.200 | -0.0100 | -0.0300 |"
 
 
 def row(arm: str, *scales: tuple[float, float, float]) -> dict[str, Any]:
@@ -178,6 +180,17 @@ def test_rows_that_are_made_side_by_side_wait_for_those_they_need_and_keep_their
     assert len(jobs) == len(arms)
 
 
+def test_an_arm_that_was_changed_is_made_anew_and_so_is_what_it_was_fitted_for(
+    bench: Bench, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.row("continued")
+    changed = replace(ARMS[CURRICULUM], values={**ARMS[CURRICULUM].values, "method.learning_rate": 1e-4})
+    monkeypatch.setitem(ARMS, CURRICULUM, changed)
+    bench.row("continued")
+    assert [job.recipe.method.learning_rate for job in jobs] == [4e-4, 4e-4, 1e-4, 4e-4]
+    assert all(job.keep_as_fitted for job in jobs)
+
+
 def test_a_merge_is_made_of_two_fits_and_read_on_either_domain(bench: Bench, jobs: Jobs) -> None:
     bench.row("merge, cat")
     bench.row("merge, cat, on the graph")
@@ -193,7 +206,7 @@ def test_an_adapter_that_is_gone_is_fitted_again_and_merged_anew(bench: Bench, j
     bench.row("merge, cat")
     for place in (bench.runs / "adapters").glob("sft*"):
         place.rename(bench.runs / "gone")
-    (bench.runs / "merge_cat-0-20000.json").unlink()
+    (bench.runs / f"{bench.key('merge, cat')}.json").unlink()
     bench.row("merge, cat")
     read = [job.given for job in jobs if job.given is not None]
     assert len(jobs) == 5 and read[0] != read[1]

@@ -24,7 +24,7 @@ def written(tmp_path: Path, text: str) -> Path:
 
 
 def test_an_unknown_key_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BadRecipe, match="'method.learning_rat' is not a key of a recipe"):
+    with pytest.raises(BadRecipe, match="method 'sft' has the keys learning_rate, .*, but got 'learning_rat'"):
         Recipe.load(written(tmp_path, "[method]\nlearning_rat = 1e-4\n"))
 
 
@@ -165,7 +165,7 @@ def test_a_recipe_names_its_method_and_a_fault_in_it_has_its_place(tmp_path: Pat
     assert recipe.search == ("method.learning_rate", "method.steps", "adapter.lora.rank")
     with pytest.raises(BadRecipe, match=r"method.name is one of sft, .*other, but got 'sfd'"):
         Recipe.load(written(tmp_path, '[method]\nname = "sfd"\n'))
-    with pytest.raises(BadRecipe, match="'method.target' is not a key of a recipe"):
+    with pytest.raises(BadRecipe, match="has the keys .*, but got 'target'"):
         Recipe.load(written(tmp_path, '[method]\nname = "other"\ntarget = "answer"\n'))
     with pytest.raises(BadRecipe, match="'other' trains softcot, but adapter.kind is 'lora'"):
         Recipe.load(written(tmp_path, '[method]\nname = "other"\n'))
@@ -198,3 +198,15 @@ def test_what_two_methods_search_under_one_name_has_the_same_options() -> None:
             if isinstance(mark, Choices):
                 known.setdefault(field, set()).add(mark.options)
     assert all(len(options) == 1 for options in known.values())
+
+
+def test_earlier_adapters_are_found_beside_the_recipe_and_releases_by_name(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    file = tmp_path / "inner" / "recipe.toml"
+    file.write_text(
+        'name = "x"\ndomain = "icd10"\n[adapter]\nwarm_start = "../fitted"\n'
+        f'orthogonal_to = ["models:/icd10/1", "{tmp_path}/absolute"]\n'
+    )
+    adapter = Recipe.load(file).adapter
+    assert adapter.warm_start == str(tmp_path / "fitted")
+    assert adapter.orthogonal_to == ("models:/icd10/1", str(tmp_path / "absolute"))

@@ -6,18 +6,23 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast, get_args
 
 import pytest
+import torch
 
+from adapters.adapter import Stack
 from adapters.backbone import Backbone
 from adapters.lora import LoRA, LoRASpec
-from engine.engine import Continuation, Engine
+from engine.engine import Completion, Continuation, Engine
 from engine.torch_engine import TorchEngine
 from evaluation.errors import DataError
 from evaluation.task import Example, Split, reasoning_prompt
 from evaluation.tasks.alchemy import ALCHEMY
 from tuning.loop import OnStep
+from tuning.methods.grpo import GRPO, Aggregation
 from tuning.methods.method import Fit
+from tuning.methods.on_policy import Group, Policy
 from tuning.methods.rlag_grpo import RLAGGRPO, InTurns, RLAGGRPOSpec
 from tuning.rationality import BOUND, rationality
 from tuning.rollouts import rollouts
@@ -160,6 +165,45 @@ def test_every_group_is_judged_once_by_the_adapter_that_wrote_it(backbone: Backb
     monkeypatch.setattr("tuning.methods.rlag_grpo.rationality", judged)
     fit, _ = fitted(backbone, spec(steps=11, max_new_tokens=2))  # past the step at which all groups so far are looked at
     assert len(asked) == fit.counts["groups"]
+
+
+def test_our_loop_and_trl_learn_the_same_of_parts_that_are_compared_one_by_one(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("trl")
+    monkeypatch.setattr("adapters.backbone.fast_bfloat16", lambda device: False)
+    monkeypatch.setattr("tuning.trl_fit.fast_bfloat16", lambda device: False)
+    monkeypatch.setattr(
+        "tuning.methods.rlag_grpo.rationality",
+        lambda engine, of, profile, example, texts: [sum(map(ord, text)) % 7 / 7 for text in texts],
+    )
+    values = spec(steps=2, beta=0.1, learning_rate=2e-3)
+    by_trl, theirs = fitted(backbone, values)
+    monkeypatch.setattr("tuning.methods.grpo.only_lora", lambda adapters: None)
+    by_us, ours = fitted(backbone, values)
+    _, added = fitted(backbone, values.model_copy(update={"aggregation": "sum_then_normalize"}))
+    assert set(by_us.numbers) == set(by_trl.numbers)
+    for name, values_of in by_us.numbers.items():
+        assert values_of == pytest.approx(by_trl.numbers[name], rel=1e-2, abs=1e-4), name
+    mine, its, sums = (
+        torch.cat([lora.tensors()[key].flatten() for key in sorted(ours.tensors()) if "lora_B" in key])
+        for lora in (ours, theirs, added)
+    )
+    assert float((mine - its).norm() / mine.norm()) < 0.1 < float((mine - sums).norm() / mine.norm())
+
+
+def test_a_dense_part_that_outvotes_right_answers_as_a_sum_does_not_when_parts_are_compared_one_by_one(
+    backbone: Backbone,
+) -> None:
+    group = Group(0, EXAMPLES[0], (1,), tuple(Completion(str(place), (place,), (0.0,), "stop", 1) for place in range(4)))
+    told = [{"accuracy": 1.0, "rationality": 0.0}, {"accuracy": 0.0, "rationality": 9.0}]
+    told += [{"accuracy": 0.0, "rationality": 0.0}] * 2
+    weights, hows, first = {"accuracy": 1.0, "rationality": 0.5}, get_args(Aggregation), dict[str, list[float]]()
+    for how in hows:
+        learner = GRPO(backbone, Stack(()), spec(), cast(Policy, None), lambda _: told, weights, aggregation=how)
+        first[how] = [one.advantage for one in learner.judged(group)]
+    assert first["sum_then_normalize"][0] < 0 < first["normalize_then_sum"][0]
+    assert first["normalize_then_sum"] == pytest.approx([1.25, 0.25, -0.75, -0.75], abs=1e-2)
 
 
 def test_what_cannot_be_meant_is_refused(backbone: Backbone) -> None:

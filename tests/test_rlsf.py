@@ -274,7 +274,15 @@ def test_what_it_cannot_fit_is_refused_by_name(unsure: Backbone, tmp_path: Path,
 
 @pytest.mark.parametrize(
     "values",
-    [{"beta": 0.0}, {"num_labelled": 0}, {"min_auroc": 0.4}, {"num_branches": 1}, {"min_gap": 0.0}, {"sft_weight": -1.0}],
+    [
+        {"beta": 0.0},
+        {"num_labelled": 0},
+        {"num_labelled": 7},
+        {"min_auroc": 0.4},
+        {"num_branches": 1},
+        {"min_gap": 0.0},
+        {"sft_weight": -1.0},
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="but got"):

@@ -56,6 +56,14 @@ class Always(Vowels):
         return self.right
 
 
+@dataclass(frozen=True)
+class ByQuestion(Vowels):
+    """Half of the questions are always answered rightly, the others never."""
+
+    def is_right(self, example: Example, completion: str) -> bool:
+        return int(example.id) % 2 == 0
+
+
 def spec(**values: Any) -> RLVRSpec:
     usual = {"steps": 12, "batch_size": 16, "group_size": 8, "learning_rate": 2e-2, "max_new_tokens": 4, "beta": 0.0}
     return RLVRSpec(**(usual | values))
@@ -119,9 +127,9 @@ def test_our_loop_and_trl_learn_the_same(backbone: Backbone, monkeypatch: pytest
     for name, values_of in by_us.numbers.items():
         assert values_of == pytest.approx(by_trl.numbers[name], rel=1e-2, abs=1e-4), name
     assert any(by_us.kl[1:])
-    for key, tensor in ours.tensors().items():
-        # AdamW's first steps make whole steps of gradients that are hardly more than rounding, which differs from run to run.
-        assert float((tensor - theirs.tensors()[key]).norm() / tensor.norm()) < 0.05, key
+    # AdamW's first steps make whole steps of gradients that are hardly more than rounding, which differs from run to run.
+    mine, its = (torch.cat([lora.tensors()[key].flatten() for key in sorted(ours.tensors())]) for lora in (ours, theirs))
+    assert float((mine - its).norm() / mine.norm()) < 0.05
 
 
 @pytest.mark.parametrize(
@@ -230,6 +238,7 @@ def test_groups_are_counted_and_those_without_signal_too(backbone: Backbone) -> 
             r"and 0% of 48 were right. None gave an answer: raise max_new_tokens \(now 4\)",
         ),
         (Always(right=True), "accuracy", "worth 1, and 100% of 48 were right. Nothing is left to learn"),
+        (ByQuestion(), "accuracy", "all of a group were worth the same, from 0 to 1 by the group, and"),
         (Vowels(), "format", "in none of the 6 groups of the first steps did they"),
     ],
 )
@@ -282,7 +291,7 @@ def test_the_parts_of_a_reward_are_the_tasks_check_an_answer_line_and_a_coin() -
 
 
 def test_a_prompt_that_leaves_no_room_for_the_completion_is_refused(backbone: Backbone) -> None:
-    with pytest.raises(DataError, match=r"the longest has \d+ and max_new_tokens is 500. Lower it"):
+    with pytest.raises(DataError, match=r"the longest, '[^']+', has \d+ and max_new_tokens is 500. Lower it"):
         fitted(backbone, [LoRA(LoRASpec(rank=4))], spec(max_new_tokens=500))
 
 

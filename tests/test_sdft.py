@@ -121,5 +121,5 @@ def test_a_kill_in_the_middle_of_a_rollout_costs_what_was_being_written(
 
 
 def test_a_prompt_with_its_solution_that_leaves_no_room_is_refused(backbone: Backbone) -> None:
-    with pytest.raises(DataError, match=r"the longest prompt has \d+ and max_new_tokens is 420. Lower it"):
+    with pytest.raises(DataError, match=r"the longest prompt, of '[^']+', has \d+ and max_new_tokens is 420. Lower it"):
         fitted(backbone, [LoRA(LoRASpec(rank=4))], spec(max_new_tokens=420))

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 from gated_names import NAME
+from typer.main import get_command
+
+from service.cli import app
 
 ROOT = Path(__file__).parent.parent
 ORDER = ["adapters", "engine", "evaluation", "registry", "tuning", "service"]
@@ -69,10 +72,9 @@ _COMMAND_FILES = sorted(file.name for file in (ROOT / "service").glob("*cli.py")
 
 
 def test_commands_in_the_readme_exist() -> None:
-    source = "\n".join((ROOT / "service" / name).read_text() for name in _COMMAND_FILES)
-    commands = set(re.findall(r"^def ([a-z_]+)\(", source, re.M)) | {"backbone", "install"}
-    for command in re.findall(r"\bgraftline ([a-z][a-z-]*)", (ROOT / "README.md").read_text()):
-        assert command.replace("-", "_") in commands, f"README names `graftline {command}`, which does not exist"
+    commands = set(get_command(app).commands)
+    named = set(re.findall(r"\bgraftline ([a-z][a-z-]*)", (ROOT / "README.md").read_text()))
+    assert {"tune", "promote"} <= named <= commands
 
 
 @pytest.mark.parametrize(

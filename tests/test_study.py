@@ -187,6 +187,17 @@ def test_trial_after_trial_that_dies_stops_the_sweep_with_its_reason_in_every_ru
     assert parent_of(sweep).info.status == "FINISHED"
 
 
+def test_trials_that_all_end_for_the_same_reason_stop_the_sweep_with_it(backbone_directory: Path, home: Path) -> None:
+    values = {"method.name": "star", "method.num_questions": 2, "method.samples": 2, "study.trials": 9}
+    sweep = Sweep(small(backbone_directory, **values), home, Tracking.at(home), threads=1)
+    study = sweep.create()
+    with pytest.raises(SweepStopped, match="No trial of 3 could be fitted.*none of the 2 that the backbone wrote.*--resume"):
+        sweep.run(study, lambda event: None)
+    assert [trial.state for trial in study.trials if trial.state != TrialState.WAITING] == [TrialState.PRUNED] * 3
+    assert len({trial.params["method.learning_rate"] for trial in study.trials[:3]}) > 1
+    assert parent_of(sweep).info.status == "FAILED"
+
+
 def test_an_error_that_would_come_again_prunes_the_trial(backbone_directory: Path, home: Path) -> None:
     short = Sweep(small(backbone_directory, **{"study.trials": 1}), home, Tracking.at(home), threads=1)
     short.run(short.create(), lambda event: None)

@@ -86,14 +86,18 @@ def rows_of(
     return rows
 
 
-def check_rationales(examples: Sequence[Example], target: str) -> None:
-    """Raises DataError where a rationale is to be learnt and a row has none: its bare answer would pass for one."""
+def check_rationales(examples: Sequence[Example], target: str, learner: str | None = None) -> None:
+    """Raises DataError where a rationale is to be learnt and a row has none: its bare answer would pass for one.
+
+    `learner` names what learns rationales whatever the target.
+    """
     bare = [example for example in examples if not example.steps] if target != "answer" else []
     if bare:
+        way = 'learn the answer alone (target = "answer")' if learner is None else "take what learns answers alone"
         raise DataError(
-            f"method.target = {target!r} learns a rationale from every row, but {len(bare)} of {len(examples)} rows have none, "
-            f"{bare[0].id!r} first. Name the column that holds it as `rationale` in the task file's [columns], or learn the "
-            'answer alone (target = "answer").'
+            f"{learner or f'method.target = {target!r}'} learns a rationale from every row, but {len(bare)} of {len(examples)} "
+            f"rows have none, {bare[0].id!r} first. Name the column that holds it as `rationale` in the task file's [columns], "
+            f"or {way}."
         )
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -162,7 +163,11 @@ class Recipe(Spec):
         name = value.get("name", "sft")
         if name not in METHODS:
             raise ValueError(f"method.name is one of {', '.join(METHODS)}, but got {name!r}.")
-        return METHODS[name].spec_type(**value)
+        spec = METHODS[name].spec_type
+        if strange := sorted(value.keys() - spec.model_fields.keys()):
+            keys = ", ".join(field for field in spec.model_fields if field != "name")
+            raise ValueError(f"A recipe of the method {name!r} has the keys {keys}, but got {', '.join(map(repr, strange))}.")
+        return spec(**value)
 
     @model_validator(mode="after")
     def _search_is_known(self) -> Recipe:
@@ -233,6 +238,9 @@ class Recipe(Spec):
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise BadRecipe(f"A recipe is a TOML file, but {file} cannot be read: {error}.") from error
         values |= {key: _beside(file, values[key]) for key in ("domain", "protected") if key in values}
+        if isinstance(adapter := values.get("adapter"), dict):
+            earlier = ("warm_start", "orthogonal_to")
+            values["adapter"] = adapter | {key: _beside(file, adapter[key], _is_path) for key in earlier if key in adapter}
         try:
             return cls(**values)
         except ValidationError as error:
@@ -275,11 +283,20 @@ def _usual_search(values: dict[str, Any]) -> tuple[str, ...]:
     return tuple(field for field in USUAL_SEARCH if field in known and field not in given)
 
 
-def _beside(file: Path, value: object) -> object:
-    """Names that end in .toml as paths from the recipe's folder; anything else, and what validation will refuse, as it is."""
+def _is_toml(value: str) -> bool:
+    return value.endswith(".toml")
+
+
+def _is_path(value: str) -> bool:
+    """An adapter's directory, and not models:/NAME@champion."""
+    return ":/" not in value
+
+
+def _beside(file: Path, value: object, is_path: Callable[[str], bool] = _is_toml) -> object:
+    """Paths from the recipe's folder; anything else, and what validation will refuse, as it is."""
     if isinstance(value, list):
-        return [_beside(file, one) for one in value]
-    return str((file.parent / value).resolve()) if isinstance(value, str) and value.endswith(".toml") else value
+        return [_beside(file, one, is_path) for one in value]
+    return str((file.parent / value).resolve()) if isinstance(value, str) and is_path(value) else value
 
 
 def _check_range(field: str, mark: Range | Choices | None, bounds: tuple[float, float] | tuple[str, ...]) -> None:

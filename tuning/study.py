@@ -27,6 +27,7 @@ from tuning.space import Value, defaults, is_active, narrowed, suggest
 from tuning.trial import Job, Outcome
 
 MAX_RETRIES, MAX_DEAD = 1, 3  # of one trial; of trials in a row, before the sweep stops
+MAX_ALIKE = 3  # trials that could not be fitted, for the very same reason, before a sweep that has no other stops
 ROOM = 1.25  # by which a trial of a kind not yet seen may outlast the longest so far
 SEARCH_KEY, FAMILIES_KEY = "search_digest", "not_measurable"  # user attributes of a study
 _NUM_OBJECTIVES = {"pareto": 2, "constrained": 1}
@@ -182,6 +183,7 @@ class Sweep:
             self._note_families(study, outcome, on_event)
             if outcome.state != "died":
                 dead.clear()
+                _require_another_end(study)
                 continue
             dead.append(study.trials[trial.number])
             if len(dead) == MAX_DEAD:
@@ -273,6 +275,17 @@ def _outside(mark: Range | Choices, value: Value) -> str | None:
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+
+
+def _require_another_end(study: optuna.Study) -> None:
+    """Raises SweepStopped where all trials so far ended for the very same reason: what is searched does not touch it."""
+    done = finished(study)
+    reasons = {trial.user_attrs.get("failure") for trial in done}
+    if len(done) >= MAX_ALIKE and len(reasons) == 1 and (reason := reasons.pop()):
+        raise SweepStopped(
+            f"No trial of {len(done)} could be fitted, each for the same reason, which what is searched does not touch: {reason} "
+            "Change the recipe and its name, or try one more trial with --resume."
+        )
 
 
 def search_digest(recipe: Recipe) -> str:

@@ -45,7 +45,7 @@ def arms(ground: Ground, method: SFTSpec, seeds: Sequence[int], trace_loss: bool
     Without `trace_loss` the traces are read and not learnt: arm W then spends nothing on learning noise.
     """
     backbone, rows = ground.backbone, list(ground.examples)
-    check_rationales(rows, "rationale")
+    check_rationales(rows, "rationale", "A study of traces")
     reasoned = method.model_copy(update={"target": "rationale", "prompt": "reasoning", "trace_loss": trace_loss})
     prepared: dict[str, tuple[Sequence[Example], SFTSpec]] = {
         "N": (rows, reasoned),

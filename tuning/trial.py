@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 RESULT = "result.json"
 ADAPTER = "adapter"
-KL_PROMPTS = 12  # of the training rows, to which the backbone writes what the distance to it is read on
+KL_PROMPTS = 12  # of the training rows, as the domain asks them, to which the backbone writes what the distance to it is read on
 MAX_CHECKS = 2  # scales that are written from, at most, before a trial is reported as it is
 
 Report = Callable[[str, float], None]  # (load | admission | fit | measure | alive, share of it done)
@@ -55,6 +55,7 @@ class Job:
     cache: Path
     threads: int
     reference: bool = False  # also write from the adapter as it was fitted, whatever scale is chosen
+    keep_as_fitted: bool = False  # what is left behind is at scale 1, whatever scale is chosen
     given: Path | None = None  # the directory of an adapter that is read in place of a fit; nothing is then kept
 
 
@@ -164,8 +165,8 @@ def _fit_and_measure(job: Job, ground: Ground, report: Report) -> Outcome:
     for checkpoint in job.directory.rglob(CHECKPOINT):
         checkpoint.unlink()
     if job.given is None:
-        published = profile.scaled(chosen.scale.scale)
-        complete(job.directory / ADAPTER, recipe, backbone, published, chosen.scale.scale, examples)
+        scale = 1.0 if job.keep_as_fitted else chosen.scale.scale
+        complete(job.directory / ADAPTER, recipe, backbone, profile.scaled(scale), scale, examples)
     score = TrialScore(
         chosen.scale,
         tuple(scores),

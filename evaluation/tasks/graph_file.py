@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from evaluation.errors import DataError
 from evaluation.tasks.graph import read_graph
-from evaluation.tasks.graph_task import GraphTask, over
+from evaluation.tasks.graph_task import GraphTask, check_lengths, over
 from evaluation.tasks.walks import Walks
 
 
@@ -30,19 +30,17 @@ class GraphSpec(BaseModel):
     hops: tuple[int, ...] = ()
     held_out_hops: tuple[int, ...] = ()
 
-    @field_validator("hops", "held_out_hops")
+    @field_validator("hops")
     @classmethod
     def _lengths(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if any(not 1 <= hops <= 8 for hops in value):
-            raise ValueError(f"hops are numbers from 1 to 8, but got {list(value)}")
+        check_lengths(value)
         return value
 
     @field_validator("held_out_hops")
     @classmethod
     def _composed(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         # One hop is a fact that longer training paths state: nothing about it can be held out.
-        if 1 in value:
-            raise ValueError("held_out_hops begin at 2, since longer training paths state every single hop")
+        check_lengths((), value)
         return value
 
 
@@ -61,8 +59,9 @@ def graph_file(path: str | Path) -> GraphTask | None:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
+        said = first["msg"].removeprefix("Value error, ")
         raise DataError(
-            f"The task file {str(path)!r} breaks a rule at {place}: {first['msg']} (given: {first.get('input')!r}). "
+            f"The task file {str(path)!r} breaks a rule at {place}: {said} (given: {first.get('input')!r}). "
             f"Known keys there: {', '.join(GraphSpec.model_fields)}."
         ) from error
     if spec.name in TASKS:

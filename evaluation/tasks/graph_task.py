@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
+from evaluation.errors import DataError
 from evaluation.overlap import ngrams, words
 from evaluation.task import Example, Split
 from evaluation.tasks import icd10_graph
@@ -22,7 +23,7 @@ from evaluation.tasks.graph import Graph
 from evaluation.tasks.walks import Found, NoPath, Walk, Walks
 
 PREFIX = "graph:"
-HOPS, HELD_OUT_HOPS = (1, 2, 3), (2, 3, 4, 5)
+HOPS, HELD_OUT_HOPS, MOST_HOPS = (1, 2, 3), (2, 3, 4, 5), 8
 POOL = 2000  # training items: so many are kept apart from the others by their runs of words too
 RUN = 18  # words in a row that no training question shares with another split's
 _DRY = 400  # draws in a row that bring nothing new before a graph counts as exhausted
@@ -177,8 +178,16 @@ def _step(head: str, relation: str, tail: str) -> str:
 
 
 def of_graph(name: str, graph: Graph, hops: tuple[int, ...] = (), held_out_hops: tuple[int, ...] = ()) -> GraphTask:
-    """A task over a graph in memory. Raises NoPath as `over` does."""
+    """A task over a graph in memory. Raises NoPath as `over` does, and DataError for lengths that no task can have."""
+    check_lengths(hops, held_out_hops)
     return over(name, Walks(lambda: graph), hops, held_out_hops)
+
+
+def check_lengths(hops: tuple[int, ...], held_out_hops: tuple[int, ...] = ()) -> None:
+    if strange := [number for number in (*hops, *held_out_hops) if not 1 <= number <= MOST_HOPS]:
+        raise DataError(f"hops are numbers from 1 to {MOST_HOPS}, but got {strange}")
+    if 1 in held_out_hops:
+        raise DataError("held_out_hops begin at 2, since longer training paths state every single hop")
 
 
 def over(

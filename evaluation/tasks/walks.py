@@ -96,8 +96,8 @@ class Walks:
                 return found
         raise NoPath(
             f"An item of {hops} hop{'s' * (hops > 1)} needs a path of that length without a shortcut, and {NUM_RIVALS} other "
-            f"ends of the same relation, but {_TRIES} tries found none in this graph of {self.graph().num_nodes} nodes. Ask for "
-            "fewer hops, or add edges."
+            f"ends of the same relation, but {_TRIES} tries found none in this graph of {self.graph().num_nodes} nodes. "
+            f"{'Ask for fewer hops, or add' if hops > 1 else 'Add'} edges."
         )
 
     def candidates(self, rng: random.Random, hops: int) -> Iterator[Walk]:

@@ -53,7 +53,7 @@ class Criteria(Supervised):
     spec_type = CriteriaSpec
 
     def check(self, examples: Sequence[Example], task: Task) -> None:
-        check_rationales(examples, "rationale")
+        check_rationales(examples, "rationale", "The method 'criteria'")
         if self.spec.judged_share:
             self.judged(task, examples[:LOOKED_AT], 2 * LOOKED_AT)
 
@@ -73,7 +73,7 @@ class Criteria(Supervised):
 
     def explained(self, backbone: Backbone, examples: Sequence[Example], rubric: Rubric) -> list[Row]:
         """The domain's own rationales. Every second one is asked for by the criteria: at test time nobody names them."""
-        check_rationales(examples, "rationale")
+        check_rationales(examples, "rationale", "The method 'criteria'")
         end = int(backbone.tokenizer.eos_token_id)
         asked = [
             guided_prompt(example, rubric) if self.spec.guided and index % 2 == 0 else reasoning_prompt(example)

@@ -1,6 +1,8 @@
 """GRPO: completions to one prompt are judged, and what is better than its group becomes likelier (Shao et al., arXiv 2402.03300).
 
-An advantage is (r - mean) / (std + 1e-4) over the group. Every step writes anew, so that the clipped ratio is 1. `beta` weighs
+An advantage is (r - mean) / (std + 1e-4) over the group, r the weighted sum of the reward's parts; or, with several parts,
+the weighted sum of theirs, standardised once more over the step, so that a dense part does not drown a binary one (GDPO, Liu et
+al. 2026, arXiv 2601.05242). Every step writes anew, so that the clipped ratio is 1. `beta` weighs
 the k3 estimate of KL(adapted || backbone); TRL's default is 0.
 
 Where it runs: one LoRA goes to TRL's GRPOTrainer, its rollouts written by our engine. Soft thoughts and steering vectors, which
@@ -10,7 +12,7 @@ TRL cannot read, are fitted by our own loop on the same loss; a test holds the t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,6 +36,8 @@ from tuning.trl_fit import Begun, Trainer, only_lora, rows_at_once, run_trl
 # Legend: N label positions of a batch, V vocabulary
 
 PATIENCE = 10  # steps without any signal, from the first on, after which a fit is given up: its weights have not moved at all
+Aggregation = Literal["sum_then_normalize", "normalize_then_sum"]  # of the parts of a reward, in TRL's names
+WITHOUT_SIGNAL = "without_signal"
 Parts = Mapping[str, float]  # of one completion's reward, by name; "accuracy" and "format" are always among them
 
 
@@ -66,7 +70,7 @@ class Judged:
     parts: Parts
     reward: float
     advantage: float
-    has_signal: bool  # two rewards of the group differ
+    has_signal: bool  # two rewards of the group differ, or two of a part's
     has_ended: bool  # by a stop, and not by its last allowed token
 
     def __len__(self) -> int:
@@ -84,6 +88,7 @@ class GRPO:
     judge: Callable[[Group], Sequence[Parts]]
     weights: Mapping[str, float]
     num_before: int = 0  # tokens of the budget that are used up before the first step
+    aggregation: Aggregation = "sum_then_normalize"
     _judged: dict[str, Sequence[Parts]] = field(default_factory=dict)  # by the group's key
 
     def fit(self, on_step: OnStep | None, on_update: OnUpdate | None, directory: Path | None) -> Progress:
@@ -94,7 +99,7 @@ class GRPO:
         else:
             identity = self.policy.identity
             done = run(self.backbone, self.stack, self.spec, self, on_step, on_update, directory, identity, self.num_used)
-        if done.step < self._patience and min(done.numbers["without_signal"]) == 1.0:  # the tokens ended before the patience
+        if done.step < self._patience and min(done.numbers[WITHOUT_SIGNAL]) == 1.0:  # the tokens ended before the patience
             last = self.policy.write(done.step - 1)
             self._require_signal([*self.policy.history(done.step - 1), *last])
         return done
@@ -113,13 +118,20 @@ class GRPO:
         return self._judged[group.key]
 
     def judged(self, group: Group) -> list[Judged]:
+        """Each completion beside the others of its group alone."""
         parts = self.parts(group)
-        rewards = torch.tensor([self.reward(part) for part in parts], dtype=torch.float64)
-        advantages, differ = (rewards - rewards.mean()) / (rewards.std() + 1e-4), bool((rewards != rewards[0]).any())
+        rewards = [self.reward(part) for part in parts]
+        if self.aggregation == "sum_then_normalize":
+            compared = [(1.0, torch.tensor(rewards, dtype=torch.float64))]
+        else:
+            told = {name: torch.tensor([part[name] for part in parts], dtype=torch.float64) for name in self.weights}
+            compared = [(weight, told[name]) for name, weight in self.weights.items() if weight]
+        differ = any(bool((one != one[0]).any()) for _, one in compared)
+        advantages = sum((weight * standardised(one) for weight, one in compared), torch.zeros(len(parts), dtype=torch.float64))
         return [
             Judged(row, part, reward, advantage if differ else 0.0, differ, completion.finish_reason == "stop")
             for row, part, reward, advantage, completion in zip(
-                group.rows, parts, rewards.tolist(), advantages.tolist(), group.completions, strict=True
+                group.rows, parts, rewards, advantages.tolist(), group.completions, strict=True
             )
         ]
 
@@ -139,7 +151,13 @@ class GRPO:
             raise NoSignal(_no_signal(self.spec, judged))
 
     def batch(self, step: int) -> Sequence[Judged]:
-        return sorted((judged for group in self.groups(step) for judged in self.judged(group)), key=len)
+        judged = [judged for group in self.groups(step) for judged in self.judged(group)]
+        if self.aggregation == "normalize_then_sum":
+            again = standardised(torch.tensor([one.advantage for one in judged], dtype=torch.float64)).tolist()
+            judged = [
+                replace(one, advantage=advantage if one.has_signal else 0.0) for one, advantage in zip(judged, again, strict=True)
+            ]
+        return sorted(judged, key=len)
 
     def rows(self, batch: Sequence[Judged]) -> Sequence[Row]:
         return [judged.row for judged in batch]
@@ -169,7 +187,7 @@ class GRPO:
             loss.backward()
         numbers |= {name: sum(judged.parts[name] for judged in share) / len(batch) for name in self.weights}
         numbers["reward"] = sum(judged.reward for judged in share) / len(batch)
-        numbers["without_signal"] = sum(not judged.has_signal for judged in share) / len(batch)
+        numbers[WITHOUT_SIGNAL] = sum(not judged.has_signal for judged in share) / len(batch)
         return numbers
 
     def _reads(self, judged: Judged) -> bool:
@@ -187,7 +205,7 @@ class GRPO:
         return -cross_entropy(logits_NV.float() / self.spec.temperature, labels_N, reduction="none")
 
     def _by_trl(self, lora: LoRA, on_step: OnStep | None, on_update: OnUpdate | None, directory: Path | None) -> Progress:
-        spec, names = self.spec, tuple(self.weights)
+        spec, names = self.spec, (*self.weights, WITHOUT_SIGNAL)
 
         def trainer_of(begun: Begun) -> Trainer:
             from datasets import Dataset
@@ -195,7 +213,9 @@ class GRPO:
 
             def rollout(prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
                 groups = self.groups(begun.step + trainer.state.global_step)
-                parts = [part for group in groups for part in self.parts(group)]
+                parts = [
+                    {**one.parts, WITHOUT_SIGNAL: float(not one.has_signal)} for group in groups for one in self.judged(group)
+                ]
                 assert len(parts) == len(prompts)
                 return {
                     "prompt_ids": [list(group.prompt_ids) for group in groups for _ in group.completions],
@@ -214,7 +234,8 @@ class GRPO:
                 loss_type=spec.loss_type,
                 mask_truncated_completions=spec.mask_truncated,
                 scale_rewards="group",
-                reward_weights=[self.weights[name] for name in names],
+                reward_weights=[self.weights.get(name, 0.0) for name in names],
+                multi_objective_aggregation=self.aggregation,
                 shuffle_dataset=False,
             )
             trainer: Trainer = GRPOTrainer(
@@ -229,7 +250,7 @@ class GRPO:
             )
             return trainer
 
-        logged = {f"rewards/{name}/mean": name for name in names} | {"frac_reward_zero_std": "without_signal"}
+        logged = {f"rewards/{name}/mean": name for name in names}
         logged |= {"reward": "reward"} | ({"kl": "kl"} if spec.beta else {})
 
         def asked_rows(step: int) -> list[Row]:
@@ -252,6 +273,11 @@ class GRPO:
         )
 
 
+def standardised(values: Tensor) -> Tensor:
+    """GRPO's: by the standard deviation of the sample, and a constant against its being 0."""
+    return (values - values.mean()) / (values.std() + 1e-4)
+
+
 def _told(name: str) -> Callable[..., list[float]]:
     """A reward function as TRL wants it, which says what the rollout brought along."""
 
@@ -272,7 +298,11 @@ def _no_signal(spec: GRPOSpec, groups: Sequence[Sequence[Judged]]) -> str:
             f"None gave an answer: raise max_new_tokens (now {spec.max_new_tokens}), fit a few rows by sft first, or take a "
             "backbone that ends with an answer line."
         )
+    worth = sorted({one.reward for one in judged})
+    said = f"each completion was worth {worth[0]:g}"
+    if len(worth) > 1:
+        said = f"all of a group were worth the same, from {worth[0]:g} to {worth[-1]:g} by the group"
     return (
-        f"Rewards must differ within a group, but in none of the {len(groups)} groups of the first steps did they: each "
-        f"completion was worth {judged[0].reward:g}, and {share:.0%} of {len(judged)} were right. {way}"
+        f"Rewards must differ within a group, but in none of the {len(groups)} groups of the first steps did they: {said}, "
+        f"and {share:.0%} of {len(judged)} were right. {way}"
     )

@@ -85,12 +85,13 @@ class Policy:
 
     def __post_init__(self) -> None:
         self.asked = [self.backbone.chat_ids(reasoning_prompt(example)) for example in self.examples]
-        longest = max(map(len, self.asked))
+        place = max(range(len(self.asked)), key=lambda index: len(self.asked[index]))
+        longest = len(self.asked[place])
         if longest + self.spec.max_new_tokens > self.backbone.context_length:
             raise DataError(
                 f"A prompt leaves room for max_new_tokens within the {self.backbone.context_length} tokens of "
-                f"{self.backbone.name!r}, but the longest has {longest} and max_new_tokens is {self.spec.max_new_tokens}. Lower "
-                "it, or leave out examples that are so long."
+                f"{self.backbone.name!r}, but the longest, {self.examples[place].id!r}, has {longest} and max_new_tokens is "
+                f"{self.spec.max_new_tokens}. Lower it, or leave out examples that are so long."
             )
         self.longest = longest + self.spec.max_new_tokens
 

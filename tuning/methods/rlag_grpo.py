@@ -21,7 +21,7 @@ from adapters.spec import Choices, Range
 from engine.engine import Engine
 from evaluation.task import Example, Task
 from tuning.loop import OnStep, OnUpdate
-from tuning.methods.grpo import GRPO, GRPOSpec
+from tuning.methods.grpo import GRPO, Aggregation, GRPOSpec
 from tuning.methods.method import Fit, Method
 from tuning.methods.on_policy import Group, Policy
 from tuning.methods.rlvr import parts_of
@@ -33,7 +33,9 @@ from tuning.trl_fit import only_lora, require_trl
 
 
 class RLAGGRPOSpec(GRPOSpec):
-    """The reward is accuracy + `rationality_weight` * rationality. With 0 and without literature it is that of rlvr.
+    """The reward is accuracy + `rationality_weight` * rationality. With 0, without literature and as a sum it is that of rlvr.
+
+    `aggregation` normalize_then_sum compares each part within its group before they are added (GDPO).
 
     `literature` alternate: of the prompts every second one, and each example's own in turns; never: the control. `retrieval`
     random is another.
@@ -41,6 +43,7 @@ class RLAGGRPOSpec(GRPOSpec):
 
     name: Literal["rlag_grpo"] = "rlag_grpo"
     rationality_weight: Annotated[float, Range(0.0, 1.0)] = 0.5
+    aggregation: Aggregation = "normalize_then_sum"
     literature: Literal["alternate", "never"] = "alternate"
     num_texts: Annotated[int, Choices((1, 2, 4))] = 2
     retrieval: Literal["best", "random"] = "best"
@@ -82,7 +85,7 @@ class RLAGGRPO(Method):
             policy = InTurns(backbone, adapters, both, spec, identity, writer)
             judge = Judge(backbone, writer.engine, task, both)
             weights = {"accuracy": 1.0, "rationality": spec.rationality_weight}
-            learner = GRPO(backbone, Stack(adapters), spec, policy, judge, weights)
+            learner = GRPO(backbone, Stack(adapters), spec, policy, judge, weights, aggregation=spec.aggregation)
             prepared_s = time.monotonic() - started
             done = learner.fit(on_step, on_update, directory)
             groups = policy.history(done.step)

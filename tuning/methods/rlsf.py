@@ -34,6 +34,7 @@ from tuning.methods.supervised import identity_of
 from tuning.rollouts import WRITER, has_begun, own_words, rollouts
 from tuning.self_feedback import (
     FEW_GROUPS,
+    LEAST,
     Branched,
     Preference,
     at_random,
@@ -71,6 +72,10 @@ class RLSFSpec(DPOSpec):
             raise ValueError(
                 f"num_questions, num_labelled and max_trace_tokens must be at least 1, but got {self.num_questions}, "
                 f"{self.num_labelled} and {self.max_trace_tokens}."
+            )
+        if self.num_labelled < LEAST:
+            raise ValueError(
+                f"Confidence is held against {LEAST} labelled rows or more, but got num_labelled = {self.num_labelled}. Take 64."
             )
         if not (0 < self.min_gap <= 1 and 0 <= self.threshold < 1 and 0.5 <= self.min_auroc < 1):
             raise ValueError(

@@ -170,12 +170,13 @@ def teacher_prompts(backbone: Backbone, examples: Sequence[Example], spec: SDFTS
         for example, other in zip(examples, shown, strict=True)
     ]
     prompts = [backbone.chat_ids(text) for text in texts]
-    longest = max(map(len, prompts))
+    place = max(range(len(prompts)), key=lambda index: len(prompts[index]))
+    longest = len(prompts[place])
     if longest + spec.max_new_tokens > backbone.context_length:
         raise DataError(
             f"The teacher reads question and solution and leaves room for max_new_tokens, {backbone.context_length} tokens in "
-            f"all on {backbone.name!r}, but the longest prompt has {longest} and max_new_tokens is {spec.max_new_tokens}. Lower "
-            "it, or leave out examples that are so long."
+            f"all on {backbone.name!r}, but the longest prompt, of {examples[place].id!r}, has {longest} and max_new_tokens is "
+            f"{spec.max_new_tokens}. Lower it, or leave out examples that are so long."
         )
     return prompts
 
