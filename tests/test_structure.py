@@ -68,9 +68,6 @@ def test_make_targets_in_the_readme_exist() -> None:
     assert {"quickstart", "test"} <= named <= targets
 
 
-_COMMAND_FILES = sorted(file.name for file in (ROOT / "service").glob("*cli.py"))
-
-
 def test_commands_in_the_readme_exist() -> None:
     commands = set(get_command(app).commands)
     named = set(re.findall(r"\bgraftline ([a-z][a-z-]*)", (ROOT / "README.md").read_text()))
