@@ -83,6 +83,7 @@ def test_commands_in_the_readme_exist() -> None:
         ["evaluate"],
         ["knockout"],
         ["elicited"],
+        ["hybrid"],
         ["steer"],
         ["decoding"],
         ["tune-decoding"],
