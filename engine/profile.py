@@ -20,6 +20,7 @@ from adapters.spec import Spec
 from engine.decoding.answer import ANSWER_CUE
 from engine.decoding.budget import Budget
 from engine.decoding.tip import SwitchPenalty
+from engine.decoding.tracing import Tracing
 
 PROFILE = "profile.json"
 
@@ -35,6 +36,7 @@ class DecodingPolicy(Spec):
     trace_end: Annotated[str, Field(min_length=1)] = ANSWER_CUE
     tip: SwitchPenalty | None = None  # None: off
     budget: Budget | None = None  # None: off
+    tracing: Tracing | None = None  # what a request may ask for; None: the backbone is not said to follow such prompts
 
     @property
     def interventions(self) -> Mapping[str, Spec]:

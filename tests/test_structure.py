@@ -84,6 +84,7 @@ def test_commands_in_the_readme_exist() -> None:
         ["knockout"],
         ["elicited"],
         ["hybrid"],
+        ["thoughts"],
         ["steer"],
         ["decoding"],
         ["tune-decoding"],

@@ -42,7 +42,7 @@ def fit_categories(states_NH: Tensor, count: int, seed: int = 0) -> Encoder:
         latents_NK = data_NH @ encoder.T + bias
         kept = latents_NK.topk(num_active, dim=1)
         sparse_NK = torch.zeros_like(latents_NK).scatter(1, kept.indices, kept.values.relu())
-        return sparse_NK @ (decoder / decoder.norm(dim=1, keepdim=True).clamp(min=1e-8))
+        return torch.mm(sparse_NK, decoder / decoder.norm(dim=1, keepdim=True).clamp(min=1e-8))
 
     for _ in range(_STEPS):
         loss = (data_NH - made_NH()).pow(2).sum(dim=1).mean()
@@ -63,4 +63,4 @@ def _apart(data_NH: Tensor, count: int, seed: int) -> Tensor:
         squared_N = torch.cdist(data_NH, data_NH[chosen]).min(dim=1).values.pow(2) + 1e-12
         chosen.append(int(torch.multinomial(squared_N, 1, generator=generator)))
     found_KH = data_NH[chosen]
-    return found_KH / found_KH.norm(dim=1, keepdim=True).clamp(min=1e-8)
+    return torch.div(found_KH, found_KH.norm(dim=1, keepdim=True).clamp(min=1e-8))

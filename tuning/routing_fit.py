@@ -177,7 +177,7 @@ def _descended(
     def shifts(text: _Text, chosen: Sequence[int]) -> Tensor:
         category_P = _categories(encoder, text)[list(chosen)].to(device)
         unit_KH = direction_KH / direction_KH.norm(dim=1, keepdim=True)
-        return log_strength_K.exp()[category_P, None] * unit_KH[category_P]
+        return torch.mul(log_strength_K.exp()[category_P, None], unit_KH[category_P])
 
     best, alone = None, _likeness(twin, told, at.layer, None)
     least, since = alone.nats, 0
