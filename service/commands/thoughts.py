@@ -24,12 +24,13 @@ def thoughts(
 ) -> None:
     from engine.decoding.tracing import Tracing
     from evaluation.tasks.belief import BELIEF
-    from evaluation.thoughts import about_beliefs, compare_ways
+    from evaluation.thoughts import Thoughts, about_beliefs, compare_ways
 
     subject = load_subject(named, "belief", backbone_name, home, tracking_uri)
     # Half of a story's questions are about a belief.
     examples = about_beliefs(BELIEF.examples("select", 2 * items, seed))[:items]
-    spec, found = Tracing(num_hypotheses=num_hypotheses), {}
+    spec = Tracing(num_hypotheses=num_hypotheses)
+    found: dict[str, Thoughts] = {}
     for side, profile in SIDES.items():
         with Console(stderr=True).status(f"tracing {len(examples)} stories: {side}"):
             found[side] = compare_ways(subject.engine, subject.backbone, profile, examples, spec, seed)
