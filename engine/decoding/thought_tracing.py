@@ -18,7 +18,7 @@ from engine.decoding import tracing_prompts as say
 from engine.decoding.answer import ANSWER_CUE
 from engine.decoding.hypotheses import Hypotheses, expected_likelihood
 from engine.decoding.tracing import Tracing
-from engine.engine import Completion, Continuation, Engine, GenerationRequest
+from engine.engine import Completion, Continuation, Engine, GenerationRequest, PromptTooLong
 from engine.profile import DecodingPolicy
 
 _MIN_DIVERSITY = 0.25  # below it the hypotheses say the same, and are reworded
@@ -65,6 +65,21 @@ class ThoughtTracing:
     seed: int = 0
 
     def rounds(self, story: str, question: str) -> Rounds:
+        """Untraced where a prompt does not fit into the context, or where the thoughts would take more than half of it."""
+        return self._fitting(story, self._traced(story, question))
+
+    def filtered(self, story: str, question: str) -> Rounds:
+        """The two-call perspective filter: the story as far as the agent knows it. What is empty leaves the story as it is."""
+        return self._fitting(story, self._known(story, question))
+
+    def _fitting(self, story: str, asking: Rounds) -> Rounds:
+        try:
+            found = yield from asking
+        except PromptTooLong:
+            return Traced(story)
+        return found if 2 * len(self.backbone.encode(found.story)) <= self.backbone.context_length else Traced(story)
+
+    def _traced(self, story: str, question: str) -> Rounds:
         name = say.line((yield from self._write([say.agent(story, question)]))[0]).strip(" .:\"'")
         if not name:
             return Traced(story)
@@ -91,8 +106,7 @@ class ThoughtTracing:
         chain = [(step.text, held.likeliest()) for step, held in zip(steps, found, strict=True)]
         return Traced(say.with_thoughts(story, name, chain), name, steps, tuple(found))
 
-    def filtered(self, story: str, question: str) -> Rounds:
-        """The two-call perspective filter: the story as far as the agent knows it. What is empty leaves the story as it is."""
+    def _known(self, story: str, question: str) -> Rounds:
         name = say.line((yield from self._write([say.agent(story, question)]))[0]).strip(" .:\"'")
         if not name:
             return Traced(story)
@@ -139,15 +153,15 @@ class ThoughtTracing:
         limit = max_tokens or self.spec.max_thought_tokens * (self.spec.num_hypotheses if whole else 1)
         asked = [
             GenerationRequest(
-                self.backbone.chat_ids(prompt),
+                ids,
                 self.profile,
-                max(1, min(limit, self.backbone.context_length - len(self.backbone.chat_ids(prompt)))),
+                min(limit, self.backbone.context_length - len(ids)),
                 temperature=temperature,
                 top_p=1.0,
                 seed=random.Random(f"{seed}/{place}").getrandbits(31),
                 policy=DecodingPolicy(),
             )
-            for place, prompt in enumerate(prompts)
+            for place, ids in enumerate(self._fits(prompt, 1) for prompt in prompts)
         ]
         answers = yield asked
         return [completion.text for completion in cast(Sequence[Completion], answers)]
@@ -155,14 +169,20 @@ class ThoughtTracing:
     def _judge(self, prompts: Sequence[str], letters: Sequence[str]) -> Generator[Ask, Answers, list[tuple[float, ...]]]:
         """The log-probability of answering with each letter."""
         prefix = len(self.backbone.encode(ANSWER_CUE))
-        asked = [
-            Continuation(self.backbone.chat_ids(prompt), tuple(self.backbone.encode(f"{ANSWER_CUE} {letter}")), prefix)
-            for prompt in prompts
-            for letter in letters
-        ]
+        replies = [tuple(self.backbone.encode(f"{ANSWER_CUE} {letter}")) for letter in letters]
+        longest = max(map(len, replies))
+        asked = [Continuation(ids, reply, prefix) for ids in [self._fits(one, longest) for one in prompts] for reply in replies]
         answers = yield asked
         sums = [sum(row) for row in cast(Sequence[tuple[float, ...]], answers)]
         return [tuple(sums[first : first + len(letters)]) for first in range(0, len(sums), len(letters))]
+
+    def _fits(self, prompt: str, num_more: int) -> tuple[int, ...]:
+        ids, limit = self.backbone.chat_ids(prompt), self.backbone.context_length
+        if len(ids) + num_more > limit:
+            raise PromptTooLong(
+                f"A prompt of thought tracing takes at most {limit} tokens here, but got {len(ids)}. Shorten the story."
+            )
+        return ids
 
 
 def run_rounds(engine: Engine, asking: Sequence[Rounds], profile: str | None = None) -> list[Traced]:
