@@ -22,6 +22,15 @@ class _Prefill:
 
 
 @dataclass(frozen=True)
+class _Peek:
+    """One token for each of some rows, read at `columns_B` and not kept."""
+
+    rows_B: Tensor
+    columns_B: Tensor
+    width: int
+
+
+@dataclass(frozen=True)
 class _Decode:
     """One token for each of the first rows, written at `columns_B`; `width` columns are read."""
 
@@ -41,7 +50,7 @@ class RowCache(Cache):
         self._dtype = dtype
         self._stored: list[tuple[Tensor, Tensor] | None] = [None] * num_layers  # keys and values, [B, A, C, D]
         self._size = (0, 0)
-        self._now: _Prefill | _Decode | None = None
+        self._now: _Prefill | _Decode | _Peek | None = None
 
     def reserve(self, num_rows: int, num_columns: int) -> None:
         """Makes room; what is stored stays."""
@@ -64,6 +73,10 @@ class RowCache(Cache):
     def decode(self, columns_B: Tensor, width: int) -> None:
         """The next forward reads one token a row, which stands at its column."""
         self._now = _Decode(torch.arange(len(columns_B), device=columns_B.device), columns_B, width)
+
+    def peek(self, rows_B: Tensor, columns_B: Tensor, width: int) -> None:
+        """The next forward reads these rows' last tokens once more, each instead of what stands at its column; none is kept."""
+        self._now = _Peek(rows_B, columns_B, width)
 
     def move(self, source: int, target: int, length: int) -> None:
         for keys, values in filter(None, self._stored):
@@ -88,6 +101,11 @@ class RowCache(Cache):
                 stored[now.start : now.start + count, :, :width] = kept[now.index_B]
             return key_states, value_states
         assert now is not None
+        if isinstance(now, _Peek):
+            read = tuple(stored[now.rows_B, :, : now.width].clone() for stored in (keys, values))
+            for found, states in zip(read, (key_states, value_states), strict=True):
+                found[torch.arange(len(now.rows_B), device=found.device), :, now.columns_B] = states[:, :, 0].to(self._dtype)
+            return read[0], read[1]
         for stored, states in ((keys, key_states), (values, value_states)):
             stored[now.rows_B, :, now.columns_B] = states[:, :, 0].to(self._dtype)
         count = len(now.columns_B)

@@ -117,12 +117,14 @@ class EngineStats:
         0  # tokens of prompts, soft thoughts among them, that went through a forward for `complete` or `generate`
     )
     scored_tokens: int = 0  # tokens that went through a forward for `score`
+    steered_tokens: Mapping[str, int] = field(default_factory=dict)  # of those generated under a routing, by profile name
+    beside_tokens: int = 0  # that went through a forward for what routing reads beside its rows
     scored_tokens_unshared: int = 0  # tokens that a plain loop of forwards would have needed
 
     @property
     def forward_tokens(self) -> int:
         """All that went through a forward so far."""
-        return self.prompt_tokens + sum(self.generated_tokens.values()) + self.scored_tokens
+        return self.prompt_tokens + sum(self.generated_tokens.values()) + self.beside_tokens + self.scored_tokens
 
 
 class Completes(Protocol):

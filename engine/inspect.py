@@ -67,7 +67,7 @@ class Inspected:
 def inspect_batch(rows: Sequence[Inspected], layers: Sequence[int], twin: Twin, bank: AdapterBank) -> list[Tensor]:
     """The asked states of each row, [L, P, H]; rows of several profiles share the forward."""
     width, device = max(row.length for row in rows), twin.device
-    with twin.running(), bank.rows([row.name for row in rows]), _kept(twin, layers) as kept:
+    with twin.running(), bank.rows([row.name for row in rows]), kept_outputs(twin, layers) as kept:
         embeds_BTH = pad_sequence([row.embed(twin.embeddings) for row in rows], batch_first=True)
         positions_BT = torch.arange(width, device=device).expand(len(rows), -1)
         # Padding stands at the end, where no token of the row looks.
@@ -80,7 +80,7 @@ def inspect_batch(rows: Sequence[Inspected], layers: Sequence[int], twin: Twin, 
 
 
 @contextmanager
-def _kept(twin: Twin, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+def kept_outputs(twin: Twin, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
     """Inside, every forward leaves the outputs of the layers here. The bank's hooks, being older, have acted by then."""
     kept: dict[int, Tensor] = {}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,11 +14,13 @@ from adapters.adapter import Adapter, Prompt, Stack
 from adapters.backbone import Backbone
 from adapters.errors import DamagedAdapter
 from adapters.files import kind_of, load_adapters, save_adapters
+from adapters.routing import FOLDER, Routing
 from adapters.softcot import SoftCoT
 from adapters.spec import Spec
 from engine.decoding.answer import ANSWER_CUE
 from engine.decoding.budget import Budget
 from engine.decoding.tip import SwitchPenalty
+from engine.decoding.tracing import Tracing
 
 PROFILE = "profile.json"
 
@@ -34,6 +36,7 @@ class DecodingPolicy(Spec):
     trace_end: Annotated[str, Field(min_length=1)] = ANSWER_CUE
     tip: SwitchPenalty | None = None  # None: off
     budget: Budget | None = None  # None: off
+    tracing: Tracing | None = None  # what a request may ask for; None: the backbone is not said to follow such prompts
 
     @property
     def interventions(self) -> Mapping[str, Spec]:
@@ -44,10 +47,14 @@ class DecodingPolicy(Spec):
 
 @dataclass(frozen=True)
 class Profile:
-    """No adapters: the backbone itself, decoded as the policy says."""
+    """No adapters: the backbone itself, decoded as the policy says.
+
+    With a routing the backbone writes, and the adapters say where it is steered.
+    """
 
     adapters: tuple[Adapter, ...] = ()
     policy: DecodingPolicy = field(default_factory=DecodingPolicy)
+    routing: Routing | None = None
 
     @property
     def num_chains(self) -> int:
@@ -58,34 +65,40 @@ class Profile:
         return Stack(self.adapters).transform(backbone, Prompt(ids, chain=chain))
 
     def scaled(self, factor: float) -> Profile:
-        return Profile(tuple(adapter.scaled(factor) for adapter in self.adapters), self.policy)
+        return replace(self, adapters=tuple(adapter.scaled(factor) for adapter in self.adapters))
 
     def scaled_by_layer(self, factors: Sequence[float]) -> Profile:
         """The adapters' effect in layer i multiplied by `factors[i]`: 0 in every layer leaves the soft thoughts alone."""
-        return Profile(tuple(adapter.scaled_by_layer(factors) for adapter in self.adapters), self.policy)
+        return replace(self, adapters=tuple(adapter.scaled_by_layer(factors) for adapter in self.adapters))
 
     def save(self, directory: Path) -> None:
         save_adapters(self.adapters, directory)
+        if self.routing is not None:
+            self.routing.save(directory)
         kinds = [kind_of(adapter) for adapter in self.adapters]
         told = {"format_version": 1, "adapters": kinds, "policy": self.policy.model_dump(mode="json")}
+        told["is_routed"] = self.routing is not None
         (directory / PROFILE).write_text(json.dumps(told, indent=2) + "\n")
 
     @classmethod
     def load(cls, directory: Path) -> Profile:
         """A directory that was saved here, or any plain PEFT LoRA directory (greedy decoding then)."""
-        file = directory / PROFILE
+        file, routing = directory / PROFILE, Routing.load(directory)
         if not file.is_file():
-            return cls(load_adapters(directory))
+            return cls(load_adapters(directory), routing=routing)
         try:
             stored = _Stored.model_validate_json(file.read_bytes())
         except ValidationError as error:
             fault = error.errors(include_url=False)[0]
             place = ".".join(map(str, fault["loc"])) or "all of it"
             raise DamagedAdapter(f"{file} is not a profile ({place}: {fault['msg']}). Save the adapter again.") from error
-        return cls(load_adapters(directory, stored.adapters), stored.policy)
+        if stored.is_routed and routing is None:
+            raise DamagedAdapter(f"{file} says that the profile is routed, but {directory / FOLDER} is not there. Restore it.")
+        return cls(load_adapters(directory, stored.adapters), stored.policy, routing)
 
 
 class _Stored(BaseModel):
     format_version: Literal[1]
     policy: DecodingPolicy
     adapters: tuple[str, ...] | None = None  # kinds; None: of before they were written
+    is_routed: bool = False

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from adapters.adapter import Prompt
+from engine.bank import BASE
 from engine.decoding.row_policy import RowPolicy
 from engine.engine import Completion, Delta, FinishReason, TokenLogprob
+from engine.oracle import Oracle
 from engine.sampling import Sampler
 from engine.text import TextStream
 
@@ -18,7 +20,10 @@ from engine.text import TextStream
 
 @dataclass(eq=False)
 class Row:
-    """`name` is the profile's name, or the bank's BASE. `listener` is told every delta, or the error that ended the row."""
+    """`name` is the profile's name, or the bank's BASE. `listener` is told every delta, or the error that ended the row.
+
+    With an oracle the row itself is the backbone's, and the adapters read beside it.
+    """
 
     name: str
     prompt: Prompt
@@ -28,6 +33,7 @@ class Row:
     sampler: Sampler
     stream: TextStream
     policy: RowPolicy | None = None  # None: no interventions
+    oracle: Oracle | None = None  # None: the adapters write themselves
     num_top: int = 0  # of the likeliest tokens that are kept at every place
     listener: Callable[[Delta | Exception], None] | None = None
     token_ids: list[int] = field(default_factory=list)
@@ -41,6 +47,20 @@ class Row:
     @property
     def is_finished(self) -> bool:
         return self.finish_reason is not None or self.error is not None
+
+    @property
+    def adapters(self) -> str:
+        """The name in the bank that it computes under."""
+        return self.name if self.oracle is None else BASE
+
+    @property
+    def seats(self) -> tuple[Row | Oracle, ...]:
+        """What takes a place of the batch each."""
+        return (self,) if self.oracle is None else (self, self.oracle)
+
+    @property
+    def last_id(self) -> int:
+        return self.token_ids[-1] if self.token_ids else self.prompt.ids[-1]
 
     @property
     def length(self) -> int:

@@ -35,7 +35,9 @@ from engine.engine import (
 )
 from engine.inspect import Inspected, Inspector, inspect_batch
 from engine.loop import StepLoop
+from engine.oracle import Oracle, Router
 from engine.profile import Profile
+from engine.routed_score import routed_score
 from engine.row import Row
 from engine.sampling import Sampler
 from engine.scheduler import Scheduler
@@ -71,11 +73,12 @@ class TorchEngine:
         self._scheduler = Scheduler(self._twin, self._bank, *self._limits)
         self._loop: StepLoop | None = None
         self._generated: Counter[str] = Counter()
-        self._prefilled = self._scored = self._scored_unshared = 0
+        self._steered: Counter[str] = Counter()
+        self._prefilled = self._beside = self._scored = self._scored_unshared = 0
 
     @property
     def capabilities(self) -> frozenset[str]:
-        return frozenset({"lora", "softcot", "steering", "score", "generate", "inspect", *COMPILED})
+        return frozenset({"lora", "softcot", "steering", "score", "generate", "inspect", "routing", *COMPILED})
 
     @property
     def loaded(self) -> tuple[str, ...]:
@@ -157,14 +160,18 @@ class TorchEngine:
                 while scheduler.is_busy:
                     scheduler.step()
                 self._generated.update(scheduler.generated)
+                self._steered.update(scheduler.steered)
                 self._prefilled += scheduler.prefilled
+                self._beside += scheduler.beside
         written = (row.completion() for row in rows)
         return [elected([next(written) for _ in each]) for each in voters]
 
     def score(self, continuations: Sequence[Continuation], profile: str | None = None) -> list[tuple[float, ...]]:
         if not continuations:
             return []
-        name = profile or BASE
+        name, router = profile or BASE, self._router(profile)
+        if router is not None:
+            return [self._routed_score(continuation, name, router) for continuation in continuations]
         work = self._run(lambda: lay_out(continuations, self._prompts(continuations, profile), self._limits[1]))
         found: dict[int, tuple[float, ...]] = {}
         for batch in work.batches:
@@ -173,6 +180,13 @@ class TorchEngine:
         self._scored += work.num_nodes
         self._scored_unshared += work.num_unshared
         return [found[index] for index in range(len(continuations))]
+
+    def _routed_score(self, continuation: Continuation, name: str, router: Router) -> tuple[float, ...]:
+        (prompt,) = self._run(lambda: self._prompts([continuation], name))
+        found = self._run(lambda: routed_score(continuation, prompt, router, name, self._twin, self._bank))
+        self._scored += found.num_tokens
+        self._scored_unshared += found.num_tokens
+        return found.logprobs
 
     def hidden_states(
         self, continuations: Sequence[Continuation], profiles: Sequence[str | None], layers: Sequence[int]
@@ -193,6 +207,8 @@ class TorchEngine:
             waiting=len(self._scheduler.waiting),
             generated_tokens=dict(self._generated + self._scheduler.generated),
             prompt_tokens=self._prefilled + self._scheduler.prefilled,
+            steered_tokens=dict(self._steered + self._scheduler.steered),
+            beside_tokens=self._beside + self._scheduler.beside,
             scored_tokens=self._scored,
             scored_tokens_unshared=self._scored_unshared,
         )
@@ -220,7 +236,11 @@ class TorchEngine:
 
     def _load(self, name: str, profile: Profile) -> None:
         self._refuse_busy(name)
-        refuse_unable(profile.policy, self.capabilities, "the engine")
+        refuse_unable(profile.policy, self.capabilities, "the engine", profile.routing)
+        if profile.routing is not None:
+            if not profile.adapters:
+                raise EngineError(f"A routing stands between the backbone and an adapter, but {name!r} has none. Leave it out.")
+            profile.routing.check(self.backbone)
         self._compiled(profile.policy)
         with torch.no_grad():
             probe = profile.transform(self.backbone, self.backbone.chat_ids("?"))
@@ -253,9 +273,11 @@ class TorchEngine:
         top_p = policy.top_p if request.top_p is None else request.top_p
         num_more = len(request.begun_ids) + request.max_new_tokens
         prompt = self._prompt(request.prompt_ids, request.profile, num_more, request.chain or 0)
-        return Row(
+        read = replace(prompt, ids=(*prompt.ids, *request.begun_ids))
+        router = self._router(request.profile)
+        row = Row(
             name=request.profile or BASE,
-            prompt=replace(prompt, ids=(*prompt.ids, *request.begun_ids)),
+            prompt=read if router is None else Prompt((*request.prompt_ids, *request.begun_ids)),
             prompt_tokens=len(request.prompt_ids) + len(request.begun_ids),
             max_new_tokens=request.max_new_tokens,
             stop_ids=self.backbone.stop_ids,
@@ -264,6 +286,14 @@ class TorchEngine:
             policy=self._compiled(policy).for_row(request.begun_ids, request.max_new_tokens),
             num_top=request.top_logprobs,
         )
+        if router is not None:
+            row.oracle = Oracle(row, router, read, request.begun_ids)
+        return row
+
+    def _router(self, profile: str | None) -> Router | None:
+        """None where the profile's adapters write themselves."""
+        routing = None if profile is None else self.profile(profile).routing
+        return None if routing is None else Router(routing, self.backbone.decode)
 
     def _prompts(self, continuations: Sequence[Continuation], profile: str | None) -> list[Prompt]:
         """One object for equal prompts: their soft thoughts are then the same nodes."""
@@ -286,6 +316,11 @@ class TorchEngine:
         count = self._twin.num_layers
         if not layers or not all(0 <= layer < count for layer in layers):
             raise ValueError(f"Layers are counted from 0 to {count - 1} on this backbone, but got {list(layers)}. Ask for those.")
+        for name in {profile for profile in profiles if profile is not None and self._router(profile)}:
+            raise EngineError(
+                f"What is looked into is one model, but {name!r} routes between two. Load its adapters alone under a "
+                "name of their own."
+            )
         return [
             Inspected(asked, self._prompt(asked.prompt_ids, profile, len(asked.ids)), profile or BASE)
             for asked, profile in zip(continuations, profiles, strict=True)

@@ -25,6 +25,7 @@ from service.prompts import chat_prompt, completion_prompts
 from service.settings import Settings
 from service.startup import Parts, start
 from service.streaming import EventStream, events, while_connected
+from service.thoughts import traced
 from service.writing import Writing, collect
 
 app = new_application()
@@ -141,6 +142,9 @@ class Graftline:
             for prompt in prompts
         )
         generate = generating(engine.generate, backbone, body.decoding.branches, policy, requests)
+        if policy.tracing is not None:
+            turns = body.turns if isinstance(body, ChatRequest) else None
+            generate = traced(engine, generate, backbone, policy.tracing, turns)
         return Writing(generate, lease, requests, settings.request_timeout_s)
 
     def _reply(self, writing: Writing, prefix: str, request: Request, kind: ObjectName) -> Reply:

@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from service import combining_cli
+from service import combining_cli, reading_cli
 from service.options import Home, Json, TrackingUri, listed, numbers, seconds
 from service.policy_cli import policy_app
 from service.sae_cli import sae_app
@@ -313,6 +313,8 @@ def status(home: Home = None, tracking_uri: TrackingUri = None, as_json: Json = 
 app.command()(combining_cli.merge)
 app.command("softcot-arms")(combining_cli.softcot_arms)
 app.command("reduce-intruders")(combining_cli.reduce_intruders)
+app.command()(reading_cli.hybrid)
+app.command()(reading_cli.thoughts)
 
 
 @app.command()

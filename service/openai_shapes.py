@@ -76,6 +76,12 @@ class Decoding(Narrowing):
 
     branches: Branches | None = None
 
+    @model_validator(mode="after")
+    def _one_way_of_answering(self) -> Decoding:
+        if self.branches is not None and self.tracing is not None:
+            raise ValueError("decoding.branches and decoding.tracing are two ways to one reply: give one of them")
+        return self
+
 
 class _Request(BaseModel):
     """What both kinds of request hold. `temperature` and `top_p` left out: as the release's decoding policy says."""

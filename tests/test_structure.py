@@ -82,6 +82,8 @@ def test_commands_in_the_readme_exist() -> None:
         ["evaluate"],
         ["knockout"],
         ["elicited"],
+        ["hybrid"],
+        ["thoughts"],
         ["steer"],
         ["decoding"],
         ["tune-decoding"],

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator
 from adapters.spec import Spec
 from engine.decoding.budget import Budget
 from engine.decoding.tip import SwitchPenalty
+from engine.decoding.tracing import Tracing
 from engine.engine import EngineError
 from engine.profile import DecodingPolicy
 
@@ -73,11 +74,35 @@ class BudgetNarrowing(Spec):
         return Budget(**narrowed)
 
 
+class TracingNarrowing(Spec):
+    """Thought tracing is off unless a request asks for it, and it may ask only where the release declares that it follows."""
+
+    num_hypotheses: Annotated[int, Field(ge=2)] | None = None
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    max_thought_tokens: Annotated[int, Field(ge=4)] | None = None
+
+    def of(self, tracing: Tracing | None) -> Tracing:
+        if tracing is None:
+            raise NotNarrower(
+                "Thought tracing needs a backbone that follows its prompts, and this release's policy does not declare with "
+                "`tracing` that its own does. Leave it out, or ask a release that declares it."
+            )
+        asked = self.model_dump(exclude_none=True)
+        _refuse_more("tracing", asked, tracing)
+        return tracing.model_copy(update=asked)
+
+
 class Narrowing(Spec):
     """`tip`: false, or no strength, switches it off."""
 
     tip: TipNarrowing | None = None
     budget: BudgetNarrowing | None = None
+    tracing: TracingNarrowing | None = None
+
+    @field_validator("tracing", mode="before")
+    @classmethod
+    def _true_is_the_release_s(cls, value: object) -> object:
+        return {} if value is True else None if value is False else value
 
     @field_validator("tip", mode="before")
     @classmethod
@@ -90,6 +115,7 @@ class Narrowing(Spec):
             update={
                 "tip": policy.tip if self.tip is None else self.tip.of(policy.tip),
                 "budget": policy.budget if self.budget is None else self.budget.of(policy.budget),
+                "tracing": None if self.tracing is None else self.tracing.of(policy.tracing),
             }
         )
 

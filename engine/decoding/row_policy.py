@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from adapters.backbone import Backbone
+from adapters.routing import Routing
 from engine.decoding.budget import Budget
 from engine.decoding.intervention import CannotRun, Compiled, Intervention
 from engine.decoding.row_budget import CompiledBudget
@@ -89,11 +90,12 @@ def _refuse_unseen(end: str, backbone: Backbone) -> None:
             )
 
 
-def refuse_unable(policy: DecodingPolicy, capabilities: frozenset[str], engine: str) -> None:
-    """CannotRun that names what an engine of these capabilities lacks for the policy: to be called at load."""
-    missing = [name for name in policy.interventions if name not in capabilities]
+def refuse_unable(policy: DecodingPolicy, capabilities: frozenset[str], engine: str, routing: Routing | None = None) -> None:
+    """CannotRun that names what an engine of these capabilities lacks for a profile's policy or routing: to be called at load."""
+    asked = (*policy.interventions, *(() if routing is None else ("routing",)))
+    missing = [name for name in asked if name not in capabilities]
     if missing:
         raise CannotRun(
-            f"The policy asks for {' and '.join(f'`{name}`' for name in missing)}, which {engine} cannot run. "
+            f"The profile asks for {' and '.join(f'`{name}`' for name in missing)}, which {engine} cannot run. "
             "Use the PyTorch engine, or load the release without it."
         )

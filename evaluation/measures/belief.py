@@ -45,7 +45,7 @@ class Belief:
         if not all(map(_is_story, examples)):
             return _nothing(self, task, examples, f"belief is read of stories with four questions, which {task.name!r} is not")
         asked = [Asked.of(example) for example in examples]
-        margins = _margins(engine, backbone, profile, examples)
+        margins = belief_margins(engine, backbone, profile, examples)
         right = [float(margin > 0) for margin in margins]
         found = Readings.of(
             self,
@@ -87,7 +87,8 @@ def _is_story(example: Example) -> bool:
     return example.id.rpartition("/")[2] in ORDERS and len(example.choices or ()) == 2
 
 
-def _margins(engine: Engine, backbone: Backbone, profile: str | None, examples: Sequence[Example]) -> list[float]:
+def belief_margins(engine: Engine, backbone: Backbone, profile: str | None, examples: Sequence[Example]) -> list[float]:
+    """Log-probability of the right container less that of the other, in nats, as the mean over both orders of naming them."""
     prefix = len(backbone.encode(answer_line("").rstrip()))
     asked: list[Continuation] = []
     for example in examples:
