@@ -37,13 +37,15 @@ from tuning.methods import METHODS
 from tuning.recipe import Recipe
 from tuning.trial import ADAPTER, Job, Outcome
 
+# Compression shortens chains and teaches no domain: it is held against its own nulls (benchmarks.compression).
+TEACHING = set(METHODS) - {"compression"}
 QUICKSTART = Recipe.load(Path(__file__).parent.parent / "recipes" / "quickstart.toml")
 
 
 def test_every_method_has_an_arm_and_every_control_is_one() -> None:
     for budget in (SHORT, LONG):
         names = {QUICKSTART.with_values(arm.under(budget)).method.name for arm in ARMS.values()}
-        assert names == set(METHODS)
+        assert names == TEACHING
     assert {control for arm in ARMS.values() for control in arm.controls} | KEPT <= set(ARMS)
     assert not any(ARMS[name].made for name in KEPT), "what is made is made of what was fitted"
 
@@ -82,9 +84,9 @@ def test_the_curriculum_feeds_three_methods_and_what_is_continued_or_combined_ha
 def test_the_default_run_ends_within_an_hour_and_has_every_method_with_a_control() -> None:
     assert expected_minutes(MAIN, SHORT) <= 55 < expected_minutes(list(ARMS), SHORT)
     fitted = [name for name in MAIN if not ARMS[name].made]
-    assert {QUICKSTART.with_values(ARMS[name].under(SHORT)).method.name for name in fitted} == set(METHODS)
+    assert {QUICKSTART.with_values(ARMS[name].under(SHORT)).method.name for name in fitted} == TEACHING
     beaten = {name for name in MAIN if set(ARMS[name].controls) & set(MAIN)}
-    assert {QUICKSTART.with_values(ARMS[name].under(SHORT)).method.name for name in beaten & set(fitted)} == set(METHODS)
+    assert {QUICKSTART.with_values(ARMS[name].under(SHORT)).method.name for name in beaten & set(fitted)} == TEACHING
 
 
 def test_what_an_arm_needs_comes_first_and_once() -> None:
