@@ -237,11 +237,10 @@ def credited(rows: list[dict[str, Any]]) -> str:
     chosen = {(row["arm"], row["seed"]): row["outcome"]["score"]["chosen"] for row in rows}
     lines = []
     for (arm, seed), own in chosen.items():
-        read = [chosen[control, seed] for control in ARMS[arm].controls if (control, seed) in chosen]
+        read = {control: chosen[control, seed] for control in ARMS[arm].controls if (control, seed) in chosen}
         if read:
-            other = max(read, key=lambda score: score["domain_gain"])
+            name, other = max(read.items(), key=lambda one: float(one[1]["domain_gain"]))
             above, wide = own["domain_gain"] - other["domain_gain"], 1.96 * math.hypot(own["gain_stderr"], other["gain_stderr"])
-            name = next(control for control in ARMS[arm].controls if chosen.get((control, seed)) is other)
             lines.append([arm, name, str(seed), f"{above:+.3f} ± {wide:.3f}", "yes" if above > wide else "no"])
     return table(["arm", "control", "seed", "above the control", "credited"], lines)
 
@@ -280,8 +279,8 @@ def at_gain(scales: Sequence[dict[str, Any]], gain: float) -> dict[str, float]:
 
 
 def kl_at_gain(scales: Sequence[dict[str, Any]], gain: float) -> float:
-    """In the same way; not a number for a row that is older than its reading."""
-    return interpolated(scales, gain, [one.get("forward_kl", math.nan) for one in scales])
+    """In the same way."""
+    return interpolated(scales, gain, [one["forward_kl"] for one in scales])
 
 
 def interpolated(scales: Sequence[dict[str, Any]], gain: float, values: Sequence[float]) -> float:
