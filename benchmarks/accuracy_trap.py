@@ -72,7 +72,7 @@ def main() -> None:
     recipe, seeds = Recipe.load(args.recipe), 3 if args.full else 1
     args.runs.mkdir(parents=True, exist_ok=True)
     rows = []
-    prepare()
+    prepare(recipe.domain)
     for seed in range(seeds):
         for form in FORMS:
             for rate in RATES:

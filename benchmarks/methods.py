@@ -56,7 +56,7 @@ def main() -> None:
     recipe, seeds, budget = Recipe.load(args.recipe), 3 if args.full else 1, LONG if args.full else SHORT
     arms = with_earlier(args.only or (ARMS if args.full else MAIN))
     print(f"{len(arms)} of {len(ARMS)} arms, about {seeds * expected_minutes(arms, budget):.0f} minutes on two cores", flush=True)
-    prepare()
+    prepare(recipe.domain)
     benches = [Bench(recipe, seed, budget, args.runs, available_threads() // args.workers) for seed in range(seeds)]
     with ThreadPoolExecutor(args.workers) as pool:
         rows = [row for bench in benches for row in bench.rows(arms, pool)]

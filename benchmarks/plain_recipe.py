@@ -31,7 +31,7 @@ def main() -> None:
     args = parser.parse_args()
     recipe = Recipe.load(args.recipe)
     args.runs.mkdir(parents=True, exist_ok=True)
-    prepare()
+    prepare(recipe.domain)
     rows = []
     for seed in range(3 if args.full else 1):
         for rate in RATES:

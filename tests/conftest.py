@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
 import torch
 from gated_names import NAME
 from small_studies import knowing_home, small
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -18,6 +21,14 @@ from tuning.ground import Ground
 from tuning.recipe import Recipe
 
 torch.set_num_threads(1)
+
+
+@event.listens_for(Engine, "connect")
+def _trust_the_kernel(connection: object, _: object) -> None:
+    """No test pulls the plug: what a killed process wrote is there without fsync, which takes seconds for every new registry."""
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("PRAGMA synchronous = OFF")
+
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"

@@ -15,6 +15,7 @@ _CONTEXT = multiprocessing.get_context(
     "forkserver"
 )  # the server has imported what a trial needs; a child starts in a fraction of a second
 _PRELOADED = ("tuning.preload",)
+_BUILT_IN = {"icd10": "tuning.preload_icd10"}  # domains whose reading takes seconds, by the beginning of their names
 _GRACE_S = 10.0  # for a child that has sent its last message
 
 
@@ -38,10 +39,11 @@ def use_threads() -> None:
     torch.set_num_threads(available_threads())
 
 
-def prepare() -> None:
-    """Starts the server that children are forked from. Call it before the first trial; the imports take seconds."""
+def prepare(domain: str = "") -> None:
+    """Says what the server that children are forked from imports, and reads, once: call it before the first trial."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    _CONTEXT.set_forkserver_preload(list(_PRELOADED))
+    tables = [module for name, module in _BUILT_IN.items() if domain.startswith(name)]
+    _CONTEXT.set_forkserver_preload([*_PRELOADED, *tables])
 
 
 def run_isolated(job: Job, report: Report, stall_timeout_s: float | None = None) -> Outcome:

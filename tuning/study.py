@@ -133,7 +133,7 @@ class Sweep:
 
     def run(self, study: optuna.Study, on_event: Callable[[Event], None]) -> None:
         """Trials until the recipe's number of finished ones or its time is reached. However it ends, the study's run says so."""
-        prepare()
+        prepare(self.recipe.domain)
         records = Records.open(self.tracking, self.recipe, study, lambda text: on_event(Event("note", -1, text=text)))
         try:
             self._search(study, records, on_event)
