@@ -180,10 +180,25 @@ def test_a_budget_of_tokens_is_shared_by_the_rounds(testbed: Backbone) -> None:
     assert 6000 <= fit.num_tokens + fit.num_generated <= 6000 + 4 * 150
 
 
+def test_the_rounds_share_what_replay_left_of_the_budget(testbed: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int | None]] = []
+
+    def learnt(given: Given, spec: STaRSpec, learner: object, rows: object, num_written: int, *_: object) -> Fit:
+        told.append((num_written, spec.token_budget))
+        return Fit({"loss": ()}, 0, 0.0)
+
+    monkeypatch.setattr("tuning.methods.supervised.replay_of", lambda given, spec: Prepared([], num_generated=4000))
+    monkeypatch.setattr("tuning.methods.star.learnt", learnt)
+    spec = STaRSpec(**{**SMALL, "rounds": 2, "keep": "any", "token_budget": 6000})
+    STaR(spec).fit(testbed, [LoRA(LoRASpec(rank=4))], EXAMPLES, task=HARD)
+    ((used, share),) = told
+    assert 4000 < used < share == 4000 + 2000 // 2
+
+
 def test_no_more_questions_are_asked_than_the_tokens_pay_for() -> None:
     spec = STaRSpec(samples=4, rounds=2, rationalise=True, token_budget=12_800)
-    assert spec.num_asked == 10 and spec.model_copy(update={"token_budget": None}).num_asked == spec.num_questions
-    assert spec.model_copy(update={"token_budget": 100}).num_asked == 1
+    assert spec.num_asked() == 10 and spec.model_copy(update={"token_budget": None}).num_asked() == spec.num_questions
+    assert spec.num_asked(6400) == 5 and spec.model_copy(update={"token_budget": 100}).num_asked() == 1
 
 
 def test_a_question_that_leaves_no_room_is_named(backbone: Backbone) -> None:

@@ -52,13 +52,12 @@ class STaRSpec(SupervisedSpec):
             raise ValueError(f"Samples differ only at a temperature above 0, and at most 2, but got {self.temperature:g}.")
         return self
 
-    @property
-    def num_asked(self) -> int:
-        """Questions: no more than the tokens pay for, where every sample of every round is as long as it may be."""
+    def num_asked(self, num_written: int = 0) -> int:
+        """Questions: no more than the tokens pay for that are left, where every sample of every round is as long as it may be."""
         if self.token_budget is None:
             return self.num_questions
         each = self.rounds * (self.samples + self.rationalise) * MAX_NEW_TOKENS
-        return max(1, min(self.num_questions, self.token_budget // each))
+        return max(1, min(self.num_questions, (self.token_budget - num_written) // each))
 
 
 class Group(NamedTuple):
@@ -95,19 +94,22 @@ class STaR(Supervised):
                 break
             adapters = [deepcopy(adapter) for adapter in given.adapters]  # which are still as their own fit begins
             directory = self._kept_in(given, adapters, number, done.rows)
-            # The tokens that there are for all rounds are shared out evenly.
-            budget = spec.token_budget and spec.token_budget * number // spec.rounds
-            bounded = spec.model_copy(update={"token_budget": budget})
+            bounded = spec.model_copy(update={"token_budget": self._budget(given, number)})
             fit = learnt(
                 given._replace(adapters=adapters, directory=directory),
                 bounded,
                 Rows.drawn(given.backbone, Stack(adapters), bounded, done.rows, given.replay),
                 done.rows,
-                done.num_generated + done.num_tokens,
+                given.num_written + done.num_generated + done.num_tokens,
                 lambda step, steps, loss: given.alive() if given.alive else None,
             )
             done = done._replace(num_tokens=done.num_tokens + fit.num_tokens, seconds=done.seconds + fit.seconds)
         return done
+
+    def _budget(self, given: Given, number: int) -> int | None:
+        """What all rounds up to this one may use: what the replay left is shared out evenly."""
+        spec, before = self.spec, given.num_written
+        return spec.token_budget and before + (spec.token_budget - before) * number // spec.rounds
 
     def _kept_in(self, given: Given, adapters: Sequence[Adapter], number: int, rows: Sequence[Row] = ()) -> Path | None:
         """Where a round's fit, and what these very adapters write after it, is kept."""
@@ -117,7 +119,7 @@ class STaR(Supervised):
     def _written(self, given: Given, writer: Rollouts, number: int, profile: str | None) -> list[Group]:
         """Every question with its samples, and those without a right one with a hint, where that is wanted."""
         spec, task, backbone = self.spec, self.required(given.task), given.backbone
-        examples = given.examples[: spec.num_asked]
+        examples = given.examples[: spec.num_asked(given.num_written)]
         check_prompts(given, examples)
         asked = []
         for example in examples:

@@ -87,6 +87,7 @@ class Given(NamedTuple):
     directory: Path | None = None
     alive: Callable[[], None] | None = None  # called while rows are written: minutes, on a large backbone
     replay: Sequence[Row] = ()
+    num_written: int = 0  # tokens of the budget that the replay took
 
     def kept_in(self, purpose: str) -> Path | None:
         """Where what the backbone alone writes is kept, for a fit that keeps anything."""
@@ -135,7 +136,7 @@ class Supervised(Method):
         alive = (lambda: on_step(0, self.spec.steps, 0.0)) if on_step else None
         given = Given(backbone, adapters, examples, task, directory, alive)
         replayed = replay_of(given, self.spec)
-        given = given._replace(replay=replayed.rows)
+        given = given._replace(replay=replayed.rows, num_written=replayed.num_generated)
         prepared = self.prepare(given)
         prepared_s, num_generated = time.monotonic() - started - prepared.seconds, replayed.num_generated + prepared.num_generated
         learner = self.learner(backbone, Stack(adapters), prepared.rows, given.replay)
