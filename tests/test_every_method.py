@@ -46,3 +46,9 @@ def test_every_default_lies_within_what_is_searched(name: str) -> None:
     for field, mark in marks.items():
         value = getattr(spec, field)
         assert value in mark.options if isinstance(mark, Choices) else mark.low <= value <= mark.high, field
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_spares_tokens_before_the_first_step_is_a_field_of_the_method(name: str) -> None:
+    spec = METHODS[name].spec_type
+    assert set(spec.written_first) <= spec.model_fields.keys()

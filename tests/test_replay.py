@@ -182,3 +182,8 @@ def test_every_lever_can_be_searched() -> None:
         "method.weight_decay",
     )
     assert {*levers, "adapter.lora.rank", "adapter.lora.target_modules", "adapter.lora.band"} <= search_marks("sft").keys()
+
+
+def test_replay_that_uses_up_the_budget_is_refused_before_anything_else_is_written(backbone: Backbone) -> None:
+    with pytest.raises(DataError, match=r"reach token_budget = 20. Raise it, .* \(method.num_replay\)"):
+        fitted(backbone, replay_share=0.3, num_replay=2, replay_from="families", token_budget=20)

@@ -255,7 +255,7 @@ def test_of_few_templates_each_is_both_labelled_and_asked() -> None:
 
 
 def test_branches_that_use_up_the_budget_and_rows_without_room_are_refused(unsure: Backbone, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"reach token_budget = 100 before the first step. Raise it, or ask less"):
+    with pytest.raises(DataError, match=r"reach token_budget = 100. .*\(method.num_questions, method.num_labelled, "):
         fitted(unsure, tmp_path, spec(token_budget=100))
     with pytest.raises(DataError, match=r"but '.+' has \d+. Lower method.max_trace_tokens"):
         fitted(unsure, tmp_path, spec(max_trace_tokens=5000))

@@ -275,7 +275,7 @@ def test_the_fit_that_chooses_the_example_counts_in_the_tokens_and_gives_signs_o
     assert told == [0, 0, 1, 2]
     alone = fitted(backbone, [new_adapter(SteeringSpec())], spec(steps=2))
     assert fit.num_tokens > 1.5 * alone.num_tokens and fit.num_generated > 1.5 * alone.num_generated
-    with pytest.raises(DataError, match=r"the \d+ tokens that were used before its first step reach token_budget = 600"):
+    with pytest.raises(DataError, match=r"before its first step reach token_budget = 600. Raise it, .* \(method.candidates, "):
         fitted(backbone, [new_adapter(SteeringSpec())], spec(steps=2, examples="one", candidates=2, token_budget=600))
 
 

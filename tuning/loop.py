@@ -181,7 +181,8 @@ def check_budget(spec: MethodSpec, num_written: NumWritten) -> None:
     if share_done(spec, Progress(0, {}, 0, 0.0), num_written) >= 1:
         raise DataError(
             f"A fit learns from what was written for it, but the {written_by(num_written, 0)} tokens that were used before its "
-            f"first step reach token_budget = {spec.token_budget}. Raise it, or have less written before it (num_examples)."
+            f"first step reach token_budget = {spec.token_budget}. Raise it, or have less written before it "
+            f"({', '.join(f'method.{name}' for name in spec.written_first)})."
         )
 
 

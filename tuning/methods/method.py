@@ -22,6 +22,8 @@ from tuning.loop import OnStep, OnUpdate
 class MethodSpec(Spec):
     """What every method is told. A field that two methods search under one name has the same options in both."""
 
+    written_first: ClassVar[tuple[str, ...]] = ("num_examples",)  # fields that bound what is written before the first step
+
     name: str
     learning_rate: Annotated[float, Range(5e-5, 1e-3, log=True)] = 5e-4
     steps: Annotated[int, Range(10, 60, log=True)] = 20

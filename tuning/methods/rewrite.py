@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import model_validator
 
@@ -35,6 +35,8 @@ VERDICTS: tuple[Verdict, ...] = ("kept", "wrong", "banned", "unfinished", "no_ro
 
 class RewriteSpec(SupervisedSpec):
     """`keep` any is the control: wrong rewrites are learnt too. `target` and `prompt` are those of sft."""
+
+    written_first: ClassVar[tuple[str, ...]] = ("num_rewrites", "num_replay")
 
     name: Literal["rewrite"] = "rewrite"
     target: Annotated[Literal["answer", "rationale", "mixed"], Choices(("answer", "rationale", "mixed"))] = "answer"

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import model_validator
 
@@ -54,6 +54,8 @@ class RLSFSpec(DPOSpec):
     `pairs` extremes takes the surest and the least sure branch of a question, if they answer differently and are `min_gap`
     apart; published is the paper's code: all branches of at least `threshold` over all that are less sure.
     """
+
+    written_first: ClassVar[tuple[str, ...]] = ("num_questions", "num_labelled", "num_branches")
 
     name: Literal["rlsf"] = "rlsf"
     preferences: Literal["confidence", "random"] = "confidence"
@@ -146,7 +148,6 @@ class RLSF(Method):
             "rejected_right": _share_right(task, preferences, "rejected"),
             **calibration(task, labelled, "before"),
         }
-        check_budget(spec, num_generated)
         pairs = [pair_of(backbone, one) for one in preferences]
         counts["prepare_s"] = time.monotonic() - started
         identity = identity_of(backbone, [lora], spec, pairs) if directory else ""
@@ -227,14 +228,6 @@ def check_room(backbone: Backbone, examples: Sequence[Example], spec: RLSFSpec) 
             f"A question leaves room for a trace and an answer, {room} tokens of the {backbone.context_length} that "
             f"{backbone.name!r} reads, but {name!r} has {lengths[name]}. Lower method.max_trace_tokens, or leave out rows "
             "that are so long."
-        )
-
-
-def check_budget(spec: RLSFSpec, num_written: int) -> None:
-    if spec.token_budget is not None and num_written >= spec.token_budget:
-        raise DataError(
-            f"A fit learns from what was written for it, but the {num_written} tokens of its branches reach token_budget = "
-            f"{spec.token_budget} before the first step. Raise it, or ask less (num_questions, num_labelled, num_branches)."
         )
 
 

@@ -14,7 +14,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import model_validator
 
@@ -38,6 +38,8 @@ class RLVRSpec(GRPOSpec):
     `examples` one fits a single example: of the first `candidates`, the one whose accuracy varied most over `history_epochs`
     passes of a fit on all of them, which is then thrown away.
     """
+
+    written_first: ClassVar[tuple[str, ...]] = ("candidates", "history_epochs")
 
     name: Literal["rlvr"] = "rlvr"
     reward: Literal["accuracy", "format", "random"] = "accuracy"

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import model_validator
 
@@ -33,6 +33,8 @@ HINT = "{question}\nThe answer is {answer}. Show the steps that lead to it.\n{re
 
 class STaRSpec(SupervisedSpec):
     """`keep` any is the control: as many samples of every question, right or wrong."""
+
+    written_first: ClassVar[tuple[str, ...]] = ("num_questions", "samples", "num_replay")
 
     name: Literal["star"] = "star"
     samples: Annotated[int, Choices((2, 4, 8))] = 4  # to a question

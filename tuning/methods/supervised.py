@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, TypeVar
+from typing import Annotated, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
 from pydantic import model_validator
@@ -32,7 +32,7 @@ from evaluation.errors import DataError
 from evaluation.task import Example, Task
 from tuning.batches import Row, collate, endless_rows
 from tuning.distance import label_logits, pull_to_base
-from tuning.loop import Learner, OnStep, OnUpdate, run
+from tuning.loop import Learner, OnStep, OnUpdate, check_budget, run
 from tuning.methods.method import Fit, Method, MethodSpec
 from tuning.replay import Replay
 from tuning.rollouts import own_words, rollouts
@@ -48,6 +48,8 @@ class SupervisedSpec(MethodSpec):
     `replay_share` of the rows of every batch are replay. With `kl_on` replay, a quarter as many rows as a batch has are read on
     top of it, for the pull alone.
     """
+
+    written_first: ClassVar[tuple[str, ...]] = ("num_replay",)
 
     loss: Annotated[Literal["nll", "dft"], Choices(("nll", "dft"))] = "nll"
     kl_weight: Annotated[float, Range(0.0, 1.0)] = 0.0
@@ -136,6 +138,7 @@ class Supervised(Method):
         alive = (lambda: on_step(0, self.spec.steps, 0.0)) if on_step else None
         given = Given(backbone, adapters, examples, task, directory, alive)
         replayed = replay_of(given, self.spec)
+        check_budget(self.spec, replayed.num_generated)
         given = given._replace(replay=replayed.rows, num_written=replayed.num_generated)
         prepared = self.prepare(given)
         prepared_s, num_generated = time.monotonic() - started - prepared.seconds, replayed.num_generated + prepared.num_generated
