@@ -28,7 +28,7 @@ from tuning.loop import OnStep
 from tuning.methods.dpo import Pair
 from tuning.methods.method import Fit
 from tuning.methods.rlsf import RLSF, RLSFSpec, pair_of, parted, preferred
-from tuning.rollouts import own_words, rollouts
+from tuning.rollouts import WRITER, own_words, rollouts
 from tuning.self_feedback import Branched, at_random, branched, calibration, counted, published, surest_over_least, trusted
 
 # Of one depth: an easy question is another thing to be sure of than a hard one.
@@ -160,6 +160,14 @@ def test_a_coin_in_the_place_of_confidence_raises_neither_it_nor_what_it_would_p
     assert by_coin - base < 0.5 * (by_confidence - base)
 
 
+def test_replies_that_are_read_after_the_fit_are_counted_as_written_for_it(unsure: Backbone, real: tuple[Fit, LoRA]) -> None:
+    (fit, lora), rows = real, parted(EXAMPLES, spec())
+    with rollouts(unsure, directory=own_words(unsure, "rlsf")) as before, rollouts(unsure, [lora]) as after:
+        branched(before, unsure, spec().policy, [*rows.labelled, *rows.asked])
+        branched(after, unsure, spec().policy, rows.labelled, WRITER)
+    assert fit.num_generated == before.num_used + after.num_used and fit.counts["written_after"] == after.num_used > 0
+
+
 def test_a_kill_in_a_rollout_and_one_in_the_fit_change_nothing(
     unsure: Backbone, real: tuple[Fit, LoRA], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,7 +196,8 @@ def test_a_kill_in_a_rollout_and_one_in_the_fit_change_nothing(
         fitted(unsure, tmp_path / "killed", spec(), kill)
     seen.clear()
     resumed, in_parts = fitted(unsure, tmp_path / "killed", spec(), lambda step, steps, loss: seen.append(step))
-    assert [step for step in seen if step] == [4, 5, 6] and resumed.counts["written_anew"] == 0
+    assert [step for step in seen if step] == [4, 5, 6]
+    assert resumed.counts["written_anew"] == resumed.counts["written_after"] > 0  # what stands before the fit was kept
     assert (resumed.numbers, resumed.num_tokens, resumed.num_generated) == (whole.numbers, whole.num_tokens, whole.num_generated)
     for name in set(whole.counts) - {"prepare_s", "written_anew"}:
         assert resumed.counts[name] == pytest.approx(whole.counts[name], abs=1e-5), name

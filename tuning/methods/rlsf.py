@@ -138,7 +138,6 @@ class RLSF(Method):
             num_generated, num_new = writer.num_used, writer.num_generated
         preferences = preferred(asked, spec)
         counts = {
-            "written_anew": num_new,
             "labelled": len(labelled),
             "auroc": found.auroc,
             "auroc_low": found.low,
@@ -154,6 +153,9 @@ class RLSF(Method):
         done = run_dpo(backbone, lora, spec, pairs, on_step, on_update, directory, identity, num_generated)
         with rollouts(backbone, [lora], _of(directory, "fitted", lora), alive) as writer:
             counts |= calibration(task, branched(writer, backbone, spec.policy, rows.labelled, WRITER), "after")
+            # No step learns from them, and so they stand beside the budget; but they were written for this fit.
+            counts |= {"written_after": writer.num_used, "written_anew": num_new + writer.num_generated}
+            num_generated += writer.num_used
         numbers = {name: tuple(values) for name, values in done.numbers.items()}
         return Fit(numbers, done.num_tokens, done.seconds, num_generated, counts)
 
