@@ -56,8 +56,8 @@ class Kept:
                 parents = Parents.of([Subject(arm, self.of(arm), verify(self.of(arm))) for arm in made.of], backbone)
                 if isinstance(made.how, MergeSpec):
                     merge(parents, backbone, made.how, place)
-                else:
-                    reduce_intruders(parents, backbone, made.how, place)
+                elif reduce_intruders(parents, backbone, made.how, place) is None:
+                    return self.of(made.of[0])
         return place
 
 

@@ -124,7 +124,7 @@ class Bench:
         made = ARMS[arm].made
         if made is None or not isinstance(made.how, IntruderSpec) or not self.kept.of(made.of[0]).is_dir():
             return None
-        found = verify(self.kept.made(made)).derived["intruders"]
+        found = verify(self.kept.made(made)).derived.get("intruders", {})
         assert isinstance(found, dict)
         return sum(int(str(count)) for count in found.values())
 

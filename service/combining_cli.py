@@ -54,7 +54,10 @@ def reduce_intruders(
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
-    """Make a new adapter in which dimensions that the backbone does not have are damped; the old one stays as it is."""
+    """Make a new adapter in which dimensions that the backbone does not have are damped; the old one stays as it is.
+
+    Where there are none, says so and writes nothing.
+    """
     from service.commands.merge import reduce_intruders as run
 
     run(subject, out, {"top_k": top_k, "threshold": threshold, "kept": kept}, name, home, tracking_uri, as_json)

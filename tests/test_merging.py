@@ -74,6 +74,23 @@ def test_one_without_its_intruders_keeps_the_old_files(backbone: Backbone, pair:
         reduce_intruders(Parents.of(pair, backbone), backbone, IntruderSpec(), tmp_path / "both")
 
 
+def test_an_adapter_without_intruders_is_said_to_have_none_and_nothing_is_written(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    release(tmp_path / "fresh", backbone, random_lora(backbone, 1, size=0.0))
+
+    def said(*arguments: str) -> str:
+        places = [str(tmp_path / "fresh"), "--out", str(tmp_path / "damped"), "--home", str(tmp_path)]
+        monkeypatch.setattr("sys.argv", ["graftline", "reduce-intruders", *places, *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code and not list(tmp_path.glob("damped*"))
+        return capsys.readouterr().out
+
+    assert "fresh has no intruder dimensions: of the 10 strongest of each weight" in said() and "next:" not in said()
+    assert json.loads(said("--json")) == {"directory": None, "derived": {"intruders": {}}}
+
+
 def test_what_cannot_be_joined_is_refused_and_nothing_is_written(
     backbone: Backbone, testbed: Backbone, pair: list[Subject], tmp_path: Path
 ) -> None:

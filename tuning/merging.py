@@ -72,13 +72,18 @@ def merge(parents: Parents, backbone: Backbone, spec: MergeSpec, directory: Path
 
 def reduce_intruders(
     parents: Parents, backbone: Backbone, spec: IntruderSpec, directory: Path, name: str | None = None
-) -> Manifest:
-    """The same for one adapter without its intruder dimensions. `derived["intruders"]` counts them, by module."""
+) -> Manifest | None:
+    """The same for one adapter without its intruder dimensions. `derived["intruders"]` counts them, by module.
+
+    None, and nothing is written, where it has none.
+    """
     if len(parents.loras) != 1:
         raise RefusedAdapter(
             f"Intruder dimensions are those of one adapter, but got {len(parents.loras)}. Merge them first, or do one by one."
         )
     found = without_intruders(backbone, parents.loras[0], spec)
+    if not found.intruders:
+        return None
     intruders: dict[str, JsonValue] = dict(found.intruders)
     told: dict[str, JsonValue] = {"how": "reduce-intruders", **spec.model_dump(mode="json"), "intruders": intruders}
     return _write(parents, backbone, found.lora, directory, name, told)

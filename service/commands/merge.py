@@ -13,6 +13,7 @@ from registry.manifest import MANIFEST, Manifest
 
 if TYPE_CHECKING:
     from adapters.backbone import Backbone
+    from adapters.merge import IntruderSpec
     from tuning.merging import Parents
 
 S = TypeVar("S", bound=Spec)
@@ -50,11 +51,24 @@ def reduce_intruders(
     spec = _checked(IntruderSpec, settings)
     parents, backbone = _parents([named], home, tracking_uri)
     written = reduce_into(parents, backbone, spec, out, name)
+    if written is None:
+        _tell_none(named, spec, as_json)
+        return
     intruders = written.derived["intruders"]
     assert isinstance(intruders, dict)
     if not as_json:
         print(f"{len(intruders)} modules had intruder dimensions")
     _tell(written, out, as_json)
+
+
+def _tell_none(named: str, spec: IntruderSpec, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"directory": None, "derived": {"intruders": {}}}))
+    else:
+        print(
+            f"{named} has no intruder dimensions: of the {spec.top_k} strongest of each weight none has a cosine below "
+            f"{spec.threshold:g} to all frozen ones. Nothing was written."
+        )
 
 
 def _checked(kind: type[S], settings: dict[str, Any]) -> S:
