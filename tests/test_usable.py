@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,12 @@ from evaluation.tasks import task_named
 from registry.tracking import Tracking
 from tuning.batches import rows_of
 from tuning.errors import SweepRefused
+from tuning.ground import Ground
+from tuning.methods import METHODS
 from tuning.plan import training_examples
 from tuning.recipe import Recipe
 from tuning.study import Sweep
-from tuning.usable import check_usable
+from tuning.usable import check_lengths, check_usable
 
 FRUITS = ("apple", "pear", "plum", "fig")
 COLUMNS = {"question": "q", "answer": "a", "choices": "c", "group": "patient"}
@@ -102,6 +105,46 @@ def test_a_searched_target_prunes_the_trials_that_have_no_rationale_to_learn(
     sweep.run(study, lambda event: None)
     assert [trial.state.name for trial in study.trials] == ["PRUNED", "COMPLETE"]
     assert "learns a rationale from every row" in study.trials[0].user_attrs["failure"]
+
+
+READING = ("sft", "softcot", "rewrite", "star", "rlvr", "sdft", "rlag_grpo", "rlsf")
+LESS = {"num_labelled": 8, "max_trace_tokens": 8, "max_new_tokens": 8}
+
+
+@pytest.mark.parametrize("name", READING)
+def test_a_question_that_leaves_no_room_under_any_values_refuses_the_sweep_by_its_name(backbone: Backbone, name: str) -> None:
+    rows = [Example(id=str(n), question=f"What is {n}?", answer=str(n), rationale="It is.", group=str(n)) for n in range(12)]
+    values = {key: value for key, value in LESS.items() if key in METHODS[name].spec_type.model_fields}
+    method, kind = {"name": name, **values}, "lora" if METHODS[name].trains("lora") else "softcot"
+    recipe = Recipe(name="x", domain="boxes", protected=("grammar",), method=method, adapter={"kind": kind}, search=())
+    check_lengths(recipe, backbone, rows)
+    with pytest.raises(SweepRefused, match=r"'long',? has \d+.* leave (it )?out"):
+        check_lengths(recipe, backbone, [*rows[:8], replace(rows[8], id="long", question="word " * 600), *rows[9:]])
+
+
+def test_what_is_too_long_under_some_of_the_searched_values_is_left_to_the_trials(backbone: Backbone) -> None:
+    wordy = [Example(id="wordy", question="What is 1?", answer="1", rationale="so\n" * 600, group="1")]
+    recipe = Recipe(name="x", domain="boxes", protected=("grammar",), method={"target": "rationale"}, search=("method.target",))
+    check_lengths(recipe, backbone, wordy)
+    with pytest.raises(SweepRefused, match=r"'wordy', has \d+ and \d+"):
+        check_lengths(recipe.with_values({"search": ("method.steps",)}), backbone, wordy)
+    longer = Recipe(
+        name="x", domain="boxes", protected=("grammar",), method={"name": "rlvr", "max_new_tokens": 500}, search=("method.steps",)
+    )
+    with pytest.raises(SweepRefused, match="max_new_tokens is 500. Lower it"):
+        check_lengths(longer, backbone, wordy)
+    check_lengths(longer.with_values({"search": ("method.max_new_tokens",)}), backbone, wordy)
+
+
+def test_a_sweep_meets_a_question_without_room_before_it_reads_what_the_backbone_can_do(
+    table: Path, backbone_directory: Path, tmp_path: Path
+) -> None:
+    file, read = table / "data.csv", []
+    file.write_text(file.read_text().replace("Which fruit", "word " * 600 + "Which fruit"))
+    recipe = small(backbone_directory, domain=task(table, "mine"))
+    with pytest.raises(SweepRefused, match="of 20 rows do not; the first, '.+', has .* Shorten its question, context"):
+        Ground.of(recipe, tmp_path / "cache", read.append)
+    assert not read
 
 
 def test_a_sweep_over_such_data_is_refused_before_its_first_fit(table: Path, backbone_directory: Path, tmp_path: Path) -> None:

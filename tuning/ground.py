@@ -20,7 +20,7 @@ from tuning.continuing import check_start, started
 from tuning.measurable import not_measurable
 from tuning.plan import data_digest, training_examples
 from tuning.recipe import Recipe
-from tuning.usable import check_usable
+from tuning.usable import check_lengths, check_usable
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Ground:
         backbone, domain = Backbone.load(recipe.backbone), task_named(recipe.domain)
         examples = training_examples(recipe, domain)
         check_usable(recipe, domain, examples)
+        check_lengths(recipe, backbone, examples)
         check_start(recipe, backbone)
         return cls(backbone, domain, examples, not_measurable(recipe, backbone, cache, on_admission))
 

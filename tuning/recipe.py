@@ -327,6 +327,17 @@ def search_marks(method: str) -> dict[str, Range | Choices]:
     return marks
 
 
+def narrowed(recipe: Recipe, field: str, method: str) -> Range | Choices:
+    """The spec's range, or the recipe's narrower one."""
+    mark, given = search_marks(method)[field], recipe.ranges.get(field)
+    if given is None:
+        return mark
+    if isinstance(mark, Choices):
+        return Choices(tuple(option for option in mark.options if str(option) in {str(value) for value in given}))
+    low, high = (float(value) for value in given)
+    return Range(low, high, mark.log)
+
+
 def _swept() -> tuple[str, ...]:
     """The methods that train a kind which a sweep draws."""
     return tuple(name for name, method in METHODS.items() if any(method.trains(kind) for kind in KINDS))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import optuna
 
 from adapters.spec import Choices, Range
-from tuning.recipe import METHOD_NAME, Recipe, search_marks
+from tuning.recipe import METHOD_NAME, Recipe, narrowed, search_marks
 
 Value = str | int | float | bool
 
@@ -18,17 +18,6 @@ def is_active(field: str, kind: str, method: str) -> bool:
     if field == "adapter.orthogonal_weight" and "lora" not in kind.split("+"):
         return False
     return field in search_marks(method)
-
-
-def narrowed(recipe: Recipe, field: str, method: str) -> Range | Choices:
-    """The spec's range, or the recipe's narrower one."""
-    mark, given = search_marks(method)[field], recipe.ranges.get(field)
-    if given is None:
-        return mark
-    if isinstance(mark, Choices):
-        return Choices(tuple(option for option in mark.options if str(option) in {str(value) for value in given}))
-    low, high = (float(value) for value in given)
-    return Range(low, high, mark.log)
 
 
 def suggest(trial: optuna.Trial, recipe: Recipe) -> dict[str, Value]:

@@ -21,9 +21,9 @@ from registry.tracking import RunStatus, Tracking
 from tuning.candidates import DIRECTORY_KEY, SCORE_KEY, Candidate, candidates_of, readable
 from tuning.errors import BadRecipe, StudyMismatch, SweepRefused, SweepStopped
 from tuning.isolation import ChildDied, available_threads, prepare, run_isolated
-from tuning.recipe import METHOD_NAME, Recipe
+from tuning.recipe import METHOD_NAME, Recipe, narrowed
 from tuning.records import RUN_KEY, Records
-from tuning.space import Value, defaults, is_active, narrowed, suggest
+from tuning.space import Value, defaults, is_active, suggest
 from tuning.trial import Job, Outcome
 
 MAX_RETRIES, MAX_DEAD = 1, 3  # of one trial; of trials in a row, before the sweep stops

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from adapters.backbone import Backbone
+from adapters.spec import Choices
 from evaluation.errors import DataError
 from evaluation.measures.choice import options_of
 from evaluation.overlap import Fingerprints, check_overlap
@@ -12,9 +14,11 @@ from evaluation.tasks import DOMAINS, TASKS, task_named
 from evaluation.tasks.generated import GeneratedTask
 from tuning.errors import SweepRefused
 from tuning.methods import METHODS
-from tuning.recipe import METHOD_NAME, Recipe
+from tuning.methods.method import MethodSpec
+from tuning.recipe import METHOD_NAME, Recipe, narrowed
 
 _MEASURED: tuple[Split, ...] = ("search", "select")
+_LENGTHENING = ("target", "max_new_tokens", "steps", "batch_size")  # fields of methods; their choices begin with the least
 _LOOKED_AT = 2000  # items of a split, at most: more than a trial reads, and seconds at the worst
 
 
@@ -34,6 +38,26 @@ def check_usable(recipe: Recipe, domain: Task, examples: Sequence[Example]) -> N
         except DataError as error:
             raise SweepRefused(str(error)) from error
     _check_apart(recipe, examples)
+
+
+def check_lengths(recipe: Recipe, backbone: Backbone, examples: Sequence[Example]) -> None:
+    """Raises SweepRefused for an example that leaves no room in any trial. A searched method is left to its own trials."""
+    if METHOD_NAME in recipe.search:
+        return
+    try:
+        METHODS[recipe.method.name](_shortest(recipe)).check_room(backbone, examples)
+    except DataError as error:
+        raise SweepRefused(str(error)) from error
+
+
+def _shortest(recipe: Recipe) -> MethodSpec:
+    """The method's values, with the least that is searched of what makes rows longer or more of them be read."""
+    least: dict[str, object] = {}
+    for name in _LENGTHENING:
+        if (field := f"method.{name}") in recipe.search:
+            mark = narrowed(recipe, field, recipe.method.name)
+            least[name] = mark.options[0] if isinstance(mark, Choices) else int(mark.low)
+    return recipe.method.model_copy(update=least)
 
 
 def _check_choices(recipe: Recipe, domain: Task) -> None:

@@ -120,6 +120,12 @@ class Method(ABC):
     def check(self, examples: Sequence[Example], task: Task) -> None:  # noqa: B027  most have nothing to check
         """Raises DataError for what no fit of this spec could learn from; a sweep asks before its first trial."""
 
+    def check_room(self, backbone: Backbone, examples: Sequence[Example]) -> None:  # noqa: B027  some ask when they prepare
+        """Raises DataError for an example that leaves no room for what is written or learnt after it.
+
+        A sweep asks before its first trial, of the least that it searches.
+        """
+
     def required(self, task: Task | None) -> Task:
         """The task, for a method that cannot do without. DataError where its fit was given none."""
         if task is None:

@@ -84,16 +84,8 @@ class Policy:
     _groups: dict[int, list[Group]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.asked = [self.backbone.chat_ids(reasoning_prompt(example)) for example in self.examples]
-        place = max(range(len(self.asked)), key=lambda index: len(self.asked[index]))
-        longest = len(self.asked[place])
-        if longest + self.spec.max_new_tokens > self.backbone.context_length:
-            raise DataError(
-                f"A prompt leaves room for max_new_tokens within the {self.backbone.context_length} tokens of "
-                f"{self.backbone.name!r}, but the longest, {self.examples[place].id!r}, has {longest} and max_new_tokens is "
-                f"{self.spec.max_new_tokens}. Lower it, or leave out examples that are so long."
-            )
-        self.longest = longest + self.spec.max_new_tokens
+        self.asked = asked_of(self.backbone, self.examples, self.spec)
+        self.longest = max(map(len, self.asked)) + self.spec.max_new_tokens
 
     def prompts(self, step: int) -> list[int]:
         """The examples of a step, by index: shuffled passes over all of them, without end."""
@@ -147,6 +139,19 @@ class Policy:
     def history(self, steps: int) -> list[Group]:
         """All groups of the first steps, those of a process that was killed among them."""
         return [group for step in range(steps) for group in self.written(step)]
+
+
+def asked_of(backbone: Backbone, examples: Sequence[Example], spec: OnPolicySpec) -> list[tuple[int, ...]]:
+    """Prompt ids by example. Raises DataError where one leaves no room for a completion."""
+    asked = [backbone.chat_ids(reasoning_prompt(example)) for example in examples]
+    place = max(range(len(asked)), key=lambda index: len(asked[index]))
+    if len(asked[place]) + spec.max_new_tokens > backbone.context_length:
+        raise DataError(
+            f"A prompt leaves room for max_new_tokens within the {backbone.context_length} tokens of {backbone.name!r}, but the "
+            f"longest, {examples[place].id!r}, has {len(asked[place])} and max_new_tokens is {spec.max_new_tokens}. Lower it, or "
+            "leave out examples that are so long."
+        )
+    return asked
 
 
 @contextmanager

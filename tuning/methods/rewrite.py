@@ -14,11 +14,12 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import model_validator
 
+from adapters.backbone import Backbone
 from adapters.spec import Choices
 from engine.engine import Completion, GenerationRequest
 from evaluation.task import Example, Task, comparable, is_right
 from tuning.batches import Row, check_rationales, rows_of, turns_of
-from tuning.methods.supervised import Given, Prepared, Supervised, SupervisedSpec
+from tuning.methods.supervised import Given, Prepared, Supervised, SupervisedSpec, check_room
 from tuning.rollouts import rollouts, room_for
 
 REQUEST = (
@@ -59,10 +60,18 @@ class Rewrite(Supervised):
     def check(self, examples: Sequence[Example], task: Task) -> None:
         check_rationales(examples, self.spec.target)
 
+    def check_room(self, backbone: Backbone, examples: Sequence[Example]) -> None:
+        read = self.rewritten(examples)
+        check_room(backbone, rows_of(backbone, read, self.spec.target, self.spec.prompt), read)
+
+    def rewritten(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """No more rows than the fit can see."""
+        return examples[: min(self.spec.num_rewrites, self.spec.steps * self.spec.batch_size)]
+
     def prepare(self, given: Given) -> Prepared:
-        """A rewrite that is not kept leaves its row as it was. No more rows are rewritten than the fit can see."""
+        """A rewrite that is not kept leaves its row as it was."""
         spec, backbone, task = self.spec, given.backbone, self.required(given.task)
-        examples = given.examples[: min(spec.num_rewrites, spec.steps * spec.batch_size)]
+        examples = self.rewritten(given.examples)
         rows = within(spec.token_budget, rows_of(backbone, examples, spec.target, spec.prompt))
         examples = examples[: len(rows)]
         asked: dict[int, GenerationRequest] = {}

@@ -23,7 +23,7 @@ from evaluation.task import Example, Task
 from tuning.loop import OnStep, OnUpdate
 from tuning.methods.grpo import GRPO, Aggregation, GRPOSpec
 from tuning.methods.method import Fit, Method
-from tuning.methods.on_policy import Group, Policy
+from tuning.methods.on_policy import Group, Policy, asked_of
 from tuning.methods.rlvr import parts_of
 from tuning.methods.supervised import identity_of
 from tuning.rationality import rationality
@@ -62,6 +62,9 @@ class RLAGGRPOSpec(GRPOSpec):
 class RLAGGRPO(Method):
     spec: RLAGGRPOSpec
     spec_type = RLAGGRPOSpec
+
+    def check_room(self, backbone: Backbone, examples: Sequence[Example]) -> None:
+        asked_of(backbone, [*examples, *self._with_literature(examples)], self.spec)
 
     def fit(
         self,

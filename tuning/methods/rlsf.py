@@ -108,6 +108,10 @@ class RLSF(Method):
     def check(self, examples: Sequence[Example], task: Task) -> None:
         parted(examples, self.spec)
 
+    def check_room(self, backbone: Backbone, examples: Sequence[Example]) -> None:
+        rows = parted(examples, self.spec)
+        check_room(backbone, [*rows.labelled, *rows.asked], self.spec)
+
     def fit(
         self,
         backbone: Backbone,
@@ -122,7 +126,7 @@ class RLSF(Method):
         started, spec, lora, task = time.monotonic(), self.spec, the_lora(adapters), self.required(task)
         require_trl(spec.name)
         rows = parted(examples, spec)
-        check_room(backbone, [*rows.labelled, *rows.asked], spec)
+        self.check_room(backbone, examples)
 
         def alive() -> None:
             if on_step:

@@ -25,7 +25,7 @@ from evaluation.task import Example, Task, first_answer, is_right
 from tuning.loop import OnStep, OnUpdate, Progress
 from tuning.methods.grpo import GRPO, GRPOSpec
 from tuning.methods.method import Fit, Method
-from tuning.methods.on_policy import Group, policy
+from tuning.methods.on_policy import Group, asked_of, policy
 from tuning.methods.supervised import identity_of
 from tuning.trl_fit import only_lora, require_trl
 
@@ -71,6 +71,9 @@ class Chosen(NamedTuple):
 class RLVR(Method):
     spec: RLVRSpec
     spec_type = RLVRSpec
+
+    def check_room(self, backbone: Backbone, examples: Sequence[Example]) -> None:
+        asked_of(backbone, examples if self.spec.examples == "all" else examples[: self.spec.candidates], self.spec)
 
     def fit(
         self,

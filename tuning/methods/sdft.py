@@ -33,7 +33,7 @@ from tuning.batches import Row, collate
 from tuning.distance import label_logits
 from tuning.loop import OnStep, OnUpdate, run
 from tuning.methods.method import Fit, Method
-from tuning.methods.on_policy import OnPolicySpec, Policy, policy
+from tuning.methods.on_policy import OnPolicySpec, Policy, asked_of, policy
 from tuning.methods.supervised import identity_of, micro_batches, think_ahead
 
 # Legend: N label positions of a batch, V vocabulary
@@ -76,6 +76,10 @@ class Taught:
 class SDFT(Method):
     spec: SDFTSpec
     spec_type = SDFTSpec
+
+    def check_room(self, backbone: Backbone, examples: Sequence[Example]) -> None:
+        asked_of(backbone, examples, self.spec)
+        teacher_prompts(backbone, examples, self.spec)
 
     def fit(
         self,

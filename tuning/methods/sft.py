@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from adapters.backbone import Backbone
 from adapters.spec import Choices
 from evaluation.task import Example, Task
 from tuning.batches import check_rationales, rows_of
-from tuning.methods.supervised import Given, Prepared, Supervised, SupervisedSpec
+from tuning.methods.supervised import Given, Prepared, Supervised, SupervisedSpec, check_room
 
 
 class SFTSpec(SupervisedSpec):
@@ -28,6 +29,9 @@ class SFT(Supervised):
 
     def check(self, examples: Sequence[Example], task: Task) -> None:
         check_rationales(examples, self.spec.target)
+
+    def check_room(self, backbone: Backbone, examples: Sequence[Example]) -> None:
+        check_room(backbone, rows_of(backbone, examples, self.spec.target, self.spec.prompt), examples)
 
     def prepare(self, given: Given) -> Prepared:
         return Prepared(rows_of(given.backbone, given.examples, self.spec.target, self.spec.prompt, self.spec.trace_loss))

@@ -29,6 +29,7 @@ from tuning.methods.supervised import (
     Rows,
     Supervised,
     SupervisedSpec,
+    check_room,
     micro_batches,
     token_loss,
 )
@@ -55,6 +56,9 @@ class SoftCoTPlusPlus(Supervised):
 
     def check(self, examples: Sequence[Example], task: Task) -> None:
         check_rationales(examples, self.spec.target)
+
+    def check_room(self, backbone: Backbone, examples: Sequence[Example]) -> None:
+        check_room(backbone, rows_of(backbone, examples, self.spec.target, self.spec.prompt), examples)
 
     def prepare(self, given: Given) -> Prepared:
         return Prepared(rows_of(given.backbone, given.examples, self.spec.target, self.spec.prompt))

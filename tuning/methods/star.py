@@ -18,6 +18,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 from pydantic import model_validator
 
 from adapters.adapter import Adapter, Stack
+from adapters.backbone import Backbone
 from adapters.spec import Choices, Range
 from engine.engine import Completion, GenerationRequest
 from evaluation.errors import DataError
@@ -76,6 +77,9 @@ class STaR(Supervised):
     spec: STaRSpec
     spec_type = STaRSpec
 
+    def check_room(self, backbone: Backbone, examples: Sequence[Example]) -> None:
+        check_prompts(backbone, examples[: self.spec.num_asked()])
+
     def prepare(self, given: Given) -> Prepared:
         spec, done = self.spec, Prepared([])
         adapters, directory = list[Adapter](), given.kept_in("star")
@@ -122,7 +126,7 @@ class STaR(Supervised):
         """Every question with its samples, and those without a right one with a hint, where that is wanted."""
         spec, task, backbone = self.spec, self.required(given.task), given.backbone
         examples = given.examples[: spec.num_asked(given.num_written)]
-        check_prompts(given, examples)
+        check_prompts(backbone, examples)
         asked = []
         for example in examples:
             ids = backbone.chat_ids(reasoning_prompt(example))
@@ -192,14 +196,14 @@ def counted(groups: Sequence[Group]) -> dict[str, float]:
     }
 
 
-def check_prompts(given: Given, examples: Sequence[Example]) -> None:
+def check_prompts(backbone: Backbone, examples: Sequence[Example]) -> None:
     """Raises DataError for a question that leaves no room to reply."""
-    lengths = {example.id: len(given.backbone.chat_ids(reasoning_prompt(example))) for example in examples}
-    long = {name: length for name, length in lengths.items() if length >= given.backbone.context_length}
+    lengths = {example.id: len(backbone.chat_ids(reasoning_prompt(example))) for example in examples}
+    long = {name: length for name, length in lengths.items() if length >= backbone.context_length}
     if long:
         name, length = next(iter(long.items()))
         raise DataError(
-            f"A question leaves room for a reply in the {given.backbone.context_length} tokens of {given.backbone.name!r}, but "
+            f"A question leaves room for a reply in the {backbone.context_length} tokens of {backbone.name!r}, but "
             f"{len(long)} of {len(examples)} do not; the first, {name!r}, has {length}. Shorten its question or context, or "
             "leave it out."
         )

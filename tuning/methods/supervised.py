@@ -268,13 +268,17 @@ def micro_batches(rows: Sequence[S], max_tokens: int) -> list[list[S]]:
     return parts
 
 
-def check_room(backbone: Backbone, rows: Sequence[Row]) -> None:
-    """Raises DataError where a prompt and its completion together are more than the backbone can read."""
-    long = [row for row in rows if len(row) > backbone.context_length]
+def check_room(backbone: Backbone, rows: Sequence[Row], examples: Sequence[Example] = ()) -> None:
+    """Raises DataError where a prompt and its completion together are more than the backbone can read.
+
+    `examples` are those of the rows, one each, where they are known.
+    """
+    long = [index for index, row in enumerate(rows) if len(row) > backbone.context_length]
     if long:
+        first, named = rows[long[0]], f", {examples[long[0]].id!r}," if examples else ""
         raise DataError(
             f"A prompt and its completion fit into the {backbone.context_length} tokens of {backbone.name!r}, but {len(long)} of "
-            f"{len(rows)} rows do not; the first has {len(long[0].prompt_ids)} and {len(long[0].completion_ids)}. Shorten its "
+            f"{len(rows)} rows do not; the first{named} has {len(first.prompt_ids)} and {len(first.completion_ids)}. Shorten its "
             "question, context or rationale, or leave it out."
         )
 
