@@ -22,7 +22,7 @@ from tuning.errors import BadRecipe, StudyIsRunning
 from tuning.ground import Ground
 from tuning.journal import alone_in
 from tuning.recipe import Recipe
-from tuning.softcot_arms import ASSISTANT, STATIC, SoftCoTArms, Study, arms, reading_plan
+from tuning.softcot_arms import ASSISTANT, STATIC, SoftCoTArms, arms, reading_plan, study_of
 
 NUM_ITEMS = 60
 
@@ -84,7 +84,7 @@ def recipe(backbone_directory: Path) -> Recipe:
 
 def test_the_arms_are_fitted_read_and_gone_on_with(home: Path, recipe: Recipe) -> None:
     ground, looks = Ground.of(recipe, home / "cache"), iter([False, True])
-    study = Study(recipe, ground, home, num_seeds=1)
+    study = study_of(recipe, ground, home, num_seeds=1)
     assert study.run(out_of_time=lambda: next(looks)) is None
     done: list[int] = []
     found = study.run(lambda what, count, of: done.append(count))
@@ -96,7 +96,7 @@ def test_the_arms_are_fitted_read_and_gone_on_with(home: Path, recipe: Recipe) -
 
 
 def test_another_process_does_not_run_the_same_arms(home: Path, recipe: Recipe) -> None:
-    study = Study(recipe, Ground.of(recipe, home / "cache"), home, num_seeds=1)
+    study = study_of(recipe, Ground.of(recipe, home / "cache"), home, num_seeds=1)
     with alone_in(study.directory), pytest.raises(StudyIsRunning):
         study.run()
     assert not (study.directory / "arms.jsonl").exists()
@@ -106,9 +106,9 @@ def test_arms_are_others_where_what_is_read_is_read_otherwise(
     home: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ground = Ground.of(recipe, home / "cache")
-    before = Study(recipe, ground, home).directory
+    before = study_of(recipe, ground, home).directory
     monkeypatch.setitem(MEASURES, "choice_accuracy", ChoiceAccuracy(version=ChoiceAccuracy.version + 1))
-    assert Study(recipe, ground, home).directory != before
+    assert study_of(recipe, ground, home).directory != before
 
 
 def test_several_sets_are_judged_by_what_they_write_together(home: Path, recipe: Recipe) -> None:

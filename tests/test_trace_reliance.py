@@ -22,7 +22,7 @@ from tuning.errors import StudyIsRunning
 from tuning.ground import Ground
 from tuning.journal import alone_in
 from tuning.recipe import Recipe
-from tuning.trace_reliance import ARMS, Study, TraceReliance, arms
+from tuning.trace_reliance import ARMS, TraceReliance, arms, study_of
 
 NUM_ITEMS = 60
 
@@ -108,10 +108,10 @@ def test_rows_without_traces_have_nothing_to_swap(ground: Ground, recipe: Recipe
 def test_a_study_is_another_where_what_is_read_is_read_otherwise(
     ground: Ground, recipe: Recipe, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = Study(recipe, ground, home).directory
-    assert Study(recipe, ground, home).directory == before
+    before = study_of(recipe, ground, home).directory
+    assert study_of(recipe, ground, home).directory == before
     monkeypatch.setitem(MEASURES, "choice_accuracy", ChoiceAccuracy(version=ChoiceAccuracy.version + 1))
-    assert Study(recipe, ground, home).directory != before
+    assert study_of(recipe, ground, home).directory != before
 
 
 def test_two_processes_do_not_run_one_study(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_on_the_reasoner_sums_rely_on_their_traces_and_copied_answers_do_not(tmp
         evaluation={"domain_items": 24, "chain_items": 8, "generated_items": 0},
     )
     ground = Ground.of(recipe, tmp_path / "cache")
-    found = Study(recipe, ground, tmp_path, num_seeds=1).run()
+    found = study_of(recipe, ground, tmp_path, num_seeds=1).run()
     assert found is not None
     assert found.is_scaffolding != relies, found.sentences()
     assert found.effects["reliance"].is_gain == relies
@@ -157,7 +157,7 @@ def copied(number: int) -> dict[str, object]:
 
 
 def test_a_study_goes_on_arm_by_arm_and_tells_the_same(ground: Ground, home: Path, recipe: Recipe) -> None:
-    study = Study(recipe, ground, home, num_seeds=1)
+    study = study_of(recipe, ground, home, num_seeds=1)
     looks = iter([False, True])
     assert study.run(out_of_time=lambda: next(looks)) is None
     found = study.run()
@@ -165,5 +165,5 @@ def test_a_study_goes_on_arm_by_arm_and_tells_the_same(ground: Ground, home: Pat
     assert set(found.retention["N"]) >= {"chain_likelihood/arithmetic", "chain_likelihood/ordering"}
     assert found.fit_tokens["A"] < found.fit_tokens["N"]
     assert (study.directory / "trace_reliance.json").is_file()
-    again = Study(recipe, ground, home, num_seeds=1).run()
+    again = study_of(recipe, ground, home, num_seeds=1).run()
     assert again is not None and again.as_dict() == found.as_dict()

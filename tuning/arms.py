@@ -5,24 +5,30 @@ An arm that is read goes into a journal at once: a comparison that was stopped g
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
+from pydantic import JsonValue
 
 from adapters.adapter import Stack
 from adapters.backbone import Backbone
+from adapters.whole_file import write_whole
 from engine.engine import Engine
 from engine.profile import Profile
+from engine.torch_engine import TorchEngine
 from evaluation.base_cache import BaseCache
 from evaluation.evaluate import LEAST_PAIRED, UNKNOWN, Planned, evaluate
 from evaluation.measure import Readings
 from evaluation.statistics import PairedChange, change_over_seeds, paired_change
 from evaluation.task import Example
-from tuning.ground import new_adapters
-from tuning.journal import Journal
+from tuning.ground import Ground, new_adapters
+from tuning.journal import Journal, alone_in
 from tuning.methods import METHODS
 from tuning.methods.method import MethodSpec
 from tuning.recipe import Recipe
@@ -163,6 +169,53 @@ class Bench:
         told |= {"fit_s": fitted - started, "read_s": time.monotonic() - fitted}
         base = ArmReadings.of(BACKBONE, 0, {key_of(row.planned): row.base for row in rows}, {})
         return base, ArmReadings.of(arm.name, arm.seed, {key_of(row.planned): row.adapted for row in rows}, told)
+
+
+class Told(Protocol):
+    """What the arms say together."""
+
+    def as_dict(self) -> dict[str, Any]: ...
+
+
+T = TypeVar("T", bound=Told)
+
+
+@dataclass(frozen=True)
+class ArmStudy(Generic[T]):
+    """Arms of a recipe, in a folder named by all that decides them; the same study again goes on where it stopped.
+
+    `name` is that of the folder and of the file of what was `told`; `settings` is what decides beside recipe, rows and plan.
+    """
+
+    name: str
+    recipe: Recipe
+    ground: Ground
+    home: Path
+    arms: Sequence[Arm]
+    plan: Sequence[Planned]
+    told: Callable[[Sequence[ArmReadings]], T]
+    settings: Mapping[str, JsonValue]
+
+    def run(
+        self, on_progress: Progress = lambda what, done, of: None, out_of_time: Callable[[], bool] = lambda: False
+    ) -> T | None:
+        """None when time ran out before every arm was read."""
+        backbone, precision = self.ground.backbone, self.recipe.evaluation.precision
+        engine = TorchEngine(backbone, max_rows=64, precision=precision)
+        cache = BaseCache(self.home / "cache" / "base", precision)
+        bench = Bench(self.recipe, backbone, engine, self.plan, cache, Journal(self.directory / "arms.jsonl"))
+        with alone_in(self.directory):
+            found = bench.run(self.arms, on_progress, out_of_time)
+        if not finished(found, self.arms):
+            return None
+        told = self.told(found)
+        write_whole(self.directory / f"{self.name}.json", json.dumps(told.as_dict(), indent=2))
+        return told
+
+    @cached_property
+    def directory(self) -> Path:
+        digest = self.ground.digest(self.recipe, self.ground.examples, self.settings, self.plan)
+        return self.home / self.name / f"{self.recipe.name}-{digest[:12]}"
 
 
 def key_of(planned: Planned) -> str:

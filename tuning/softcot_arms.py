@@ -8,22 +8,16 @@ static arm: on templated data a static prompt may give all of it.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from adapters.whole_file import write_whole
-from engine.torch_engine import TorchEngine
-from evaluation.base_cache import BaseCache
 from evaluation.evaluate import Planned
 from evaluation.measures import MEASURES
-from tuning.arms import BACKBONE, PLACEHOLDER, Arm, ArmReadings, Bench, Contrast, Progress, contrast, finished, key_of
+from tuning.arms import BACKBONE, PLACEHOLDER, Arm, ArmReadings, ArmStudy, Contrast, contrast, key_of
 from tuning.errors import BadRecipe
 from tuning.ground import Ground
-from tuning.journal import Journal, alone_in
 from tuning.plan import generated_plan, likelihood_plan
 from tuning.recipe import Recipe
 
@@ -126,37 +120,10 @@ class SoftCoTArms:
         }
 
 
-@dataclass(frozen=True)
-class Study:
-    """The arms of a recipe, in a folder named by all that decides them; the same study again goes on where it stopped."""
+def study_of(recipe: Recipe, ground: Ground, home: Path, num_seeds: int = 3) -> ArmStudy[SoftCoTArms]:
+    wanted, plan = arms(recipe, ground, range(num_seeds)), reading_plan(recipe, ground)
 
-    recipe: Recipe
-    ground: Ground
-    home: Path
-    num_seeds: int = 3
+    def told(found: Sequence[ArmReadings]) -> SoftCoTArms:
+        return SoftCoTArms.of(found, plan)
 
-    def run(
-        self, on_progress: Progress = lambda what, done, of: None, out_of_time: Callable[[], bool] = lambda: False
-    ) -> SoftCoTArms | None:
-        """None when time ran out before every arm was read."""
-        precision, plan = self.recipe.evaluation.precision, self.plan
-        wanted = arms(self.recipe, self.ground, range(self.num_seeds))
-        engine = TorchEngine(self.ground.backbone, max_rows=64, precision=precision)
-        cache = BaseCache(self.home / "cache" / "base", precision)
-        bench = Bench(self.recipe, self.ground.backbone, engine, plan, cache, Journal(self.directory / "arms.jsonl"))
-        with alone_in(self.directory):
-            found = bench.run(wanted, on_progress, out_of_time)
-        if not finished(found, wanted):
-            return None
-        read = SoftCoTArms.of(found, plan)
-        write_whole(self.directory / "softcot_arms.json", json.dumps(read.as_dict(), indent=2))
-        return read
-
-    @cached_property
-    def plan(self) -> list[Planned]:
-        return reading_plan(self.recipe, self.ground)
-
-    @cached_property
-    def directory(self) -> Path:
-        digest = self.ground.digest(self.recipe, self.ground.examples, {"study": "softcot-arms"}, self.plan)
-        return self.home / "softcot_arms" / f"{self.recipe.name}-{digest[:12]}"
+    return ArmStudy("softcot_arms", recipe, ground, home, wanted, plan, told, {"study": "softcot-arms"})

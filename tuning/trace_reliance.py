@@ -10,24 +10,18 @@ The reading holds for this recipe, backbone and form of trace: arms that come ou
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from adapters.whole_file import write_whole
-from engine.torch_engine import TorchEngine
-from evaluation.base_cache import BaseCache
 from evaluation.evaluate import Planned
 from evaluation.measures import MEASURES
 from evaluation.retention import capped_retention, search_measure
 from evaluation.task import Example
-from tuning.arms import BACKBONE, Arm, ArmReadings, Bench, Contrast, Progress, contrast, finished, key_of
+from tuning.arms import BACKBONE, Arm, ArmReadings, ArmStudy, Contrast, contrast, key_of
 from tuning.batches import check_rationales
 from tuning.ground import Ground
-from tuning.journal import Journal, alone_in
 from tuning.methods.sft import SFTSpec
 from tuning.plan import generated_plan, likelihood_plan, margins_of
 from tuning.recipe import Recipe
@@ -157,41 +151,14 @@ class TraceReliance:
         }
 
 
-@dataclass(frozen=True)
-class Study:
-    """The four arms of a recipe, in a folder named by all that decides them; the same study again goes on where it stopped."""
+def study_of(recipe: Recipe, ground: Ground, home: Path, num_seeds: int = 3, trace_loss: bool = True) -> ArmStudy[TraceReliance]:
+    """The four arms under each seed; see `arms`."""
+    wanted, plan = arms(ground, recipe.sft, range(num_seeds), trace_loss), reading_plan(recipe, ground)
 
-    recipe: Recipe
-    ground: Ground
-    home: Path
-    num_seeds: int = 3
-    trace_loss: bool = True
+    def told(found: Sequence[ArmReadings]) -> TraceReliance:
+        return TraceReliance.of(found, recipe, plan)
 
-    def run(
-        self, on_progress: Progress = lambda what, done, of: None, out_of_time: Callable[[], bool] = lambda: False
-    ) -> TraceReliance | None:
-        """None when time ran out before every arm was read."""
-        precision, plan = self.recipe.evaluation.precision, self.plan
-        wanted = arms(self.ground, self.recipe.sft, range(self.num_seeds), self.trace_loss)
-        engine = TorchEngine(self.ground.backbone, max_rows=64, precision=precision)
-        cache = BaseCache(self.home / "cache" / "base", precision)
-        bench = Bench(self.recipe, self.ground.backbone, engine, plan, cache, Journal(self.directory / "arms.jsonl"))
-        with alone_in(self.directory):
-            found = bench.run(wanted, on_progress, out_of_time)
-        if not finished(found, wanted):
-            return None
-        reliance = TraceReliance.of(found, self.recipe, plan)
-        write_whole(self.directory / "trace_reliance.json", json.dumps(reliance.as_dict(), indent=2))
-        return reliance
-
-    @cached_property
-    def plan(self) -> list[Planned]:
-        return reading_plan(self.recipe, self.ground)
-
-    @cached_property
-    def directory(self) -> Path:
-        digest = self.ground.digest(self.recipe, self.ground.examples, {"trace_loss": self.trace_loss}, self.plan)
-        return self.home / "trace_reliance" / f"{self.recipe.name}-{digest[:12]}"
+    return ArmStudy("trace_reliance", recipe, ground, home, wanted, plan, told, {"trace_loss": trace_loss})
 
 
 def _mean(values: Sequence[float]) -> float:

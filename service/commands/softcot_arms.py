@@ -24,12 +24,12 @@ def softcot_arms(recipe_file: Path, seeds: int, time_budget_s: float | None, hom
     from tuning.ground import Ground
     from tuning.isolation import use_threads
     from tuning.recipe import Recipe
-    from tuning.softcot_arms import Study
+    from tuning.softcot_arms import study_of
 
     budget, place = Budget(time_budget_s), home_directory(home)
     recipe = pinned(Recipe.load(recipe_file), Tracking.at(place))
     use_threads()
-    study = Study(recipe, Ground.of(recipe, place / "cache"), place, seeds)
+    study = study_of(recipe, Ground.of(recipe, place / "cache"), place, seeds)
     found = study.run(Pace(), budget.is_spent)
     if as_json:
         told = {"recipe": recipe.name, "backbone": recipe.backbone, "finished": found is not None}

@@ -26,12 +26,12 @@ def trace_reliance(
     from tuning.ground import Ground
     from tuning.isolation import use_threads
     from tuning.recipe import Recipe
-    from tuning.trace_reliance import Study
+    from tuning.trace_reliance import study_of
 
     budget, place = Budget(time_budget_s), home_directory(home)
     recipe = pinned(Recipe.load(recipe_file), Tracking.at(place))
     use_threads()
-    study = Study(recipe, Ground.of(recipe, place / "cache"), place, seeds, trace_loss)
+    study = study_of(recipe, Ground.of(recipe, place / "cache"), place, seeds, trace_loss)
     found = study.run(Pace(), budget.is_spent)
     if as_json:
         told = {"recipe": recipe.name, "backbone": recipe.backbone, "trace_loss": trace_loss, "finished": found is not None}
