@@ -14,7 +14,7 @@ from evaluation.base_cache import BaseCache
 from evaluation.evaluate import Planned
 from evaluation.measures import MEASURES
 from evaluation.tasks import TASKS
-from tuning.arms import BACKBONE, Arm, ArmReadings, Bench, contrast, finished
+from tuning.arms import BACKBONE, Arm, ArmBench, ArmReadings, contrast, finished
 from tuning.errors import DamagedStudy
 from tuning.journal import Journal
 from tuning.methods.sft import SFTSpec
@@ -62,12 +62,12 @@ def test_what_no_arm_could_show_is_unknown_and_never_zero() -> None:
 
 
 @pytest.fixture
-def bench(backbone: Backbone, backbone_directory: Path, tmp_path: Path) -> Bench:
+def bench(backbone: Backbone, backbone_directory: Path, tmp_path: Path) -> ArmBench:
     recipe = Recipe(name="x", backbone=str(backbone_directory), domain="icd10-chapter", adapter={"lora": {"rank": 4}})
     task = TASKS["boxes"]
     plan = [Planned(MEASURES["chain_likelihood"], task, task.examples("select", 8), "protected")]
     cache = BaseCache(tmp_path / "base", "float32")
-    return Bench(recipe, backbone, TorchEngine(backbone, precision="float32"), plan, cache, Journal(tmp_path / "arms.jsonl"))
+    return ArmBench(recipe, backbone, TorchEngine(backbone, precision="float32"), plan, cache, Journal(tmp_path / "arms.jsonl"))
 
 
 def small_arms(names: str, seeds: int = 1) -> list[Arm]:
@@ -76,7 +76,7 @@ def small_arms(names: str, seeds: int = 1) -> list[Arm]:
     return [Arm(name, seed, rows, method) for seed in range(seeds) for name in names]
 
 
-def test_a_bench_that_was_stopped_goes_on_and_reads_the_same(bench: Bench, tmp_path: Path) -> None:
+def test_a_bench_that_was_stopped_goes_on_and_reads_the_same(bench: ArmBench, tmp_path: Path) -> None:
     arms = small_arms("NW", seeds=2)
     looks = iter([False, True])
     first = bench.run(arms, out_of_time=lambda: next(looks))
@@ -91,7 +91,7 @@ def test_a_bench_that_was_stopped_goes_on_and_reads_the_same(bench: Bench, tmp_p
     assert one.values == other.values, "the same rows under the same seed"
 
 
-def test_seeds_give_different_fits(bench: Bench) -> None:
+def test_seeds_give_different_fits(bench: ArmBench) -> None:
     found = bench.run(small_arms("N", seeds=2))
     assert found[1].values != found[2].values
 

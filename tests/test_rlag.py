@@ -22,7 +22,7 @@ from tuning.journal import Journal
 from tuning.loop import OnStep
 from tuning.methods.method import Fit
 from tuning.methods.rlag import RLAG, Augmented, RLAGSpec, rlag_loss
-from tuning.preferences import Asked, Preference, augmented_prompt, preferences
+from tuning.preferences import Asked, Likeliest, augmented_prompt, preferences
 from tuning.retrieval import Texts
 
 COLOURS = ("red", "blue", "green")
@@ -119,7 +119,7 @@ def test_what_was_said_without_literature_becomes_less_likely_beside_what_was_sa
 
 def test_each_iteration_asks_the_adapter_as_it_is_by_then(backbone: Backbone) -> None:
     spec = RLAGSpec(steps=12, iterations=2, batch_size=6, learning_rate=3e-2, num_texts=1)
-    lora, seen = LoRA(LoRASpec(rank=4)), dict[int, list[Preference]]()
+    lora, seen = LoRA(LoRASpec(rank=4)), dict[int, list[Likeliest]]()
     engine = TorchEngine(backbone)
     try:
         with lora.attach(backbone):
@@ -190,8 +190,8 @@ def test_a_batch_that_is_cut_has_the_gradient_of_the_whole(backbone: Backbone) -
 
 
 def test_preferences_without_a_gap_are_refused_with_the_way_out(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    def alike(*given: object) -> list[Preference]:
-        return [Preference(row, EXAMPLES[row].answer, EXAMPLES[row].answer, True) for row in range(4)]
+    def alike(*given: object) -> list[Likeliest]:
+        return [Likeliest(row, EXAMPLES[row].answer, EXAMPLES[row].answer, True) for row in range(4)]
 
     monkeypatch.setattr("tuning.methods.rlag.preferences", alike)
     with pytest.raises(
@@ -215,9 +215,9 @@ def test_an_iteration_without_a_right_answer_learns_from_the_one_before(
 ) -> None:
     answered = iter((True, False))
 
-    def once(engine: object, backbone: object, profile: object, task: object, asked: Sequence[Asked]) -> list[Preference]:
+    def once(engine: object, backbone: object, profile: object, task: object, asked: Sequence[Asked]) -> list[Likeliest]:
         right = next(answered)
-        return [Preference(one.row, "red", "blue", right) for one in asked]
+        return [Likeliest(one.row, "red", "blue", right) for one in asked]
 
     monkeypatch.setattr("tuning.methods.rlag.preferences", once)
     fit, _ = fitted(backbone, RLAGSpec(steps=4, iterations=2, batch_size=2))

@@ -48,6 +48,12 @@ def test_one_package_owns_each_library(library: str, owner: str) -> None:
                 )
 
 
+def test_no_two_classes_of_the_training_code_share_a_name() -> None:
+    trees = [ast.parse(file.read_text()) for file in (ROOT / "tuning").rglob("*.py")]
+    names = [node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]
+    assert not [name for name in sorted(set(names)) if names.count(name) > 1]
+
+
 @pytest.mark.parametrize("file", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda file: file.name)
 def test_every_recipe_loads(file: Path) -> None:
     from tuning.recipe import Recipe

@@ -114,7 +114,7 @@ class Contrast:
 
 
 @dataclass(frozen=True)
-class Bench:
+class ArmBench:
     """Where arms are fitted and read."""
 
     recipe: Recipe
@@ -203,7 +203,7 @@ class ArmStudy(Generic[T]):
         backbone, precision = self.ground.backbone, self.recipe.evaluation.precision
         engine = TorchEngine(backbone, max_rows=64, precision=precision)
         cache = BaseCache(self.home / "cache" / "base", precision)
-        bench = Bench(self.recipe, backbone, engine, self.plan, cache, Journal(self.directory / "arms.jsonl"))
+        bench = ArmBench(self.recipe, backbone, engine, self.plan, cache, Journal(self.directory / "arms.jsonl"))
         with alone_in(self.directory):
             found = bench.run(self.arms, on_progress, out_of_time)
         if not finished(found, self.arms):

@@ -24,7 +24,7 @@ from evaluation.retention import is_written
 from evaluation.task import Example
 from evaluation.tasks import task_named
 from tuning import removal
-from tuning.arms import Bench, Progress, finished
+from tuning.arms import ArmBench, Progress, finished
 from tuning.batches import rows_of
 from tuning.checkpoints import Checkpoint, Recorder, checkpoint_steps
 from tuning.errors import SweepRefused
@@ -210,13 +210,14 @@ class Attribution:
         return found
 
     @cached_property
-    def bench(self) -> Bench:
+    def bench(self) -> ArmBench:
         """Where the removal experiment fits and reads its arms; its journal takes other arms of the same rows too."""
         backbone, precision = self.ground.backbone, self.recipe.evaluation.precision
         plan = removal.reading_plan(self.recipe, self.ground)
         engine = TorchEngine(backbone, max_rows=64, precision=precision)
         cache = BaseCache(self.home / "cache" / "base", precision)
-        return Bench(self.recipe, backbone, engine, plan, cache, Journal(self.directory / f"removal-{self.spec.share:g}.jsonl"))
+        journal = Journal(self.directory / f"removal-{self.spec.share:g}.jsonl")
+        return ArmBench(self.recipe, backbone, engine, plan, cache, journal)
 
     def _removal(self, found: Sequence[Influence], on_progress: Progress, out_of_time: Callable[[], bool]) -> Removal | None:
         arms = removal.arms(self.examples, found, self.spec.share, self.recipe.sft, range(self.spec.seeds))

@@ -17,7 +17,7 @@ class Asked(NamedTuple):
     texts: tuple[str, ...]
 
 
-class Preference(NamedTuple):
+class Likeliest(NamedTuple):
     """Of one row: the likeliest option with its texts, and without them."""
 
     row: int
@@ -34,7 +34,7 @@ def augmented_prompt(example: Example, texts: Sequence[str]) -> str:
     return "\n".join(("Related literature:", *texts, direct_prompt(example)))
 
 
-def preferences(engine: Engine, backbone: Backbone, profile: str | None, task: Task, asked: Sequence[Asked]) -> list[Preference]:
+def preferences(engine: Engine, backbone: Backbone, profile: str | None, task: Task, asked: Sequence[Asked]) -> list[Likeliest]:
     """An option's score is the mean log-probability of its tokens as the answer; of two alike the first option's."""
     prefix = len(backbone.encode(answer_line("").rstrip()))
     options = [options_of(task, one.example) for one in asked]
@@ -52,7 +52,7 @@ def preferences(engine: Engine, backbone: Backbone, profile: str | None, task: T
     found = []
     for one, listed in zip(asked, options, strict=True):
         augmented, naive = (_likeliest(sorted(listed), [next(scores) for _ in listed]) for _ in range(2))
-        found.append(Preference(one.row, augmented, naive, same_answer(augmented, one.example.answer)))
+        found.append(Likeliest(one.row, augmented, naive, same_answer(augmented, one.example.answer)))
     return found
 
 

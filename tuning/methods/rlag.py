@@ -37,11 +37,11 @@ from tuning.journal import Journal
 from tuning.loop import OnStep, OnUpdate, run
 from tuning.methods.method import Fit, Method, MethodSpec
 from tuning.methods.supervised import check_room, identity_of
-from tuning.preferences import Asked, Preference, augmented_prompt, preferences
+from tuning.preferences import Asked, Likeliest, augmented_prompt, preferences
 from tuning.retrieval import Texts
 from tuning.rollouts import WRITER, rollouts
 
-# Legend: B pairs, N label positions of a batch
+# Legend: B trios, N label positions of a batch
 
 MOST_AUGMENTED, LEAST_NAIVE = -0.2, -5.0  # nats per token: beyond them an answer is likely, or unlikely, enough
 LEAST_ASKED = 32  # rows of an iteration's part: the few that a short fit reads may by chance have no gap
@@ -72,7 +72,7 @@ class RLAGSpec(MethodSpec):
 
 
 @dataclass(frozen=True)
-class Pair:
+class Trio:
     """The three sequences of a row, which lie in memory together. `same`: both answers are one, which is not learnt."""
 
     knowledge: Row
@@ -126,7 +126,7 @@ class RLAG(Method):
 
 @dataclass(frozen=True)
 class Augmented:
-    """A learner of pairs. What an iteration prefers is decided once, and kept: a fit that goes on must not decide anew."""
+    """A learner of trios. What an iteration prefers is decided once, and kept: a fit that goes on must not decide anew."""
 
     backbone: Backbone
     stack: Stack
@@ -137,16 +137,16 @@ class Augmented:
     engine: Engine
     journal: Journal | None
     identity: str
-    _decided: dict[int, list[Preference]] = field(default_factory=dict)
-    _batches: dict[int, list[list[Pair]]] = field(default_factory=dict)
+    _decided: dict[int, list[Likeliest]] = field(default_factory=dict)
+    _batches: dict[int, list[list[Trio]]] = field(default_factory=dict)
     _loaded: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for entry in self.journal.entries() if self.journal else ():
             if entry["identity"] == self.identity:
-                self._decided[entry["iteration"]] = [Preference(*one) for one in entry["preferences"]]
+                self._decided[entry["iteration"]] = [Likeliest(*one) for one in entry["preferences"]]
 
-    def batch(self, step: int) -> Sequence[Pair]:
+    def batch(self, step: int) -> Sequence[Trio]:
         iteration = self.iteration(step)
         return self.batches(iteration)[step - self.first_step(iteration)]
 
@@ -157,11 +157,11 @@ class Augmented:
     def first_step(self, iteration: int) -> int:
         return sum(len(self.batches(number)) for number in range(iteration))
 
-    def batches(self, iteration: int) -> list[list[Pair]]:
+    def batches(self, iteration: int) -> list[list[Trio]]:
         """An even share of the steps, or of the tokens where they are what is limited."""
         if iteration not in self._batches:
             spec, steps = self.spec, self.num_steps(iteration)
-            drawn, found = endless_rows(self.pairs(iteration), f"{spec.seed}/{iteration}"), list[list[Pair]]()
+            drawn, found = endless_rows(self.trios(iteration), f"{spec.seed}/{iteration}"), list[list[Trio]]()
             before = sum(self.num_tokens(batch) for number in range(iteration) for batch in self.batches(number))
             while len(found) < steps and not (found and before >= self._share_of_tokens(iteration + 1)):
                 found.append(sorted(islice(drawn, spec.batch_size), key=len))
@@ -178,7 +178,7 @@ class Augmented:
         budget = self.spec.token_budget
         return math.inf if budget is None else budget * iterations / self.spec.iterations
 
-    def pairs(self, iteration: int) -> list[Pair]:
+    def trios(self, iteration: int) -> list[Trio]:
         """What is kept of an iteration's rows. Where no row is, those of the iteration before come again."""
         kept = [one for one in self.decided(iteration) if one.is_kept]
         if iteration == 0 and all(one.is_same for one in kept):
@@ -188,15 +188,15 @@ class Augmented:
                 "method.num_texts, give rows with a rationale, or fit them by the method 'sft'."
             )
         if not kept:
-            return self.pairs(iteration - 1)
-        pairs = [self._pair(one) for one in kept]
-        self._check_room(pairs)
-        return pairs
+            return self.trios(iteration - 1)
+        trios = [self._trio(one) for one in kept]
+        self._check_room(trios)
+        return trios
 
-    def _check_room(self, pairs: Sequence[Pair]) -> None:
-        check_room(self.backbone, [row for pair in pairs for row in (pair.knowledge, pair.chosen, pair.rejected)])
+    def _check_room(self, trios: Sequence[Trio]) -> None:
+        check_room(self.backbone, [row for trio in trios for row in (trio.knowledge, trio.chosen, trio.rejected)])
 
-    def decided(self, iteration: int) -> list[Preference]:
+    def decided(self, iteration: int) -> list[Likeliest]:
         """By the adapter as it is now, unless it was decided before."""
         if iteration not in self._decided:
             if self._loaded:
@@ -205,7 +205,7 @@ class Augmented:
                 self.engine.load(WRITER, Profile(tuple(self.stack.adapters)))
                 self._loaded.append(WRITER)
             asked = [Asked(row, self.examples[row], self.found[row]) for row in self.asked(iteration)]
-            self._check_room([self._pair(_right(one)) for one in asked])
+            self._check_room([self._trio(_right(one)) for one in asked])
             self._decided[iteration] = preferences(self.engine, self.backbone, WRITER, self.task, asked)
             if self.journal:
                 kept = [list(one) for one in self._decided[iteration]]
@@ -224,21 +224,21 @@ class Augmented:
             if size >= self._share_of_tokens(1) and len(kept) >= LEAST_ASKED:
                 break
             kept.append(row)
-            size += len(self._pair(_right(Asked(row, self.examples[row], self.found[row]))))
+            size += len(self._trio(_right(Asked(row, self.examples[row], self.found[row]))))
         return kept
 
-    def rows(self, batch: Sequence[Pair]) -> Sequence[Row]:
-        return [row for pair in batch for row in (pair.chosen, pair.rejected)]
+    def rows(self, batch: Sequence[Trio]) -> Sequence[Row]:
+        return [row for trio in batch for row in (trio.chosen, trio.rejected)]
 
-    def num_tokens(self, batch: Sequence[Pair]) -> int:
+    def num_tokens(self, batch: Sequence[Trio]) -> int:
         return sum(map(len, batch))
 
-    def backward(self, share: Sequence[Pair], batch: Sequence[Pair]) -> dict[str, float]:
+    def backward(self, share: Sequence[Trio], batch: Sequence[Trio]) -> dict[str, float]:
         names = ("loss", "knowledge", "augmented", "naive", *(("kl",) if self.spec.kl_weight else ()))
         numbers = dict.fromkeys(names, 0.0)
         for part in _parts(share, self.spec.micro_batch_tokens):
             knowledge_B, augmented_B, naive_B, pull = self._read(part)
-            loss_B = rlag_loss(knowledge_B, augmented_B, naive_B, [pair.same for pair in part], self.spec.gamma)
+            loss_B = rlag_loss(knowledge_B, augmented_B, naive_B, [trio.same for trio in part], self.spec.gamma)
             loss = (loss_B.sum() + self.spec.kl_weight * pull) / len(batch)
             loss.backward()
             read = {"loss": loss_B, "knowledge": knowledge_B, "augmented": augmented_B, "naive": naive_B}
@@ -248,7 +248,7 @@ class Augmented:
         return numbers
 
     def counts(self, steps: int) -> dict[str, float]:
-        """Of all that was decided in the first steps: rows, those whose augmented answer is wrong, and pairs without a gap."""
+        """Of all that was decided in the first steps: rows, those whose augmented answer is wrong, and trios of one answer."""
         done = range(self.iteration(max(0, steps - 1)) + 1)
         decided = [one for iteration in done for one in self._decided.get(iteration, ())]
         kept = [one for one in decided if one.is_kept]
@@ -258,14 +258,14 @@ class Augmented:
             "without_gap": sum(one.is_same for one in kept),
         }
 
-    def _pair(self, one: Preference) -> Pair:
+    def _trio(self, one: Likeliest) -> Trio:
         example, texts = self.examples[one.row], self.found[one.row]
         end = int(self.backbone.tokenizer.eos_token_id)
         begin = self.backbone.tokenizer.bos_token_id
         said = tuple(
             token for text in texts for token in (end if begin is None else int(begin), *self.backbone.encode(text), end)
         )
-        return Pair(
+        return Trio(
             Row(said[:1], said[1:]),
             self._answered(augmented_prompt(example, texts), one.augmented),
             self._answered(direct_prompt(example), one.naive),
@@ -277,9 +277,9 @@ class Augmented:
         prefix = len(self.backbone.encode(answer_line("").rstrip()))
         return Row(self.backbone.chat_ids(prompt), tuple(self.backbone.encode(answer_line(answer))), prefix)
 
-    def _read(self, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Mean log-probabilities of each pair's three sequences; the KL to the backbone per answer token, summed over pairs."""
-        rows = [row for pair in pairs for row in (pair.knowledge, pair.chosen, pair.rejected)]
+    def _read(self, trios: Sequence[Trio]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Mean log-probabilities of each trio's three sequences; the KL to the backbone per answer token, summed over trios."""
+        rows = [row for trio in trios for row in (trio.knowledge, trio.chosen, trio.rejected)]
         with self.backbone.autocast():
             logits_NV, labels_N = label_logits(self.backbone, collate(self.backbone, self.stack, rows))
         logp_N = -cross_entropy(logits_NV.float(), labels_N, reduction="none")
@@ -289,14 +289,14 @@ class Augmented:
         if self.spec.kl_weight:
             answers = torch.cat([torch.full((count,), place % 3 > 0) for place, count in enumerate(counts)])
             answered = [row for place, row in enumerate(rows) if place % 3]
-            num_labels = sum(row.num_labels for row in answered) / len(pairs)
+            num_labels = sum(row.num_labels for row in answered) / len(trios)
             pull = pull_to_base(self.backbone, logits_NV[answers.to(logits_NV.device)], answered) / num_labels
         return means[:, 0], means[:, 1], means[:, 2], pull
 
 
-def _right(asked: Asked) -> Preference:
+def _right(asked: Asked) -> Likeliest:
     """What is known of a row before it is asked: how long its sequences are, if the right answer is preferred."""
-    return Preference(asked.row, asked.example.answer, asked.example.answer, is_kept=True)
+    return Likeliest(asked.row, asked.example.answer, asked.example.answer, is_kept=True)
 
 
 def rlag_loss(knowledge_B: Tensor, augmented_B: Tensor, naive_B: Tensor, same: Sequence[bool], gamma: float) -> Tensor:
@@ -306,15 +306,15 @@ def rlag_loss(knowledge_B: Tensor, augmented_B: Tensor, naive_B: Tensor, same: S
     return -logsigmoid(betas[:, 0] * knowledge_B + betas[:, 1] * gap_B - gamma)
 
 
-def _parts(pairs: Sequence[Pair], max_tokens: int) -> list[list[Pair]]:
-    """As many pairs as fit with all three sequences padded to the longest, one at least."""
-    parts: list[list[Pair]] = []
+def _parts(trios: Sequence[Trio], max_tokens: int) -> list[list[Trio]]:
+    """As many trios as fit with all three sequences padded to the longest, one at least."""
+    parts: list[list[Trio]] = []
     longest = 0
-    for pair in pairs:
-        width = max(len(pair.knowledge), len(pair.chosen), len(pair.rejected))
+    for trio in trios:
+        width = max(len(trio.knowledge), len(trio.chosen), len(trio.rejected))
         longest = max(longest, width)
         if not parts or 3 * longest * (len(parts[-1]) + 1) > max_tokens:
             parts.append([])
             longest = width
-        parts[-1].append(pair)
+        parts[-1].append(trio)
     return parts

@@ -63,7 +63,7 @@ class STaRSpec(SupervisedSpec):
         return max(1, min(self.num_questions, (self.token_budget - num_written) // each))
 
 
-class Group(NamedTuple):
+class Sampled(NamedTuple):
     """A question and what was written to it. `hinted` is the trace to its answer, where it was given away and helped."""
 
     example: Example
@@ -122,7 +122,7 @@ class STaR(Supervised):
         digest = identity_of(given.backbone, adapters, self.spec, [number, *rows])
         return given.directory / f"round-{number}-{digest[:16]}" if given.directory else None
 
-    def _written(self, given: Given, writer: Rollouts, number: int, profile: str | None) -> list[Group]:
+    def _written(self, given: Given, writer: Rollouts, number: int, profile: str | None) -> list[Sampled]:
         """Every question with its samples, and those without a right one with a hint, where that is wanted."""
         spec, task, backbone = self.spec, self.required(given.task), given.backbone
         examples = given.examples[: spec.num_asked(given.num_written)]
@@ -141,7 +141,7 @@ class STaR(Supervised):
         ]
         return self._hinted(given, writer, profile, groups) if spec.rationalise else groups
 
-    def _hinted(self, given: Given, writer: Rollouts, profile: str | None, groups: Sequence[Group]) -> list[Group]:
+    def _hinted(self, given: Given, writer: Rollouts, profile: str | None, groups: Sequence[Sampled]) -> list[Sampled]:
         backbone, asked = given.backbone, dict[int, GenerationRequest]()
         for index, group in enumerate(groups):
             example = group.example
@@ -156,7 +156,7 @@ class STaR(Supervised):
                 found[index] = groups[index]._replace(hinted=written)
         return found
 
-    def _kept(self, given: Given, groups: Sequence[Group], number: int) -> list[Row]:
+    def _kept(self, given: Given, groups: Sequence[Sampled], number: int) -> list[Row]:
         rows = []
         for group in groups:
             prompt_ids = given.backbone.chat_ids(reasoning_prompt(group.example))
@@ -175,17 +175,17 @@ class STaR(Supervised):
         return rows
 
 
-def grouped(task: Task, example: Example, written: Sequence[Completion]) -> Group:
+def grouped(task: Task, example: Example, written: Sequence[Completion]) -> Sampled:
     """A sample that was cut off is not learnt, whatever it says; two that say the same are one."""
     finished: dict[str, Completion] = {}
     for sample in written:
         if sample.finish_reason == "stop":
             finished.setdefault(comparable(sample.text), sample)
     different = list(finished.values())
-    return Group(example, different, [sample for sample in different if is_right(task, example, sample.text)])
+    return Sampled(example, different, [sample for sample in different if is_right(task, example, sample.text)])
 
 
-def counted(groups: Sequence[Group]) -> dict[str, float]:
+def counted(groups: Sequence[Sampled]) -> dict[str, float]:
     return {
         "groups": len(groups),
         "groups_without_right": sum(not group.right for group in groups),
