@@ -19,7 +19,8 @@ from tuning.batches import Row, collate
 from tuning.distance import label_logits
 from tuning.labelled import FLAWS, Labelled, labelled
 from tuning.methods.criteria import Criteria, CriteriaSpec
-from tuning.methods.supervised import Given, token_loss
+from tuning.methods.method import Given
+from tuning.methods.supervised import token_loss
 from tuning.mistakes import Posed, Response, first_wrong
 
 RUBRIC = load_rubric()

@@ -18,8 +18,7 @@ from tuning.batches import collate, rows_of
 from tuning.critiques import ASKED, ENDS, OBJECTIONS, PRAISES, VERDICTS, Critique
 from tuning.distance import label_logits
 from tuning.methods.critique import CritiqueSpec, CritiqueTuning
-from tuning.methods.method import Fit
-from tuning.methods.supervised import Given
+from tuning.methods.method import Fit, Given
 from tuning.mistakes import Response, astray, first_wrong, gold
 
 

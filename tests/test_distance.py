@@ -30,8 +30,8 @@ from tuning.distance import (
     written_by_backbone,
 )
 from tuning.methods.dpo import DPOSpec, Pair, run_dpo
+from tuning.methods.method import Given
 from tuning.methods.sft import SFT, SFTSpec
-from tuning.methods.supervised import Given
 
 EXAMPLES = [Example(id=str(n), question=f"What comes after {n}?", answer=str(n + 1), group=str(n)) for n in range(6)]
 

@@ -13,8 +13,8 @@ from evaluation.errors import DataError
 from evaluation.task import Example, Split
 from evaluation.tasks import TASKS
 from tuning.batches import rows_of
+from tuning.methods.method import Given
 from tuning.methods.rewrite import MAX_NEW_TOKENS, REQUEST, VERDICTS, Rewrite, RewriteSpec, verdict
-from tuning.methods.supervised import Given
 from tuning.rollouts import Rollouts
 
 ALCHEMY = TASKS["alchemy"]

@@ -104,7 +104,7 @@ def test_of_a_batch_every_example_has_its_own_contrast(backbone: Backbone, monke
 
 
 def _given(backbone: Backbone) -> Any:
-    from tuning.methods.supervised import Given
+    from tuning.methods.method import Given
 
     return Given(backbone, [], EXAMPLES)
 

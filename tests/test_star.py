@@ -18,9 +18,9 @@ from evaluation.task import Example, is_right, reasoning_prompt
 from evaluation.tasks import TASKS
 from evaluation.tasks.alchemy import ALCHEMY
 from tuning.loop import OnStep
-from tuning.methods.method import Fit
+from tuning.methods.method import Fit, Given
 from tuning.methods.star import STaR, STaRSpec, grouped
-from tuning.methods.supervised import Given, Prepared
+from tuning.methods.supervised import Prepared
 from tuning.rollouts import WRITER, rollouts
 
 # Of chains that are longer than it knows, the tiny model solves few: some groups have a right sample, most have none.

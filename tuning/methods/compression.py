@@ -10,7 +10,6 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from adapters.adapter import Adapter
 from adapters.backbone import Backbone
 from adapters.ces import CESSpec
 from adapters.spec import Choices, Range
@@ -22,8 +21,7 @@ from evaluation.pairs import MAX_NEW_TOKENS, Concise, Pairs, Verbose, make_pairs
 from evaluation.refusals import PROMPTS, read_prompts
 from evaluation.task import Example, Task
 from tuning.errors import BadRecipe
-from tuning.loop import OnStep, OnUpdate
-from tuning.methods.method import Fit, Method, MethodSpec
+from tuning.methods.method import Fit, Given, Method, MethodSpec
 
 COMPRESSION = "compression"
 
@@ -79,29 +77,19 @@ class Compression(Method):
     spec_type = CompressionMethodSpec
     kinds: ClassVar[frozenset[str]] = frozenset({"steering"})
 
-    def fit(
-        self,
-        backbone: Backbone,
-        adapters: Sequence[Adapter],
-        examples: Sequence[Example],
-        on_step: OnStep | None = None,
-        on_update: OnUpdate | None = None,
-        *,
-        task: Task | None = None,
-        directory: Path | None = None,
-    ) -> Fit:
+    def fitted(self, given: Given) -> Fit:
         """A layer of the sweep is a step. The engine that writes the chains is made for the call."""
-        (steering,) = adapters
+        (steering,), backbone, task = given.adapters, given.backbone, given.task
         if not isinstance(steering, Steering) or task is None:
             raise BadRecipe("A compression is fitted as one steering vector on a task, but there is none. Set adapter.kind.")
         started, engine = time.monotonic(), TorchEngine(backbone, max_rows=64)
 
         def told(what: str, done: int, of: int) -> None:
-            if on_step is not None and done:
-                on_step(done, of, 0.0)
+            if given.on_step is not None and done:
+                given.on_step(done, of, 0.0)
 
         try:
-            made = self.compressed(engine, backbone, self.pairs(engine, backbone, task, examples), task, told)
+            made = self.compressed(engine, backbone, self.pairs(engine, backbone, task, given.examples), task, told)
             stats = engine.stats()
         finally:
             engine.close()

@@ -22,7 +22,8 @@ from evaluation.rubric import Rubric, load_rubric
 from evaluation.task import REASON, Example, Task, question_text, reasoning_prompt
 from tuning.batches import Row, check_rationales
 from tuning.labelled import Labelled, labelled
-from tuning.methods.supervised import Given, Prepared, Supervised, SupervisedSpec
+from tuning.methods.method import Given
+from tuning.methods.supervised import Prepared, Supervised, SupervisedSpec
 from tuning.mistakes import Problems, posed_of
 
 LOOKED_AT = 32  # rows, before a sweep

@@ -21,7 +21,8 @@ from evaluation.errors import DataError
 from evaluation.task import Example, Task
 from tuning.batches import Row, check_rationales, rows_of
 from tuning.critiques import Critique
-from tuning.methods.supervised import Given, Prepared, Supervised, SupervisedSpec
+from tuning.methods.method import Given
+from tuning.methods.supervised import Prepared, Supervised, SupervisedSpec
 from tuning.mistakes import Problems, astray, first_wrong, gold, posed_of
 
 LOOKED_AT = 32  # rows, before a sweep

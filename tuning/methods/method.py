@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import model_validator
 
@@ -15,8 +15,10 @@ from adapters.backbone import Backbone
 from adapters.spec import Choices, Range, Spec
 from evaluation.errors import DataError
 from evaluation.task import Example, Task
+from tuning.batches import Row
 from tuning.errors import BadRecipe
 from tuning.loop import OnStep, OnUpdate
+from tuning.rollouts import own_words
 
 
 class MethodSpec(Spec):
@@ -91,6 +93,34 @@ class Fit:
         }
 
 
+class Given(NamedTuple):
+    """What a fit is given. What took long to make is kept in the directory, where there is one."""
+
+    backbone: Backbone
+    adapters: Sequence[Adapter]
+    examples: Sequence[Example]
+    task: Task | None = None
+    directory: Path | None = None
+    alive: Callable[[], None] | None = None  # called while rows are written: minutes, on a large backbone
+    on_step: OnStep | None = None
+    on_update: OnUpdate | None = None
+    replay: Sequence[Row] = ()  # of the supervised methods
+    num_written: int = 0  # tokens of the budget that the replay took
+
+    def kept_in(self, purpose: str) -> Path | None:
+        """Where what the backbone alone writes is kept, for a fit that keeps anything."""
+        return own_words(self.backbone, purpose) if self.directory else None
+
+    def only_alive(self) -> Given:
+        """For a fit before the last one: its steps are signs of life, and its updates are not told."""
+
+        def on_step(step: int, steps: int, loss: float) -> None:
+            if self.alive:
+                self.alive()
+
+        return self._replace(on_step=on_step, on_update=None)
+
+
 @dataclass(frozen=True)
 class Method(ABC):
     """Entries of METHODS. `kinds` are those of the adapters that it can train; others are refused by name."""
@@ -99,7 +129,6 @@ class Method(ABC):
     spec_type: ClassVar[type[MethodSpec]]
     kinds: ClassVar[frozenset[str]] = frozenset({"lora", "softcot", "steering"})
 
-    @abstractmethod
     def fit(
         self,
         backbone: Backbone,
@@ -116,6 +145,12 @@ class Method(ABC):
         `task` is where the examples come from, for a method that must judge what it wrote. In `directory`, where given, the
         fit keeps what a killed one goes on from; the same call then ends as if it had never been killed.
         """
+        alive = (lambda: on_step(0, self.spec.steps, 0.0)) if on_step else None
+        return self.fitted(Given(backbone, adapters, examples, task, directory, alive, on_step, on_update))
+
+    @abstractmethod
+    def fitted(self, given: Given) -> Fit:
+        """How a method fits; `fit` is how it is called."""
 
     def check(self, examples: Sequence[Example], task: Task) -> None:  # noqa: B027  most have nothing to check
         """Raises DataError for what no fit of this spec could learn from; a sweep asks before its first trial."""

@@ -19,7 +19,8 @@ from adapters.spec import Choices
 from engine.engine import Completion, GenerationRequest
 from evaluation.task import Example, Task, comparable, is_right
 from tuning.batches import Row, check_rationales, rows_of, turns_of
-from tuning.methods.supervised import Given, Prepared, Supervised, SupervisedSpec, check_room
+from tuning.methods.method import Given
+from tuning.methods.supervised import Prepared, Supervised, SupervisedSpec, check_room
 from tuning.rollouts import rollouts, room_for
 
 REQUEST = (

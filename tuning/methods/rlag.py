@@ -14,7 +14,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -22,7 +21,7 @@ from pydantic import model_validator
 from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid
 
-from adapters.adapter import Adapter, Stack
+from adapters.adapter import Stack
 from adapters.backbone import Backbone
 from adapters.spec import Choices, Range
 from engine.engine import Engine
@@ -34,8 +33,8 @@ from evaluation.tasks.generated import GeneratedTask
 from tuning.batches import Row, collate, endless_rows
 from tuning.distance import label_logits, pull_to_base
 from tuning.journal import Journal
-from tuning.loop import OnStep, OnUpdate, run
-from tuning.methods.method import Fit, Method, MethodSpec
+from tuning.loop import run
+from tuning.methods.method import Fit, Given, Method, MethodSpec
 from tuning.methods.supervised import check_room, identity_of
 from tuning.preferences import Asked, Likeliest, augmented_prompt, preferences
 from tuning.retrieval import Texts
@@ -99,27 +98,17 @@ class RLAG(Method):
                 "method.iterations."
             )
 
-    def fit(
-        self,
-        backbone: Backbone,
-        adapters: Sequence[Adapter],
-        examples: Sequence[Example],
-        on_step: OnStep | None = None,
-        on_update: OnUpdate | None = None,
-        *,
-        task: Task | None = None,
-        directory: Path | None = None,
-    ) -> Fit:
-        task = self.required(task)
+    def fitted(self, given: Given) -> Fit:
+        task, backbone, examples, directory = self.required(given.task), given.backbone, given.examples, given.directory
         self.check(examples, task)
-        started, stack = time.monotonic(), Stack(adapters)
-        identity = identity_of(backbone, adapters, self.spec, examples)
+        started, stack = time.monotonic(), Stack(given.adapters)
+        identity = identity_of(backbone, given.adapters, self.spec, examples)
         journal = Journal(directory / "preferences.jsonl") if directory else None
         found = Texts.of(examples).found(examples, self.spec.num_texts, self.spec.retrieval)
         with rollouts(backbone) as writer:
             learner = Augmented(backbone, stack, self.spec, task, examples, found, writer.engine, journal, identity)
             prepared_s = time.monotonic() - started
-            done = run(backbone, stack, self.spec, learner, on_step, on_update, directory, identity)
+            done = run(backbone, stack, self.spec, learner, given.on_step, given.on_update, directory, identity)
         numbers = {name: tuple(values) for name, values in done.numbers.items()}
         return Fit(numbers, done.num_tokens, done.seconds, counts={"prepare_s": prepared_s, **learner.counts(done.step)})
 

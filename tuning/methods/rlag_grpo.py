@@ -10,19 +10,17 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import model_validator
 
-from adapters.adapter import Adapter, Stack
+from adapters.adapter import Stack
 from adapters.backbone import Backbone
 from adapters.spec import Choices, Range
 from engine.engine import Engine
 from evaluation.task import Example, Task
-from tuning.loop import OnStep, OnUpdate
 from tuning.methods.grpo import GRPO, Aggregation, GRPOSpec
-from tuning.methods.method import Fit, Method
+from tuning.methods.method import Fit, Given, Method
 from tuning.methods.on_policy import Group, Policy, asked_of
 from tuning.methods.rlvr import parts_of
 from tuning.methods.supervised import identity_of
@@ -66,31 +64,21 @@ class RLAGGRPO(Method):
     def check_room(self, backbone: Backbone, examples: Sequence[Example]) -> None:
         asked_of(backbone, [*examples, *self._with_literature(examples)], self.spec)
 
-    def fit(
-        self,
-        backbone: Backbone,
-        adapters: Sequence[Adapter],
-        examples: Sequence[Example],
-        on_step: OnStep | None = None,
-        on_update: OnUpdate | None = None,
-        *,
-        task: Task | None = None,
-        directory: Path | None = None,
-    ) -> Fit:
-        task = self.required(task)
+    def fitted(self, given: Given) -> Fit:
+        task, backbone, adapters, examples = self.required(given.task), given.backbone, given.adapters, given.examples
         if only_lora(adapters):
             require_trl(self.spec.name)
         spec, started = self.spec, time.monotonic()
         identity = identity_of(backbone, adapters, spec, examples)
         # With literature at an odd place, without at the even one before it.
         both = [one for example, other in zip(examples, self._with_literature(examples), strict=True) for one in (example, other)]
-        with rollouts(backbone, directory=directory) as writer:
+        with rollouts(backbone, directory=given.directory) as writer:
             policy = InTurns(backbone, adapters, both, spec, identity, writer)
             judge = Judge(backbone, writer.engine, task, both)
             weights = {"accuracy": 1.0, "rationality": spec.rationality_weight}
             learner = GRPO(backbone, Stack(adapters), spec, policy, judge, weights, aggregation=spec.aggregation)
             prepared_s = time.monotonic() - started
-            done = learner.fit(on_step, on_update, directory)
+            done = learner.fit(given.on_step, given.on_update, given.directory)
             groups = policy.history(done.step)
             num_written = policy.num_written(done.step)
         right: dict[str, list[float]] = {"plain": [], "augmented": []}

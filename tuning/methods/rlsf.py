@@ -27,9 +27,8 @@ from engine.decoding.cot_decoding import Branch, CoTDecoding
 from evaluation.errors import DataError
 from evaluation.task import Example, Task, is_right, reasoning_prompt
 from tuning.errors import BadRecipe
-from tuning.loop import OnStep, OnUpdate
 from tuning.methods.dpo import DPOSpec, Pair, run_dpo
-from tuning.methods.method import Fit, Method
+from tuning.methods.method import Fit, Given, Method
 from tuning.methods.supervised import identity_of
 from tuning.rollouts import WRITER, has_begun, own_words, rollouts
 from tuning.self_feedback import (
@@ -112,29 +111,15 @@ class RLSF(Method):
         rows = parted(examples, self.spec)
         check_room(backbone, [*rows.labelled, *rows.asked], self.spec)
 
-    def fit(
-        self,
-        backbone: Backbone,
-        adapters: Sequence[Adapter],
-        examples: Sequence[Example],
-        on_step: OnStep | None = None,
-        on_update: OnUpdate | None = None,
-        *,
-        task: Task | None = None,
-        directory: Path | None = None,
-    ) -> Fit:
-        started, spec, lora, task = time.monotonic(), self.spec, the_lora(adapters), self.required(task)
+    def fitted(self, given: Given) -> Fit:
+        started, spec, lora, task = time.monotonic(), self.spec, the_lora(given.adapters), self.required(given.task)
+        backbone, directory = given.backbone, given.directory
         require_trl(spec.name)
-        rows = parted(examples, spec)
-        self.check_room(backbone, examples)
-
-        def alive() -> None:
-            if on_step:
-                on_step(0, spec.steps, 0.0)
-
+        rows = parted(given.examples, spec)
+        self.check_room(backbone, given.examples)
         begun = has_begun(backbone, [lora])
         kept = own_words(backbone, "rlsf") if directory and not begun else _of(directory, "begun", lora)
-        with rollouts(backbone, [lora] if begun else [], kept, alive) as writer:
+        with rollouts(backbone, [lora] if begun else [], kept, given.alive) as writer:
             profile = WRITER if begun else None
             labelled = branched(writer, backbone, spec.policy, rows.labelled, profile)
             found = trusted(task, labelled, spec.min_auroc)
@@ -154,8 +139,8 @@ class RLSF(Method):
         pairs = [pair_of(backbone, one) for one in preferences]
         counts["prepare_s"] = time.monotonic() - started
         identity = identity_of(backbone, [lora], spec, pairs) if directory else ""
-        done = run_dpo(backbone, lora, spec, pairs, on_step, on_update, directory, identity, num_generated)
-        with rollouts(backbone, [lora], _of(directory, "fitted", lora), alive) as writer:
+        done = run_dpo(backbone, lora, spec, pairs, given.on_step, given.on_update, directory, identity, num_generated)
+        with rollouts(backbone, [lora], _of(directory, "fitted", lora), given.alive) as writer:
             counts |= calibration(task, branched(writer, backbone, spec.policy, rows.labelled, WRITER), "after")
             # No step learns from them, and so they stand beside the budget; but they were written for this fit.
             counts |= {"written_after": writer.num_used, "written_anew": num_new + writer.num_generated}

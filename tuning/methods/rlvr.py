@@ -13,18 +13,17 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import model_validator
 
-from adapters.adapter import Adapter, Stack
+from adapters.adapter import Stack
 from adapters.backbone import Backbone
 from adapters.spec import Choices
 from evaluation.task import Example, Task, first_answer, is_right
-from tuning.loop import OnStep, OnUpdate, Progress
+from tuning.loop import Progress
 from tuning.methods.grpo import GRPO, GRPOSpec
-from tuning.methods.method import Fit, Method
+from tuning.methods.method import Fit, Given, Method
 from tuning.methods.on_policy import Group, asked_of, policy
 from tuning.methods.supervised import identity_of
 from tuning.trl_fit import only_lora, require_trl
@@ -75,70 +74,41 @@ class RLVR(Method):
     def check_room(self, backbone: Backbone, examples: Sequence[Example]) -> None:
         asked_of(backbone, examples if self.spec.examples == "all" else examples[: self.spec.candidates], self.spec)
 
-    def fit(
-        self,
-        backbone: Backbone,
-        adapters: Sequence[Adapter],
-        examples: Sequence[Example],
-        on_step: OnStep | None = None,
-        on_update: OnUpdate | None = None,
-        *,
-        task: Task | None = None,
-        directory: Path | None = None,
-    ) -> Fit:
-        task = self.required(task)
-        if only_lora(adapters):
+    def fitted(self, given: Given) -> Fit:
+        task = self.required(given.task)
+        if only_lora(given.adapters):
             require_trl(self.spec.name)
         started, counts, before = time.monotonic(), dict[str, float](), Chosen(0, 0.0, 0, 0, 0.0)
         if self.spec.examples == "one":
-            before = self._chosen(backbone, adapters, examples, task, directory, on_step)
-            examples, counts = [examples[before.place]], {"chosen_example": before.place, "chosen_variance": before.variance}
+            before = self._chosen(given, task)
+            given = given._replace(examples=[given.examples[before.place]])
+            counts = {"chosen_example": before.place, "chosen_variance": before.variance}
         counts["prepare_s"] = time.monotonic() - started - before.seconds
-        used = before.num_generated + before.num_tokens
-        done, learner = self._learn(backbone, adapters, examples, task, directory, on_step, on_update, used)
+        done, learner = self._learn(given, task, before.num_generated + before.num_tokens)
         numbers = {name: tuple(values) for name, values in done.numbers.items()}
         counts |= self._counts(task, learner.policy.history(done.step))
         num_generated = before.num_generated + learner.policy.num_written(done.step)
         return Fit(numbers, done.num_tokens + before.num_tokens, done.seconds + before.seconds, num_generated, counts)
 
-    def _learn(
-        self,
-        backbone: Backbone,
-        adapters: Sequence[Adapter],
-        examples: Sequence[Example],
-        task: Task,
-        directory: Path | None,
-        on_step: OnStep | None = None,
-        on_update: OnUpdate | None = None,
-        num_before: int = 0,
-    ) -> tuple[Progress, GRPO]:
+    def _learn(self, given: Given, task: Task, num_before: int = 0) -> tuple[Progress, GRPO]:
         """What was done, and the learner that knows every group that was written for it."""
-        spec, weights = self.spec, {name: float(name == self.spec.reward) for name in PARTS}
-        with policy(backbone, adapters, examples, spec, identity_of(backbone, adapters, spec, examples), directory) as writer:
+        backbone, adapters, spec = given.backbone, given.adapters, self.spec
+        identity = identity_of(backbone, adapters, spec, given.examples)
+        weights = {name: float(name == spec.reward) for name in PARTS}
+        with policy(backbone, adapters, given.examples, spec, identity, given.directory) as writer:
             learner = GRPO(backbone, Stack(adapters), spec, writer, partial(parts_of, task), weights, num_before)
-            done = learner.fit(on_step, on_update, directory)
+            done = learner.fit(given.on_step, given.on_update, given.directory)
             writer.history(done.step)  # read while there is a writer: a fit that went on has steps that it never saw
         return done, learner
 
-    def _chosen(
-        self,
-        backbone: Backbone,
-        adapters: Sequence[Adapter],
-        examples: Sequence[Example],
-        task: Task,
-        directory: Path | None,
-        on_step: OnStep | None,
-    ) -> Chosen:
-        def alive(step: int, num_steps: int, loss: float) -> None:
-            if on_step:
-                on_step(0, self.spec.steps, loss)
-
-        spec, pool = self.spec, examples[: self.spec.candidates]
+    def _chosen(self, given: Given, task: Task) -> Chosen:
+        spec, pool = self.spec, given.examples[: self.spec.candidates]
         steps = -(-len(pool) * spec.history_epochs // spec.prompts_per_step)
         values = {"examples": "all", "reward": "accuracy", "steps": steps, "token_budget": None}
         before = replace(self, spec=spec.model_copy(update=values))
-        alike = [deepcopy(adapter) for adapter in adapters]  # that begin where these do
-        done, learner = before._learn(backbone, alike, pool, task, directory / "history" if directory else None, alive)
+        alike = [deepcopy(adapter) for adapter in given.adapters]  # that begin where these do
+        directory = given.directory / "history" if given.directory else None
+        done, learner = before._learn(given.only_alive()._replace(adapters=alike, examples=pool, directory=directory), task)
         passes = learner.policy.history(steps)[: len(pool) * spec.history_epochs]  # the last step may begin another
         variances = historical_variance(task, passes, len(pool))
         best = max(range(len(pool)), key=lambda index: variances[index])

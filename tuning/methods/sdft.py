@@ -15,7 +15,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -23,7 +22,7 @@ from pydantic import model_validator
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
-from adapters.adapter import Adapter, Stack
+from adapters.adapter import Stack
 from adapters.backbone import Backbone
 from adapters.lora import adapters_off
 from adapters.spec import Range
@@ -31,8 +30,8 @@ from evaluation.errors import DataError
 from evaluation.task import REASON, Example, Task, is_right, question_text
 from tuning.batches import Row, collate
 from tuning.distance import label_logits
-from tuning.loop import OnStep, OnUpdate, run
-from tuning.methods.method import Fit, Method
+from tuning.loop import run
+from tuning.methods.method import Fit, Given, Method
 from tuning.methods.on_policy import OnPolicySpec, Policy, asked_of, policy
 from tuning.methods.supervised import identity_of, micro_batches, think_ahead
 
@@ -81,24 +80,17 @@ class SDFT(Method):
         asked_of(backbone, examples, self.spec)
         teacher_prompts(backbone, examples, self.spec)
 
-    def fit(
-        self,
-        backbone: Backbone,
-        adapters: Sequence[Adapter],
-        examples: Sequence[Example],
-        on_step: OnStep | None = None,
-        on_update: OnUpdate | None = None,
-        *,
-        task: Task | None = None,
-        directory: Path | None = None,
-    ) -> Fit:
-        started, spec, stack = time.monotonic(), self.spec, Stack(adapters)
-        prompts, identity = teacher_prompts(backbone, examples, spec), identity_of(backbone, adapters, spec, examples)
-        with policy(backbone, adapters, examples, spec, identity, directory) as writer:
+    def fitted(self, given: Given) -> Fit:
+        started, spec, backbone, stack = time.monotonic(), self.spec, given.backbone, Stack(given.adapters)
+        prompts = teacher_prompts(backbone, given.examples, spec)
+        identity = identity_of(backbone, given.adapters, spec, given.examples)
+        with policy(backbone, given.adapters, given.examples, spec, identity, given.directory) as writer:
             think_ahead(backbone, stack, writer.asked)
-            learner = Distilled(backbone, stack, spec, writer, prompts, task)
+            learner = Distilled(backbone, stack, spec, writer, prompts, given.task)
             counts = {"prepare_s": time.monotonic() - started}
-            done = run(backbone, stack, spec, learner, on_step, on_update, directory, identity, writer.num_written)
+            done = run(
+                backbone, stack, spec, learner, given.on_step, given.on_update, given.directory, identity, writer.num_written
+            )
             num_generated = writer.num_written(done.step)
         numbers = {name: tuple(values) for name, values in done.numbers.items()}
         return Fit(numbers, done.num_tokens, done.seconds, num_generated, counts)

@@ -10,7 +10,8 @@ from adapters.backbone import Backbone
 from adapters.spec import Choices
 from evaluation.task import Example, Task
 from tuning.batches import check_rationales, rows_of
-from tuning.methods.supervised import Given, Prepared, Supervised, SupervisedSpec, check_room
+from tuning.methods.method import Given
+from tuning.methods.supervised import Prepared, Supervised, SupervisedSpec, check_room
 
 
 class SFTSpec(SupervisedSpec):

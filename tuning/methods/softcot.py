@@ -23,8 +23,8 @@ from evaluation.task import Example, Task
 from tuning.batches import Row, check_rationales, padded, rows_of
 from tuning.distance import label_logits, pull_to_base
 from tuning.loop import Learner
+from tuning.methods.method import Given
 from tuning.methods.supervised import (
-    Given,
     Prepared,
     Rows,
     Supervised,

@@ -24,7 +24,8 @@ from engine.engine import Completion, GenerationRequest
 from evaluation.errors import DataError
 from evaluation.task import REASON, Example, Task, comparable, is_right, question_text, reasoning_prompt
 from tuning.batches import Row
-from tuning.methods.supervised import Given, Prepared, Rows, Supervised, SupervisedSpec, identity_of, learnt
+from tuning.methods.method import Given
+from tuning.methods.supervised import Prepared, Rows, Supervised, SupervisedSpec, identity_of, learnt
 from tuning.rollouts import WRITER, Rollouts, has_begun, rollouts, room_for
 
 MAX_NEW_TOKENS = 128
@@ -102,12 +103,11 @@ class STaR(Supervised):
             directory = self._kept_in(given, adapters, number, done.rows)
             bounded = spec.model_copy(update={"token_budget": self._budget(given, number)})
             fit = learnt(
-                given._replace(adapters=adapters, directory=directory),
+                given.only_alive()._replace(adapters=adapters, directory=directory),
                 bounded,
                 Rows.drawn(given.backbone, Stack(adapters), bounded, done.rows, given.replay),
                 done.rows,
                 given.num_written + done.num_generated + done.num_tokens,
-                lambda step, steps, loss: given.alive() if given.alive else None,
             )
             done = done._replace(num_tokens=done.num_tokens + fit.num_tokens, seconds=done.seconds + fit.seconds)
         return done

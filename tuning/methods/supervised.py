@@ -12,10 +12,9 @@ import hashlib
 import json
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
@@ -29,13 +28,13 @@ from adapters.lora import LoRA
 from adapters.softcot import SoftCoT
 from adapters.spec import Choices, Range
 from evaluation.errors import DataError
-from evaluation.task import Example, Task
+from evaluation.task import Example
 from tuning.batches import Row, collate, endless_rows
 from tuning.distance import label_logits, pull_to_base
-from tuning.loop import Learner, OnStep, OnUpdate, check_budget, run
-from tuning.methods.method import Fit, Method, MethodSpec
+from tuning.loop import Learner, check_budget, run
+from tuning.methods.method import Fit, Given, Method, MethodSpec
 from tuning.replay import Replay
-from tuning.rollouts import own_words, rollouts
+from tuning.rollouts import rollouts
 
 # Legend: N label positions of a batch, V vocabulary
 
@@ -79,23 +78,6 @@ class SupervisedSpec(MethodSpec):
         return self
 
 
-class Given(NamedTuple):
-    """What a fit is given. What took long to make is kept in the directory, where there is one."""
-
-    backbone: Backbone
-    adapters: Sequence[Adapter]
-    examples: Sequence[Example]
-    task: Task | None = None
-    directory: Path | None = None
-    alive: Callable[[], None] | None = None  # called while rows are written: minutes, on a large backbone
-    replay: Sequence[Row] = ()
-    num_written: int = 0  # tokens of the budget that the replay took
-
-    def kept_in(self, purpose: str) -> Path | None:
-        """Where what the backbone alone writes is kept, for a fit that keeps anything."""
-        return own_words(self.backbone, purpose) if self.directory else None
-
-
 class Prepared(NamedTuple):
     """The rows of a fit, what was written and trained to get them, and what is to be said of them.
 
@@ -123,27 +105,15 @@ class Supervised(Method):
     def learner(self, backbone: Backbone, stack: Stack, rows: Sequence[Row], replay: Sequence[Row] = ()) -> Learner[Row]:
         return Rows.drawn(backbone, stack, self.spec, rows, replay)
 
-    def fit(
-        self,
-        backbone: Backbone,
-        adapters: Sequence[Adapter],
-        examples: Sequence[Example],
-        on_step: OnStep | None = None,
-        on_update: OnUpdate | None = None,
-        *,
-        task: Task | None = None,
-        directory: Path | None = None,
-    ) -> Fit:
+    def fitted(self, given: Given) -> Fit:
         started = time.monotonic()
-        alive = (lambda: on_step(0, self.spec.steps, 0.0)) if on_step else None
-        given = Given(backbone, adapters, examples, task, directory, alive)
         replayed = replay_of(given, self.spec)
         check_budget(self.spec, replayed.num_generated)
         given = given._replace(replay=replayed.rows, num_written=replayed.num_generated)
         prepared = self.prepare(given)
         prepared_s, num_generated = time.monotonic() - started - prepared.seconds, replayed.num_generated + prepared.num_generated
-        learner = self.learner(backbone, Stack(adapters), prepared.rows, given.replay)
-        fit = learnt(given, self.spec, learner, prepared.rows, num_generated + prepared.num_tokens, on_step, on_update)
+        learner = self.learner(given.backbone, Stack(given.adapters), prepared.rows, given.replay)
+        fit = learnt(given, self.spec, learner, prepared.rows, num_generated + prepared.num_tokens)
         sizes = {
             "rows": len(prepared.rows),
             "replay_rows": len(replayed.rows),
@@ -168,19 +138,11 @@ def replay_of(given: Given, spec: SupervisedSpec) -> Prepared:
         return Prepared(replay.rows(given.backbone, writer), writer.num_used, writer.num_generated)
 
 
-def learnt(
-    given: Given,
-    spec: SupervisedSpec,
-    learner: Learner[Row],
-    rows: Sequence[Row],
-    num_written: int = 0,
-    on_step: OnStep | None = None,
-    on_update: OnUpdate | None = None,
-) -> Fit:
+def learnt(given: Given, spec: SupervisedSpec, learner: Learner[Row], rows: Sequence[Row], num_written: int = 0) -> Fit:
     """Fits the given adapters to the rows and the replay, in place. `num_written` tokens of the budget are used up already."""
     stack = Stack(given.adapters)
     identity = identity_of(given.backbone, given.adapters, spec, [*rows, *given.replay]) if given.directory else ""
-    done = run(given.backbone, stack, spec, learner, on_step, on_update, given.directory, identity, num_written)
+    done = run(given.backbone, stack, spec, learner, given.on_step, given.on_update, given.directory, identity, num_written)
     return Fit({name: tuple(values) for name, values in done.numbers.items()}, done.num_tokens, done.seconds)
 
 
