@@ -13,6 +13,8 @@ from peft import LoraConfig
 from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
 
+from adapters.low_weight import LowWeight
+
 
 class _FrozenLowRank(torch.autograd.Function):
     """Gradients for x, A and B; the frozen weight gets none."""
@@ -41,8 +43,7 @@ class _FrozenLowRank(torch.autograd.Function):
 class FastLoraLinear(PeftLinear):  # type: ignore[misc]  # PEFT publishes no types
     """PEFT's LoRA linear layer; under autocast, with one plain adapter and no dropout, it takes the fused path."""
 
-    _low_weight: Tensor | None = None
-    _low_bias: Tensor | None = None
+    _low: tuple[LowWeight, LowWeight | None] | None = None
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         name = self.active_adapters[0] if len(self.active_adapters) == 1 else None
@@ -56,13 +57,13 @@ class FastLoraLinear(PeftLinear):  # type: ignore[misc]  # PEFT publishes no typ
         if not plain:
             slow: Tensor = super().forward(x, *args, **kwargs)
             return slow
-        if self._low_weight is None:
+        if self._low is None:
             layer, dtype = self.get_base_layer(), torch.get_autocast_dtype(x.device.type)
-            self._low_weight = layer.weight.detach().to(dtype)
-            self._low_bias = None if layer.bias is None else layer.bias.detach().to(dtype)
+            self._low = LowWeight.of(layer.weight, dtype), None if layer.bias is None else LowWeight.of(layer.bias, dtype)
+        weight, bias = self._low
         scaled_b = self.lora_B[name].weight * self.scaling[name]
         apply: Any = _FrozenLowRank.apply  # untyped in torch
-        fast: Tensor = apply(x, self._low_weight, self._low_bias, self.lora_A[name].weight, scaled_b)
+        fast: Tensor = apply(x, weight.tensor, None if bias is None else bias.tensor, self.lora_A[name].weight, scaled_b)
         return fast
 
 

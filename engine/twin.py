@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from adapters.backbone import Backbone, fast_bfloat16
+from adapters.low_weight import LowWeight
 from adapters.residual import ResidualShift
 from engine.engine import EngineError
 
@@ -36,9 +37,8 @@ class Twin:
         if self.model.config._attn_implementation != "sdpa":
             self.model.set_attn_implementation("sdpa")
         if self.low is not None:
-            # Autocast casts a frozen float32 weight anew in every forward; here it is cast once.
-            for module in self.linears().values():
-                _cast(module, self.low)
+            # Autocast casts a frozen float32 weight anew in every forward; here it is cast once, with a fit that goes on beside.
+            self._held = [low for module in self.linears().values() for low in _cast(module, self.low)]
         parts = replace(backbone, model=self.model)
         self._decoder, self.embeddings, self.layers = parts.decoder, parts.embeddings, tuple(parts.layers)
         self._head: nn.Module = self.model.get_output_embeddings()
@@ -112,7 +112,9 @@ def _unwrap(model: nn.Module) -> None:
             setattr(model.get_submodule(parent), name, wrapped)
 
 
-def _cast(module: nn.Linear, dtype: torch.dtype) -> None:
-    module.weight = nn.Parameter(module.weight.detach().to(dtype), requires_grad=False)
-    if module.bias is not None:
-        module.bias = nn.Parameter(module.bias.detach().to(dtype), requires_grad=False)
+def _cast(module: nn.Linear, dtype: torch.dtype) -> list[LowWeight]:
+    held = []
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        held.append(LowWeight.of(parameter, dtype))
+        setattr(module, name, nn.Parameter(held[-1].tensor, requires_grad=False))
+    return held

@@ -90,6 +90,7 @@ def test_soft_thoughts_and_steering_make_likelier_what_was_better_and_write_as_t
     backbone: Backbone, monkeypatch: pytest.MonkeyPatch, adapter: Spec
 ) -> None:
     monkeypatch.setattr("adapters.backbone.fast_bfloat16", lambda device: False)
+    monkeypatch.setattr("engine.twin.fast_bfloat16", lambda device: False)
     stack, values = Stack([new_adapter(adapter)]), spec(steps=1, batch_size=32)
     with policy(backbone, stack.adapters, EXAMPLES, values, "a fit", None) as writer:
         learner = GRPO(backbone, stack, values, writer, partial(parts_of, Vowels()), {"accuracy": 1.0})
@@ -116,6 +117,7 @@ def test_soft_thoughts_and_steering_make_likelier_what_was_better_and_write_as_t
 @pytest.mark.parametrize("loss_type", ["dapo", "grpo", "dr_grpo"])
 def test_our_loop_and_trl_learn_the_same(backbone: Backbone, monkeypatch: pytest.MonkeyPatch, loss_type: str) -> None:
     monkeypatch.setattr("adapters.backbone.fast_bfloat16", lambda device: False)
+    monkeypatch.setattr("engine.twin.fast_bfloat16", lambda device: False)
     monkeypatch.setattr("tuning.trl_fit.fast_bfloat16", lambda device: False)
     # Of more steps, rounding would at last flip a token that is drawn.
     values = spec(steps=2, beta=0.1, temperature=0.8, learning_rate=2e-3, micro_batch_tokens=400, loss_type=loss_type)
@@ -150,6 +152,7 @@ def test_token_losses_are_averaged_as_the_loss_type_says(backbone: Backbone, los
 
 def test_the_pull_is_the_k3_estimate_of_the_distance_to_the_backbone(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("adapters.backbone.fast_bfloat16", lambda device: False)
+    monkeypatch.setattr("engine.twin.fast_bfloat16", lambda device: False)
     lora, values, told = fitted_lora(backbone, 1), spec(beta=0.1), {"accuracy": 1.0, "format": 0.0, "random": 0.0}
     judged = Judged(Row((5, 6), (8, 9, 10)), told, 1.0, 0.0, False, True)
     with policy(backbone, [lora], EXAMPLES, values, "a fit", None) as writer, torch.no_grad():

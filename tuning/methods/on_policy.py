@@ -163,5 +163,6 @@ def policy(
     identity: str,
     directory: Path | None,
 ) -> Iterator[Policy]:
-    with rollouts(backbone, directory=directory) as writer:
+    """Writes in the precision that a fit computes in, which casts its weights to it anyway."""
+    with rollouts(backbone, directory=directory, precision="bfloat16") as writer:
         yield Policy(backbone, adapters, examples, spec, identity, writer)
