@@ -21,7 +21,7 @@ from evaluation.statistics import PairedChange, paired_change
 from evaluation.task import Example, Task
 from evaluation.tasks.generated import draws_groups
 
-Role = Literal["domain", "protected", "report"]
+Role = Literal["domain", "protected", "report", "written"]  # written: the domain under a policy, and without it
 T = TypeVar("T")
 LEAST_PAIRED = 8  # items, where some are not measurable
 UNKNOWN = PairedChange(math.nan, math.nan, math.nan, math.nan, 0, 0, 0.95, ())
@@ -173,14 +173,15 @@ def evaluate(
     cache: BaseCache | None = None,
     on_read: Callable[[Planned], None] = lambda planned: None,
     adapted_cache: BaseCache | None = None,
+    beside: str | None = None,
 ) -> Evaluation:
-    """Every planned measure under backbone and profile, on the same items, prompts and decoding.
+    """Every planned measure under backbone (or the profile `beside`) and profile, on the same items, prompts and decoding.
 
     A reading is stored as soon as it is made, so that an evaluation that was cut off goes on from there. `on_read` hears of each,
     and of no stored one.
     """
-    base = read_plan(engine, backbone, None, plan, cache, on_read)
-    adapted = base if profile is None else read_plan(engine, backbone, profile, plan, adapted_cache, on_read)
+    base = read_plan(engine, backbone, beside, plan, cache, on_read)
+    adapted = base if profile == beside else read_plan(engine, backbone, profile, plan, adapted_cache, on_read)
     return Evaluation(tuple(compared(*parts) for parts in zip(plan, base, adapted, strict=True)))
 
 

@@ -26,6 +26,7 @@ def run_gate(
     *,
     domain: str,
     subject: str,
+    written: str | None = None,
     not_measurable: Mapping[str, str] | None = None,
     details: Mapping[str, JsonValue] | None = None,
     on_round: Callable[[GateReport], None] | None = None,
@@ -33,7 +34,8 @@ def run_gate(
 ) -> GateReport:
     """Non-inferiority of every protected family, superiority of the domain, all to be shown: pass, fail or inconclusive.
 
-    All names of a round but `domain` are protected families. Every test must pass, so none needs a smaller alpha for the
+    All names of a round but `domain` are protected families; `written`, the domain's written answers under a decoding policy
+    paired with those without it, has a margin as they have. Every test must pass, so none needs a smaller alpha for the
     others; a claim of harm does, and gets it. Unless what was drawn `before` decides, one round is drawn, and a later one only
     if one like the last still fits into the time budget, and only for tests that are still open. `on_round` is told how things
     stand. With `before`, the gate goes on from that evidence: its rounds are numbered on, its items count, and the limits are
@@ -44,7 +46,7 @@ def run_gate(
     drawn: dict[str, PairedItems] = dict(before.items) if before else {}
 
     def report(stopped: Stopped) -> GateReport:
-        tests = judge(settings, drawn, domain)
+        tests = judge(settings, drawn, domain, written)
         return GateReport(
             subject=subject,
             verdict=_overall(tests),
@@ -97,12 +99,14 @@ def settled_names(tests: Sequence[FamilyVerdict]) -> frozenset[str]:
     return frozenset(test.name for test in tests if test.verdict == "pass" and not (test.role == "protected" and pool_open))
 
 
-def judge(settings: GateSettings, drawn: Mapping[str, PairedItems], domain: str) -> tuple[FamilyVerdict, ...]:
-    """Every test on the items drawn so far: the domain, each protected family, and all shares pooled where there is a margin."""
-    protected = {name: items for name, items in drawn.items() if name != domain}
+def judge(
+    settings: GateSettings, drawn: Mapping[str, PairedItems], domain: str, written: str | None = None
+) -> tuple[FamilyVerdict, ...]:
+    """Every test on the items drawn so far: the domain, what is written of it, each protected family, and all shares pooled."""
+    protected = {name: items for name, items in drawn.items() if name not in (domain, written)}
     shares = {name: items for name, items in protected.items() if not settings.is_nats(name)}
     pooled = settings.pooled_margin is not None and bool(shares)
-    harm_alpha = settings.candidate_alpha / (len(protected) + 1 + pooled)
+    harm_alpha = settings.candidate_alpha / (len(drawn) + pooled)
 
     def test(name: str, role: Role, strata: Mapping[str, PairedItems], threshold: float, span: float) -> FamilyVerdict:
         # Units keep to their stratum: a cluster of one family never joins a cluster of another by its name.
@@ -137,6 +141,8 @@ def judge(settings: GateSettings, drawn: Mapping[str, PairedItems], domain: str)
         )
 
     tests = [test(domain, "domain", {domain: drawn[domain]}, settings.min_domain_gain, settings.span_of(domain))]
+    if written is not None and written in drawn:
+        tests.append(test(written, "written", {written: drawn[written]}, -settings.margin_of(written), 1.0))
     for name, items in protected.items():
         tests.append(test(name, "protected", {name: items}, -settings.margin_of(name), settings.span_of(name)))
     if settings.pooled_margin is not None and shares:

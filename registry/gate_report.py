@@ -13,7 +13,7 @@ from registry.evidence import Evidence
 from registry.gate_settings import GateSettings
 
 Verdict = Literal["pass", "fail", "inconclusive"]
-Role = Literal["domain", "protected", "pooled"]
+Role = Literal["domain", "protected", "pooled", "written"]  # written: the domain, as the decoding policy has it written
 Stopped = Literal["decided", "out of time", "out of rounds", "out of items"]
 POOLED = "all protected families"
 POOLED_SHARES = "all protected families in shares"  # where others are in nats, which no mean can join
@@ -58,7 +58,8 @@ class SeedVerdict(_Value):
 
 
 class GateReport(_Value):
-    """`tests` are the domain, the protected families and, where asked for, all of them pooled.
+    """`tests` are the domain, the protected families and, where asked for, all of them pooled; of adapters under a decoding
+    policy, also what that has them write of the domain.
 
     `seeds` are the other fits of the recipe that were asked for; the verdict is on all of them together.
     """
@@ -95,6 +96,11 @@ class GateReport(_Value):
         return tuple(test for test in self.tests if test.role == "protected")
 
     @property
+    def written(self) -> FamilyVerdict | None:
+        """The domain's written answers under the decoding policy, against those without it."""
+        return next((test for test in self.tests if test.role == "written"), None)
+
+    @property
     def pooled(self) -> FamilyVerdict | None:
         return next((test for test in self.tests if test.role == "pooled"), None)
 
@@ -120,10 +126,11 @@ class GateReport(_Value):
             named = f"all {kept} protected families" if kept > 1 else "the protected family"
             left_out = f" ({unseen} more could show no loss on this backbone)" if unseen else ""
             bound = f"at least {self.domain.lower:+.3f} at alpha {self.settings.candidate_alpha:.2g}"
+            written = ", as did what is written under its decoding policy" if self.written else ""
             seeds = f", under each of {1 + len(self.seeds)} training seeds" if self.seeds else ""
             return (
                 f"{self.subject} passed: {self.domain.name} gained {self.domain.change:+.3f} ({bound}), "
-                f"and {named}{left_out} stayed within the margins{seeds}."
+                f"and {named}{left_out} stayed within the margins{written}{seeds}."
             )
         if (other := next((seed for seed in self.seeds if seed.verdict == self.verdict), None)) is not None:
             return f"{self.subject} passed, but not under every training seed: {other.sentence}"

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fitted import random_steering
+from fitted import fitted_lora, random_steering
 
 from adapters.adapter import Adapter
 from adapters.backbone import TESTBED, Backbone
 from adapters.ces import CESSpec, contrastive
 from adapters.steering import Contrast, Steering, SteeringSpec
 from adapters.steering_record import Signs, SteeringRecord
-from engine.profile import Profile
+from engine.decoding.budget import Budget
+from engine.decoding.tracing import Tracing
+from engine.profile import DecodingPolicy, Profile
 from engine.torch_engine import TorchEngine
 from evaluation.cap_curve import AboveCap, Point, above_cap, at_tokens, cap_points, written_point
 from evaluation.evaluate import Planned, evaluate
@@ -21,13 +23,14 @@ from evaluation.refusals import COMPLIANCE, PROMPTS, REFUSAL
 from evaluation.tasks import TASKS
 from evaluation.tasks.alchemy import ALCHEMY
 from evaluation.tasks.generated import HELD_OUT_LENGTHS
+from evaluation.written_answer import WrittenAnswer
 from registry.errors import PromotionRefused
 from registry.manifest import read_manifest
 from tuning import gating
 from tuning.compression_gate import DomainTest, check_steering
 from tuning.gating import Subject, gate, gate_settings
 from tuning.manifest import complete
-from tuning.plan import DOMAIN_MEASURE, WRITTEN_MEASURE
+from tuning.plan import DOMAIN_MEASURE
 from tuning.recipe import Recipe
 
 LAST = 3  # layer of the test-bed
@@ -112,7 +115,7 @@ def test_the_backbone_beside_itself_lies_on_its_own_curve(engine: TorchEngine, t
     engine.unload("same")
 
 
-def test_a_compression_is_asked_on_hard_items_a_policy_by_what_it_writes_and_any_other_fit_as_before(
+def test_a_vector_is_asked_on_hard_items_a_policy_by_what_it_writes_and_any_other_fit_as_before(
     compression: Recipe, testbed: Backbone
 ) -> None:
     fitted = Profile((random_steering(testbed, LAST),))
@@ -120,9 +123,13 @@ def test_a_compression_is_asked_on_hard_items_a_policy_by_what_it_writes_and_any
     assert isinstance(asked.measure, AboveCap) and asked.measure.max_new_tokens == 64
     assert {asked.task.length(example.id) for example in asked.task.examples("gate", 12)} == set(HELD_OUT_LENGTHS)  # type: ignore[attr-defined]
     assert DomainTest.of(compression, TASKS["icd10"], fitted).task is TASKS["icd10"]
-    plain = Recipe(name="x", domain="icd10")
-    assert DomainTest.of(plain, TASKS["icd10"], fitted).measure.name == DOMAIN_MEASURE
-    assert DomainTest.of(plain, TASKS["icd10"], Profile()).measure.name == WRITTEN_MEASURE
+    plain, capped = Recipe(name="x", domain="icd10"), DecodingPolicy(budget=Budget(max_trace_tokens=9))
+    assert isinstance(DomainTest.of(plain, TASKS["icd10"], fitted).measure, AboveCap)
+    assert DomainTest.of(plain, TASKS["icd10"], Profile(policy=capped)).measure == WrittenAnswer()
+    lora = fitted_lora(testbed, 1)
+    for policy, written in ((DecodingPolicy(), None), (DecodingPolicy(tracing=Tracing()), None), (capped, WrittenAnswer())):
+        asked = DomainTest.of(plain, TASKS["icd10"], Profile((lora,), policy))
+        assert (asked.measure.name, asked.written) == (DOMAIN_MEASURE, written)
 
 
 def refused(engine: TorchEngine, backbone: Backbone, recipe: Recipe, *adapters: Adapter) -> str:
@@ -139,7 +146,7 @@ def test_a_vector_that_breaks_its_own_bound_on_fresh_traces_is_not_gated(
     engine: TorchEngine, testbed: Backbone, compression: Recipe
 ) -> None:
     strong = random_steering(testbed, 1, size=1.0)
-    assert "keeps the KL that it was fitted under, 1e-05 nats a token" in refused(
+    assert "keeps the KL that it was made under, 1e-05 nats a token" in refused(
         engine, testbed, compression, with_bound(strong, 1e-5)
     )
     assert "KL" not in refused(engine, testbed, compression, with_bound(strong, 10.0))

@@ -130,6 +130,18 @@ def test_a_family_is_judged_by_the_margin_of_its_own() -> None:
     assert [test.threshold for test in judge(settings, drawn, "icd10")] == [0.0, -0.3, -0.15, -0.05]
 
 
+def test_what_a_policy_has_written_is_a_test_of_its_own_and_no_protected_family() -> None:
+    drawn = {"icd10": units(1.0, 400), "icd10, written": units(-1.0, 60), "boxes": units(0.0, 400)}
+    found = judge(QUICK, drawn, "icd10", "icd10, written")
+    assert [(test.role, test.num_items, test.verdict) for test in found] == [
+        ("domain", 400, "pass"),
+        ("written", 60, "fail"),
+        ("protected", 400, "pass"),
+        ("pooled", 400, "pass"),
+    ]
+    assert found[1].threshold == -QUICK.margin
+
+
 def test_only_what_has_passed_is_settled() -> None:
     drawn = {"icd10": units(1.0, 400), "boxes": units(0.0, 4), "kinship": units(0.0, 400)}
     found = judge(QUICK.model_copy(update={"pooled_margin": None}), drawn, "icd10")

@@ -14,6 +14,9 @@ from engine.decoding.intervention import CannotRun
 from engine.decoding.tip import SwitchPenalty
 from engine.profile import PROFILE, DecodingPolicy, Profile
 from engine.torch_engine import TorchEngine
+from evaluation.admission import random_update
+from evaluation.tasks import task_named
+from registry.gate_report import GateReport
 from registry.manifest import CARD, verify
 from registry.tracking import Tracking
 from service.commands.decoding import decoding
@@ -21,6 +24,7 @@ from service.commands.releases import publish_directory
 from tuning import gating
 from tuning.errors import BadRecipe
 from tuning.gating import Subject
+from tuning.manifest import complete
 from tuning.policy_release import read_policy, write_policy
 from tuning.recipe import Recipe
 from tuning.siblings import sibling
@@ -126,6 +130,44 @@ def test_its_gate_looks_at_what_is_written_and_sees_a_cap_that_costs_answers(
     report = gating.gate(subject, engine, testbed, gating.gate_settings(recipe), tmp_path / "cache", seed=5)
     assert (report.domain.name, report.domain.num_items) == ("alchemy", 8)
     assert report.domain.change < -0.5 and report.verdict != "pass"
+
+
+def gated(testbed: Backbone, folder: Path, policy: DecodingPolicy) -> GateReport:
+    """Of an adapter that changes nothing, under the policy."""
+    looked_at = {"round_items": 8, "max_rounds": 1, "domain_items": 32, "earlier_domains": False, "margin": 0.3}
+    recipe = Recipe(name="both", backbone=testbed.name, domain="alchemy", protected=("arithmetic",), gate=looked_at)  # type: ignore[arg-type]
+    profile = Profile((random_update(testbed, 0.0),), policy)
+    manifest = complete(folder / "both", recipe, testbed, profile, 1.0, task_named("alchemy").examples("train", 8))
+    engine, settings = TorchEngine(testbed), gating.gate_settings(recipe)
+    report = gating.gate(Subject("both@1", folder / "both", manifest), engine, testbed, settings, folder / "cache", seed=5)
+    assert engine.loaded == ()
+    return report
+
+
+@pytest.fixture
+def knows_alchemy_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gating, "_measurable", lambda *_: ({}, {"arithmetic": "this backbone knows alchemy alone"}))
+
+
+@pytest.mark.usefixtures("knows_alchemy_alone")
+def test_beside_an_adapter_a_policy_that_ruins_what_is_written_fails_the_gate(testbed: Backbone, tmp_path: Path) -> None:
+    report = gated(testbed, tmp_path, DecodingPolicy(budget=Budget(max_trace_tokens=1, max_answer_tokens=1)))
+    assert report.domain.change == 0.0  # options are scored, which no policy moves
+    assert report.written is not None and report.written.change < -0.9 and report.written.verdict == "fail"
+    assert report.verdict == "fail" and "alchemy, written changed by" in report.sentence
+
+
+@pytest.mark.usefixtures("knows_alchemy_alone")
+def test_beside_an_adapter_a_policy_that_costs_no_answer_passes_its_test(testbed: Backbone, tmp_path: Path) -> None:
+    report = gated(testbed, tmp_path, DecodingPolicy(budget=Budget(max_trace_tokens=90)))
+    assert report.written is not None and (report.written.change, report.written.verdict) == (0.0, "pass")
+    assert report.written.base_mean > 0.5 and report.families == ()
+
+
+@pytest.mark.usefixtures("knows_alchemy_alone")
+def test_without_a_policy_the_gate_of_an_adapter_asks_what_it_always_asked(testbed: Backbone, tmp_path: Path) -> None:
+    report = gated(testbed, tmp_path, DecodingPolicy())
+    assert [test.role for test in report.tests] == ["domain"] and report.written is None
 
 
 def test_the_command_writes_what_publish_takes(

@@ -22,9 +22,10 @@ from evaluation.statistics import score
 from evaluation.strength import Divergence
 from evaluation.task import Task, reasoning_prompt
 from evaluation.tasks.generated import HELD_OUT_LENGTHS, GeneratedTask
+from evaluation.written_answer import WrittenAnswer
 from registry.errors import PromotionRefused
 from tuning.methods.compression import CompressionMethodSpec
-from tuning.plan import DOMAIN_MEASURE, WRITTEN_MEASURE
+from tuning.plan import DOMAIN_MEASURE
 from tuning.recipe import Recipe
 
 TRACES, TRACE_SEED = 16, 77
@@ -34,21 +35,24 @@ _LOADED = "before the gate"
 
 @dataclass(frozen=True)
 class DomainTest:
-    """What the gate asks of the domain: a gain in its measure or, of a compression, to be above the cap curve on hard items.
+    """What the gate asks of the domain: a gain or, of a steering vector, to be above the cap curve on hard items.
 
-    A policy without adapters moves no likelihood: its gain is in what is written.
+    A policy moves no likelihood. Alone it must gain in what is written; beside adapters, whose gain is in likelihood, `written`
+    is asked too: under the policy none of the answers that they write without it may be lost. None: there is nothing to ask.
     """
 
     task: Task
     measure: Measure
+    written: Measure | None = None
 
     @classmethod
     def of(cls, recipe: Recipe, domain: Task, profile: Profile) -> DomainTest:
         if not profile.adapters:
-            return cls(domain, MEASURES[WRITTEN_MEASURE])
-        if not isinstance(recipe.method, CompressionMethodSpec):
-            return cls(domain, MEASURES[DOMAIN_MEASURE])
-        return cls(hard(domain), AboveCap(recipe.method.max_new_tokens))
+            return cls(domain, WrittenAnswer())
+        if not all(isinstance(adapter, Steering) for adapter in profile.adapters):
+            return cls(domain, MEASURES[DOMAIN_MEASURE], WrittenAnswer() if profile.policy.interventions else None)
+        method = recipe.method
+        return cls(hard(domain), AboveCap(method.max_new_tokens) if isinstance(method, CompressionMethodSpec) else AboveCap())
 
 
 def hard(task: Task) -> Task:
@@ -56,14 +60,20 @@ def hard(task: Task) -> Task:
     return task.at_length(*HELD_OUT_LENGTHS) if isinstance(task, GeneratedTask) else task
 
 
-def check_steering(profile: Profile, recipe: Recipe, engine: Engine, backbone: Backbone, task: Task, subject: str) -> None:
-    """PromotionRefused for a vector that breaks its own bound on fresh traces, or raises answers to what is refused."""
+def check_steering(
+    profile: Profile, recipe: Recipe, engine: Engine, backbone: Backbone, task: Task, subject: str, eps: float | None = None
+) -> None:
+    """PromotionRefused for a vector that breaks its bound on fresh traces, or raises answers to what is refused.
+
+    The bound is its own record's or, of a vector that has none, `eps`; None: it was given no bound.
+    """
     vectors = [adapter for adapter in profile.adapters if isinstance(adapter, Steering)]
     if not vectors:
         return
     for steering in vectors:
-        if steering.record is not None:
-            _check_bound(steering, steering.record.eps, engine, backbone, task, subject)
+        bound = eps if steering.record is None else steering.record.eps
+        if bound is not None:
+            _check_bound(steering, bound, engine, backbone, task, subject)
     asked = recipe.method.refusal_prompts if isinstance(recipe.method, CompressionMethodSpec) else None
     prompts = PROMPTS if asked is None else read_prompts(Path(asked))
     engine.load(_LOADED, Profile(tuple(vectors)))
@@ -89,6 +99,6 @@ def _check_bound(steering: Steering, eps: float, engine: Engine, backbone: Backb
     shown = read.mean - (0.0 if math.isnan(read.stderr) else ONE_SIDED * read.stderr)
     if shown > eps:
         raise PromotionRefused(
-            f"A steering vector keeps the KL that it was fitted under, {eps:g} nats a token, but that of {subject} has "
-            f"{read.mean:.3g} on {read.n} fresh traces (at least {shown:.3g} with 95 % confidence). Fit it with a smaller eps."
+            f"A steering vector keeps the KL that it was made under, {eps:g} nats a token, but that of {subject} has "
+            f"{read.mean:.3g} on {read.n} fresh traces (at least {shown:.3g} with 95 % confidence). Make it weaker."
         )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -34,7 +36,7 @@ from tuning.compression_gate import DomainTest, check_steering
 from tuning.errors import BadRecipe
 from tuning.manifest import fingerprints_of
 from tuning.recipe import Recipe, in_one_sentence
-from tuning.rounds import LEAST_POOL, PER_GROUP, POOL_ROUNDS, Reading, Rounds, is_endless
+from tuning.rounds import LEAST_POOL, PER_GROUP, POOL_ROUNDS, Reading, Rounds, is_endless, name_of
 
 # The largest change of an item's mean log-probability that the gate counts, in nats per token: a passage whose perplexity
 # rose by 28 % is lost, and lost no more by 60 %. What n units that changed nothing can show is a share of this span: `text`
@@ -42,6 +44,7 @@ from tuning.rounds import LEAST_POOL, PER_GROUP, POOL_ROUNDS, Reading, Rounds, i
 # of the span) with one of three candidates' alpha.
 MAX_NATS = 0.25
 GATED = "gated"  # the name under which the engine holds the adapter that is looked at
+UNPOLICED = "gated without its policy"
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,12 @@ class Subject:
     name: str
     directory: Path
     manifest: Manifest
+
+    @property
+    def eps(self) -> float | None:
+        """The bound of the KL that a vector without a record of its own was made under."""
+        found = self.manifest.derived.get("eps")
+        return float(found) if isinstance(found, int | float) else None
 
     @property
     def recipe(self) -> Recipe:
@@ -123,7 +132,7 @@ def gate(
     domain = asked.task
     refuse_other_domain(domain.name, policy, subject.name)
     check_tasks(subject.manifest, subject.name)
-    check_steering(profile, recipe, engine, backbone, task_named(recipe.domain), subject.name)
+    check_steering(profile, recipe, engine, backbone, task_named(recipe.domain), subject.name, subject.eps)
     measured, left_out = _measurable(policy, engine, backbone, cache, recipe.evaluation.precision)
     conditions = _conditions(backbone, recipe, asked, measured, policy.domain_items, settings.round_items)
     training = fingerprints_of(TrainingHashes.read(subject.directory))
@@ -141,16 +150,23 @@ def gate(
     asked_of, *families = rounds(fresh_seed)
 
     def read(plan: Sequence[Planned], on_progress: Callable[[float], None]) -> Mapping[str, PairedItems]:
-        done = count(1)
-        rows = evaluate(engine, backbone, GATED, plan, on_read=lambda _: on_progress(next(done) / (2 * len(plan)))).rows
-        return {row.planned.task.name: _paired(row) for row in rows}
+        done, found = count(1), dict[str, PairedItems]()
+        for beside in (None, UNPOLICED):
+            part = [planned for planned in plan if (planned.role == "written") == (beside is not None)]
+            told = partial(_told, on_progress, done, 2 * len(plan))
+            rows = evaluate(engine, backbone, GATED, part, on_read=told, beside=beside).rows
+            found |= {name_of(row.planned): _paired(row) for row in rows}
+        return found
 
+    written = None if asked.written is None else Planned(asked.written, domain, (), "written")
     reading = Reading(before.start, read, kept, on_share or (lambda share: None))
 
     def draw_round(number: int, settled: frozenset[str]) -> Mapping[str, PairedItems]:
         plan = []
         if domain.name not in settled:
             plan.append(Planned(asked.measure, domain, asked_of.items(number), "domain"))
+        if written is not None and name_of(written) not in settled:
+            plan.append(replace(written, examples=asked_of.items(number)))
         for drawn in families:
             if drawn.task.name not in settled:
                 plan.append(Planned(gate_measure(drawn.task), drawn.task, drawn.items(number), "protected"))
@@ -162,13 +178,17 @@ def gate(
         if on_round is not None:
             on_round(report)
 
-    engine.load(GATED, profile)
-    try:
+    loaded = {GATED: profile} | ({UNPOLICED: without_interventions(profile)} if written is not None else {})
+    with ExitStack() as held:
+        for name, one in loaded.items():
+            engine.load(name, one)
+            held.callback(engine.unload, name)
         return run_gate(
             settings,
             draw_round,
             domain=domain.name,
             subject=subject.name,
+            written=None if written is None else name_of(written),
             not_measurable=left_out,
             details={
                 "seed": fresh_seed,
@@ -181,8 +201,16 @@ def gate(
             on_round=keep,
             before=before,
         )
-    finally:
-        engine.unload(GATED)
+
+
+def without_interventions(profile: Profile) -> Profile:
+    """The same adapters, decoded plainly."""
+    off = dict.fromkeys(profile.policy.interventions)
+    return replace(profile, policy=profile.policy.model_copy(update=off))
+
+
+def _told(on_progress: Callable[[float], None], done: Iterator[int], total: int, planned: Planned) -> None:
+    on_progress(next(done) / total)
 
 
 def _conditions(
@@ -196,6 +224,7 @@ def _conditions(
         str(backbone.dtype),
         recipe.evaluation.precision,
         [domain.name, asked.measure.name, asked.measure.version, domain_items, PER_GROUP, POOL_ROUNDS, LEAST_POOL],
+        *([] if asked.written is None else [[asked.written.name, asked.written.version]]),
         [[example.question, example.answer, example.choices, example.listed] for example in first],
         [
             [name, measure.name, measure.version, MAX_NATS, round_items, is_endless(measured[name])]

@@ -91,8 +91,13 @@ def parts_of(plan: Sequence[Planned]) -> list[list[Planned]]:
     return [*parts, shared] if shared else parts
 
 
+def name_of(planned: Planned) -> str:
+    """What the gate calls the test: the task's name, or its own where the domain's written answers are asked for beside it."""
+    return f"{planned.task.name}, written" if planned.role == "written" else planned.task.name
+
+
 Read = Callable[[Sequence[Planned], Callable[[float], None]], Mapping[str, PairedItems]]
-"""Some planned measures, and who is told the share of them that is done, to paired items by task."""
+"""Some planned measures, and who is told the share of them that is done, to paired items by test."""
 
 
 @dataclass(frozen=True)
@@ -112,14 +117,14 @@ class Reading:
         opened = self._opened(number)
         parts = parts_of(plan)
         for place, part in enumerate(parts):
-            fresh = [planned for planned in part if planned.task.name not in opened.items]
+            fresh = [planned for planned in part if name_of(planned) not in opened.items]
             if fresh:
                 read = self.read(fresh, partial(self._told, place, len(parts)))
                 opened = replace(opened, items={**opened.items, **read})
                 if self.kept is not None:
                     opened.keep(open_round(self.kept))
         self.on_share(1.0)
-        return {planned.task.name: opened.items[planned.task.name] for planned in plan}
+        return {name: opened.items[name] for name in map(name_of, plan)}
 
     def _told(self, before: int, parts: int, share: float) -> None:
         self.on_share((before + share) / parts)
