@@ -83,7 +83,7 @@ class Graftline:
             Choice(index=index, message={"role": "assistant", "content": choice.text}, finish_reason=choice.finish_reason)
             for index, choice in enumerate(written)
         ]
-        return JSONResponse(reply.wire(choices, writing.usage))
+        return JSONResponse(reply.wire(choices, writing.usage, told=writing.told()))
 
     @app.post("/v1/completions")
     async def complete(self, request: Request, body: CompletionRequest) -> Response:
@@ -142,10 +142,11 @@ class Graftline:
             for prompt in prompts
         )
         generate = generating(engine.generate, backbone, body.decoding.branches, policy, requests)
-        if policy.tracing is not None:
-            turns = body.turns if isinstance(body, ChatRequest) else None
-            generate = traced(engine, generate, backbone, policy.tracing, turns)
-        return Writing(generate, lease, requests, settings.request_timeout_s)
+        if policy.tracing is None:
+            return Writing(generate, lease, requests, settings.request_timeout_s)
+        turns = body.turns if isinstance(body, ChatRequest) else None
+        tracer = traced(engine, generate, backbone, policy.tracing, turns)
+        return Writing(tracer.generate, lease, requests, settings.request_timeout_s, told=lambda: tracer.told)
 
     def _reply(self, writing: Writing, prefix: str, request: Request, kind: ObjectName) -> Reply:
         fingerprint = f"fp_{self.parts.backbone.fingerprint[:12]}_{writing.lease.served.digest[:12]}"

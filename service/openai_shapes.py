@@ -6,7 +6,7 @@ service does not honour are refused with a sentence, never dropped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -273,8 +273,18 @@ class Reply(BaseModel):
     model: str
     system_fingerprint: str
 
-    def wire(self, choices: Sequence[Choice], usage: Usage | None, *, with_usage: bool = True) -> dict[str, JsonValue]:
+    def wire(
+        self,
+        choices: Sequence[Choice],
+        usage: Usage | None,
+        *,
+        with_usage: bool = True,
+        told: Mapping[str, JsonValue] | None = None,
+    ) -> dict[str, JsonValue]:
+        """`told` stands as `graftline` beside the choices, where there is something to tell."""
         body: dict[str, JsonValue] = {**self.model_dump(), "choices": [choice.wire() for choice in choices]}
+        if told:
+            body["graftline"] = dict(told)
         if with_usage:
             body["usage"] = None if usage is None else usage.model_dump()
         return body

@@ -29,7 +29,9 @@ async def events(writing: Writing, reply: Reply, *, include_usage: bool) -> Asyn
     is_open = False
 
     def chunk(*choices: Choice, last: bool = False) -> str:
-        return _event(reply.wire(choices, writing.usage if last else None, with_usage=include_usage))
+        # How the reply was made is told where a choice ends.
+        told = writing.told() if any(choice.finish_reason for choice in choices) else None
+        return _event(reply.wire(choices, writing.usage if last else None, with_usage=include_usage, told=told))
 
     try:
         async with contextlib.aclosing(writing.deltas()) as deltas:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
+from pydantic import JsonValue
+
 from adapters.backbone import Backbone, Message
-from engine.decoding.thought_tracing import Answers, Ask, ThoughtTracing
+from engine.decoding.thought_tracing import Answers, Ask, ThoughtTracing, Traced
 from engine.decoding.tracing import Tracing
 from engine.decoding.tracing_prompts import sentences
 from engine.engine import Completion, Continuation, Delta, Engine, GenerationRequest
@@ -16,8 +18,8 @@ from service.errors import ApiError
 from service.writing import Generate, closed_at_the_end
 
 
-def traced(engine: Engine, rows: Generate, backbone: Backbone, tracing: Tracing, turns: Sequence[Message] | None) -> Generate:
-    """`rows` once the thoughts are known. ApiError where there is no story with a question; `turns` is None without a chat."""
+def traced(engine: Engine, rows: Generate, backbone: Backbone, tracing: Tracing, turns: Sequence[Message] | None) -> Tracer:
+    """Writes as `rows` do, once the thoughts are known. ApiError without a story and its question; no chat: `turns` is None."""
     if not turns or turns[-1]["role"] != "user":
         rule = "Thought tracing reads the last message of a chat, which is the user's, but this request has none"
         raise ApiError(400, f"{rule}. Send messages, or leave decoding.tracing out.", "invalid_value", "decoding")
@@ -25,12 +27,15 @@ def traced(engine: Engine, rows: Generate, backbone: Backbone, tracing: Tracing,
     if not story or not question.endswith("?"):
         rule = "Thought tracing reads a story that ends with its question, but the last message does not"
         raise ApiError(400, f"{rule}. Put the question, with its mark, at the end.", "invalid_value", "messages")
-    return _Traced(engine, rows, backbone, tracing, tuple(turns), " ".join(story), question).generate
+    return Tracer(engine, rows, backbone, tracing, tuple(turns), " ".join(story), question)
 
 
-@dataclass(frozen=True)
-class _Traced:
-    """Every token that tracing writes comes as a delta without text; the reply itself streams."""
+@dataclass
+class Tracer:
+    """Every token that tracing writes comes as a delta without text; the reply itself streams.
+
+    `found` is what was traced for the one reply of a chat: None until its first piece is written.
+    """
 
     engine: Engine
     rows: Generate
@@ -39,6 +44,16 @@ class _Traced:
     turns: tuple[Message, ...]
     story: str
     question: str
+    found: Traced | None = field(default=None, init=False)
+
+    @property
+    def told(self) -> dict[str, JsonValue]:
+        """What a reply says of its tracing; the clause says why it answers the plain question instead."""
+        if self.found is None:
+            return {}
+        if self.found.is_traced:
+            return {"tracing": {"traced": True, "agent": self.found.agent}}
+        return {"tracing": {"traced": False, "reason": f"{self.found.why}; the plain question was answered"}}
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
         asking = ThoughtTracing(self.backbone, self.tracing, request.profile, request.seed or 0)
@@ -53,9 +68,10 @@ class _Traced:
             try:
                 ask = rounds.send(answers)
             except StopIteration as done:
-                told = done.value
+                found: Traced = done.value
                 break
-        last = {**self.turns[-1], "content": f"{told.story}\n{self.question}"}
+        self.found = found
+        last = {**self.turns[-1], "content": f"{found.story}\n{self.question}"}
         ids = self.backbone.chat_ids([*self.turns[:-1], last])
         room = max(1, min(request.max_new_tokens, self.backbone.context_length - len(ids)))
         stream = self.rows(replace(request, prompt_ids=ids, max_new_tokens=room))

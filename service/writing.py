@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
+
+from pydantic import JsonValue
 
 from adapters.errors import AdapterError
 from engine.engine import Delta, EngineError, GenerationRequest
@@ -28,6 +30,7 @@ class Writing:
     lease: Lease
     requests: tuple[GenerationRequest, ...]
     timeout_s: float
+    told: Callable[[], Mapping[str, JsonValue]] = dict  # of how the reply was made; known by the end of its deltas
     started: float = field(default_factory=time.perf_counter)
     generated_tokens: int = 0
     outcome: str = "cancelled"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -19,6 +21,11 @@ from adapters.backbone import TESTBED, Backbone
 from registry.tracking import Tracking
 from tuning.ground import Ground
 from tuning.recipe import Recipe
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+    from service.serve import Server
 
 torch.set_num_threads(1)
 
@@ -70,6 +77,28 @@ def backbone_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def session_backbone(backbone_directory: Path) -> Backbone:
     return Backbone.load(str(backbone_directory), device="cpu", dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def server(tracking: Tracking, backbone_directory: Path) -> Iterator[Server]:
+    """Over the releases of a module's own `tracking`."""
+    from running_service import serving
+
+    with serving(tracking, backbone_directory) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> OpenAI:
+    from running_service import client_of
+
+    return client_of(server)
+
+
+@pytest.fixture(scope="module")
+def base(backbone_directory: Path) -> str:
+    """The name under which the service has the backbone itself."""
+    return backbone_directory.name
 
 
 @pytest.fixture

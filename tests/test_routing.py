@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +22,7 @@ from engine.decoding.budget import Budget
 from engine.decoding.intervention import CannotRun
 from engine.decoding.row_policy import refuse_unable
 from engine.engine import Completion, Continuation, EngineError, GenerationRequest
-from engine.profile import DecodingPolicy, Profile
+from engine.profile import PROFILE, DecodingPolicy, Profile
 from engine.torch_engine import TorchEngine
 from evaluation.task import reasoning_prompt
 from evaluation.tasks import TASKS
@@ -205,6 +207,20 @@ def test_a_routing_is_stored_with_its_profile_and_damage_is_found(reader: Backbo
     (tmp_path / FOLDER / WEIGHTS).write_bytes(b"cut")
     with pytest.raises(DamagedAdapter, match="not a whole safetensors file"):
         Profile.load(tmp_path)
+
+
+def test_a_profile_says_whether_it_is_routed_and_is_not_read_without_its_routing(reader: Backbone, tmp_path: Path) -> None:
+    lora = fitted_lora(reader, 1)
+    for name, routing in (("plain", None), ("routed", drawn_routing(reader))):
+        Profile((lora,), routing=routing).save(tmp_path / name)
+        assert json.loads((tmp_path / name / PROFILE).read_text())["is_routed"] is (routing is not None)
+    shutil.rmtree(tmp_path / "routed" / FOLDER)
+    with pytest.raises(DamagedAdapter, match=r"says that the profile is routed, but .*routing is not there"):
+        Profile.load(tmp_path / "routed")
+    told = json.loads((tmp_path / "plain" / PROFILE).read_text())
+    told.pop("is_routed")  # as it was written before there were routings
+    (tmp_path / "plain" / PROFILE).write_text(json.dumps(told))
+    assert Profile.load(tmp_path / "plain").routing is None
 
 
 def test_random_places_come_at_their_rate_and_random_categories_are_those_in_use(reader: Backbone) -> None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
 import pytest
-from running_service import PROMPT, client_of, serving, write
+from running_service import PROMPT, write
 from small_releases import promote, random_lora, write_release
 
 from adapters.backbone import Backbone
 from engine.decoding.budget import Budget
 from engine.decoding.tip import SwitchPenalty
+from engine.decoding.tracing import Tracing
 from engine.engine import GenerationRequest
 from engine.profile import DecodingPolicy, Profile
 from engine.torch_engine import TorchEngine
@@ -31,7 +32,8 @@ UNABLE = DecodingPolicy(tip=SwitchPenalty(words=("alternatively",)))  # the back
 
 @pytest.fixture(scope="module")
 def tracking(tmp_path_factory: pytest.TempPathFactory, session_backbone: Backbone) -> Tracking:
-    """medicine (a LoRA), thrifty (the same under a policy), frugal (the policy alone), unable (a policy that cannot run)."""
+    """medicine (a LoRA), thrifty (the same under a policy), frugal (the policy alone), unable (a policy that cannot run), and
+    storied (a policy that says of its backbone, wrongly, that it follows thought tracing)."""
     folder = tmp_path_factory.mktemp("policies")
     tracking = Tracking.at(folder / "home").create()
     lora = random_lora(session_backbone, 3)
@@ -40,28 +42,13 @@ def tracking(tmp_path_factory: pytest.TempPathFactory, session_backbone: Backbon
         "thrifty": ([lora], POLICY),
         "frugal": ([], POLICY),
         "unable": ([], UNABLE),
+        "storied": ([], DecodingPolicy(tracing=Tracing(num_hypotheses=2, max_steps=2, max_thought_tokens=4))),
     }
     for name, (adapters, policy) in releases.items():
         write_release(folder / name, session_backbone, *adapters, policy=policy)
         publish(tracking, name, folder / name)
         promote(tracking, name, 1)
     return tracking
-
-
-@pytest.fixture(scope="module")
-def server(tracking: Tracking, backbone_directory: Path) -> Iterator[Server]:
-    with serving(tracking, backbone_directory) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def client(server: Server) -> openai.OpenAI:
-    return client_of(server)
-
-
-@pytest.fixture(scope="module")
-def base(backbone_directory: Path) -> str:
-    return backbone_directory.name
 
 
 def decoded(client: openai.OpenAI, model: str, decoding: object) -> str:
@@ -149,3 +136,56 @@ def test_the_surest_of_several_branches_is_the_reply(client: openai.OpenAI) -> N
         model="medicine", prompt=PROMPT, max_tokens=40, stream=True, extra_body={"decoding": asked}
     )
     assert "".join(chunk.choices[0].text for chunk in stream) == reply.choices[0].text
+
+
+STORY, QUESTION = "Anna puts it in. Ben goes.", "Where?"
+
+
+def asked_about_a_mind(client: openai.OpenAI, model: str, content: str, **fields: object) -> Any:
+    call: Callable[..., Any] = client.chat.completions.create
+    return call(model=model, messages=[{"role": "user", "content": content}], max_tokens=12, **fields)
+
+
+def tracing(**asked: object) -> dict[str, object]:
+    return {"extra_body": {"decoding": {"tracing": asked or True}}}
+
+
+def test_a_story_that_cannot_be_followed_is_answered_plainly_and_the_reply_says_so(client: openai.OpenAI) -> None:
+    plain = asked_about_a_mind(client, "storied", f"{STORY}\n{QUESTION}")
+    told = asked_about_a_mind(client, "storied", f"{STORY} {QUESTION}", **tracing())
+    assert told.choices[0].message.content == plain.choices[0].message.content
+    assert told.graftline["tracing"]["traced"] is False
+    assert told.graftline["tracing"]["reason"].endswith("; the plain question was answered")
+    assert told.usage.completion_tokens > plain.usage.completion_tokens  # what tracing wrote is paid for
+    assert "graftline" not in plain.model_dump()
+
+
+def test_a_stream_says_of_its_tracing_where_it_ends(client: openai.OpenAI) -> None:
+    content = f"{STORY} {QUESTION}"
+    whole = asked_about_a_mind(client, "storied", content, **tracing(max_steps=1))
+    chunks = list(asked_about_a_mind(client, "storied", content, stream=True, **tracing(max_steps=1)))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole.choices[0].message.content
+    assert chunks[-1].graftline == whole.graftline
+    assert not any("graftline" in chunk.model_dump() for chunk in chunks[:-1])
+
+
+@pytest.mark.parametrize(
+    ("model", "content", "asked", "rule"),
+    [
+        ("frugal", f"{STORY} {QUESTION}", {}, "does not declare with `tracing`"),
+        ("storied", f"{STORY} {QUESTION}", {"num_hypotheses": 3}, "tracing.num_hypotheses 3 where the release has 2"),
+        ("storied", f"{STORY} {QUESTION}", {"depth": 3}, "decoding.tracing.depth does not fit"),
+        ("storied", QUESTION, {}, "a story that ends with its question"),
+    ],
+)
+def test_tracing_that_cannot_be_meant_is_a_bad_request(
+    client: openai.OpenAI, model: str, content: str, asked: dict[str, object], rule: str
+) -> None:
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError, match=rule):
+            asked_about_a_mind(client, model, content, stream=stream, **tracing(**asked))
+
+
+def test_a_text_to_complete_has_no_story_to_trace(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="this request has none"):
+        decoded(client, "storied", {"tracing": True})

@@ -29,7 +29,7 @@ from evaluation.thoughts import WAYS, Thoughts, about_beliefs, compare_ways
 from service.decoding import narrowed
 from service.errors import ApiError
 from service.openai_shapes import ChatRequest
-from service.thoughts import traced
+from service.thoughts import Tracer, traced
 
 FIRST = [example for example in BELIEF.examples("search", 96, seed=5) if example.id.endswith("/first")]
 STORY = (
@@ -155,7 +155,7 @@ def test_what_names_nobody_or_lists_nothing_leaves_the_story_as_it_is(backbone: 
         def _writes(self, prompt: str) -> str:
             return "" if "name" in prompt else "no list"
 
-    assert trace(Mute(backbone, ())) == Traced(STORY)
+    assert trace(Mute(backbone, ())) == Traced(STORY, why="nobody was named whose thoughts are asked about")
 
     class Listless(Anna):
         def _writes(self, prompt: str) -> str:
@@ -166,7 +166,8 @@ def test_what_names_nobody_or_lists_nothing_leaves_the_story_as_it_is(backbone: 
 
 
 def test_what_does_not_fit_into_the_context_leaves_the_story_as_it_is(backbone: Backbone, session_backbone: Backbone) -> None:
-    assert trace(Anna(session_backbone, ())) == Traced(STORY)  # 512 tokens
+    cut = trace(Anna(session_backbone, ()))  # 512 tokens
+    assert cut == Traced(STORY, why=cut.why) and "context" in cut.why
     assert trace(Anna(backbone, ())).is_traced
 
 
@@ -214,10 +215,12 @@ def test_tracing_is_off_unless_asked_for_and_refused_where_the_release_does_not_
 
 def read(mind: StoryMind, content: str = f"{STORY} {QUESTION}", role: str = "user") -> list[Delta]:
     turns = [{"role": role, "content": content}]
-    generate = traced(mind, mind.generate, mind.backbone, Tracing(num_hypotheses=3), turns)
+    return written(mind, traced(mind, mind.generate, mind.backbone, Tracing(num_hypotheses=3), turns))
 
+
+def written(mind: StoryMind, tracer: Tracer) -> list[Delta]:
     async def all_of_it() -> list[Delta]:
-        return [delta async for delta in generate(GenerationRequest(mind.backbone.chat_ids(turns), None, 20))]
+        return [delta async for delta in tracer.generate(GenerationRequest(mind.backbone.chat_ids(tracer.turns), None, 20))]
 
     return asyncio.run(all_of_it())
 
@@ -228,6 +231,22 @@ def test_the_reply_is_asked_of_the_story_with_its_thoughts_and_every_token_is_co
     assert f"After: Ben laughs.\nAnna thinks: The key is in the box\n{QUESTION}" in mind.prompts[-1]
     assert "".join(delta.text for delta in deltas) == "Anna sees it." and deltas[-1].finish_reason == "stop"
     assert sum(delta.token_id is not None for delta in deltas) > 10 * len(backbone.encode("Anna sees it."))
+
+
+def test_a_reply_says_whether_its_story_was_followed_and_why_not(backbone: Backbone) -> None:
+    class Listless(Anna):
+        def _writes(self, prompt: str) -> str:
+            return "no list" if "numbered list" in prompt else super()._writes(prompt)
+
+    told = []
+    for mind in (Anna(backbone, ()), Listless(backbone, ())):
+        turns = [{"role": "user", "content": f"{STORY} {QUESTION}"}]
+        tracer = traced(mind, mind.generate, mind.backbone, Tracing(num_hypotheses=3), turns)
+        assert tracer.told == {}
+        assert written(mind, tracer)[-1].finish_reason == "stop"
+        told.append(tracer.told["tracing"])
+    reason = "no numbered list of thoughts was written; the plain question was answered"
+    assert told == [{"traced": True, "agent": "Anna"}, {"traced": False, "reason": reason}]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from engine.engine import Completion, Continuation, Engine, GenerationRequest, P
 from engine.profile import DecodingPolicy
 
 _MIN_DIVERSITY = 0.25  # below it the hypotheses say the same, and are reworded
+_NOBODY = "nobody was named whose thoughts are asked about"
 Ask = Sequence[GenerationRequest] | Sequence[Continuation]
 Answers = Sequence[Completion] | Sequence[tuple[float, ...]]
 
@@ -40,12 +41,16 @@ class Step:
 
 @dataclass(frozen=True)
 class Traced:
-    """`hypotheses` after each step. `story`: what the question is asked of; the story itself where nothing could be traced."""
+    """`hypotheses` after each step. `story`: what the question is asked of; the story itself where nothing could be traced.
+
+    `why` says why nothing was, as a clause; empty where something was.
+    """
 
     story: str
     agent: str = ""
     steps: tuple[Step, ...] = ()
     hypotheses: tuple[Hypotheses, ...] = ()
+    why: str = ""
 
     @property
     def is_traced(self) -> bool:
@@ -76,13 +81,15 @@ class ThoughtTracing:
         try:
             found = yield from asking
         except PromptTooLong:
-            return Traced(story)
-        return found if 2 * len(self.backbone.encode(found.story)) <= self.backbone.context_length else Traced(story)
+            return Traced(story, why="a prompt of the tracing does not fit into the context")
+        if 2 * len(self.backbone.encode(found.story)) > self.backbone.context_length:
+            return Traced(story, why="the story with its thoughts takes more than half of the context")
+        return found
 
     def _traced(self, story: str, question: str) -> Rounds:
         name = say.line((yield from self._write([say.agent(story, question)]))[0]).strip(" .:\"'")
         if not name:
-            return Traced(story)
+            return Traced(story, why=_NOBODY)
         steps = yield from self._steps(story, name)
         before = ["".join(f"{step.text} " for step in steps[:place]).strip() for place in range(len(steps))]
         asked = [say.perceives(past, step.state or "nothing new", name) for past, step in zip(before, steps, strict=True)]
@@ -91,7 +98,7 @@ class ThoughtTracing:
         wanted = say.first_thoughts(first.state, perceived[0], first.action, name, count)
         texts = say.listed((yield from self._write([wanted], whole=True))[0], count)
         if not texts:
-            return Traced(story, name, steps)
+            return Traced(story, name, steps, why="no numbered list of thoughts was written")
         hypotheses = Hypotheses.alike(texts)
         found = [hypotheses]
         for place in range(1, len(steps)):
@@ -109,7 +116,7 @@ class ThoughtTracing:
     def _known(self, story: str, question: str) -> Rounds:
         name = say.line((yield from self._write([say.agent(story, question)]))[0]).strip(" .:\"'")
         if not name:
-            return Traced(story)
+            return Traced(story, why=_NOBODY)
         num_tokens = 2 * len(self.backbone.encode(story))
         known = say.line((yield from self._write([say.known_events(story, name)], max_tokens=num_tokens))[0])
         return Traced(known or story, name)
