@@ -71,6 +71,11 @@ def steer(
     strength: Annotated[float, typer.Option(help="In largest activations of the feature.")] = 1.0,
     items: Annotated[int, typer.Option(help="Questions of the search split to compare on.", min=8)] = 24,
     words: Words = None,
+    domain: Annotated[
+        str | None, typer.Option(help="The task that it is published for [default: the first whose chains it was trained on].")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the recipe in its manifest [default: TASK-feature].")] = None,
+    eps: Annotated[float, typer.Option(help="The mean KL to the backbone that its gate allows, nats a token.", min=1e-6)] = 0.03,
     despite_gates: Annotated[bool, typer.Option("--despite-gates", help="Also where a gate is not passed.")] = False,
     backbone: Annotated[str | None, typer.Option(help="Backbone [default: the one it was trained on].")] = None,
     home: Home = None,
@@ -79,4 +84,4 @@ def steer(
     """Write a steering adapter of one feature, compared with a difference of means and random columns of the same length."""
     from service.commands.sae import steer as run
 
-    run(sae, out, feature, form, strength, items, words, despite_gates, backbone, home, as_json)
+    run(sae, out, feature, form, strength, items, words, domain, name, eps, despite_gates, backbone, home, as_json)

@@ -13,6 +13,7 @@ from adapters.backbone import TESTBED, Backbone
 from adapters.files import load_adapters
 from adapters.sae import SAE
 from adapters.steering import Steering
+from registry.manifest import verify
 
 WORDS = "rot; mirror; shift; reverse"
 TRAIN = ("--task", "alchemy", "--text", "alchemy", "--backbone", str(TESTBED), "--words", WORDS, "--home", "home")
@@ -67,6 +68,8 @@ def test_a_feature_becomes_a_steering_adapter_with_its_comparison(
     assert isinstance(steering, Steering) and steering.layer == 2 and (steering.hold is not None) == (form == "clamp")
     assert {"off", "column", "clamp", "difference of means", "random column 1"} <= set(told["systems"])
     assert json.loads((trained / form / "feature.json").read_text())["feature"] == told["feature"]
+    assert (told["domain"], told["eps"]) == ("alchemy", 0.03)
+    assert verify(trained / form).derived["form"] == form  # ready for `graftline publish`
 
 
 @pytest.mark.parametrize(

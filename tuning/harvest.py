@@ -89,6 +89,18 @@ def harvested(
     raise AssertionError("a count does not end")
 
 
+def examples_read(backbone: Backbone, spec: HarvestSpec, home: Path) -> list[Example]:
+    """What the shards of this home were harvested from: whose questions were asked, and whose texts may have been read."""
+    num_shards = len(list((home / "sae" / spec.key(backbone) / "shards").glob("*.safetensors")))
+    sides = [(tasks, spec.texts_per_shard // max(len(tasks), 1)) for tasks in (spec.tasks, spec.texts)]
+    return [
+        example
+        for tasks, each in sides
+        for task in map(task_named, tasks)
+        for example in task.examples("train", max(each, 1) * num_shards, spec.seed)
+    ]
+
+
 @dataclass(frozen=True)
 class _Harvest:
     engine: Engine

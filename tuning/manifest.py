@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import distributions
 from pathlib import Path
+
+from pydantic import JsonValue
 
 from adapters.backbone import Backbone
 from adapters.files import kind_of
@@ -18,19 +20,26 @@ from registry.manifest import BackboneIdentity, Manifest, ProfileDescription, Tr
 from tuning.plan import data_digest
 from tuning.recipe import Recipe
 
-# What no adapter was fitted by.
+# What nothing was fitted by.
 _OF_FITS = {"adapter", "method", "search", "ranges", "start", "study"}
 
 
 def complete(
-    directory: Path, recipe: Recipe, backbone: Backbone, profile: Profile, scale: float, examples: Sequence[Example]
+    directory: Path,
+    recipe: Recipe,
+    backbone: Backbone,
+    profile: Profile,
+    scale: float,
+    examples: Sequence[Example],
+    made: Mapping[str, JsonValue] | None = None,
 ) -> Manifest:
     """Saves the profile and writes its manifest; the directory is then ready for `graftline publish`.
 
-    A profile without adapters was fitted on nothing: its manifest keeps of the recipe what the gate reads.
+    `made` tells how an adapter was made that no recipe fits; `examples` are then what it was read from. Of such a one, and of a
+    profile without adapters, the manifest keeps of the recipe what the gate reads.
     """
     profile.save(directory)
-    is_fitted = bool(profile.adapters)
+    is_fitted = bool(profile.adapters) and made is None
     fingerprints = Fingerprints.of(examples)
     return write_manifest(
         directory,
@@ -46,11 +55,11 @@ def complete(
             "protected": list(recipe.protected),
             "definitions": {name: definition(task_named(name)) for name in (recipe.domain, *recipe.protected)},
         },
-        data_digests={"train": data_digest(examples)} if is_fitted else {},
+        data_digests={"train": data_digest(examples)} if profile.adapters else {},
         lock_digest=installed_digest(),
         seeds=_seeds(recipe) if is_fitted else {},
         training=TrainingHashes(frozenset(map(_hex, fingerprints.rows)), frozenset(map(_hex, fingerprints.ngrams))),
-        derived={} if is_fitted else {"how": "a decoding policy alone"},
+        derived={} if is_fitted else made or {"how": "a decoding policy alone"},
     )
 
 

@@ -99,22 +99,28 @@ def steer(
     strength: float,
     num_items: int,
     words: str | None,
+    domain: str | None,
+    name: str | None,
+    eps: float,
     despite_gates: bool,
     backbone_name: str | None,
     home: Path | None,
     as_json: bool,
 ) -> None:
-    """The adapter is written with what was compared beside it, whatever that says."""
-    from adapters.whole_file import write_whole
-    from engine.profile import Profile
+    """The adapter is written with what was compared beside it, whatever that says; of its KL the gate decides."""
     from evaluation.feature_steering import compared
     from evaluation.reason_score import difference_of_means
+    from tuning.feature_release import write_feature
+    from tuning.guarded import guarded
+    from tuning.harvest import examples_read
     from tuning.sae_study import items_of
 
     _refuse_existing(out)
     sae, backbone, engine = _loaded(saved, backbone_name)
     _refuse_ungated(sae, saved, despite_gates)
     harvest = _harvest(sae)
+    domain = domain or harvest.tasks[0]
+    recipe = guarded(name or f"{Path(domain).stem}-feature", backbone.name, domain)
     if feature is not None:
         sae.steering(backbone, feature, form, strength)  # refused before anything is read
     places = _places(sae, backbone, engine, home)
@@ -125,22 +131,15 @@ def steer(
     means_H = difference_of_means(places, scored.marks.near_N)
     items, limit = items_of(harvest, "search", num_items), harvest.max_new_tokens
     found = compared(engine, backbone, sae, feature, strength, means_H, scored.marks.groups, items, limit)
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
     told = {"sae": str(saved), "form": form, "layer": sae.record.layer, **found.as_dict()}
-    try:
-        Profile((steering,)).save(part)
-        write_whole(part / "feature.json", json.dumps(told, indent=2) + "\n")
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    write_feature(out, recipe, backbone, steering, eps, saved, told, examples_read(backbone, harvest, home_directory(home)))
     if as_json:
-        print(json.dumps({"directory": str(out), "backbone": backbone.name, **told}))
+        print(json.dumps({"directory": str(out), "backbone": backbone.name, "domain": recipe.domain, "eps": eps, **told}))
     else:
-        _show(found, form, out)
+        _show(found, form, out, eps)
 
 
-def _show(found: Compared, form: str, out: Path) -> None:
+def _show(found: Compared, form: str, out: Path, eps: float) -> None:
     table = Table(title=f"feature {found.feature} at {found.strength:g} of its largest activation", title_justify="left")
     for heading in ("system", "words", "tokens", "right", "KL", "words, less without", "less random columns"):
         table.add_column(heading, overflow="fold")
@@ -152,7 +151,11 @@ def _show(found: Compared, form: str, out: Path) -> None:
     Console().print(table)
     said = "writes its words more often" if found.steers(form) else "is not shown to write its words more often"
     print(f"the {form} {said} than both the backbone and random columns of the same length")
-    print(f"wrote {out}; measure it with: graftline evaluate {out}")
+    if (kl := found.systems[form].kl) > eps:
+        print(
+            f"its KL is {kl:.3g} nats a token, above the {eps:g} that the gate will hold it to: lower --strength, or raise --eps"
+        )
+    print(f"wrote {out}; next: graftline evaluate {out}, or graftline publish {out}")
 
 
 def _told(sae: SAE, found: ReasonScore, feature: int) -> dict[str, Any]:

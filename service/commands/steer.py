@@ -71,26 +71,10 @@ def steer(
 
 def compression_recipe(task_name: str, name: str, backbone_name: str, method: dict[str, object]) -> Recipe:
     """What `graftline tune` would be told to fit the same vector; the task is guarded by all families but itself."""
-    from pydantic import ValidationError
+    from tuning.guarded import guarded
 
-    from evaluation.tasks import task_named
-    from tuning.errors import BadRecipe
-    from tuning.recipe import Recipe, in_one_sentence
-
-    own = task_named(task_name).name
-    protected = [family for family in Recipe.model_fields["protected"].default if family not in (own, task_name)]
     values = {"name": "compression", **{key: value for key, value in method.items() if value is not None}}
-    try:
-        return Recipe(
-            name=name,
-            backbone=backbone_name,
-            domain=task_name,
-            protected=tuple(protected),
-            adapter={"kind": "steering"},  # type: ignore[arg-type]  # validated
-            method=values,  # type: ignore[arg-type]  # validated
-        )
-    except ValidationError as error:
-        raise BadRecipe(in_one_sentence(error)) from error
+    return guarded(name, backbone_name, task_name, adapter={"kind": "steering"}, method=values)
 
 
 def export_gguf(directory: Path, file: Path, backbone_name: str | None, as_json: bool) -> None:

@@ -87,9 +87,13 @@ def next_version(tracking: Tracking, release: Release, study: PolicyStudy, found
 def write_files(directory: Path, release: Release, study: PolicyStudy, found: Confirmed) -> None:
     """Whole or not at all. Of the manifest only what is served changes, and of a steered release its bound and layer."""
     manifest, recipe, profile = release.manifest, dict(release.manifest.recipe), found.profile
+    derived = manifest.derived
     if EPS in found.trial.values:
         profile, changed = _recorded(profile, study, found, Recipe.model_validate(recipe))
-        recipe = changed.model_dump(mode="json")
+        if "eps" in derived:  # the bound of a vector that no recipe fits
+            derived = {**derived, "eps": float(found.trial.values[EPS])}
+        else:
+            recipe = changed.model_dump(mode="json")
     part = directory.with_name(f".{directory.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
@@ -111,7 +115,7 @@ def write_files(directory: Path, release: Release, study: PolicyStudy, found: Co
             lock_digest=installed_digest(),
             seeds={**manifest.seeds, "decoding": study.settings.seed},
             training=TrainingHashes.read(release.directory),
-            derived=manifest.derived,
+            derived=derived,
         )
         shutil.rmtree(directory, ignore_errors=True)
         part.rename(directory)

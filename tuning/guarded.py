@@ -1,0 +1,20 @@
+"""The recipe of what no sweep made: its domain, guarded by every other family, and the usual gate."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+from evaluation.tasks import task_named
+from tuning.errors import BadRecipe
+from tuning.recipe import Recipe, in_one_sentence
+
+
+def guarded(name: str, backbone_name: str, domain: str, **more: object) -> Recipe:
+    """`more` are further fields of a recipe. BadRecipe in one sentence where they are none."""
+    own = task_named(domain).name
+    protected = [family for family in Recipe.model_fields["protected"].default if family not in (own, domain)]
+    values = {"name": name, "backbone": backbone_name, "domain": domain, "protected": tuple(protected)}
+    try:
+        return Recipe.model_validate({**values, **more})
+    except ValidationError as error:
+        raise BadRecipe(in_one_sentence(error)) from error
