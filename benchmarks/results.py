@@ -17,8 +17,9 @@ RESULTS = Path(__file__).parent.parent / "docs" / "results.md"
 
 
 def provenance(module: str, seed: str = "0") -> str:
-    """The command as it was given, and on what it ran."""
-    command = shlex.join(["python", "-m", f"benchmarks.{module}", *sys.argv[1:]])
+    """The command as it was given, but for folders of this machine alone, and on what it ran."""
+    given = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    command = shlex.join(["python", "-m", f"benchmarks.{module}", *given])
     return f"`{command}` · commit {commit()} · {os.cpu_count()} cores ({processor()}) · seed {seed} · {date.today()}"
 
 
