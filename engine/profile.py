@@ -18,6 +18,7 @@ from adapters.routing import FOLDER, Routing
 from adapters.softcot import SoftCoT
 from adapters.spec import Spec
 from engine.decoding.answer import ANSWER_CUE
+from engine.decoding.branches import Branches
 from engine.decoding.budget import Budget
 from engine.decoding.tip import SwitchPenalty
 from engine.decoding.tracing import Tracing
@@ -36,13 +37,24 @@ class DecodingPolicy(Spec):
     trace_end: Annotated[str, Field(min_length=1)] = ANSWER_CUE
     tip: SwitchPenalty | None = None  # None: off
     budget: Budget | None = None  # None: off
+    branches: Branches | None = None  # None: one reply, unless a request asks for branches
     tracing: Tracing | None = None  # what a request may ask for; None: the backbone is not said to follow such prompts
 
     @property
     def interventions(self) -> Mapping[str, Spec]:
-        """Those that are on, by field."""
+        """Those that act on a row's tokens and are on, by field."""
         found = {"tip": self.tip, "budget": self.budget}
         return {name: part for name, part in found.items() if part is not None}
+
+    @property
+    def changes_replies(self) -> bool:
+        """Whether a reply may be another one than greedy decoding gives."""
+        return bool(self.interventions) or self.branches is not None
+
+    @property
+    def off(self) -> DecodingPolicy:
+        """The same without any of that."""
+        return self.model_copy(update={"tip": None, "budget": None, "branches": None})
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 from adapters.backbone import Backbone
 from engine.decoding.answer import cue_after
 from engine.decoding.budget import force_answers, read_trace
+from engine.decoding.served import complete_as_served
 from engine.engine import Completion, Engine, GenerationRequest
 from evaluation.measure import Measure, Readings
 from evaluation.statistics import PairedChange, paired_change
@@ -46,7 +47,7 @@ def written_point(
 ) -> Point:
     """Greedily, as the profile writes; `also` is said at the end of the user's turn."""
     asked = _requests(backbone, profile, examples, max_new_tokens, also)
-    return _read(task, examples, engine.complete(asked))
+    return _read(task, examples, complete_as_served(engine, backbone, asked))
 
 
 def cap_points(

@@ -17,7 +17,7 @@ from engine.profile import DecodingPolicy
 from service import meters
 from service.asgi import new_application, request_id
 from service.bento_image import self_contained
-from service.decoding import generating, narrowed
+from service.decoding import branches_of, generating, narrowed
 from service.errors import ApiError
 from service.lease import Lease
 from service.openai_shapes import ChatRequest, Choice, CompletionRequest, ObjectName, Reply
@@ -141,7 +141,7 @@ class Graftline:
             )
             for prompt in prompts
         )
-        generate = generating(engine.generate, backbone, body.decoding.branches, policy, requests)
+        generate = generating(engine.generate, backbone, branches_of(policy, body), policy, requests)
         if policy.tracing is None:
             return Writing(generate, lease, requests, settings.request_timeout_s)
         turns = body.turns if isinstance(body, ChatRequest) else None

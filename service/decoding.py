@@ -11,6 +11,7 @@ from engine.engine import GenerationRequest
 from engine.profile import DecodingPolicy
 from service.branching import Branching
 from service.errors import ApiError, from_engine
+from service.openai_shapes import ChatRequest, CompletionRequest
 from service.writing import Generate
 
 
@@ -19,6 +20,16 @@ def narrowed(policy: DecodingPolicy, asked: Narrowing) -> DecodingPolicy:
         return asked.of(policy)
     except NotNarrower as error:
         raise from_engine(error, "") from error
+
+
+def branches_of(policy: DecodingPolicy, body: ChatRequest | CompletionRequest) -> Branches | None:
+    """Those of the request, else of the release; a request that asks for what its release's branches do not give is refused."""
+    found = body.decoding.branches_of(policy)
+    if found is not None and (param := body.not_beside_branches) is not None:
+        rule = f"The release answers with the winner of {found.num_branches} branches, which {param} does not reach"
+        ways = 'Leave it out, or ask for one reply: "decoding": {"branches": false}.'
+        raise ApiError(400, f"{rule}. {ways}", "invalid_value", param)
+    return found
 
 
 def generating(

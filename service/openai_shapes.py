@@ -22,6 +22,7 @@ from pydantic import (
 
 from engine.decoding.branches import Branches
 from engine.decoding.narrowing import Narrowing
+from engine.profile import DecodingPolicy
 
 MAX_STOPS = 4
 
@@ -72,9 +73,22 @@ class StreamOptions(BaseModel):
 
 
 class Decoding(Narrowing):
-    """This service's own field: less of the release's decoding policy, and branches for one reply. Unknown keys are refused."""
+    """This service's own field: less of the release's decoding policy, and branches for one reply. Unknown keys are refused.
+
+    `branches`: left out, the release's; false or null, none.
+    """
 
     branches: Branches | None = None
+
+    @field_validator("branches", mode="before")
+    @classmethod
+    def _false_is_none(cls, value: object) -> object:
+        return None if value is False else value
+
+    def branches_of(self, policy: DecodingPolicy) -> Branches | None:
+        """Of a reply under the release's policy; one that is traced has none."""
+        asked = "branches" in self.model_fields_set or self.tracing is not None
+        return self.branches if asked else policy.branches
 
     @model_validator(mode="after")
     def _one_way_of_answering(self) -> Decoding:
@@ -141,14 +155,17 @@ class _Request(BaseModel):
 
     @model_validator(mode="after")
     def _branches_are_greedy(self) -> _Request:
-        if self.decoding.branches is not None:
-            neutral = {"temperature": (None, 0), "top_p": (None, 1), "stop": ((),)}
-            for param, allowed in neutral.items():
-                if getattr(self, param) not in allowed:
-                    rule = f"{param} cannot be given together with decoding.branches: each branch is greedy after its first token"
-                    ways = "unless branches.temperature says otherwise, and ends with its answer line. Leave it out."
-                    raise UnsupportedField(param, f"{rule}, {ways}")
+        if self.decoding.branches is not None and (param := self.not_beside_branches) is not None:
+            rule = f"{param} cannot be given together with decoding.branches: each branch is greedy after its first token"
+            ways = "unless branches.temperature says otherwise, and ends with its answer line. Leave it out."
+            raise UnsupportedField(param, f"{rule}, {ways}")
         return self
+
+    @property
+    def not_beside_branches(self) -> str | None:
+        """The first field that asks for what branches do not give."""
+        neutral = {"temperature": (None, 0), "top_p": (None, 1), "stop": ((),)}
+        return next((param for param, allowed in neutral.items() if getattr(self, param) not in allowed), None)
 
     @property
     def include_usage(self) -> bool:

@@ -32,8 +32,8 @@ def tune_decoding(
         str,
         typer.Option(
             metavar="KIND,...",
-            help="What is searched: budget, minimum, tip, steering [default: budget, tip and steering, as far as the release "
-            "and the engine have them].",
+            help="What is searched: budget, ramp, minimum, tip, cyclic, branches, steering [default: budget, tip and steering, "
+            "as far as the release and the engine have them].",
         ),
     ] = "",
     trials: Annotated[int | None, typer.Option(help="Policies to read, the policy off among them [default: 24].", min=2)] = None,

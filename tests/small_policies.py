@@ -53,6 +53,9 @@ class DiceEngine(IdleEngine):
     def load(self, name: str, profile: Profile) -> None:
         self._profiles[name] = profile
 
+    def profile(self, name: str) -> Profile:
+        return self._profiles[name]
+
     def unload(self, name: str) -> None:
         del self._profiles[name]
 

@@ -191,10 +191,11 @@ def test_no_item_of_the_gate_is_read(name: str) -> None:
 def test_what_cannot_be_searched_is_told_by_name(engine: TorchEngine, testbed: Backbone, tmp_path: Path) -> None:
     usual = FEW.model_copy(update={"kinds": None})
     left_out = study_of(engine, testbed, HELPS, tmp_path, usual).space.left_out
-    assert set(left_out) == {"tip", "steering", "k"}
-    assert "no steering vector" in left_out["steering"] and "request's option" in left_out["k"]
+    assert set(left_out) == {"tip", "steering"} and "no steering vector" in left_out["steering"]
     assert "none for 'wait'" in left_out["tip"]  # the test-bed's vocabulary has no such word
-    with pytest.raises(NotSearchable, match="can be searched: budget, minimum. That leaves out tip: The policy's `tip` needs"):
+    with pytest.raises(
+        NotSearchable, match="can be searched: budget, ramp, minimum, branches. That leaves out tip: The policy's"
+    ):
         study_of(engine, testbed, HELPS, tmp_path, FEW.model_copy(update={"kinds": ("budget", "tip")}))
 
 
@@ -217,6 +218,49 @@ def test_what_is_not_searched_stays_as_released(engine: TorchEngine, testbed: Ba
     capped = space.profile({POLICY: "budget", CAP: 4}).policy
     assert capped.tip == tip and capped.budget == Budget(max_trace_tokens=4, min_trace_tokens=4, max_answer_tokens=20)
     assert space.profile({POLICY: OFF}).policy == DecodingPolicy()
+
+
+WAVE = DecodingSearch(kinds=("budget", "ramp", "tip", "cyclic"), trials=3, items=8, max_new_tokens=192)
+SWITCHES = Profile(policy=DecodingPolicy(tip=SwitchPenalty(words=("reverse",))))
+
+
+def test_a_ramp_comes_with_its_cap_and_a_penalty_has_one_schedule(engine: TorchEngine, testbed: Backbone, tmp_path: Path) -> None:
+    space = study_of(engine, testbed, HELPS, tmp_path, WAVE, SWITCHES).space
+    drawn = [set(choice.split("+")) for choice in space.choices]
+    assert {"budget", "ramp", "cyclic"} in drawn and {"budget", "tip"} in drawn
+    assert not any("ramp" in kinds and "budget" not in kinds for kinds in drawn)
+    assert not any({"tip", "cyclic"} <= kinds for kinds in drawn)
+    both = space.profile({POLICY: "budget+ramp", CAP: 9, "budget.ramp": 4.0}).policy
+    assert both.tip is None and both.budget is not None and (both.budget.max_trace_tokens, both.budget.ramp) == (9, 4.0)
+    wave = space.profile({POLICY: "cyclic", "tip.amplitude": 2.0, "tip.period": 100}).policy
+    assert wave.budget is None and wave.tip == SwitchPenalty(schedule="cyclic", amplitude=2.0, period=100, words=("reverse",))
+    starts = space.starts([20, 30, 40])
+    assert {"cyclic", "budget+ramp"} <= {point[POLICY] for point in starts} <= set(space.choices)
+    assert all(space.profile(point).policy.interventions for point in starts)
+    with pytest.raises(ValueError, match="Name budget beside ramp"):
+        DecodingSearch(kinds=("ramp",))
+
+
+def test_a_wave_is_searched(engine: TorchEngine, testbed: Backbone, tmp_path: Path) -> None:
+    settings = WAVE.model_copy(update={"kinds": ("cyclic",)})
+    study = study_of(engine, testbed, HELPS, tmp_path, settings, SWITCHES)
+    longest = study.space.ranges["tip.period"].high
+    first, second, third = study.run().trials
+    assert longest < 192 and first.values == {POLICY: OFF}  # a wave is no longer than a reply
+    assert second.values == {POLICY: "cyclic", "tip.amplitude": 5.0, "tip.period": longest} and third.score is not None
+
+
+def test_the_number_of_branches_is_searched_and_every_token_of_theirs_counts(
+    engine: TorchEngine, testbed: Backbone, tmp_path: Path
+) -> None:
+    settings = DecodingSearch(kinds=("branches",), trials=3, items=8, ranges={"branches.num_branches": (2, 3)})
+    study = study_of(engine, testbed, HELPS, tmp_path, settings)
+    off, two, three = (trial.score for trial in study.run().trials)
+    assert off is not None and two is not None and three is not None
+    assert 1.5 * off.tokens < two.tokens < three.tokens
+    branches = study.space.profile({POLICY: "branches", "branches.num_branches": 3}).policy.branches
+    assert branches is not None and branches.num_branches == 3
+    assert study.space.profile({POLICY: OFF}).policy.branches is None
 
 
 def test_no_cap_is_tried_that_the_reply_has_no_room_for(engine: TorchEngine, testbed: Backbone, tmp_path: Path) -> None:

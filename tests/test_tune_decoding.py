@@ -142,7 +142,7 @@ def test_a_dry_run_tells_what_would_be_searched_and_keeps_nothing(
     told = json.loads(capsys.readouterr().out)
     room = 128 - 32 - len(testbed.encode("\nAnswer:"))
     assert told["searched"] == {"budget.max_trace_tokens": [4.0, room]} and told["families"] == ["alchemy"]
-    assert set(told["not_searched"]) == {"tip", "steering", "k"} and told["seconds_a_trial"] > 0
+    assert set(told["not_searched"]) == {"tip", "steering"} and told["seconds_a_trial"] > 0
     assert not (tmp_path / "decoding").exists()
 
 
@@ -292,7 +292,7 @@ def three(tmp_path_factory: pytest.TempPathFactory, prepared_store: Path, testbe
         (("mixed@9",), "'mixed@9' is not there"),
         (("gone@1",), "/nowhere/gone"),
         (("bare@1",), "recipe in its manifest, but that of bare@1 is none"),
-        (("mixed@1", "--policy", "luck"), "one or more of budget, minimum, tip, steering, but got luck"),
+        (("mixed@1", "--policy", "luck"), "one or more of budget, ramp, minimum, tip, cyclic, branches, steering, but got luck"),
         (("mixed@1", "--policy", "tip"), "That leaves out tip: The policy's `tip` needs a token"),
         (("mixed@1", "--policy", "steering"), "steering: the release has no steering vector"),
         (("mixed@1", "--range", "budget.max_trace_tokens"), "A range is FIELD=LOW:HIGH"),

@@ -53,6 +53,7 @@ class ToyEngine:
     def think(self, name: str, mind: Mind) -> None:
         """Makes a name think otherwise than the backbone."""
         self._minds[name] = mind
+        self._profiles.setdefault(name, Profile())
 
     def refresh(self, name: str) -> None:
         self._minds[name]

@@ -50,7 +50,7 @@ class DomainTest:
         if not profile.adapters:
             return cls(domain, WrittenAnswer())
         if not all(isinstance(adapter, Steering) for adapter in profile.adapters):
-            return cls(domain, MEASURES[DOMAIN_MEASURE], WrittenAnswer() if profile.policy.interventions else None)
+            return cls(domain, MEASURES[DOMAIN_MEASURE], WrittenAnswer() if profile.policy.changes_replies else None)
         method = recipe.method
         return cls(hard(domain), AboveCap(method.max_new_tokens) if isinstance(method, CompressionMethodSpec) else AboveCap())
 

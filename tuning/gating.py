@@ -178,7 +178,7 @@ def gate(
         if on_round is not None:
             on_round(report)
 
-    loaded = {GATED: profile} | ({UNPOLICED: without_interventions(profile)} if written is not None else {})
+    loaded = {GATED: profile} | ({UNPOLICED: replace(profile, policy=profile.policy.off)} if written is not None else {})
     with ExitStack() as held:
         for name, one in loaded.items():
             engine.load(name, one)
@@ -201,12 +201,6 @@ def gate(
             on_round=keep,
             before=before,
         )
-
-
-def without_interventions(profile: Profile) -> Profile:
-    """The same adapters, decoded plainly."""
-    off = dict.fromkeys(profile.policy.interventions)
-    return replace(profile, policy=profile.policy.model_copy(update=off))
 
 
 def _told(on_progress: Callable[[float], None], done: Iterator[int], total: int, planned: Planned) -> None:

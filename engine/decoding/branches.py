@@ -1,29 +1,33 @@
-"""Branches as a request's option: CoT-decoding within the release's policy, and a vote for the one reply that is sent."""
+"""Branches of a reply: CoT-decoding within the release's policy, and a vote for the one that is sent."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from adapters.backbone import Backbone
-from adapters.spec import Spec
+from adapters.spec import Range, Spec
 from engine.decoding.answer import ANSWER_CUE
 from engine.decoding.budget import MAX_ANSWER_TOKENS
 from engine.decoding.cot_decoding import Branch, CoTDecoding, Decoded
 from engine.decoding.vote import length_filtered_vote, weighted_vote
 from engine.engine import MAX_TOP_LOGPROBS
-from engine.profile import DecodingPolicy
+
+if TYPE_CHECKING:
+    from engine.profile import DecodingPolicy
 
 
 class Branches(Spec):
-    """`vote`: `margin` sums the margins of equal answers, `majority` counts them, `best` takes the surest branch, and `length`
+    """Of a release's policy, or of one request.
+
+    `vote`: `margin` sums the margins of equal answers, `majority` counts them, `best` takes the surest branch, and `length`
     filters by length. A `temperature` above 0 samples the branches: with `majority`, self-consistency.
     """
 
-    num_branches: Annotated[int, Field(ge=2, le=MAX_TOP_LOGPROBS)] = 10
+    num_branches: Annotated[Annotated[int, Field(ge=2, le=MAX_TOP_LOGPROBS)], Range(2, 10, log=True)] = 10
     max_trace_tokens: Annotated[int, Field(ge=1)] = 96
     max_answer_tokens: Annotated[int, Field(ge=1)] = MAX_ANSWER_TOKENS
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0

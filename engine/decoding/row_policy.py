@@ -9,6 +9,7 @@ from torch import Tensor
 
 from adapters.backbone import Backbone
 from adapters.routing import Routing
+from engine.decoding.answer import ANSWER_CUE
 from engine.decoding.budget import Budget
 from engine.decoding.intervention import CannotRun, Compiled, Intervention
 from engine.decoding.row_budget import CompiledBudget
@@ -35,6 +36,11 @@ class CompiledPolicy:
     @classmethod
     def of(cls, policy: DecodingPolicy, backbone: Backbone) -> CompiledPolicy:
         """CannotRun where a part cannot do its work on this backbone."""
+        if policy.branches is not None and policy.trace_end != ANSWER_CUE:
+            raise CannotRun(
+                f"The policy's `branches` are read by their {ANSWER_CUE!r} line, but its `trace_end` is {policy.trace_end!r}. "
+                "Leave out one of them."
+            )
         if policy.interventions:
             _refuse_unseen(policy.trace_end, backbone)
         parts = tuple(COMPILED[name](part, backbone, policy.trace_end) for name, part in policy.interventions.items())

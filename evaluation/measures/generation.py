@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from adapters.backbone import Backbone
+from engine.decoding.served import complete_as_served
 from engine.engine import Completion, Engine, GenerationRequest
 from evaluation.measure import Readings
 from evaluation.statistics import agreement, flips
@@ -33,7 +34,7 @@ class Generation:
     unit: str = "share right in every step"
 
     def read(self, engine: Engine, backbone: Backbone, profile: str | None, task: Task, examples: Sequence[Example]) -> Readings:
-        return self.judged(task, examples, engine.complete(self.requests(backbone, profile, examples)))
+        return self.judged(task, examples, complete_as_served(engine, backbone, self.requests(backbone, profile, examples)))
 
     def requests(self, backbone: Backbone, profile: str | None, examples: Sequence[Example]) -> list[GenerationRequest]:
         return [
@@ -95,7 +96,7 @@ def write_all(
 ) -> list[Readings]:
     """The readings of several tasks, written in shared batches: a few long batches take less time than many short ones."""
     requests = [measure.requests(backbone, profile, examples) for measure, _, examples in tasks]
-    completions = iter(engine.complete([request for one_task in requests for request in one_task]))
+    completions = iter(complete_as_served(engine, backbone, [request for one_task in requests for request in one_task]))
     found = []
     for measure, task, examples in tasks:
         own = [next(completions) for _ in examples]

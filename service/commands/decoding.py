@@ -18,4 +18,5 @@ def decoding(recipe_file: Path, policy_file: Path, out: Path, as_json: bool) -> 
     if as_json:
         print(json.dumps({"directory": str(out), "policy": policy.model_dump(mode="json")}))
     else:
-        print(f"wrote {out} ({', '.join(policy.interventions) or 'sampling'}); next: graftline publish {out}")
+        on = [*policy.interventions, *(["branches"] if policy.branches is not None else [])]
+        print(f"wrote {out} ({', '.join(on) or 'sampling'}); next: graftline publish {out}")

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pydantic import Field, ValidationError, field_validator
 
 from adapters.spec import Choices, Range, Spec
+from engine.decoding.branches import Branches
 from engine.decoding.budget import Budget
 from engine.decoding.tip import SwitchPenalty
 from tuning.errors import BadRecipe
@@ -19,18 +20,23 @@ LAYER, EPS = "steering.layer", "steering.eps"
 # By kind, the fields that are drawn when it is on.
 FIELDS: Mapping[str, tuple[str, ...]] = {
     "budget": ("budget.max_trace_tokens",),
+    "ramp": ("budget.ramp",),
     "minimum": ("budget.min_trace_tokens", "budget.num_ignored_ends"),
     "tip": ("tip.alpha", "tip.beta"),
+    "cyclic": ("tip.amplitude", "tip.period"),
+    "branches": ("branches.num_branches",),
     "steering": (EPS, LAYER),
 }
 KINDS = tuple(FIELDS)
-USUAL = ("budget", "tip", "steering")  # a minimum costs tokens: it is searched when it is asked for
+# A minimum and branches cost tokens, and each further dimension costs trials: these are searched when they are asked for.
+USUAL = ("budget", "tip", "steering")
 
 
 def _marks() -> dict[str, Range]:
     """The ranges that stand in the specs, by dotted field; a layer is chosen among those that a vector was made for."""
     budget, tip = Budget.search_space(), SwitchPenalty.search_space()
     own = {"budget": budget, "tip": tip, "steering": {"eps": CompressionMethodSpec.search_space()["eps"]}}
+    own["branches"] = Branches.search_space()
     found: dict[str, Range] = {}
     for field in (field for fields in FIELDS.values() for field in fields if field != LAYER):
         part, _, name = field.partition(".")
@@ -65,6 +71,8 @@ class DecodingSearch(Spec):
     def _known(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if value is not None and (not value or set(value) - set(KINDS)):
             raise ValueError(f"What is searched is one or more of {', '.join(KINDS)}, but got {', '.join(value) or 'nothing'}.")
+        if value is not None and "ramp" in value and "budget" not in value:
+            raise ValueError(f"A ramp rises up to a cap that is searched, but got {', '.join(value)}. Name budget beside ramp.")
         return None if value is None else tuple(kind for kind in KINDS if kind in value)
 
     @field_validator("ranges")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
@@ -12,6 +12,7 @@ import optuna
 from adapters.backbone import Backbone
 from adapters.spec import Range
 from adapters.steering import Steering
+from engine.decoding.branches import Branches
 from engine.decoding.budget import Budget
 from engine.decoding.intervention import CannotRun
 from engine.decoding.row_policy import refuse_unable
@@ -25,8 +26,9 @@ from tuning.errors import NotSearchable
 from tuning.space import Value
 
 POLICY, OFF = "policy", "off"  # the field that says which kinds are on, and its value where none is
-CAP = "budget.max_trace_tokens"
-BRANCHES = "how many branches are taken (k) is a request's option and no part of a release"
+CAP, K = "budget.max_trace_tokens", "branches.num_branches"
+PENALTIES = frozenset({"tip", "cyclic"})  # two schedules of one penalty
+USUAL_RAMP = 5.0  # logits: an end that was likely at the line's start is then taken before the cap cuts
 QUANTILES = (0.25, 0.5, 0.75, 1.0)  # of the replies' lengths under no policy: caps that are tried first
 _PROBED = "a part of the policy"
 
@@ -39,13 +41,14 @@ class DecodingSpace:
     kinds: tuple[str, ...]
     ranges: Mapping[str, Range]
     budget: Budget  # what a searched budget keeps of the answer's tokens
+    branches: Branches  # what searched branches keep beside their number
     left_out: Mapping[str, str] = field(default_factory=dict)
     steered: Steered | None = None  # None: no adapter is a steering vector
 
     @property
     def off(self) -> Profile:
         """The release's adapters under no intervention at all."""
-        return replace(self.released, policy=self.released.policy.model_copy(update={"tip": None, "budget": None}))
+        return replace(self.released, policy=self.released.policy.off)
 
     @property
     def fields(self) -> list[str]:
@@ -55,9 +58,10 @@ class DecodingSpace:
 
     @property
     def choices(self) -> list[str]:
-        """Off, and every combination of kinds."""
+        """Off, and every combination of kinds that can act together."""
         sizes = range(1, len(self.kinds) + 1)
-        return [OFF, *("+".join(chosen) for size in sizes for chosen in combinations(self.kinds, size))]
+        together = (chosen for size in sizes for chosen in combinations(self.kinds, size) if _act_together(chosen))
+        return [OFF, *map("+".join, together)]
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Value]:
         """Only the fields of the kinds that are on are drawn."""
@@ -84,13 +88,16 @@ class DecodingSpace:
         searched = {"budget", "minimum"} & set(self.kinds)
         budget = self._budget(on, given.get("budget", {})) if searched else policy.budget
         tip = policy.tip
-        if "tip" in self.kinds:
-            tip = SwitchPenalty.model_validate({**self._tip(), **given["tip"]}) if "tip" in on else None
+        if PENALTIES & set(self.kinds):
+            tip = SwitchPenalty.model_validate({**self._tip(on), **given["tip"]}) if PENALTIES & on else None
+        branches = policy.branches
+        if "branches" in self.kinds:
+            branches = self.branches.model_copy(update=given["branches"]) if "branches" in on else None
         adapters = self.released.adapters
         if "steering" in on:
             steering = self.steering(values)
             adapters = tuple(steering if isinstance(adapter, Steering) else adapter for adapter in adapters)
-        return Profile(adapters, policy.model_copy(update={"tip": tip, "budget": budget}))
+        return Profile(adapters, policy.model_copy(update={"tip": tip, "budget": budget, "branches": branches}))
 
     def steering(self, values: Mapping[str, Value]) -> Steering:
         assert self.steered is not None
@@ -105,6 +112,15 @@ class DecodingSpace:
         if "tip" in self.kinds:
             usual = {"tip.alpha": SwitchPenalty().alpha, "tip.beta": SwitchPenalty().beta}
             found.append({POLICY: "tip", **{name: self._within(name, value) for name, value in usual.items()}})
+        if "cyclic" in self.kinds:
+            wave = {"tip.amplitude": SwitchPenalty().amplitude, "tip.period": SwitchPenalty().period}
+            found.append({POLICY: "cyclic", **{name: self._within(name, value) for name, value in wave.items()}})
+        if "branches" in self.kinds:
+            mark = self.ranges[K]
+            found += [{POLICY: "branches", K: count} for count in dict.fromkeys((int(mark.low), int(mark.high)))]
+        if "ramp" in self.kinds:
+            cap = self._within(CAP, int(np.median(lengths)))
+            found.append({POLICY: "budget+ramp", CAP: cap, "budget.ramp": self._within("budget.ramp", USUAL_RAMP)})
         if "minimum" in self.kinds:
             least = self._within("budget.min_trace_tokens", int(np.median(lengths)))
             found.append({POLICY: "minimum", "budget.min_trace_tokens": least, "budget.num_ignored_ends": 0})
@@ -119,16 +135,16 @@ class DecodingSpace:
         mark = self.ranges[name]
         return type(value)(min(max(float(value), mark.low), mark.high))
 
-    def _tip(self) -> dict[str, object]:
-        """A searched penalty has the window schedule over the release's words."""
-        words = self.released.policy.tip.words if self.released.policy.tip else SwitchPenalty().words
-        return {"schedule": "window", "words": words}
+    def _tip(self, on: Set[str]) -> dict[str, object]:
+        """A searched penalty has the release's words, under the schedule that is on."""
+        return {"schedule": "cyclic" if "cyclic" in on else "window", "words": _words(self.released.policy)}
 
-    def _budget(self, on: set[str], given: Mapping[str, Value]) -> Budget | None:
+    def _budget(self, on: Set[str], given: Mapping[str, Value]) -> Budget | None:
         """Of the released budget what is not searched stays; a minimum gives way to a cap."""
         found = self.budget.model_dump()
-        for kind, names in (("budget", ("max_trace_tokens",)), ("minimum", ("min_trace_tokens", "num_ignored_ends"))):
+        for kind, fields in ((kind, FIELDS[kind]) for kind in ("budget", "ramp", "minimum")):
             if kind in self.kinds:
+                names = [name.partition(".")[2] for name in fields]
                 plain = Budget().model_dump() if kind not in on else given
                 found |= {name: plain[name] for name in names}
         cap = found["max_trace_tokens"]
@@ -153,12 +169,15 @@ def searchable(
     budget, left_out = _template(released.policy, backbone, examples), dict[str, str]()
     room = settings.max_new_tokens - budget.max_answer_tokens - len(backbone.encode(f"\n{released.policy.trace_end}"))
     ranges = {name: settings.range_of(name) for kind in KINDS for name in FIELDS[kind] if name != LAYER}
-    for name in (CAP, "budget.min_trace_tokens", "tip.beta"):
+    for name in (CAP, "budget.min_trace_tokens", "tip.beta", "tip.period"):
         ranges[name] = replace(ranges[name], high=max(ranges[name].low, min(ranges[name].high, room)))
     probes = {
         "budget": DecodingPolicy(budget=Budget(max_trace_tokens=1)),
+        "ramp": DecodingPolicy(budget=Budget(max_trace_tokens=1, ramp=1.0)),
         "minimum": DecodingPolicy(budget=Budget(min_trace_tokens=1, num_ignored_ends=1)),
         "tip": DecodingPolicy(tip=SwitchPenalty(words=_words(released.policy))),
+        "branches": DecodingPolicy(branches=Branches()),
+        "cyclic": DecodingPolicy(tip=SwitchPenalty(schedule="cyclic", words=_words(released.policy))),
     }
     for kind, policy in probes.items():
         policy = policy.model_copy(update={"trace_end": released.policy.trace_end})
@@ -166,6 +185,8 @@ def searchable(
             left_out[kind] = reason
     if ranges[CAP].low > room:
         left_out.setdefault("budget", f"{settings.max_new_tokens} tokens leave no room for a trace beside the answer's")
+    if ranges[CAP].low > room or not budget.answer_is_line:
+        left_out["branches"] = "a branch is a trace and an answer of one line, for which the replies have no room or form"
     if steered is None:
         left_out["steering"] = "the release has no steering vector"
     asked = settings.kinds or USUAL
@@ -178,11 +199,13 @@ def searchable(
     named = {kind: reason for kind, reason in left_out.items() if kind in asked}
     if "steering" in kinds and steered is not None and steered.why:
         named[LAYER] = steered.why
-    return DecodingSpace(released, kinds, ranges, budget, {**named, "k": BRANCHES}, steered)
+    branches = released.policy.branches or Branches(max_trace_tokens=max(room, 1), max_answer_tokens=budget.max_answer_tokens)
+    return DecodingSpace(released, kinds, ranges, budget, branches, named, steered)
 
 
 def steering_of(profile: Profile) -> Steering | None:
-    return next((adapter for adapter in profile.adapters if isinstance(adapter, Steering)), None)
+    """The vector whose strength can be searched: what a held feature adds depends on the state."""
+    return next((adapter for adapter in profile.adapters if isinstance(adapter, Steering) and adapter.hold is None), None)
 
 
 def _template(policy: DecodingPolicy, backbone: Backbone, examples: Sequence[Example]) -> Budget:
@@ -219,4 +242,9 @@ def _by_part(values: Mapping[str, Value]) -> dict[str, dict[str, Value]]:
 
 
 def _is_float(name: str) -> bool:
-    return name in ("tip.alpha", EPS)
+    return name in ("tip.alpha", "tip.amplitude", "budget.ramp", EPS)
+
+
+def _act_together(kinds: Collection[str]) -> bool:
+    """A ramp needs the cap that it rises to, and one penalty has one schedule."""
+    return not ("ramp" in kinds and "budget" not in kinds) and not set(kinds) >= PENALTIES

@@ -85,7 +85,7 @@ class PolicyStudy:
     def references(self) -> Mapping[str, Profile]:
         """What a policy must be better than, each alone: no policy, and the release's own where it has one."""
         own = self.space.released
-        return {OFF: self.space.off, **({AS_RELEASED: own} if own.policy.interventions else {})}
+        return {OFF: self.space.off, **({AS_RELEASED: own} if own.policy.changes_replies else {})}
 
     @property
     def name(self) -> str:
