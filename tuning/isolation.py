@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 import time
 import traceback
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 
 from tuning.errors import BadRecipe
 from tuning.trial import Job, Outcome, Report, run
@@ -87,7 +88,20 @@ def run_isolated(job: Job, report: Report, stall_timeout_s: float | None = None)
     raise ChildDied(said or f"The trial's process ended with exit code {child.exitcode} and left no result.")
 
 
+def end_with_parent() -> None:
+    """This process ends when the one that started it does, however that ends: a trial that nobody waits for holds gigabytes."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end with parent", daemon=True).start()
+
+
 def _child(job: Job, sender: Connection) -> None:
+    end_with_parent()
     try:
         outcome = run(job, lambda phase, share: sender.send((phase, share)))
         sender.send(("outcome", outcome))
