@@ -33,6 +33,13 @@ def test_a_wrong_value_is_shown(tmp_path: Path) -> None:
         Recipe.load(written(tmp_path, '[adapter.lora]\nrank = "many"\n'))
 
 
+def test_one_mistake_is_not_counted_twice(tmp_path: Path) -> None:
+    with pytest.raises(BadRecipe, match=r"(?<!more\))\.$"):
+        Recipe.load(written(tmp_path, '[method]\nname = "rlvr"\nbeta = -1.0\n'))
+    with pytest.raises(BadRecipe, match=r"'adapter.lora.rank'.*\(and 1 more\)\.$"):
+        Recipe.load(written(tmp_path, '[adapter.lora]\nrank = "many"\n[study]\ntrials = 0\n'))
+
+
 def test_a_missing_key_is_named(tmp_path: Path) -> None:
     file = tmp_path / "recipe.toml"
     file.write_text('name = "x"\n')
@@ -111,6 +118,12 @@ def test_fields_of_a_kind_that_is_not_fitted_play_no_part() -> None:
         ('[ranges]\n"method.learning_rate" = [1e-3, 1e-4]\n', "inside"),
         ('[ranges]\n"method.target" = ["poem"]\n', "'poem'"),
         ("[study]\nscales = [3.0]\n", "scales must be"),
+        ("[study]\nseed = -1\n", "study.seed.*greater than or equal to 0"),
+        ("[method]\nseed = -1\n", "seed must be at least 0, but got -1"),
+        ('search = ["method.name"]\n[ranges]\n"method.name" = ["sft", "ppo"]\n', "names some of .*, but got .*'ppo'"),
+        ('search = ["adapter.kind"]\n[method]\nname = "rlsf"\n', "'rlsf' trains fewer. Take it out of search"),
+        ('method = "sft"\n', "'method' is a table, but got 'sft'.$"),
+        ('search = "method.steps"\n', "'search' is a list, but got 'method.steps'.$"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(tmp_path: Path, text: str, said: str) -> None:

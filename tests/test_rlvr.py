@@ -253,6 +253,12 @@ def test_rewards_that_never_differ_end_the_fit_with_the_way_out(
         fitted(backbone, [new_adapter(adapter)], spec(steps=3, reward=reward), task=task)
 
 
+def test_a_control_without_signal_is_not_sent_to_easier_examples(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tuning.methods.rlvr.first_answer", lambda text: "any")
+    with pytest.raises(NoSignal, match="each completion was worth 1, and 0% of 48 were right. The reward is a control"):
+        fitted(backbone, [LoRA(LoRASpec(rank=4))], spec(steps=3, reward="format"), task=Always(right=False))
+
+
 @pytest.mark.parametrize("adapter", [LoRASpec(rank=4), SteeringSpec()], ids=lambda spec: spec.kind)
 def test_a_budget_that_ends_before_any_reward_differed_is_no_fit(backbone: Backbone, adapter: Spec) -> None:
     with pytest.raises(NoSignal, match=r"in none of the \d+ groups of the first steps did they"):

@@ -90,7 +90,7 @@ class StudyRecipe(Spec):
     min_trials: int = Field(default=0, ge=0)  # complete ones before the budget ends the sweep; none starts past twice the budget
     stall_timeout_s: float = Field(default=900.0, gt=0)  # without a sign of life; the trial is then stopped and tried again
     scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)  # of the fitted adapter, tried after each fit
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**31)
 
     @field_validator("scales")
     @classmethod
@@ -171,9 +171,17 @@ class Recipe(Spec):
 
     @model_validator(mode="after")
     def _search_is_known(self) -> Recipe:
+        if METHOD_NAME in self.ranges:
+            _check_range(METHOD_NAME, Choices(_swept()), self.ranges[METHOD_NAME])
         known = {field for method in self.methods() for field in search_marks(method)}
         for field in (*self.search, *self.ranges):
             if field not in known:
+                if field == "adapter.kind":
+                    raise ValueError(
+                        f"adapter.kind is searched where a method trains each of {', '.join(KINDS)}, but "
+                        f"{', '.join(map(repr, self.methods()))} trains fewer. Take it out of search, and name the kind in "
+                        "[adapter]."
+                    )
                 raise ValueError(
                     f"search and ranges name searchable fields, but {field!r} is none. Known: {', '.join(sorted(known))}."
                 )
@@ -343,15 +351,22 @@ def _swept() -> tuple[str, ...]:
     return tuple(name for name, method in METHODS.items() if any(method.trains(kind) for kind in KINDS))
 
 
+# What TOML calls the things that pydantic has other names for.
+_MEANT = {"tuple_type": "a list", "dict_type": "a table", "model_type": "a table", "model_attributes_type": "a table"}
+
+
 def in_one_sentence(error: ValidationError, of: str = "recipe") -> str:
     """The first fault of a pydantic error with its place, what was given and how many more there are."""
-    faults = error.errors()
+    # What is searched where a recipe does not say follows from its method and adapter: it has no fault of its own.
+    faults = [fault for fault in error.errors() if fault["type"] != "default_factory_not_called"]
     first = faults[0]
     place = ".".join(str(part) for part in first["loc"]) or of
     if first["type"] == "extra_forbidden":
         text = f"{place!r} is not a key of a {of}. Remove it, or check its spelling"
     elif first["type"] == "missing":
         text = f"{place!r} is missing. Add it"
+    elif first["type"] in _MEANT:
+        text = f"{place!r} is {_MEANT[first['type']]}, but got {first['input']!r}"
     else:
         # A rule over several values names its own; the whole table beside it would hide them.
         given = "" if isinstance(first["input"], dict) else f" (given: {first['input']!r})"

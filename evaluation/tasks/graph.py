@@ -131,9 +131,10 @@ def of_networkx(graph: networkx.Graph) -> Graph:
         given = {"key": key[0]} if key and isinstance(key[0], str) else {}
         relation = _first({**given, **values}, _RELATED_BY)
         if not relation:
+            has = f"only {', '.join(map(repr, sorted(values)))}" if values else "no attributes"
             raise WrongRow(
-                f"Every edge of a graph says its relation, but that from {head!r} to {tail!r} has only "
-                f"{sorted(values) or 'no attributes'}. Add the attribute `relation`."
+                f"Every edge of a graph says its relation, but that from {head!r} to {tail!r} has {has}. Add the attribute "
+                "`relation`."
             )
         triples.append(Triple(str(head), str(relation), str(tail)))
         if not graph.is_directed():

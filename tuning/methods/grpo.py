@@ -148,7 +148,7 @@ class GRPO:
     def _require_signal(self, groups: Sequence[Group]) -> None:
         judged = [self.judged(group) for group in groups]
         if not any(one.has_signal for group in judged for one in group):
-            raise NoSignal(_no_signal(self.spec, judged))
+            raise NoSignal(_no_signal(self.spec, judged, self.weights))
 
     def batch(self, step: int) -> Sequence[Judged]:
         judged = [judged for group in self.groups(step) for judged in self.judged(group)]
@@ -288,11 +288,13 @@ def _told(name: str) -> Callable[..., list[float]]:
     return told
 
 
-def _no_signal(spec: GRPOSpec, groups: Sequence[Sequence[Judged]]) -> str:
+def _no_signal(spec: GRPOSpec, groups: Sequence[Sequence[Judged]], weights: Mapping[str, float]) -> str:
     judged = [one for group in groups for one in group]
     share = sum(one.parts["accuracy"] for one in judged) / len(judged)
     ways = {0.0: "Take easier examples, or fit a few rows by sft first.", 1.0: "Nothing is left to learn: take harder ones."}
     way = ways.get(share, "Raise group_size or temperature.")
+    if not weights.get("accuracy"):  # a control: how many are right does not touch it
+        way = "The reward is a control, which finds nothing to learn here: take reward = 'accuracy', or raise the temperature."
     if share == 0 and not any(one.parts["format"] for one in judged):
         way = (
             f"None gave an answer: raise max_new_tokens (now {spec.max_new_tokens}), fit a few rows by sft first, or take a "

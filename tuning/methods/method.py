@@ -40,7 +40,15 @@ class MethodSpec(Spec):
 
     @model_validator(mode="after")
     def _usable(self) -> MethodSpec:
-        least = {"steps": 1, "batch_size": 1, "num_examples": 1, "micro_batch_tokens": 1, "weight_decay": 0, "warmup": 0}
+        least = {
+            "steps": 1,
+            "batch_size": 1,
+            "num_examples": 1,
+            "micro_batch_tokens": 1,
+            "weight_decay": 0,
+            "warmup": 0,
+            "seed": 0,
+        }
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ValueError(f"{name} must be at least {low}, but got {getattr(self, name)}.")
