@@ -43,6 +43,11 @@ class MergeSpec(Spec):
 
     @model_validator(mode="after")
     def _elects(self) -> MergeSpec:
+        if self.combination == "cat" and self.rank is not None:
+            raise ValueError(
+                f"'cat' is the exact sum, whose rank is the sum of theirs, but got rank = {self.rank}. Take 'svd', which cuts "
+                "the sum to a rank, or leave rank out."
+            )
         # PEFT lets the adapters vote on each entry's sign before it weighs them: what is to be taken away would vote for itself.
         if self.combination in _ELECTING and any(weight <= 0 for weight in self.weights):
             raise ValueError(

@@ -21,7 +21,7 @@ from evaluation.task import Example
 from registry.errors import BackboneMismatch, UnknownRelease
 from registry.release import publish
 from registry.tracking import Tracking
-from tuning.continuing import pinned, retention_texts
+from tuning.continuing import check_start, pinned, retention_texts
 from tuning.errors import BadRecipe
 from tuning.ground import new_adapters
 from tuning.manifest import complete
@@ -101,6 +101,8 @@ def test_a_start_of_another_shape_kind_or_backbone_is_refused(backbone: Backbone
         new_adapters(recipe_of(backbone, warm_start=named), backbone)
     with pytest.raises(BadRecipe, match=r"'softcot' and .* is 'lora'"):
         new_adapters(recipe_of(backbone, kind="softcot", warm_start=named), backbone)
+    with pytest.raises(BadRecipe, match=r"'softcot' and .* is 'lora'"):
+        check_start(recipe_of(backbone, kind="softcot", warm_start=named), backbone)  # before the first trial
     with pytest.raises(BadRecipe, match=r"updates others .* than adapter.lora.target_modules"):
         mlp = recipe_of(backbone, lora={"rank": 8, "target_modules": "mlp"}, warm_start=named)
         new_adapters(mlp, backbone)

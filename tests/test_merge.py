@@ -67,6 +67,11 @@ def test_what_is_taken_away_may_not_vote_on_signs(combination: Literal["ties", "
     assert MergeSpec(combination=combination, weights=(1.0, 0.5)).weights == (1.0, 0.5)
 
 
+def test_the_exact_sum_takes_no_rank() -> None:
+    with pytest.raises(ValueError, match="got rank = 3. Take 'svd'"):
+        MergeSpec(rank=3)
+
+
 def test_an_svd_of_enough_rank_is_the_sum_and_of_less_is_not(backbone: Backbone, pair: list[LoRA]) -> None:
     assert_alike(updates([merged(backbone, pair, MergeSpec(combination="svd", rank=10))]), updates(pair), atol=1e-4)
     cut = merged(backbone, pair, MergeSpec(combination="svd"))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from adapters.adapter import Adapter
 from adapters.backbone import Backbone
-from adapters.files import kind_of
+from adapters.files import kind_of, new_adapter
 from adapters.lora import LoRA
 from adapters.null_space import null_space_start
 from adapters.orthogonal import Apart
@@ -48,9 +48,10 @@ def pinned(recipe: Recipe, tracking: Tracking) -> Recipe:
 
 
 def check_start(recipe: Recipe, backbone: Backbone) -> None:
-    """Raises for what no fit of the recipe could go on from."""
+    """Raises for what no fit of the recipe could go on from: another backbone, another kind, another shape."""
     if recipe.adapter.warm_start is not None:
-        _earlier(recipe.adapter.warm_start, backbone)
+        kinds = recipe.adapter.kind.split("+")
+        _warm(recipe.adapter.warm_start, backbone, [new_adapter(getattr(recipe.adapter, kind)) for kind in kinds])
     for named in recipe.adapter.orthogonal_to:
         _lora_of(named, backbone)
 

@@ -80,7 +80,7 @@ def _checked(kind: type[S], settings: dict[str, Any]) -> S:
     try:
         return kind(**settings)
     except ValidationError as error:
-        raise BadRecipe(in_one_sentence(error)) from error
+        raise BadRecipe(in_one_sentence(error, of="merge")) from error
 
 
 def _parents(named: Sequence[str], home: Path | None, tracking_uri: str | None) -> tuple[Parents, Backbone]:

@@ -146,10 +146,11 @@ def asked_of(backbone: Backbone, examples: Sequence[Example], spec: OnPolicySpec
     asked = [backbone.chat_ids(reasoning_prompt(example)) for example in examples]
     place = max(range(len(asked)), key=lambda index: len(asked[index]))
     if len(asked[place]) + spec.max_new_tokens > backbone.context_length:
+        fits = len(asked[place]) < backbone.context_length
+        way = f"{'Lower it, or shorten' if fits else 'Shorten'} or leave out examples that are so long."
         raise DataError(
             f"A prompt leaves room for max_new_tokens within the {backbone.context_length} tokens of {backbone.name!r}, but the "
-            f"longest, {examples[place].id!r}, has {len(asked[place])} and max_new_tokens is {spec.max_new_tokens}. Lower it, or "
-            "leave out examples that are so long."
+            f"longest, {examples[place].id!r}, has {len(asked[place])} and max_new_tokens is {spec.max_new_tokens}. {way}"
         )
     return asked
 
