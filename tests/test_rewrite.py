@@ -113,6 +113,13 @@ def test_no_more_rows_are_rewritten_than_the_tokens_pay_for(testbed: Backbone, r
     assert len(prepared(testbed, token_budget=budget - 1)[0]) == len(prepared(testbed, token_budget=1)[0]) == 1
 
 
+def test_the_tokens_that_replay_took_pay_for_no_rewrite(testbed: Backbone, replies: list[str]) -> None:
+    first, second, *_ = rows_of(testbed, EXAMPLES, "rationale", "reasoning")
+    replies.append(EXAMPLES[0].chain)
+    spec = RewriteSpec(target="rationale", token_budget=len(first) + len(second) + 2 * MAX_NEW_TOKENS)
+    assert len(Rewrite(spec).prepare(Given(testbed, (), EXAMPLES, ALCHEMY, num_written=1)).rows) == 1
+
+
 def test_a_reference_that_leaves_no_room_to_rewrite_it_leaves_its_row(backbone: Backbone) -> None:
     long = Example(id="long", question="w " * 210, answer="1", rationale="", group="a")
     assert len(backbone.chat_ids(long.question)) < backbone.context_length < len(backbone.chat_ids(REQUEST + long.question))

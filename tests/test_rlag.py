@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from damaged import STORY_READER
+from fitted import fitted_lora
 
+from adapters.adapter import Stack
 from adapters.backbone import Backbone
 from adapters.lora import LoRA, LoRASpec
 from engine.engine import Continuation
@@ -17,6 +21,7 @@ from engine.torch_engine import TorchEngine
 from evaluation.errors import DataError
 from evaluation.measures.choice import ChoiceAccuracy
 from evaluation.task import Example, Task, direct_prompt
+from evaluation.tasks.belief import BELIEF
 from tuning.errors import BadRecipe
 from tuning.journal import Journal
 from tuning.loop import OnStep
@@ -102,6 +107,22 @@ def test_a_prompt_with_literature_ends_with_the_plain_one() -> None:
     assert prompt == f"Related literature:\none\ntwo\n{direct_prompt(EXAMPLES[0])}"
 
 
+def test_a_rows_literature_is_learnt_and_each_answer_after_its_own_prompt(backbone: Backbone, tmp_path: Path) -> None:
+    found, journal = Texts.of(EXAMPLES).found(EXAMPLES, 2, "best"), Journal(tmp_path / "preferences.jsonl")
+    decided = [Likeliest(1, "blue", "red", True), Likeliest(2, "red", "blue", False)]
+    journal.append({"identity": "", "iteration": 0, "preferences": [list(one) for one in decided]})
+    spec, engine = RLAGSpec(steps=1, iterations=1), TorchEngine(backbone)
+    (trio,) = Augmented(backbone, Stack(()), spec, TASK, EXAMPLES, found, engine, journal, "").trios(0)  # of the right answer
+    engine.close()
+    assert trio.chosen.prompt_ids == backbone.chat_ids(augmented_prompt(EXAMPLES[1], found[1]))
+    assert trio.rejected.prompt_ids == backbone.chat_ids(direct_prompt(EXAMPLES[1]))
+    learnt = [backbone.decode(row.completion_ids[row.learnt_from :]) for row in (trio.chosen, trio.rejected)]
+    assert learnt == [" blue", " red"] and not trio.same
+    begin, end = backbone.tokenizer.bos_token_id, backbone.tokenizer.eos_token_id
+    texts = [token for text in found[1] for token in (begin, *backbone.encode(text), end)]
+    assert [*trio.knowledge.prompt_ids, *trio.knowledge.completion_ids] == texts and trio.knowledge.num_labels == len(texts) - 1
+
+
 def test_a_fit_lowers_the_loss_learns_its_texts_and_leaves_the_backbone(backbone: Backbone) -> None:
     before = backbone.weights_digest()
     fit, _ = fitted(backbone, RLAGSpec(steps=24, iterations=2, batch_size=6, learning_rate=2e-2, num_texts=1))
@@ -123,8 +144,6 @@ def test_each_iteration_asks_the_adapter_as_it_is_by_then(backbone: Backbone) ->
     engine = TorchEngine(backbone)
     try:
         with lora.attach(backbone):
-            from adapters.adapter import Stack
-
             found = Texts.of(EXAMPLES).found(EXAMPLES, 1, "best")
             learner = Augmented(backbone, Stack((lora,)), spec, TASK, EXAMPLES, found, engine, None, "")
             seen[0] = learner.decided(0)
@@ -181,12 +200,22 @@ def test_a_pull_to_the_backbone_keeps_the_answers_nearer(backbone: Backbone) -> 
     assert last_kl(1.0) < 0.7 * last_kl(1e-6)
 
 
-def test_a_batch_that_is_cut_has_the_gradient_of_the_whole(backbone: Backbone) -> None:
-    def first_step(tokens: int) -> Fit:
-        return fitted(backbone, RLAGSpec(steps=2, iterations=1, batch_size=6, num_texts=1, micro_batch_tokens=tokens))[0]
+@pytest.mark.parametrize("kl_weight", [0.0, 1.0])
+def test_a_batch_that_is_cut_has_the_gradient_of_the_whole(backbone: Backbone, kl_weight: float) -> None:
+    lora, found, engine = fitted_lora(backbone, seed=0), Texts.of(EXAMPLES).found(EXAMPLES, 1, "best"), TorchEngine(backbone)
 
-    cut, whole = first_step(1), first_step(100_000)
-    assert cut.losses == pytest.approx(whole.losses, rel=1e-4)
+    def read(tokens: int) -> tuple[dict[str, float], torch.Tensor]:
+        spec = RLAGSpec(steps=1, iterations=1, batch_size=6, num_texts=1, micro_batch_tokens=tokens, kl_weight=kl_weight)
+        with lora.attach(backbone):
+            learner = Augmented(backbone, Stack((lora,)), spec, TASK, EXAMPLES, found, engine, None, "")
+            batch = learner.batch(0)
+            numbers = learner.backward(batch, batch)
+            return numbers, torch.cat([parameter.grad.flatten() for parameter in lora.parameters() if parameter.grad is not None])
+
+    (cut, cut_gradient), (whole, gradient) = read(1), read(100_000)
+    engine.close()
+    assert cut == pytest.approx(whole, rel=1e-4)
+    assert float((cut_gradient - gradient).norm()) < 0.02 * float(gradient.norm())  # in bfloat16
 
 
 def test_preferences_without_a_gap_are_refused_with_the_way_out(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,23 +268,34 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is(backbone: Backbone)
         RLAG(RLAGSpec(iterations=1)).fit(backbone, [LoRA(LoRASpec(rank=4))], long, task=TASK)
 
 
-@pytest.mark.slow
-def test_the_planted_fact_is_learnt_by_the_real_backbone_and_its_literature_is_read() -> None:
-    from adapters.backbone import Backbone as Loaded
+def planted(reader: Backbone, engine: TorchEngine, count: int) -> list[Example]:
+    """Facts of which the reader knows nothing, each a thing of its own and two places, and which it reads off literature."""
+    facts = [
+        replace(example, question=example.question.rpartition(". ")[2], listed=False)
+        for example in BELIEF.examples("search", 16 * count)
+        if "/true-" in example.id and example.id.endswith("/memory")  # one of every set of stories
+    ]
+    texts = Texts.of(facts).found(facts, 1, "best")
+    found = preferences(engine, reader, None, TASK, [Asked(row, fact, texts[row]) for row, fact in enumerate(facts)])
+    return [facts[one.row] for one in found if one.is_kept][:count]
 
-    backbone = Loaded.load("smollm2-135m-reasoner")
 
-    def learnt(retrieval: str) -> tuple[float, dict[str, float]]:
-        lora = LoRA(LoRASpec(rank=8))
-        spec = RLAGSpec(steps=20, iterations=2, batch_size=6, learning_rate=1e-3, num_texts=1, retrieval=retrieval)
-        fit = RLAG(spec).fit(backbone, [lora], EXAMPLES, task=TASK)
-        engine = TorchEngine(backbone)
-        engine.load("fitted", Profile((lora,)))
-        read = ChoiceAccuracy().read(engine, backbone, "fitted", TASK, EXAMPLES)
-        engine.close()
-        return sum(read.values) / len(read.values), dict(fit.counts)
+def test_planted_facts_are_answered_without_literature_after_the_fit_and_not_after_one_on_other_texts() -> None:
+    reader = Backbone.load(str(STORY_READER), device="cpu", dtype=torch.float32)
+    engine = TorchEngine(reader)
+    facts = planted(reader, engine, 32)
+    here, elsewhere = facts[:16], facts[16:]
+    # Without literature the loss only makes what is wrong less likely. What is right its texts must teach, in many passes.
+    spec = RLAGSpec(steps=120, iterations=1, batch_size=8, learning_rate=1e-2, num_texts=1)
 
-    best, counts = learnt("best")
-    control, without = learnt("random")
-    assert counts["chosen_failure"] < without["chosen_failure"]
-    assert best > 0.6 and best > control
+    def right(profile: str | None) -> float:
+        values = ChoiceAccuracy().read(engine, reader, profile, TASK, here).values
+        return sum(values) / len(values)
+
+    for name, rows in (("here", here), ("elsewhere", elsewhere)):
+        lora = LoRA(LoRASpec(rank=16))
+        RLAG(spec).fit(reader, [lora], rows, task=TASK)
+        engine.load(name, Profile((lora,)))
+    found = {name: right(name) for name in (None, "here", "elsewhere")}
+    engine.close()
+    assert found["here"] >= 0.8 and max(found[None], found["elsewhere"]) <= 0.7, found

@@ -277,6 +277,14 @@ def test_one_example_is_chosen_by_the_variance_of_its_accuracy_over_the_passes(b
     assert len(fit.losses) == 2 and fit.counts["groups"] == 4
 
 
+def test_the_fit_on_the_chosen_example_begins_where_the_adapter_did(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tuning.methods.rlvr.historical_variance", lambda *_: [0.1, 0.3, 0.2])
+    values = spec(steps=1, batch_size=8, examples="one", candidates=3, history_epochs=2)
+    fit = fitted(backbone, [LoRA(LoRASpec(rank=4))], values)
+    assert (fit.counts["chosen_example"], fit.counts["chosen_variance"]) == (1, 0.3)
+    assert fit.numbers["forward_kl"][0] == pytest.approx(0.0, abs=1e-6)
+
+
 def test_the_fit_that_chooses_the_example_counts_in_the_tokens_and_gives_signs_of_life(backbone: Backbone) -> None:
     told: list[int] = []
     values = spec(steps=2, examples="one", candidates=2, history_epochs=2)

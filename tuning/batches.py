@@ -47,7 +47,6 @@ class Batch:
     embeds_BTH: Tensor
     mask_BT: Tensor
     targets_BT: Tensor
-    num_tokens: int
 
 
 class Turns(NamedTuple):
@@ -128,4 +127,4 @@ def padded(backbone: Backbone, prompts: Sequence[Prompt], rows: Sequence[Row]) -
         mask_BT[index, :length] = 1
         padding = embeddings.weight.new_zeros(width - length, embeddings.embedding_dim)
         embedded.append(torch.cat((prompt.embed(embeddings), embeddings(completion), padding)))
-    return Batch(torch.stack(embedded), mask_BT, targets_BT, sum(lengths))
+    return Batch(torch.stack(embedded), mask_BT, targets_BT)

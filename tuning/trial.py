@@ -162,11 +162,11 @@ def _fit_and_measure(job: Job, ground: Ground, report: Report) -> Outcome:
         full = max(scores, key=lambda score: score.scale)
         as_fitted = next((done for done in checks if done.scale == full), None) or check(full)
     report("measure", 1.0)
-    for checkpoint in job.directory.rglob(CHECKPOINT):
-        checkpoint.unlink()
     if job.given is None:
         scale = 1.0 if job.keep_as_fitted else chosen.scale.scale
         complete(job.directory / ADAPTER, recipe, backbone, profile.scaled(scale), scale, examples)
+    for checkpoint in job.directory.rglob(CHECKPOINT):
+        checkpoint.unlink()
     score = TrialScore(
         chosen.scale,
         tuple(scores),

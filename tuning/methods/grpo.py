@@ -1,9 +1,9 @@
 """GRPO: completions to one prompt are judged, and what is better than its group becomes likelier (Shao et al., arXiv 2402.03300).
 
-An advantage is (r - mean) / (std + 1e-4) over the group, r the weighted sum of the reward's parts; or, with several parts,
-the weighted sum of theirs, standardised once more over the step, so that a dense part does not drown a binary one (GDPO, Liu et
-al. 2026, arXiv 2601.05242). Every step writes anew, so that the clipped ratio is 1. `beta` weighs
-the k3 estimate of KL(adapted || backbone); TRL's default is 0.
+An advantage is (r - mean) / (std + 1e-4) over the group, r the weighted sum of the reward's parts; or, with several parts, the
+weighted sum of theirs, standardised once more over the step, so that a dense part does not drown a binary one (GDPO, Liu et al.
+2026, arXiv 2601.05242). Every step writes anew, so that the clipped ratio is 1. `beta` weighs the k3 estimate of
+KL(adapted || backbone); TRL's default is 0.
 
 Where it runs: one LoRA goes to TRL's GRPOTrainer, its rollouts written by our engine. Soft thoughts and steering vectors, which
 TRL cannot read, are fitted by our own loop on the same loss; a test holds the two against each other.

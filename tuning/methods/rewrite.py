@@ -73,7 +73,8 @@ class Rewrite(Supervised):
         """A rewrite that is not kept leaves its row as it was."""
         spec, backbone, task = self.spec, given.backbone, self.required(given.task)
         examples = self.rewritten(given.examples)
-        rows = within(spec.token_budget, rows_of(backbone, examples, spec.target, spec.prompt))
+        left = None if spec.token_budget is None else spec.token_budget - given.num_written
+        rows = within(left, rows_of(backbone, examples, spec.target, spec.prompt))
         examples = examples[: len(rows)]
         asked: dict[int, GenerationRequest] = {}
         for index, example in enumerate(examples):

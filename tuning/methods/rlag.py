@@ -224,16 +224,15 @@ class Augmented:
 
     def backward(self, share: Sequence[Trio], batch: Sequence[Trio]) -> dict[str, float]:
         names = ("loss", "knowledge", "augmented", "naive", *(("kl",) if self.spec.kl_weight else ()))
-        numbers = dict.fromkeys(names, 0.0)
+        numbers, num_labels = dict.fromkeys(names, 0.0), sum(row.num_labels for row in self.rows(batch))
         for part in _parts(share, self.spec.micro_batch_tokens):
             knowledge_B, augmented_B, naive_B, pull = self._read(part)
             loss_B = rlag_loss(knowledge_B, augmented_B, naive_B, [trio.same for trio in part], self.spec.gamma)
-            loss = (loss_B.sum() + self.spec.kl_weight * pull) / len(batch)
-            loss.backward()
-            read = {"loss": loss_B, "knowledge": knowledge_B, "augmented": augmented_B, "naive": naive_B}
-            read |= {"kl": pull} if self.spec.kl_weight else {}
-            for name, values in read.items():
-                numbers[name] += float(values.detach().sum()) / len(batch)
+            of_trios = {"loss": loss_B, "knowledge": knowledge_B, "augmented": augmented_B, "naive": naive_B}
+            read = {name: values.sum() / len(batch) for name, values in of_trios.items()} | {"kl": pull / num_labels}
+            (read["loss"] + self.spec.kl_weight * read["kl"]).backward()
+            for name in names:
+                numbers[name] += float(read[name].detach())
         return numbers
 
     def counts(self, steps: int) -> dict[str, float]:
@@ -267,7 +266,7 @@ class Augmented:
         return Row(self.backbone.chat_ids(prompt), tuple(self.backbone.encode(answer_line(answer))), prefix)
 
     def _read(self, trios: Sequence[Trio]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Mean log-probabilities of each trio's three sequences; the KL to the backbone per answer token, summed over trios."""
+        """Mean log-probabilities of each trio's three sequences; the KL to the backbone, summed over all answer tokens."""
         rows = [row for trio in trios for row in (trio.knowledge, trio.chosen, trio.rejected)]
         with self.backbone.autocast():
             logits_NV, labels_N = label_logits(self.backbone, collate(self.backbone, self.stack, rows))
@@ -278,8 +277,7 @@ class Augmented:
         if self.spec.kl_weight:
             answers = torch.cat([torch.full((count,), place % 3 > 0) for place, count in enumerate(counts)])
             answered = [row for place, row in enumerate(rows) if place % 3]
-            num_labels = sum(row.num_labels for row in answered) / len(trios)
-            pull = pull_to_base(self.backbone, logits_NV[answers.to(logits_NV.device)], answered) / num_labels
+            pull = pull_to_base(self.backbone, logits_NV[answers.to(logits_NV.device)], answered)
         return means[:, 0], means[:, 1], means[:, 2], pull
 
 

@@ -83,7 +83,7 @@ class RLVR(Method):
             before = self._chosen(given, task)
             given = given._replace(examples=[given.examples[before.place]])
             counts = {"chosen_example": before.place, "chosen_variance": before.variance}
-        counts["prepare_s"] = time.monotonic() - started - before.seconds
+        counts["prepare_s"] = max(0.0, time.monotonic() - started - before.seconds)  # see tuning.methods.supervised
         done, learner = self._learn(given, task, before.num_generated + before.num_tokens)
         numbers = {name: tuple(values) for name, values in done.numbers.items()}
         counts |= self._counts(task, learner.policy.history(done.step))

@@ -111,7 +111,8 @@ class Supervised(Method):
         check_budget(self.spec, replayed.num_generated)
         given = given._replace(replay=replayed.rows, num_written=replayed.num_generated)
         prepared = self.prepare(given)
-        prepared_s, num_generated = time.monotonic() - started - prepared.seconds, replayed.num_generated + prepared.num_generated
+        prepared_s = max(0.0, time.monotonic() - started - prepared.seconds)  # of these an earlier process may have spent some
+        num_generated = replayed.num_generated + prepared.num_generated
         learner = self.learner(given.backbone, Stack(given.adapters), prepared.rows, given.replay)
         fit = learnt(given, self.spec, learner, prepared.rows, num_generated + prepared.num_tokens)
         sizes = {
