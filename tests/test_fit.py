@@ -18,7 +18,7 @@ from evaluation.task import Example
 from tuning.batches import collate, endless_rows, rows_of
 from tuning.distance import label_logits
 from tuning.errors import Diverged
-from tuning.loop import OnStep
+from tuning.loop import OnStep, schedule
 from tuning.methods.method import Fit
 from tuning.methods.sft import SFT, SFTSpec
 from tuning.methods.supervised import token_loss
@@ -197,6 +197,12 @@ def test_a_row_longer_than_the_backbone_reads_is_named_with_the_way_out(backbone
     long = Example(id="long", question="word " * 3000, answer="1", rationale="", group="a")
     with pytest.raises(DataError, match=r"1 of 7 rows do not; the first has \d+ and \d+. Shorten"):
         SFT(SFTSpec(steps=1)).fit(backbone, [LoRA(LoRASpec(rank=4))], [*EXAMPLES, long])
+
+
+def test_the_learning_rate_rises_over_the_warm_up_and_falls_to_a_tenth() -> None:
+    shares = [schedule(step, 20, 0.2) for step in range(21)]
+    assert shares[:4] == [0.25, 0.5, 0.75, 1.0] and shares[-1] == pytest.approx(0.1)
+    assert shares[4:] == sorted(shares[4:], reverse=True) and shares[12] == pytest.approx(0.55)
 
 
 def test_a_fit_ends_with_the_step_that_reaches_its_token_budget(backbone: Backbone) -> None:

@@ -15,6 +15,7 @@ from adapters.softcot import SoftCoT, SoftCoTSpec
 from evaluation.errors import DataError
 from evaluation.task import Example
 from evaluation.tasks import TASKS
+from tuning.batches import Row
 from tuning.loop import OnStep
 from tuning.methods.method import Fit
 from tuning.methods.sft import SFT, SFTSpec
@@ -101,6 +102,17 @@ def test_of_a_batch_every_example_has_its_own_contrast(backbone: Backbone, monke
     one, two = told([0]), told([1])
     assert one != two
     assert told([0, 1]) == pytest.approx((one + two) / 2, rel=1e-5)
+
+
+def test_the_pull_is_a_mean_over_the_sets_and_the_rows(backbone: Backbone) -> None:
+    softcot, fit = softcot_of(gate=0.5), method(kl_weight=1.0)
+    rows = list(fit.prepare(_given(backbone)).rows[:2])
+
+    def told(batch: list[Row]) -> float:
+        with softcot.attach(backbone):
+            return fit.learner(backbone, Stack([softcot]), rows, []).backward(batch, batch)["kl"]
+
+    assert 0 < told(rows) == pytest.approx(told([*rows, *rows]), rel=1e-3)
 
 
 def _given(backbone: Backbone) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,6 +47,13 @@ def test_the_control_learns_wrong_samples_as_well(testbed: Backbone) -> None:
     right, both = prepared(testbed), prepared(testbed, keep="any")
     assert len(both.rows) > len(right.rows) and {row.prompt_ids for row in right.rows} < {row.prompt_ids for row in both.rows}
     assert both.counts == right.counts
+
+
+def test_an_easy_question_does_not_crowd_out_the_others(testbed: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tuning.methods.star.MAX_PER_QUESTION", 1)
+    done = prepared(testbed, keep="any", samples=4, num_questions=4)
+    learnt = Counter(row.prompt_ids for row in done.rows)
+    assert max(learnt.values()) == 1 and done.counts["different_samples"] > len(done.rows)
 
 
 def test_samples_that_say_the_same_are_one_and_an_unfinished_one_is_none() -> None:
