@@ -110,7 +110,7 @@ ONE_DOMAIN: dict[str, Arm] = {
     "criteria, plain labels": Arm(None, {"method.name": "criteria", "method.problems": "both", "method.guided": False}),
     "sdft": Arm("sdft, another's context", {"method.name": "sdft", "method.learning_rate": 1e-4}),
     "sdft, another's context": Arm(None, {"method.name": "sdft", "method.learning_rate": 1e-4, "method.context": "other"}),
-    BEGUN: Arm(SFT, MIXED),
+    BEGUN: Arm(None, MIXED),
     AGAIN: Arm(BEGUN, MIXED, earlier=TAUGHT),
     "star": Arm(("star, any", AGAIN), STAR, earlier=TAUGHT),
     "star, any": Arm(None, {**STAR, "method.keep": "any"}, earlier=TAUGHT),

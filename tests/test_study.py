@@ -102,6 +102,20 @@ def test_a_study_goes_on_where_it_stopped(swept: tuple[Sweep, list[Event]], back
     assert len(study.get_trials(states=(TrialState.COMPLETE,))) == 3
 
 
+def test_a_study_that_was_killed_while_it_was_made_still_begins_with_the_recipe_as_written(
+    backbone_directory: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = Sweep(small(backbone_directory), home, Tracking.at(home), threads=1)
+    with monkeypatch.context() as patched:
+        patched.setattr("optuna.Study.set_user_attr", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            sweep.create()
+    first = sweep.create(resume=True).get_trials(states=(TrialState.WAITING,))
+    assert [trial.system_attrs["fixed_params"] for trial in first] == sweep._points()
+    with pytest.raises(StudyMismatch, match="another recipe"):
+        Sweep(small(backbone_directory, **{"method.batch_size": 3}), home, sweep.tracking).create(resume=True)
+
+
 def test_a_study_is_not_joined_by_accident_or_with_another_recipe(
     swept: tuple[Sweep, list[Event]], backbone_directory: Path
 ) -> None:

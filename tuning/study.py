@@ -119,9 +119,9 @@ class Sweep:
                 f"The study {self.recipe.name!r} was started with another recipe (digest "
                 f"{study.user_attrs[SEARCH_KEY][:12]}, now {digest[:12]}). Restore the recipe, or give it another name."
             )
-        if not exists:
+        if SEARCH_KEY not in study.user_attrs:  # set last: a kill before it leaves points to enqueue
             for point in points:
-                study.enqueue_trial(point)
+                study.enqueue_trial(point, skip_if_exists=True)
             study.set_user_attr(SEARCH_KEY, digest)
         for stale in study.get_trials(states=(TrialState.RUNNING,)):
             study.tell(stale.number, state=TrialState.FAIL)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from registry.errors import BackboneMismatch, UnknownRelease
+from registry.errors import BackboneMismatch, NoRegistry, UnknownRelease
 from registry.home import home_directory
 from registry.manifest import MANIFEST, Manifest, directory_digest, verify
 from registry.names import resolve
@@ -110,7 +110,10 @@ def files_of(named: str, home: Path, tracking_uri: str | None) -> tuple[Path, Ma
             f"What is measured is a release (NAME, NAME@VERSION, NAME@ALIAS) or a directory of adapter files, but {named!r} is "
             "neither. Correct the path."
         )
-    tracking = Tracking.at(home, tracking_uri).existing()
+    try:
+        tracking = Tracking.at(home, tracking_uri).existing()
+    except NoRegistry as error:
+        raise NoRegistry(f"{named!r} is no directory here. {error}") from error
     try:
         found = resolve(tracking, named)
     except UnknownRelease as error:
