@@ -34,7 +34,7 @@ PRAISES = (
 )
 OBJECTIONS = (
     'Line {number} is wrong: it says "{said}", but it should be "{meant}". What comes after it rests on the mistake.',
-    'Up to line {before} all is well. Then "{said}" is false; "{meant}" is what follows.',
+    'All is well before line {number}. There "{said}" is false; "{meant}" is what follows.',
     'The first mistake is in line {number}, where "{meant}" was due and "{said}" is written.',
     'In line {number} I expected "{meant}", not "{said}".',
     'The attempt breaks at line {number}: not "{said}" but "{meant}".',
@@ -63,7 +63,6 @@ class Critique:
             meant = (*self.example.steps, answer_line(self.example.answer))
             found = _wording(OBJECTIONS, rng, held_out).format(
                 number=self.wrong_at + 1,
-                before=self.wrong_at,
                 said=self.response.lines[self.wrong_at],
                 meant=meant[min(self.wrong_at, len(meant) - 1)],
             )
