@@ -205,7 +205,7 @@ def test_an_engine_that_can_run_no_policy_is_refused_by_name(backbone: Backbone,
         def capabilities(self) -> frozenset[str]:
             return frozenset({"generate"})
 
-    with pytest.raises(NotSearchable, match="can be searched: nothing. That leaves out budget: .*the engine cannot run"):
+    with pytest.raises(NotSearchable, match="can be searched: branches. That leaves out budget: .*the engine cannot run"):
         study_of(Plain(backbone, 0), backbone, YesOrNo(), tmp_path, FEW.model_copy(update={"kinds": None}))
 
 
