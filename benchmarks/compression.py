@@ -1,6 +1,6 @@
 """Compression against its nulls: accuracy and tokens under a steering vector, and under everything that is simpler.
 
-    python -m benchmarks.compression [--items 16] [--full] [--results]
+    python -m benchmarks.compression [--items 48] [--full] [--results]
 
 Per set of items (generated families of trained lengths, the same of longer chains, ICD-10) and system: how many answers are right
 and how many tokens were written. Systems: the policy off, a token cap at ten budgets, a plain request to be concise, the vector
@@ -61,7 +61,7 @@ class Size:
     steps: int  # of a trained vector
 
 
-DEFAULT = Size(("word_problem", "boxes"), 16, 12, 0.6, (0.01, 0.1, 0.3), 12)
+DEFAULT = Size(("word_problem", "boxes"), 48, 12, 0.6, (0.01, 0.1, 0.3), 12)
 FULL = Size(("word_problem", "boxes", "arithmetic", "calendar"), 60, 24, 0.6, (0.003, 0.01, 0.03, 0.1, 0.3), 25)
 METHODS: tuple[Literal["diffmean", "ces"], ...] = ("diffmean", "ces")
 
@@ -224,8 +224,8 @@ def read_system(engine: TorchEngine, backbone: Backbone, items: Items, system: S
     return {"right": joined(points, "right"), "tokens": joined(points, "tokens"), **told}
 
 
-def caps_of(engine: TorchEngine, backbone: Backbone, items: Items) -> dict[str, Any]:
-    found = [cap_points(engine, backbone, task, examples, MAX_NEW_TOKENS) for task, examples in items]
+def caps_of(engine: TorchEngine, backbone: Backbone, items: Items, max_new_tokens: int = MAX_NEW_TOKENS) -> dict[str, Any]:
+    found = [cap_points(engine, backbone, task, examples, max_new_tokens) for task, examples in items]
     return {
         str(cap): {"right": joined([one[cap] for one in found], "right"), "tokens": joined([one[cap] for one in found], "tokens")}
         for cap in found[0]
@@ -282,7 +282,8 @@ def said(read: Mapping[tuple[str, str], Any], names: Sequence[str], clusters: Se
     for name in (name for name in names if " eps " in name):
         one, change = point(read[HARD, name]), compared(read, HARD, name, clusters)
         where = "above" if change.low > 0 else "below" if change.high < 0 else "not told apart from"
-        told = f"{1 - one.mean_tokens / off:+.0%} fewer tokens than off on hard items"
+        saved = 1 - one.mean_tokens / off
+        told = f"{abs(saved):.0%} {'fewer' if saved >= 0 else 'more'} tokens than off on hard items"
         lines.append(f"- {name}: {told}, {where} the cap curve ({told_change(change)}).")
     return "\n".join(lines)
 
