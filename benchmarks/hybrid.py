@@ -55,8 +55,8 @@ def main() -> None:
     fit, bias = found["fit"], found["bias"]
     places = (
         f"Adapter and backbone differ at {fit['places'] / fit['of_tokens']:.0%} of {fit['of_tokens']} tokens of the adapter's "
-        f"answers. Nats of its token at held-out places: {fit['alone']:.2f} alone, {fit['steered']:.2f} with {CATEGORIES} vectors, "
-        f"{bias['steered']:.2f} with one."
+        f"answers. Nats of its token at held-out places: {fit['alone']:.2f} alone, {fit['steered']:.2f} with {CATEGORIES} "
+        f"vectors, {bias['steered']:.2f} with one."
     )
     body = "\n\n".join((provenance("hybrid"), about, places, *(recovered(found, of) for of in ("answers", "texts"))))
     print(body)
