@@ -28,10 +28,10 @@ from benchmarks.results import commit, provenance, table, write_section
 from engine.decoding.answer import said
 from engine.decoding.branches import Branches
 from engine.decoding.budget import Budget
-from engine.decoding.cot_decoding import CoTDecoding, Decoded
+from engine.decoding.served import complete_branches
 from engine.decoding.tip import WORDS, SwitchPenalty
 from engine.decoding.tracing import Tracing
-from engine.engine import Completion, GenerationRequest
+from engine.engine import GenerationRequest
 from engine.profile import DecodingPolicy, Profile
 from engine.torch_engine import TorchEngine
 from evaluation.cap_curve import Point, above_cap
@@ -189,27 +189,12 @@ def read_branches(engine: TorchEngine, backbone: Backbone, items: Items, begun: 
     decoding = spec.within(backbone, DecodingPolicy(), MAX_NEW_TOKENS)
     examples = [example for _, part in items for example in part]
     requests = [replace(one, seed=place) for place, one in enumerate(asked(backbone, examples, None))]
-    decoded, spent = written_branches(engine, backbone, decoding, requests)
+    written = complete_branches(engine, backbone, decoding, requests)
+    spent = [float(sum(len(one.token_ids) for one in rows)) for _, rows in written]
     return {
-        vote: as_row(items, [spec.model_copy(update={"vote": vote}).winner(one, said).text for one in decoded], spent)
+        vote: as_row(items, [spec.model_copy(update={"vote": vote}).winner(one, said).text for one, _ in written], spent)
         for vote in VOTES
     }
-
-
-def written_branches(
-    engine: TorchEngine, backbone: Backbone, decoding: CoTDecoding, requests: Sequence[GenerationRequest]
-) -> tuple[list[Decoded], list[float]]:
-    """The branches of each request, and the tokens that all of them took."""
-    rounds, spent, written = decoding.rounds(backbone, requests), [0.0] * len(requests), list[Completion]()
-    ask = next(rounds)
-    while True:
-        written = engine.complete(ask)
-        for place, one in enumerate(written):
-            spent[place * len(requests) // len(written)] += len(one.token_ids)
-        try:
-            ask = rounds.send(written)
-        except StopIteration as done:
-            return done.value, spent
 
 
 def asked(backbone: Backbone, examples: Sequence[Example], profile: str | None, also: str = "") -> list[GenerationRequest]:

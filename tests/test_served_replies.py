@@ -48,6 +48,17 @@ def test_branches_of_a_policy_are_those_that_a_request_would_get(testbed: Backbo
     assert len(branched.token_ids) == len(branched.logprobs) > 2 * len(engine.complete([asked[1]])[0].token_ids)
 
 
+def test_branched_replies_in_one_batch_are_those_of_each_alone(testbed: Backbone, asked: list[GenerationRequest]) -> None:
+    engine = TorchEngine(testbed)
+    for name, votes in (("surest", "best"), ("most", "majority")):
+        engine.load(name, Profile(policy=DecodingPolicy(branches=BRANCHES.model_copy(update={"vote": votes}))))
+    mixed = [replace(one, profile=name) for one, name in zip(asked, ("surest", "most", "surest"), strict=True)]
+    together = complete_as_served(engine, testbed, mixed)
+    alone = [complete_as_served(engine, testbed, [one])[0] for one in mixed]
+    assert [(one.text, one.token_ids) for one in together] == [(one.text, one.token_ids) for one in alone]
+    assert len({one.token_ids for one in together}) == 3
+
+
 def test_branches_that_no_answer_line_ends_are_refused_at_load(testbed: Backbone) -> None:
     with pytest.raises(CannotRun, match="`branches` are read by their"):
         TorchEngine(testbed).load("x", Profile(policy=DecodingPolicy(branches=BRANCHES, trace_end="</think>")))

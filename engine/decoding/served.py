@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
 from adapters.backbone import Backbone
 from engine.decoding.answer import said
 from engine.decoding.branches import Branches
+from engine.decoding.cot_decoding import Branch, CoTDecoding, Decoded
 from engine.engine import Completes, Completion, GenerationRequest
 from engine.profile import DecodingPolicy
 
@@ -22,10 +24,36 @@ def complete_as_served(engine: Completes, backbone: Backbone, requests: Sequence
     plain = [place for place, policy in enumerate(policies) if policy is None or policy.branches is None]
     if plain:
         found |= zip(plain, engine.complete([requests[place] for place in plain]), strict=True)
+    branched = defaultdict[CoTDecoding, dict[int, Branches]](dict)  # by what is written: a vote costs no text of its own
     for place, policy in enumerate(policies):
         if policy is not None and policy.branches is not None:
-            found[place] = _winner(engine, backbone, requests[place], policy, policy.branches)
+            branched[policy.branches.within(backbone, policy, requests[place].max_new_tokens)][place] = policy.branches
+    for decoding, votes in branched.items():
+        asked = [replace(requests[place], policy=_bare(policies[place])) for place in votes]
+        written = complete_branches(engine, backbone, decoding, asked)
+        for (place, branches), (decoded, spent) in zip(votes.items(), written, strict=True):
+            found[place] = _sent(requests[place], branches.winner(decoded, said), spent)
     return [found[place] for place in range(len(requests))]
+
+
+def complete_branches(
+    engine: Completes, backbone: Backbone, decoding: CoTDecoding, requests: Sequence[GenerationRequest]
+) -> list[tuple[Decoded, list[Completion]]]:
+    """The branches of each request, and all that was written for them; the rows of all requests are in one batch.
+
+    The requests come without a budget in their policy.
+    """
+    rounds, spent = decoding.rounds(backbone, requests), [list[Completion]() for _ in requests]
+    asked = next(rounds)
+    while True:
+        written = engine.complete(asked)
+        rows = len(written) // len(requests)  # of each request in turn
+        for place, one in enumerate(written):
+            spent[place // rows].append(one)
+        try:
+            asked = rounds.send(written)
+        except StopIteration as done:
+            return list(zip(done.value, spent, strict=True))
 
 
 def _policy(engine: Completes, request: GenerationRequest) -> DecodingPolicy | None:
@@ -34,22 +62,12 @@ def _policy(engine: Completes, request: GenerationRequest) -> DecodingPolicy | N
     return engine.profile(request.profile).policy
 
 
-def _winner(
-    engine: Completes, backbone: Backbone, request: GenerationRequest, policy: DecodingPolicy, branches: Branches
-) -> Completion:
-    decoding = branches.within(backbone, policy, request.max_new_tokens)
-    bare = policy.model_copy(update={"budget": None, "branches": None})  # a branch has limits of its own
-    rounds = decoding.rounds(backbone, [replace(request, policy=bare)])
-    asked, spent = next(rounds), list[Completion]()
-    while True:
-        written = engine.complete(asked)
-        spent += written
-        try:
-            asked = rounds.send(written)
-        except StopIteration as done:
-            (decoded,) = done.value
-            break
-    winner = branches.winner(decoded, said)
+def _bare(policy: DecodingPolicy | None) -> DecodingPolicy | None:
+    """A branch has limits of its own."""
+    return policy and policy.model_copy(update={"budget": None, "branches": None})
+
+
+def _sent(request: GenerationRequest, winner: Branch, spent: Sequence[Completion]) -> Completion:
     return Completion(
         winner.text,
         tuple(token_id for one in spent for token_id in one.token_ids),
