@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +31,10 @@ class Sampler:
     def choose(self, logits_V: Tensor) -> int:
         if self.temperature == 0:
             return int(logits_V.argmax())
-        probabilities_V = torch.softmax(logits_V.float().cpu() / self.temperature, dim=-1)
+        scaled_V = logits_V.float().cpu() / self.temperature
+        if not math.isfinite(scaled_V.max()):  # so cold that the largest is beyond all numbers
+            return int(logits_V.argmax())
+        probabilities_V = torch.softmax(scaled_V, dim=-1)
         if self.top_p < 1:
             probabilities_V = _nucleus(probabilities_V, self.top_p)
         return int(torch.multinomial(probabilities_V, 1, generator=self.generator))
@@ -39,5 +43,6 @@ class Sampler:
 def _nucleus(probabilities_V: Tensor, top_p: float) -> Tensor:
     """Zero outside the smallest set of most likely tokens whose probabilities reach `top_p`."""
     sorted_V, order_V = probabilities_V.sort(descending=True, stable=True)
-    before_V = sorted_V.cumsum(0) - sorted_V
-    return torch.zeros_like(probabilities_V).scatter(0, order_V, sorted_V * (before_V < top_p))
+    kept_V = sorted_V.cumsum(0) - sorted_V < top_p
+    kept_V[0] = True  # also where `top_p` is below the smallest number
+    return torch.zeros_like(probabilities_V).scatter(0, order_V, sorted_V * kept_V)

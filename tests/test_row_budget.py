@@ -166,6 +166,12 @@ def test_a_ramp_rises_from_nine_tenths_of_the_cap(engine: TorchEngine) -> None:
     assert (float(adjusted_V[newline]), float(adjusted_V[cue])) == (0, 2.5)
 
 
+def test_a_ramp_without_room_for_a_trace_is_a_plain_cap(engine: TorchEngine, prompts: list[tuple[int, ...]]) -> None:
+    for cap, count in ((0, 60), (90, 6)):
+        hard, soft = (write(engine, prompts, Budget(max_trace_tokens=cap, ramp=ramp), count) for ramp in (0, 5))
+        assert soft == hard
+
+
 def test_a_reply_that_began_with_an_answer_is_left_alone(engine: TorchEngine, prompts: list[tuple[int, ...]]) -> None:
     begun = tuple(engine.backbone.encode("Answer:"))
     asked = [

@@ -157,6 +157,16 @@ def test_top_p_of_almost_nothing_is_greedy(engine: TorchEngine, backbone: Backbo
     assert_same(greedy, nucleus)
 
 
+@pytest.mark.parametrize("cold", [{"temperature": 1e-40}, {"temperature": 1e-320}, {"temperature": 1.0, "top_p": 1e-320}])
+def test_what_is_colder_than_numbers_go_is_greedy_and_no_row_fails(
+    engine: TorchEngine, backbone: Backbone, cold: dict[str, float]
+) -> None:
+    ids = backbone.chat_ids("Hi")
+    asked = GenerationRequest(ids, None, 12, seed=1, **cold)  # type: ignore[arg-type]
+    drawn, beside = engine.complete([asked, GenerationRequest(ids, None, 12)])
+    assert drawn.token_ids == beside.token_ids
+
+
 def test_an_open_temperature_is_the_policy_of_the_profile(engine: TorchEngine, backbone: Backbone) -> None:
     ids = backbone.chat_ids(QUESTIONS[1])
     engine.load("warm", Profile(policy=DecodingPolicy(temperature=1.0)))

@@ -102,7 +102,7 @@ class RowBudget:
         return True
 
     def _bias(self, trace: Trace) -> float:
-        if self._cap is None or not self._compiled.spec.ramp:
+        if not self._cap or not self._compiled.spec.ramp:
             return 0.0
         start = RAMP_FROM * self._cap
         return self._compiled.spec.ramp * max(0.0, (trace.num_tokens + 1 - start) / (self._cap - start))
