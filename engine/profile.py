@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from adapters.adapter import Adapter, Prompt, Stack
 from adapters.backbone import Backbone
@@ -32,13 +32,20 @@ class DecodingPolicy(Spec):
     An intervention acts on the trace: on what is written before `trace_end` stands in the text.
     """
 
-    temperature: float = 0.0
-    top_p: float = 1.0
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     trace_end: Annotated[str, Field(min_length=1)] = ANSWER_CUE
     tip: SwitchPenalty | None = None  # None: off
     budget: Budget | None = None  # None: off
     branches: Branches | None = None  # None: one reply, unless a request asks for branches
     tracing: Tracing | None = None  # what a request may ask for; None: the backbone is not said to follow such prompts
+
+    @field_validator("trace_end")
+    @classmethod
+    def _begins_and_ends_with_text(cls, value: str) -> str:
+        if value != value.strip():
+            raise ValueError(f"A trace's end is forced on a line of its own, but got {value!r}. Leave out the space around it.")
+        return value
 
     @property
     def interventions(self) -> Mapping[str, Spec]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -90,7 +91,20 @@ def test_a_field_that_the_schedule_does_not_read_is_refused() -> None:
         narrowed(cyclic, tip={"alpha": 1, "beta": 1})
 
 
-@pytest.mark.parametrize("wrong", [{"tip": True}, {"tip": {"words": ["wait"]}}, {"budget": {"max_trace_tokens": -1}}, {"n": 1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tip": True},
+        {"tip": {"words": ["wait"]}},
+        {"tip": {"alpha": True}},
+        {"tip": {"alpha": math.nan}},
+        {"budget": {"max_trace_tokens": -1}},
+        {"budget": {"max_trace_tokens": "5"}},
+        {"budget": {"max_trace_tokens": 10**400}},
+        {"tracing": {"max_steps": True}},
+        {"n": 1},
+    ],
+)
 def test_an_unknown_or_impossible_field_is_refused(wrong: dict[str, JsonValue]) -> None:
     with pytest.raises(ValidationError):
         Narrowing.model_validate(wrong)

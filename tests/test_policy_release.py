@@ -87,6 +87,13 @@ def test_what_changes_nothing_or_cannot_run_is_no_release(
         ("top_k = 3", "'top_k' is not a key of a decoding policy"),
         ("[budget]\nmax_trace_tokens = -1", "'budget.max_trace_tokens'"),
         ("[budget", "cannot be read"),
+        ("[budget]\nmax_trace_tokens = true", r"'budget.max_trace_tokens': Input should be a number \(given: True\)"),
+        ('[budget]\nmax_trace_tokens = "64"', r"'budget.max_trace_tokens': Input should be a number \(given: '64'\)"),
+        ("[budget]\nanswer_is_line = 1", "'budget.answer_is_line': Input should be true or false"),
+        ("temperature = -1", "'temperature': Input should be greater than or equal to 0"),
+        ("top_p = 0", "'top_p': Input should be greater than 0"),
+        ('trace_end = "Answer: "', "'trace_end': .*Leave out the space around it"),
+        ('[tip]\nwords = ["wait", ""]', "'tip.words': .*but got ''. Give it alone"),
     ],
 )
 def test_a_policy_file_that_cannot_be_meant_is_one_sentence(tmp_path: Path, text: str, said: str) -> None:

@@ -18,8 +18,10 @@ from engine.decoding.tracing import Tracing
 from engine.engine import EngineError
 from engine.profile import DecodingPolicy
 
+_MOST = 10**9  # of tokens and the like: an integer of a request may be too large for a float
 AtLeast0 = Annotated[float, Field(ge=0)]
-CountFrom0 = Annotated[int, Field(ge=0)]
+CountFrom0 = Annotated[int, Field(ge=0, le=_MOST)]
+CountFrom1 = Annotated[int, Field(ge=1, le=_MOST)]
 # What a schedule of the penalty reads.
 _READ: Mapping[str, tuple[str, ...]] = {"window": ("alpha", "beta"), "const": ("alpha",), "cyclic": ("amplitude",)}
 
@@ -55,7 +57,7 @@ class BudgetNarrowing(Spec):
     max_trace_tokens: CountFrom0 | None = None
     min_trace_tokens: CountFrom0 | None = None
     num_ignored_ends: CountFrom0 | None = None
-    max_answer_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_answer_tokens: CountFrom1 | None = None
     ramp: AtLeast0 | None = None
 
     def of(self, budget: Budget | None) -> Budget | None:
@@ -77,9 +79,9 @@ class BudgetNarrowing(Spec):
 class TracingNarrowing(Spec):
     """Thought tracing is off unless a request asks for it, and it may ask only where the release declares that it follows."""
 
-    num_hypotheses: Annotated[int, Field(ge=2)] | None = None
-    max_steps: Annotated[int, Field(ge=1)] | None = None
-    max_thought_tokens: Annotated[int, Field(ge=4)] | None = None
+    num_hypotheses: Annotated[int, Field(ge=2, le=_MOST)] | None = None
+    max_steps: CountFrom1 | None = None
+    max_thought_tokens: Annotated[int, Field(ge=4, le=_MOST)] | None = None
 
     def of(self, tracing: Tracing | None) -> Tracing:
         if tracing is None:

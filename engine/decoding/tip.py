@@ -12,7 +12,7 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -40,6 +40,14 @@ class SwitchPenalty(Spec):
     amplitude: Annotated[float, Field(ge=0), Range(0, 10)] = 5.0
     period: Annotated[int, Field(ge=4), Range(100, 2000)] = 1200
     words: Annotated[tuple[str, ...], Field(min_length=1)] = WORDS
+
+    @field_validator("words")
+    @classmethod
+    def _begin_with_text(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for word in value:
+            if not word or word != word.strip():
+                raise ValueError(f"A word stands with and without a space before it anyhow, but got {word!r}. Give it alone.")
+        return value
 
     def shift(self, place: int, since_switch: int) -> float:
         """What is added to the words' logits at the trace's `place`, `since_switch` tokens after its start or the last switch."""
