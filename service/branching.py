@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 
 from adapters.backbone import Backbone
 from engine.decoding.answer import said
 from engine.decoding.branches import Branches
 from engine.decoding.cot_decoding import CoTDecoding
-from engine.engine import Completion, Delta, GenerationRequest
+from engine.engine import Delta, GenerationRequest
 from engine.profile import DecodingPolicy
-from service.writing import Generate, closed_at_the_end
+from service.writing import Generate, spent, together
 
 
 @dataclass(frozen=True)
@@ -38,10 +37,9 @@ class Branching:
         rounds = self.decoding.rounds(self.backbone, [replace(request, policy=self.policy)])
         asked = next(rounds)
         while True:
-            written = await self._together(asked)
-            for completion in written:
-                for token_id, logprob in zip(completion.token_ids, completion.logprobs, strict=True):
-                    yield Delta("", token_id, logprob)
+            written = await together(self.rows, asked)
+            for delta in spent(written):
+                yield delta
             try:
                 asked = rounds.send(written)
             except StopIteration as done:
@@ -49,16 +47,3 @@ class Branching:
                 break
         winner = self.branches.winner(decoded, said)
         yield Delta(winner.text, None, None, "length" if winner.is_cut else "stop")
-
-    async def _together(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
-        rows = [asyncio.create_task(self._whole(request)) for request in requests]
-        try:
-            return await asyncio.gather(*rows)
-        finally:
-            for row in rows:
-                row.cancel()
-
-    async def _whole(self, request: GenerationRequest) -> Completion:
-        stream = self.rows(request)
-        async with closed_at_the_end(stream):
-            return Completion.of(request, [delta async for delta in stream])

@@ -15,7 +15,7 @@ from engine.decoding.tracing import Tracing
 from engine.decoding.tracing_prompts import sentences
 from engine.engine import Completion, Continuation, Delta, Engine, GenerationRequest
 from service.errors import ApiError
-from service.writing import Generate, closed_at_the_end
+from service.writing import Generate, closed_at_the_end, spent, together
 
 
 def traced(engine: Engine, rows: Generate, backbone: Backbone, tracing: Tracing, turns: Sequence[Message] | None) -> Tracer:
@@ -61,36 +61,27 @@ class Tracer:
         ask = next(rounds)
         while True:
             answers = await self._answered(ask, request.profile)
-            for answer in answers:
-                if isinstance(answer, Completion):
-                    for token_id, logprob in zip(answer.token_ids, answer.logprobs, strict=True):
-                        yield Delta("", token_id, logprob)
+            for delta in spent(answer for answer in answers if isinstance(answer, Completion)):
+                yield delta
             try:
                 ask = rounds.send(answers)
             except StopIteration as done:
                 found: Traced = done.value
                 break
         self.found = found
-        last = {**self.turns[-1], "content": f"{found.story}\n{self.question}"}
-        ids = self.backbone.chat_ids([*self.turns[:-1], last])
-        room = max(1, min(request.max_new_tokens, self.backbone.context_length - len(ids)))
-        stream = self.rows(replace(request, prompt_ids=ids, max_new_tokens=room))
+        stream = self.rows(self._asked_of(found, request) if found.is_traced else request)
         async with closed_at_the_end(stream):
             async for delta in stream:
                 yield delta
+
+    def _asked_of(self, found: Traced, request: GenerationRequest) -> GenerationRequest:
+        last = {**self.turns[-1], "content": f"{found.story}\n{self.question}"}
+        ids = self.backbone.chat_ids([*self.turns[:-1], last])
+        room = max(1, min(request.max_new_tokens, self.backbone.context_length - len(ids)))
+        return replace(request, prompt_ids=ids, max_new_tokens=room)
 
     async def _answered(self, ask: Ask, profile: str | None) -> Answers:
         judging = [one for one in ask if isinstance(one, Continuation)]
         if judging:
             return await asyncio.to_thread(partial(self.engine.score, judging, profile))
-        rows = [asyncio.create_task(self._whole(one)) for one in ask if isinstance(one, GenerationRequest)]
-        try:
-            return await asyncio.gather(*rows)
-        finally:
-            for row in rows:
-                row.cancel()
-
-    async def _whole(self, request: GenerationRequest) -> Completion:
-        stream = self.rows(request)
-        async with closed_at_the_end(stream):
-            return Completion.of(request, [delta async for delta in stream])
+        return await together(self.rows, [one for one in ask if isinstance(one, GenerationRequest)])

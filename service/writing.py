@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
 from adapters.errors import AdapterError
-from engine.engine import Delta, EngineError, GenerationRequest
+from engine.engine import Completion, Delta, EngineError, GenerationRequest
 from service import meters
 from service.errors import ApiError, from_engine
 from service.lease import Lease
@@ -136,3 +136,26 @@ async def closed_at_the_end(stream: AsyncIterator[Delta]) -> AsyncIterator[None]
     finally:
         if isinstance(stream, AsyncGenerator):
             await stream.aclose()
+
+
+async def together(generate: Generate, requests: Sequence[GenerationRequest]) -> list[Completion]:
+    """What each writes, as rows of one batch; a failure or a cancellation frees all of them."""
+
+    async def whole(request: GenerationRequest) -> Completion:
+        stream = generate(request)
+        async with closed_at_the_end(stream):
+            return Completion.of(request, [delta async for delta in stream])
+
+    rows = [asyncio.create_task(whole(request)) for request in requests]
+    try:
+        return await asyncio.gather(*rows)
+    finally:
+        for row in rows:
+            row.cancel()
+
+
+def spent(completions: Iterable[Completion]) -> Iterator[Delta]:
+    """Every token that these cost, as deltas without text: what a reply that is made of them counts."""
+    for completion in completions:
+        for token_id, logprob in zip(completion.token_ids, completion.logprobs, strict=True):
+            yield Delta("", token_id, logprob)

@@ -151,8 +151,8 @@ def tracing(**asked: object) -> dict[str, object]:
 
 
 def test_a_story_that_cannot_be_followed_is_answered_plainly_and_the_reply_says_so(client: openai.OpenAI) -> None:
-    plain = asked_about_a_mind(client, "storied", f"{STORY}\n{QUESTION}")
-    told = asked_about_a_mind(client, "storied", f"{STORY} {QUESTION}", **tracing())
+    content = f"{STORY}\n\n{QUESTION}"
+    plain, told = asked_about_a_mind(client, "storied", content), asked_about_a_mind(client, "storied", content, **tracing())
     assert told.choices[0].message.content == plain.choices[0].message.content
     assert told.graftline["tracing"]["traced"] is False
     assert told.graftline["tracing"]["reason"].endswith("; the plain question was answered")
