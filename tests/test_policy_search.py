@@ -270,8 +270,10 @@ def test_no_cap_is_tried_that_the_reply_has_no_room_for(engine: TorchEngine, tes
     assert all(space.ranges[CAP].low <= int(point[CAP]) <= space.ranges[CAP].high for point in space.starts([1, 500]))
 
 
-def score(accuracy: float, tokens: float, right: tuple[float, float, float], fewer: float, harm: float = -1.0) -> PolicyScore:
-    change = Change(right, (fewer, fewer - 1, fewer + 1), 0.02)
+def score(
+    accuracy: float, tokens: float, right: tuple[float, float, float], fewer: float, harm: float = -1.0, stderr: float = 0.02
+) -> PolicyScore:
+    change = Change(right, (fewer, fewer - 1, fewer + 1), stderr)
     return PolicyScore(accuracy, tokens, {OFF: change}, {"boxes": harm})
 
 
@@ -285,3 +287,6 @@ def test_of_equally_right_policies_the_one_that_writes_least_is_chosen() -> None
     assert chosen([lost, harmful, longer], tolerance=0.05) is None
     more_right = score(0.70, 60, (0.2, 0.1, 0.3), 30)
     assert chosen([kept, more_right], tolerance=0.05) is more_right
+    # What answers as the policy off does, to the letter, has no error of its own: that of the best one counts.
+    same = score(0.50, 20, (0.0, 0.0, 0.0), -10, stderr=0.0)
+    assert chosen([same, better_by_noise], tolerance=0.05) is same

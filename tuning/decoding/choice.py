@@ -75,15 +75,12 @@ class PolicyScore:
 def chosen(scores: Sequence[PolicyScore], tolerance: float) -> PolicyScore | None:
     """The one to test again; None where nothing is claimed of any that keeps the protected families.
 
-    One-standard-error rule: of those whose accuracy is within one standard error of the largest, the one that writes least,
-    since the difference in accuracy is noise and the tokens are not.
+    One-standard-error rule: of those whose accuracy is within one standard error of the largest (its own, against the first
+    reference), the one that writes least, since the difference in accuracy is noise and the tokens are not.
     """
     claimed = [score for score in scores if score.feasible and score.claims(tolerance) is not None]
     if not claimed:
         return None
-    largest = max(score.accuracy for score in claimed)
-
-    def near(score: PolicyScore) -> bool:
-        return score.accuracy + next(iter(score.changes.values())).right_stderr >= largest
-
-    return min((score for score in claimed if near(score)), key=lambda score: score.tokens)
+    best = max(claimed, key=lambda score: score.accuracy)
+    least = best.accuracy - next(iter(best.changes.values())).right_stderr
+    return min((score for score in claimed if score.accuracy >= least), key=lambda score: score.tokens)
