@@ -8,8 +8,8 @@ import pytest
 from scripted_engine import Reply, ScriptedEngine
 
 from adapters.backbone import Backbone
-from engine.decoding.cot_decoding import Branch, CoTDecoding, Decoded
-from engine.engine import GenerationRequest
+from engine.decoding.cot_decoding import Branch, CoTDecoding, Decoded, margin
+from engine.engine import Completion, GenerationRequest, TokenLogprob
 from engine.torch_engine import TorchEngine
 from evaluation.task import Example, comparable, direct_prompt
 from evaluation.tasks import FAMILIES
@@ -49,6 +49,13 @@ def test_the_margin_is_over_the_answer_alone(backbone: Backbone, examples: list[
     # The likeliest token has p, the next (1 - p) / 2; the trace's tokens are surer, and the line end is no part of the answer.
     expected = [p - (1 - p) / 2 for _, p in ANSWERS.values()]
     assert [branch.margin for branch in decoded.branches] == pytest.approx(expected)
+
+
+def test_the_line_end_is_no_part_of_the_margin(backbone: Backbone) -> None:
+    ids = tuple(backbone.encode(" 7\n"))
+    sure, torn = ((TokenLogprob(1, math.log(p)), TokenLogprob(2, math.log(1 - p))) for p in (0.9, 0.5))
+    answer = Completion(" 7", ids, (0.0,) * len(ids), "stop", 1, (*[sure] * (len(ids) - 1), torn))
+    assert margin(backbone, answer) == pytest.approx(0.8)
 
 
 def test_branches_that_say_the_same_vote_together(backbone: Backbone, examples: list[Example]) -> None:

@@ -134,6 +134,23 @@ def test_no_trace_ends_below_its_minimum(engine: TorchEngine, prompts: list[tupl
         assert len(found.token_ids) > 40 and trace_tokens(engine, found.text) >= 40
 
 
+def test_an_end_that_is_spelled_in_other_tokens_is_held_back_at_its_last(engine: TorchEngine) -> None:
+    encode, logits_V = engine.backbone.encode, torch.zeros(engine.backbone.embeddings.num_embeddings)
+    row = CompiledBudget.of(Budget(min_trace_tokens=40), engine.backbone, "Answer:").for_row(100)
+    trace, (colon,) = Trace(engine.backbone.decode, "Answer:"), encode(":")
+    for char in "so Answer":
+        assert row.adjust(logits_V, trace)[colon] == 0
+        trace.take(encode(char)[0])
+    assert row.adjust(logits_V, trace)[colon] == -torch.inf
+
+
+def test_an_end_within_a_line_is_held_back_with_the_space_before_it(engine: TorchEngine) -> None:
+    (bare,), (spaced,) = engine.backbone.encode("rot"), engine.backbone.encode(" rot")
+    row = CompiledBudget.of(Budget(min_trace_tokens=5), engine.backbone, "rot:").for_row(100)
+    held_V = row.adjust(torch.zeros(engine.backbone.embeddings.num_embeddings), Trace(engine.backbone.decode, "rot:"))
+    assert bare != spaced and bool(held_V[[bare, spaced]].isneginf().all())
+
+
 def test_a_minimum_above_what_the_reply_leaves_is_the_cap(engine: TorchEngine, prompts: list[tuple[int, ...]]) -> None:
     budget = Budget(max_trace_tokens=60, min_trace_tokens=50, max_answer_tokens=8)
     assert all("Answer:" in found.text for found in write(engine, prompts, budget, count=30))
@@ -183,10 +200,12 @@ def test_a_reply_that_began_with_an_answer_is_left_alone(engine: TorchEngine, pr
 
 
 def test_what_a_reply_began_with_counts_as_trace(engine: TorchEngine, prompts: list[tuple[int, ...]]) -> None:
-    budget = DecodingPolicy(budget=Budget(max_trace_tokens=9))
-    whole = engine.complete([GenerationRequest(prompts[0], None, 50, policy=budget)])[0].token_ids
-    rest = engine.complete([GenerationRequest(prompts[0], None, 46, begun_ids=whole[:4], policy=budget)])[0].token_ids
-    assert whole[4:] == rest
+    # Cut by its budget, and by what a short reply leaves of it.
+    for budget, count in ((Budget(max_trace_tokens=9), 50), (Budget(max_trace_tokens=90, max_answer_tokens=8), 20)):
+        policy = DecodingPolicy(budget=budget)
+        whole = engine.complete([GenerationRequest(prompts[0], None, count, policy=policy)])[0].token_ids
+        begun = GenerationRequest(prompts[0], None, count - 4, begun_ids=whole[:4], policy=policy)
+        assert whole[4:] == engine.complete([begun])[0].token_ids
 
 
 @pytest.mark.parametrize(
