@@ -3,9 +3,9 @@
     python -m benchmarks.compression [--items 48] [--full] [--results]
 
 Per set of items (generated families of trained lengths, the same of longer chains, ICD-10) and system: how many answers are right
-and how many tokens were written. Systems: the policy off, a token cap at ten budgets, a plain request to be concise, the vector
-at several bounds of its KL (as a difference of means, and trained), a random vector of equal length and one of equal KL, and the
-vector turned round. What a vector is compared with, item by item, is the best that caps and draws between them give for no more
+and how many tokens were written. Systems: the policy off, a token cap at ten budgets, a plain request to be concise, one for the
+answer alone, the vector at several bounds of its KL (as a difference of means, and trained), a random vector of equal length and
+one of equal KL, and the vector turned round. What a vector is compared with, item by item, is the best that caps and draws between them give for no more
 tokens than it writes.
 
 The default backbone writes the gold chains, to the letter, and writes no shorter when asked to: its short chains here are the
@@ -37,16 +37,16 @@ from engine.torch_engine import TorchEngine
 from evaluation.cap_curve import Point, above_cap, cap_points, written_point
 from evaluation.compression import CompressionSpec, split, vector
 from evaluation.pairs import BE_CONCISE, Pairs, make_pairs, read_pairs, write_pairs
-from evaluation.statistics import PairedChange
+from evaluation.statistics import PairedChange, paired_change
 from evaluation.strength import Divergence, calibrated
-from evaluation.task import Example, Task
+from evaluation.task import Example, Task, direct_prompt, reasoning_prompt
 from evaluation.tasks import FAMILIES
 from evaluation.tasks.generated import HELD_OUT_LENGTHS, TRAINED_LENGTHS
 from evaluation.tasks.icd10 import ICD10
 from tuning.isolation import use_threads
 
 MAX_NEW_TOKENS = 96
-OFF, CONCISE, CAPS = "off", "asked to be concise", "cap"
+OFF, CONCISE, ALONE, CAPS = "off", "asked to be concise", "asked for the answer alone", "cap"
 EASY, HARD, DOMAIN = SETS = "easy", "hard", "icd10"
 _LOADED = "system"
 
@@ -68,11 +68,12 @@ METHODS: tuple[Literal["diffmean", "ces"], ...] = ("diffmean", "ces")
 
 @dataclass(frozen=True)
 class System:
-    """A name, and what it runs: a vector, words at the end of the prompt, or neither."""
+    """A name, and what it runs: a vector, words at the end of the prompt, another prompt, or none of them."""
 
     name: str
     steering: Steering | None = None
     also: str = ""
+    prompt: Callable[[Example], str] = reasoning_prompt
     kl: float | None = None
 
 
@@ -125,6 +126,7 @@ def systems(engine: TorchEngine, backbone: Backbone, size: Size, runs: Path) -> 
     """Each is made when its turn comes; the vectors are made once, and kept as adapter directories with their KL."""
     yield System(OFF)
     yield System(CONCISE, also=BE_CONCISE)
+    yield System(ALONE, prompt=direct_prompt)
     pairs = kept_pairs(engine, backbone, size, runs / "pairs.jsonl")
     made_on, held_out = split(pairs.pairs)
     bench = Bench(backbone, runs / "vectors", [pair.verbose_trace(backbone) for pair in held_out])
@@ -215,7 +217,8 @@ def read_system(engine: TorchEngine, backbone: Backbone, items: Items, system: S
         engine.load(profile, Profile((system.steering,)))
     try:
         points = [
-            written_point(engine, backbone, profile, task, examples, MAX_NEW_TOKENS, system.also) for task, examples in items
+            written_point(engine, backbone, profile, task, examples, MAX_NEW_TOKENS, system.also, system.prompt)
+            for task, examples in items
         ]
     finally:
         if profile is not None:
@@ -260,13 +263,14 @@ def tables(read: Mapping[tuple[str, str], Any], names: Sequence[str], clusters: 
     made = []
     for items in clusters:
         caps = curve(read[items, CAPS])
-        rows = [[f"cap {cap}", f"{one.accuracy:.2f}", f"{one.mean_tokens:.1f}", "", "", ""] for cap, one in caps.items()]
+        rows = [[f"cap {cap}", f"{one.accuracy:.2f}", f"{one.mean_tokens:.1f}", "", "", "", ""] for cap, one in caps.items()]
         for name in names:
             one, row = point(read[items, name]), read[items, name]
             told = ["" if row[key] is None else f"{row[key]:.3g}" for key in ("kl", "length")]
-            change = told_change(compared(read, items, name, clusters[items]))
-            rows.append([name, f"{one.accuracy:.2f}", f"{one.mean_tokens:.1f}", *told, change])
-        headings = ["system", "right", "tokens", "KL", "length", "right, less the cap curve at as many tokens"]
+            less_off = paired_change(point(read[items, OFF]).right, one.right, clusters[items])
+            changes = map(told_change, (less_off, compared(read, items, name, clusters[items])))
+            rows.append([name, f"{one.accuracy:.2f}", f"{one.mean_tokens:.1f}", *told, *changes])
+        headings = ["system", "right", "tokens", "KL", "length", "right, less off", "right, less the cap curve at as many tokens"]
         made.append(f"**{items}**, {len(clusters[items])} items:\n\n{table(headings, rows)}")
     return "\n\n".join(made)
 
@@ -276,15 +280,16 @@ def told_change(found: PairedChange) -> str:
 
 
 def said(read: Mapping[tuple[str, str], Any], names: Sequence[str], clusters: Sequence[str]) -> str:
-    """The one question: is a vector above the cap curve on hard items, where it shortens at all?"""
-    off = point(read[HARD, OFF]).mean_tokens
+    """Is a vector above the cap curve on hard items, where it shortens at all, and what does it cost beside writing freely?"""
+    free = point(read[HARD, OFF])
     lines = []
     for name in (name for name in names if " eps " in name):
         one, change = point(read[HARD, name]), compared(read, HARD, name, clusters)
         where = "above" if change.low > 0 else "below" if change.high < 0 else "not told apart from"
-        saved = 1 - one.mean_tokens / off
+        saved = 1 - one.mean_tokens / free.mean_tokens
         told = f"{abs(saved):.0%} {'fewer' if saved >= 0 else 'more'} tokens than off on hard items"
-        lines.append(f"- {name}: {told}, {where} the cap curve ({told_change(change)}).")
+        cost = told_change(paired_change(free.right, one.right, clusters))
+        lines.append(f"- {name}: {told}, {where} the cap curve ({told_change(change)}); right less off {cost}.")
     return "\n".join(lines)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -44,9 +44,10 @@ def written_point(
     examples: Sequence[Example],
     max_new_tokens: int,
     also: str = "",
+    prompt: Callable[[Example], str] = reasoning_prompt,
 ) -> Point:
     """Greedily, as the profile writes; `also` is said at the end of the user's turn."""
-    asked = _requests(backbone, profile, examples, max_new_tokens, also)
+    asked = _requests(backbone, profile, examples, max_new_tokens, also, prompt)
     return _read(task, examples, complete_as_served(engine, backbone, asked))
 
 
@@ -63,7 +64,7 @@ def cap_points(
     A reply whose trace ended within the cap is not touched by it, so that what changes nothing lies on the curve. The cue that
     forces an answer counts as written.
     """
-    asked = _requests(backbone, None, examples, max_new_tokens, "")
+    asked = _requests(backbone, None, examples, max_new_tokens)
     replies = engine.complete(asked)
     traces = [read_trace(backbone, (), reply, max_new_tokens) for reply in replies]
     plain = _read(task, examples, replies)
@@ -113,9 +114,14 @@ def above_cap(point: Point, caps: Mapping[int, Point], clusters: Sequence[str]) 
 
 
 def _requests(
-    backbone: Backbone, profile: str | None, examples: Sequence[Example], max_new_tokens: int, also: str
+    backbone: Backbone,
+    profile: str | None,
+    examples: Sequence[Example],
+    max_new_tokens: int,
+    also: str = "",
+    prompt: Callable[[Example], str] = reasoning_prompt,
 ) -> list[GenerationRequest]:
-    texts = [f"{reasoning_prompt(example)}\n{also}".rstrip() for example in examples]
+    texts = [f"{prompt(example)}\n{also}".rstrip() for example in examples]
     return [GenerationRequest(backbone.chat_ids(text), profile, max_new_tokens=max_new_tokens, temperature=0.0) for text in texts]
 
 
