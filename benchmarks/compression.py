@@ -5,8 +5,8 @@
 Per set of items (generated families of trained lengths, the same of longer chains, ICD-10) and system: how many answers are right
 and how many tokens were written. Systems: the policy off, a token cap at ten budgets, a plain request to be concise, one for the
 answer alone, the vector at several bounds of its KL (as a difference of means, and trained), a random vector of equal length and
-one of equal KL, and the vector turned round. What a vector is compared with, item by item, is the best that caps and draws between them give for no more
-tokens than it writes.
+one of equal KL, and the vector turned round. What a vector is compared with, item by item, is writing freely, and the best that
+caps and draws between them give for no more tokens than it writes.
 
 The default backbone writes the gold chains, to the letter, and writes no shorter when asked to: its short chains here are the
 answer alone. One vector is made, of pairs of two families, and used on all items. Every reading is a row in
