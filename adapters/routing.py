@@ -102,8 +102,8 @@ class Routing:
     def shift(self, mean_H: Tensor, own_token: int, adapted_token: int, context: str) -> Tensor | None:
         """What is added for the next token, [H]; None where the backbone is left alone.
 
-        `context` names the place in its text: what controls draw is drawn from it and the seed, so that a place is steered alike
-        whether it is written or scored.
+        `context` is the text before: what controls draw is drawn from it and the seed, so that a place is steered alike whether
+        it is written or scored, and another text's beginning otherwise.
         """
         draw = random.Random(f"{self.spec.seed}/{context}")
         if self.spec.places == "random":

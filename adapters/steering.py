@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
-from pydantic import field_validator
+from pydantic import AfterValidator
 from torch import Tensor, nn
 
 from adapters.adapter import Adapter, Contribution, Held, Prompt
@@ -33,6 +33,15 @@ from adapters.steering_record import SteeringRecord
 # Legend: T tokens, H hidden
 
 
+def _a_layer(value: int | float) -> int | float:
+    if (isinstance(value, float) and not 0 < value < 1) or value < 0:
+        raise ValueError(f"layer must be an index from 0, or a share of the depth in (0, 1), but got {value}.")
+    return value
+
+
+Layer = Annotated[int | float, AfterValidator(_a_layer)]  # an index from 0, or a share of the depth in (0, 1)
+
+
 class SteeringSpec(Spec):
     """`layer` is an index from 0, or a share of the depth in (0, 1); `gamma` times the vector is added to that layer's output.
 
@@ -41,17 +50,10 @@ class SteeringSpec(Spec):
     """
 
     kind: Literal["steering"] = "steering"
-    layer: Annotated[int | float, Range(0.4, 0.8)] = 0.6
+    layer: Annotated[Layer, Range(0.4, 0.8)] = 0.6
     gamma: Annotated[float, Range(0.05, 1.0, log=True)] = 1.0
     pooling: Annotated[Literal["last", "mean_cot"], Choices(("last", "mean_cot"))] = "mean_cot"
     method: Annotated[Literal["diffmean", "ces", "feature"], Choices(("diffmean", "ces"))] = "diffmean"
-
-    @field_validator("layer")
-    @classmethod
-    def _a_layer(cls, value: int | float) -> int | float:
-        if (isinstance(value, float) and not 0 < value < 1) or value < 0:
-            raise ValueError(f"layer must be an index from 0, or a share of the depth in (0, 1), but got {value}.")
-        return value
 
     def index(self, num_layers: int) -> int:
         """The layer, counted from 0."""

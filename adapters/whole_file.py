@@ -1,8 +1,9 @@
-"""A file that is there is whole: what is written stands beside it until it is done, and takes its place at once."""
+"""A file or directory that is there is whole: what is written stands beside it until it is done, and takes its place at once."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,19 @@ def written_whole(file: Path) -> Iterator[Path]:
 def write_whole(file: Path, text: str) -> None:
     with written_whole(file) as part:
         part.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def whole_directory(directory: Path) -> Iterator[Path]:
+    """A directory to write into. It becomes `directory`, which is not there yet, at the end, or goes away where that fails."""
+    part = directory.with_name(f".{directory.name}{_PART}")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        yield part
+        part.rename(directory)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def is_part(file: Path) -> bool:

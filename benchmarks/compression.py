@@ -256,7 +256,8 @@ def curve(row: Mapping[str, Any]) -> dict[int, Point]:
 
 
 def compared(read: Mapping[tuple[str, str], Any], items: str, name: str, clusters: Sequence[str]) -> PairedChange:
-    return above_cap(point(read[items, name]), curve(read[items, CAPS]), clusters)
+    drawn = items == DOMAIN  # the families' groups are their templates, all of them present
+    return above_cap(point(read[items, name]), curve(read[items, CAPS]), clusters, drawn)
 
 
 def tables(read: Mapping[tuple[str, str], Any], names: Sequence[str], clusters: Mapping[str, Sequence[str]]) -> str:

@@ -105,11 +105,16 @@ def recovered(found: dict[str, Any], of: str) -> str:
     if one["not_measurable"]:
         return f"{told} Recovery is not measurable: {one['not_measurable']}."
     rows = [
-        [name, f"{share['value']:.0%} [{share['low']:.0%}, {share['high']:.0%}]", f"{found['steered'][name]:.0%}"]
+        [name, "{} [{}, {}]".format(*(told_end(share[end]) for end in ("value", "low", "high"))), f"{found['steered'][name]:.0%}"]
         for name, share in one["recovery"].items()
     ]
     above = "lies above every control" if one["above_controls"] else "does not lie above every control"
     return f"{told} The hybrid {above}.\n\n{table(['arm', 'recovered', 'tokens steered'], rows)}"
+
+
+def told_end(end: float | None) -> str:
+    """None is an infinite end: in a draw of the items the adapter gained nothing."""
+    return "unbounded" if end is None else f"{end:.0%}"
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
 
 On the default backbone without an adapter, so that what is seen is the policy's: word problems, whose answers the chain computes,
 and ICD-10, whose answers it may not need. The search reads the select split as the command does. What it chose is then read on
-items of the search split, which chose nothing here, beside caps that were not searched for. Where nothing was shown to be better,
-the trial that came nearest stands in the table as "chosen, not shown".
+items of the search split, which chose nothing here, beside caps that were not searched for. A trial of which the confirming items
+did not show what was claimed stands in the table as "chosen, not shown"; where nothing was claimed of any, none does.
 
 Studies and readings are kept in runs/benchmarks/tune_decoding and are not made again. About 30 minutes on two free cores.
 """

@@ -34,9 +34,9 @@ class Router:
         sentence = SentenceMean(self.decode)
         return [sentence.take(token, state_H) for token, state_H in zip(tokens, states_TH, strict=True)]
 
-    def shift(self, mean_H: Tensor, own: int, adapted: int, reply: Sequence[int]) -> Tensor | None:
-        """After these tokens of a reply; None where the row is left alone."""
-        return self.routing.shift(mean_H, own, adapted, f"{len(reply)}/{reply[-1] if reply else ''}")
+    def shift(self, mean_H: Tensor, own: int, adapted: int, text: Sequence[int]) -> Tensor | None:
+        """After these tokens, the prompt's and the reply's; None where the row is left alone."""
+        return self.routing.shift(mean_H, own, adapted, " ".join(map(str, text)))
 
 
 @dataclass(eq=False)
@@ -79,8 +79,8 @@ class Oracle:
 
     def shift(self, states_TH: Tensor, own: int, adapted: int) -> Tensor | None:
         """`states_TH`: those of the read layer up to the place that `own` and `adapted` are the likeliest next tokens of."""
-        written = self.row.token_ids
+        row, written = self.row, self.row.token_ids
         tokens: Sequence[int | None] = written[-1:] or (None, *self.begun_ids)
         for token, state_H in zip(tokens, states_TH[-len(tokens) :], strict=True):
             mean_H = self.sentence.take(token, state_H)
-        return self.router.shift(mean_H, own, adapted, (*self.begun_ids, *written))
+        return self.router.shift(mean_H, own, adapted, (*row.prompt.ids, *written))

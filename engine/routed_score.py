@@ -38,7 +38,7 @@ def routed_score(
     shifts = {
         place: shift_H
         for place in range(asked.scored_from, len(asked.ids))
-        if (shift_H := router.shift(means[place], own[place], adapted[place], reply[:place])) is not None
+        if (shift_H := router.shift(means[place], own[place], adapted[place], ids[: first + 1 + place])) is not None
     }
     if shifts:
         shifts_PH = torch.stack(tuple(shifts.values())).to(twin.device)

@@ -108,9 +108,9 @@ def _mixed(low: Point, high: Point, share: float) -> Point:
     return Point(mixed(low.right, high.right), mixed(low.tokens, high.tokens))
 
 
-def above_cap(point: Point, caps: Mapping[int, Point], clusters: Sequence[str]) -> PairedChange:
+def above_cap(point: Point, caps: Mapping[int, Point], clusters: Sequence[str], drawn_clusters: bool = False) -> PairedChange:
     """How much more is right than under caps of no more tokens; above the curve where the interval lies above 0."""
-    return paired_change(at_tokens(caps, point.mean_tokens).right, point.right, clusters)
+    return paired_change(at_tokens(caps, point.mean_tokens).right, point.right, clusters, drawn_clusters=drawn_clusters)
 
 
 def _requests(

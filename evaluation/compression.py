@@ -17,7 +17,7 @@ from pydantic import Field
 from adapters.backbone import Backbone
 from adapters.ces import CESSpec, contrastive
 from adapters.spec import Choices, Range, Spec
-from adapters.steering import Contrast, Steering, SteeringSpec
+from adapters.steering import Contrast, Layer, Steering, SteeringSpec
 from adapters.steering_record import LayerRow, Signs, SteeringRecord
 from engine.engine import Engine, GenerationRequest
 from engine.profile import Profile
@@ -27,6 +27,7 @@ from evaluation.refusals import PROMPTS, refusal_probe
 from evaluation.statistics import paired_change
 from evaluation.strength import Divergence, Strength, calibrated
 from evaluation.task import Example, Task, is_right, reasoning_prompt
+from evaluation.tasks.generated import draws_groups
 
 LAYERS = (0.4, 0.5, 0.6, 0.7, 0.8)
 FRESH = 1  # the seed of the items that the chosen layer is tested on again
@@ -42,7 +43,7 @@ class CompressionSpec(Spec):
     """`eps` bounds the mean KL to the backbone in nats per token; a layer may cost `tolerance` of the accuracy at most."""
 
     eps: Annotated[float, Range(3e-3, 0.1, log=True), Field(gt=0)] = 0.03
-    layers: tuple[int | float, ...] = Field(default=LAYERS, min_length=1)
+    layers: tuple[Layer, ...] = Field(default=LAYERS, min_length=1)
     method: Annotated[Literal["diffmean", "ces"], Choices(("diffmean", "ces"))] = "diffmean"
     pooling: Annotated[Literal["last", "mean_cot"], Choices(("last", "mean_cot"))] = "mean_cot"
     ces: CESSpec = CESSpec()
@@ -166,7 +167,8 @@ def signs(
     right = [[is_right(task, e, reply.text) for e, reply in zip(examples, side, strict=True)] for side in by_side]
     logs = [[math.log1p(count) for count in side] for side in tokens]
     clusters = [example.group for example in examples]
-    changes = [paired_change(logs[one], logs[other], clusters) for one, other in ((0, 2), (1, 0), (1, 2))]
+    drawn, sides_of = draws_groups(task, clusters), ((0, 2), (1, 0), (1, 2))
+    changes = [paired_change(logs[one], logs[other], clusters, drawn_clusters=drawn) for one, other in sides_of]
     across, to_minus, to_plus = ((change.mean, change.low, change.high) for change in changes)
     minus, off, plus = (sum(side) / n for side in tokens)
     worse, plain, better = (sum(side) / n for side in right)

@@ -18,6 +18,7 @@ from engine.profile import Profile
 from evaluation.elicited import Share
 from evaluation.statistics import PairedChange, paired_change, ratio
 from evaluation.task import Example, Task, is_right, reasoning_prompt
+from evaluation.tasks.generated import draws_groups
 
 HYBRID = "hybrid"
 CONTROLS = ("random categories", "random vectors", "random places", "bias only")
@@ -141,15 +142,22 @@ def hybrid(
         arms |= {name: routed(name, control) for name, control in zip(CONTROLS, controls, strict=True)}
     finally:
         engine.unload(_ADAPTED)
-    answers = _recovery("right answers", own.right, adapted.right, {name: arm.right for name, arm in arms.items()}, clusters)
-    nats = _recovery("nats per token", own.nats, adapted.nats, {name: arm.nats for name, arm in arms.items()}, clusters)
+    drawn = draws_groups(task, clusters)
+    rights, all_nats = ({name: arm.right for name, arm in arms.items()}, {name: arm.nats for name, arm in arms.items()})
+    answers = _recovery("right answers", own.right, adapted.right, rights, clusters, drawn)
+    nats = _recovery("nats per token", own.nats, adapted.nats, all_nats, clusters, drawn)
     return Hybrid(answers, nats, steered, engine.stats().forward_tokens - before)
 
 
 def _recovery(
-    unit: str, own: Sequence[float], adapted: Sequence[float], arms: Mapping[str, Sequence[float]], clusters: Sequence[str]
+    unit: str,
+    own: Sequence[float],
+    adapted: Sequence[float],
+    arms: Mapping[str, Sequence[float]],
+    clusters: Sequence[str],
+    drawn_clusters: bool,
 ) -> Recovery:
-    gain = paired_change(own, adapted, clusters)
+    gain = paired_change(own, adapted, clusters, drawn_clusters=drawn_clusters)
     if not gain.low > 0:
         return Recovery(unit, gain)
     shares = {

@@ -101,7 +101,7 @@ def make_pairs(
 def read_pairs(file: Path) -> Pairs:
     """A file of JSON lines with `prompt`, `verbose` and `concise`; `id` and `verbose_ends` may be left out."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # a text may hold other separators of lines
     except (OSError, UnicodeDecodeError) as error:
         raise UnreadableFile(f"Pairs are a file of JSON lines, but {file} cannot be read: {error}.") from error
     pairs = tuple(_pair(file, number, line) for number, line in enumerate(lines, start=1) if line.strip())
@@ -125,7 +125,9 @@ def _pair(file: Path, number: int, line: str) -> Pair:
         raise WrongRow(
             f"A pair has the texts prompt, verbose and concise, none empty, but line {number} of {file} has not. Add them there."
         )
-    return Pair(str(row.get("id", number)), prompt, verbose, concise, bool(row.get("verbose_ends", True)))
+    if not isinstance(ends := row.get("verbose_ends", True), bool):
+        raise WrongRow(f"verbose_ends of a pair is true or false, but line {number} of {file} says {ends!r}. Correct it.")
+    return Pair(str(row.get("id", number)), prompt, verbose, concise, ends)
 
 
 def _written(engine: Engine, backbone: Backbone, examples: Sequence[Example], also: str, max_new_tokens: int) -> list[Completion]:

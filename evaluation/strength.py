@@ -6,6 +6,7 @@ the whole vocabulary, and comes out hundreds of times too careful.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -90,15 +91,23 @@ class Divergence:
         return logits_TV.float().log_softmax(-1)
 
 
+def check_bound(eps: float) -> None:
+    """DataError for a bound of the KL that would bound nothing, or let nothing through."""
+    if not 0 < eps < math.inf:
+        raise DataError(f"A bound of the KL is a finite number of nats above 0, but got {eps:g}. 0.03 is a usual one.")
+
+
 def calibrated(divergence: Divergence, steering: Steering, eps: float) -> Strength:
     """By bisection. No gamma makes what is added longer than the median state: there a text falls apart whatever the KL is."""
-    if eps <= 0:
-        raise DataError(f"A bound of the KL is a number of nats above 0, but got {eps:g}. 0.03 is a usual one.")
+    check_bound(eps)
     steering = steering.at(1.0)
     assert steering.layer is not None
     length = float(steering.contribution().residual[steering.layer].norm())
-    if not length > 0:
-        raise DataError("A steering vector points somewhere, but this one is all zeros: its long and short chains are the same.")
+    if not 0 < length < math.inf:
+        raise DataError(
+            f"A steering vector points somewhere, but this one is {length:g} long: all zeros where its long and short chains are "
+            "the same, no number where a state overflows. Take other pairs, or another layer."
+        )
     median = float(divergence.hidden_norms(steering.layer).median())
     highest = median / length
     curve = {0.0: 0.0}

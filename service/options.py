@@ -26,6 +26,11 @@ def seconds(option: typer.CallbackParam, value: float | None) -> float | None:
     return checked_seconds(value, option.opts[0])
 
 
+def layer_of(value: float) -> int | float:
+    """A whole number is an index; any other a share of the depth, or none."""
+    return int(value) if value.is_integer() else value
+
+
 def numbers(names: str) -> tuple[int, ...]:
     """Whole numbers between commas."""
     try:

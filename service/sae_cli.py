@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from service.options import Home, Json
+from service.options import Home, Json, layer_of
 
 sae_app = typer.Typer(no_args_is_help=True, help="Sparse autoencoders of one layer: train, score and steer by their features.")
 
@@ -42,7 +42,7 @@ def train(
     from service.commands.sae import train as run
 
     harvest: dict[str, object] = {"tasks": task and tuple(task), "texts": text and tuple(text), "places": places}
-    harvest |= {"layer": int(layer) if layer is not None and (layer >= 1 or layer == 0) else layer}
+    harvest |= {"layer": None if layer is None else layer_of(layer)}
     fit: dict[str, object] = {"width": width, "k": k, "passes": passes, "batch_size": batch_size, "seed": seed}
     raise typer.Exit(run(out, harvest, fit, words, backbone, home, as_json))
 
@@ -75,7 +75,7 @@ def steer(
         str | None, typer.Option(help="The task that it is published for [default: the first whose chains it was trained on].")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Of the recipe in its manifest [default: TASK-feature].")] = None,
-    eps: Annotated[float, typer.Option(help="The mean KL to the backbone that its gate allows, nats a token.", min=1e-6)] = 0.03,
+    eps: Annotated[float, typer.Option(help="The mean KL to the backbone that its gate allows, nats a token.")] = 0.03,
     despite_gates: Annotated[bool, typer.Option("--despite-gates", help="Also where a gate is not passed.")] = False,
     backbone: Annotated[str | None, typer.Option(help="Backbone [default: the one it was trained on].")] = None,
     home: Home = None,

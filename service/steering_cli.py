@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from service.options import Json
+from service.options import Json, layer_of
 
 steering_app = typer.Typer()
 
@@ -52,7 +52,7 @@ def steer(
         "pooling": pooling,
     }
     spec |= {"eps": eps, "items": items, "tolerance": tolerance, "seed": seed}
-    spec |= {"layers": tuple(int(one) if one >= 1 or one == 0 else one for one in layer) if layer else None}
+    spec |= {"layers": tuple(map(layer_of, layer)) if layer else None}
     spec |= {key: str(file) if file else None for key, file in (("pairs", pairs), ("refusal_prompts", refusal_prompts))}
     run(task, out, name, backbone, spec, keep_pairs, as_json)
 
@@ -74,10 +74,15 @@ def export_gguf(
 def import_gguf(
     file: Annotated[Path, typer.Argument(help="A control vector of llama.cpp with one direction.")],
     out: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="Where the adapter goes; it must not be there yet.")],
+    domain: Annotated[
+        str | None, typer.Option(help="The task that it is published for [default: none, adapter files for evaluate alone].")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the recipe in its manifest [default: TASK-vector].")] = None,
+    eps: Annotated[float, typer.Option(help="The mean KL to the backbone that its gate allows, nats a token.")] = 0.03,
     backbone: Annotated[str, typer.Option(help="The backbone that it was made on.")] = "smollm2-135m-reasoner",
     as_json: Json = False,
 ) -> None:
-    """Read a control vector of llama.cpp as a steering adapter."""
+    """Read a control vector of llama.cpp as a steering adapter; with --domain, one to publish."""
     from service.commands.steer import import_gguf as run
 
-    run(file, out, backbone, as_json)
+    run(file, out, domain, name, eps, backbone, as_json)

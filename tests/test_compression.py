@@ -7,6 +7,7 @@ what the difference of means at the last layer points to is the opposite: both a
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,9 @@ def test_pairs_are_the_same_from_their_file(pairs: Pairs, tmp_path: Path) -> Non
     write_pairs(tmp_path / "pairs.jsonl", pairs.pairs)
     assert read_pairs(tmp_path / "pairs.jsonl").pairs == pairs.pairs
     assert read_pairs(tmp_path / "pairs.jsonl").digest() == pairs.digest()
+    parted = [replace(pair, verbose="one\u2028two\x85three\nfour") for pair in pairs.pairs]
+    write_pairs(tmp_path / "parted.jsonl", parted)
+    assert read_pairs(tmp_path / "parted.jsonl").pairs == tuple(parted)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +85,9 @@ def test_pairs_are_the_same_from_their_file(pairs: Pairs, tmp_path: Path) -> Non
         ("{", WrongRow, "Line 1 of .* must be a JSON object"),
         ('{"prompt": "a", "verbose": "b"}', WrongRow, "prompt, verbose and concise, none empty, but line 1"),
         ('{"prompt": "a", "verbose": " ", "concise": "c"}', WrongRow, "none empty, but line 1"),
+        ('{"prompt": "a", "verbose": "b", "concise": "c", "verbose_ends": "no"}', WrongRow, "true or false, but line 1"),
         ('{"prompt": "a", "verbose": "b", "concise": "c"}', DataError, "needs 4 pairs or more, but .* has 1"),
+        ("", DataError, "needs 4 pairs or more, but .* has 0"),
     ],
 )
 def test_a_file_that_holds_no_pairs_is_refused(tmp_path: Path, text: str, error: type[Exception], said: str) -> None:

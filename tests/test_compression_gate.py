@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,10 @@ def test_a_vector_that_breaks_its_own_bound_on_fresh_traces_is_not_gated(
     assert "KL" not in refused(engine, testbed, compression, with_bound(strong, 10.0))
     assert refused(engine, testbed, compression, with_bound(random_steering(testbed, 1, size=0.0), 1e-5)) == ""
     assert refused(engine, testbed, compression) == ""
+    # What overflows has no KL, which is not a KL within the bound.
+    assert "has nan on 16 fresh traces" in refused(
+        engine, testbed, compression, with_bound(random_steering(testbed, 1, size=math.inf), 10.0)
+    )
 
 
 def test_a_vector_towards_compliance_is_not_gated(engine: TorchEngine, testbed: Backbone, compression: Recipe) -> None:

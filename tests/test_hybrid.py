@@ -20,8 +20,12 @@ from engine.profile import Profile
 from engine.torch_engine import TorchEngine
 from evaluation.hybrid import HYBRID, Hybrid, greedy_texts, hybrid
 from evaluation.task import reasoning_prompt
-from evaluation.tasks import TASKS
+from evaluation.tasks import TASKS, task_named
+from registry.manifest import TrainingHashes, verify
+from registry.release import publish
+from registry.tracking import Tracking
 from tuning.categories import fit_categories
+from tuning.manifest import hashes_of
 from tuning.routing_fit import FittedRouting, RoutingFitSpec, fit_routing
 
 TASK, TOKENS = TASKS["alchemy"], 60
@@ -156,6 +160,11 @@ def test_the_command_tells_recovery_with_its_controls_and_keeps_a_profile_that_r
     kept = Profile.load(tmp_path / "kept")
     assert kept.routing is not None and kept.routing.num_categories == 2
     TorchEngine(backbone).load("kept", kept)
+    source, routed = verify(tmp_path / "one"), verify(tmp_path / "kept")
+    assert (routed.recipe, routed.profile) == (source.recipe, source.profile) and routed.derived["categories"] == 2
+    fitted_on = hashes_of(task_named("icd10-chapter").examples("search", 8))
+    assert TrainingHashes.read(tmp_path / "kept").rows == TrainingHashes.read(tmp_path / "one").rows | fitted_on.rows
+    assert publish(Tracking.at(tmp_path / "home").create(), "routed", tmp_path / "kept").version == 1
     assert ended((*asked, "--direct"), tmp_path, monkeypatch) == 0
     said = capsys.readouterr().out
     assert "recovered by hybrid" in said and "tokens steered: hybrid" in said

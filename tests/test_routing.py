@@ -22,6 +22,7 @@ from engine.decoding.budget import Budget
 from engine.decoding.intervention import CannotRun
 from engine.decoding.row_policy import refuse_unable
 from engine.engine import Completion, Continuation, EngineError, GenerationRequest
+from engine.oracle import Router
 from engine.profile import PROFILE, DecodingPolicy, Profile
 from engine.torch_engine import TorchEngine
 from evaluation.task import reasoning_prompt
@@ -232,6 +233,13 @@ def test_random_places_come_at_their_rate_and_random_categories_are_those_in_use
     norms = {round(float(shift_H.norm()), 3) for shift_H in drawn if shift_H is not None}
     assert norms == {2.0, 3.0} and all(shift_H is not None for shift_H in drawn)
     assert drawn_routing(reader).shift(mean_H, 1, 1, "") is None
+
+
+def test_texts_that_begin_alike_are_steered_at_random_places_of_their_own(reader: Backbone) -> None:
+    router = Router(drawn_routing(reader).at_random_places(0.3, 1), reader.decode)
+    mean_H, reply = torch.randn(reader.hidden_size), (5, 6, 7)
+    steered = [router.shift(mean_H, 1, 1, (prompt, *reply)) is not None for prompt in range(1000)]
+    assert sum(steered) == pytest.approx(300, abs=50)
 
 
 def test_a_sentence_ends_with_its_line_or_with_a_full_stop_and_a_space(backbone: Backbone) -> None:

@@ -79,6 +79,8 @@ def test_a_feature_becomes_a_steering_adapter_with_its_comparison(
         (("train", "new", *TRAIN, "--places", "100", "--k", "8"), "2048 places or more"),
         (("train", "new", *TRAIN[2:], "--task", "astrology"), "'astrology' is neither"),
         (("train", "new", *TRAIN, "--layer", "9"), "layers 0 to 3, but layer=9"),
+        (("train", "new", *TRAIN, "--layer", "2.5"), "or a share of the depth in (0, 1), but got 2.5"),
+        (("train", "new", *TRAIN, "--words", " ; "), "has none. Write 'so; because, since'"),
         (("train", "out", *TRAIN), "out is there already"),
         (("train", "nowhere/new", *TRAIN), "nowhere cannot be read or written"),
         (("score", "absent"), "absent is not whole"),
@@ -86,6 +88,7 @@ def test_a_feature_becomes_a_steering_adapter_with_its_comparison(
         (("steer", "out", "new", "--feature", "999", "--home", "home", "--despite-gates"), "features are 0 to 191, but 999"),
         (("steer", "out", "new", "--feature", "1", "--form", "sideways", "--despite-gates"), "Say column or clamp"),
         (("steer", "foreign", "new", "--backbone", str(TESTBED)), "was trained on backbone"),
+        (("steer", "out", "new", "--despite-gates", "--eps", "nan"), "a finite number of nats above 0, but got nan"),
     ],
     ids=lambda value: " ".join(value[:2]) + "…" if isinstance(value, tuple) else "",
 )

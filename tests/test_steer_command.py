@@ -6,17 +6,24 @@ import json
 from pathlib import Path
 
 import pytest
+from fitted import random_steering
 from small_releases import random_lora, write_release
 from test_cli import ended
 
 from adapters.backbone import TESTBED, Backbone
+from adapters.control_vector import export_control_vector
 from adapters.files import load_adapters
 from adapters.steering import Steering
+from engine.profile import Profile
+from engine.torch_engine import TorchEngine
 from evaluation.pairs import make_pairs, read_pairs, write_pairs
 from evaluation.tasks.alchemy import ALCHEMY
+from registry.errors import PromotionRefused
 from registry.manifest import verify
 from registry.release import publish
 from registry.tracking import Tracking
+from tuning.compression_gate import check_steering
+from tuning.gating import Subject
 from tuning.recipe import Recipe
 
 FIT = ("--backbone", str(TESTBED), "--concise", "answer", "--method", "ces", "--layer", "3", "--eps", "1.0", "--tolerance", "1")
@@ -32,8 +39,6 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def saved_pairs(tmp_path_factory: pytest.TempPathFactory, testbed: Backbone) -> Path:
     """Of one operation, whose chain can be left out."""
-    from engine.torch_engine import TorchEngine
-
     task = ALCHEMY.at_length(1)
     pairs = make_pairs(TorchEngine(testbed), testbed, task, task.examples("train", 16), concise="answer", max_new_tokens=40)
     file = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
@@ -65,9 +70,26 @@ def test_a_vector_is_fitted_published_and_exported(
     (back,) = load_adapters(folder / "back")
     difference = back.contribution().residual[3] - steering.contribution().residual[3]
     assert float(difference.abs().max()) < 1e-6
+    assert not (folder / "back" / "manifest.json").exists()
 
     assert ended(steer, folder, monkeypatch) == 2
     assert "out is there already" in capsys.readouterr().err
+
+
+def test_a_vector_from_llama_cpp_is_published_for_a_domain_under_a_bound(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, testbed: Backbone
+) -> None:
+    vector = random_steering(testbed, 2, size=1.0)
+    export_control_vector(folder / "c.gguf", (vector,), testbed)
+    asked = ("import-gguf", "c.gguf", "back", "--backbone", str(TESTBED), "--domain", "alchemy", "--eps", "1e-5")
+    assert ended(asked, folder, monkeypatch) == 0
+    assert publish(Tracking.at(folder / "home").create(), "strange", folder / "back").version == 1
+    subject = Subject("strange@1", folder / "back", manifest := verify(folder / "back"))
+    assert (subject.eps, subject.recipe.domain, manifest.derived["how"]) == (1e-5, "alchemy", "a control vector of llama.cpp")
+    assert "alchemy" not in subject.recipe.protected and manifest.data_digests == {}
+    with pytest.raises(PromotionRefused, match="keeps the KL that it was made under, 1e-05"):
+        found = Profile.load(subject.directory)
+        check_steering(found, subject.recipe, TorchEngine(testbed), testbed, ALCHEMY, subject.name, subject.eps)
 
 
 @pytest.mark.parametrize(
@@ -79,10 +101,14 @@ def test_a_vector_is_fitted_published_and_exported(
         (("steer", "alchemy", "out", "--pairs", "absent.jsonl", "--backbone", str(TESTBED)), "absent.jsonl cannot be read"),
         (("steer", "alchemy", "nowhere/out", "--backbone", str(TESTBED)), "nowhere cannot be read or written"),
         (("steer", "alchemy", "out", "--layer", "9", *FIT[:4], "--count", "8"), "layers 0 to 3, but layer=9"),
+        (("steer", "alchemy", "out", "--layer", "2.5"), "or a share of the depth in (0, 1), but got 2.5"),
+        (("steer", "alchemy", "out", "--layer=-1"), "an index from 0"),
         (("steer", "alchemy", "out", "--backbone", str(TESTBED), "--count", "8"), "0 of 8 examples of alchemy made one"),
         (("steer", "alchemy", "out", *FIT[:4], *FEW, "--layer", "1", "--eps", "0.003"), "at no layer is that so"),
         (("export-gguf", "absent", "c.gguf"), "absent is none"),
         (("import-gguf", "absent.gguf", "out", "--backbone", str(TESTBED)), "absent.gguf is not there"),
+        (("import-gguf", "absent.gguf", "out", "--domain", "astrology"), "'astrology' is neither"),
+        (("import-gguf", "absent.gguf", "out", "--eps", "nan"), "a finite number of nats above 0, but got nan"),
     ],
     ids=lambda value: " ".join(value[:3]) if isinstance(value, tuple) else "",
 )
@@ -101,8 +127,6 @@ def test_bad_input_leaves_nothing_behind(
 def test_a_lora_beside_a_vector_is_not_dropped_without_a_word(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], backbone: Backbone
 ) -> None:
-    from fitted import random_steering
-
     write_release(folder / "both", backbone, random_lora(backbone, 1), random_steering(backbone, 1))
     assert ended(("export-gguf", "both", "c.gguf"), folder, monkeypatch) == 2
     assert "also holds another adapter" in capsys.readouterr().err

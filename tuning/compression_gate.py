@@ -97,7 +97,7 @@ def _check_bound(steering: Steering, eps: float, engine: Engine, backbone: Backb
     traces = [Continuation(ids, done.token_ids) for ids, done in zip(prompts, written, strict=True)]
     read = score(Divergence(backbone, traces).by_trace(steering))
     shown = read.mean - (0.0 if math.isnan(read.stderr) else ONE_SIDED * read.stderr)
-    if shown > eps:
+    if not shown <= eps:  # no number is no proof
         raise PromotionRefused(
             f"A steering vector keeps the KL that it was made under, {eps:g} nats a token, but that of {subject} has "
             f"{read.mean:.3g} on {read.n} fresh traces (at least {shown:.3g} with 95 % confidence). Make it weaker."

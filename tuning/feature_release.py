@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from pydantic import JsonValue
 
 from adapters.backbone import Backbone
 from adapters.steering import Steering
-from adapters.whole_file import write_whole
+from adapters.whole_file import whole_directory, write_whole
 from engine.profile import Profile
 from evaluation.task import Example
 from registry.manifest import Manifest, file_digest
@@ -39,13 +38,6 @@ def write_feature(
     made: dict[str, JsonValue] = {"how": "a feature of a sparse autoencoder", "eps": eps}
     made |= {key: compared[key] for key in ("feature", "form", "strength", "layer")}
     made["sae_sha256"] = file_digest(saved / "sae_weights.safetensors")
-    part = directory.with_name(f".{directory.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        part.mkdir(parents=True)
+    with whole_directory(directory) as part:
         write_whole(part / COMPARED, json.dumps(compared, indent=2) + "\n")
-        written = complete(part, recipe, backbone, Profile((steering,)), 1.0, read, made)
-        part.rename(directory)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return written
+        return complete(part, recipe, backbone, Profile((steering,)), 1.0, read, made)

@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from adapters.backbone import Backbone
 from adapters.spec import Spec
-from adapters.steering import SteeringSpec
+from adapters.steering import Layer, SteeringSpec
 from engine.engine import Engine
 from evaluation.places import CHAIN, QUESTION, TEXT, Places, own_chains, read_places
 from evaluation.task import Example, Task, answer_line, question_text
@@ -38,7 +38,7 @@ class HarvestSpec(Spec):
     tasks: Annotated[tuple[str, ...], Field(min_length=1)] = tuple(FAMILIES)
     texts: tuple[str, ...] = ("icd10", "text")
     places: Annotated[int, Field(ge=1)] = 200_000
-    layer: int | float = 0.6
+    layer: Layer = 0.6
     question_share: Annotated[float, Field(ge=0, lt=1)] = 0.3
     text_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
     max_new_tokens: Annotated[int, Field(ge=2)] = 128

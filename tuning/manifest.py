@@ -40,7 +40,6 @@ def complete(
     """
     profile.save(directory)
     is_fitted = bool(profile.adapters) and made is None
-    fingerprints = Fingerprints.of(examples)
     return write_manifest(
         directory,
         backbone=BackboneIdentity(
@@ -55,12 +54,18 @@ def complete(
             "protected": list(recipe.protected),
             "definitions": {name: definition(task_named(name)) for name in (recipe.domain, *recipe.protected)},
         },
-        data_digests={"train": data_digest(examples)} if profile.adapters else {},
+        data_digests={"train": data_digest(examples)} if examples else {},
         lock_digest=installed_digest(),
         seeds=_seeds(recipe) if is_fitted else {},
-        training=TrainingHashes(frozenset(map(_hex, fingerprints.rows)), frozenset(map(_hex, fingerprints.ngrams))),
+        training=hashes_of(examples),
         derived={} if is_fitted else made or {"how": "a decoding policy alone"},
     )
+
+
+def hashes_of(examples: Sequence[Example]) -> TrainingHashes:
+    """What is stored of the examples that something was fitted on."""
+    fingerprints = Fingerprints.of(examples)
+    return TrainingHashes(frozenset(map(_hex, fingerprints.rows)), frozenset(map(_hex, fingerprints.ngrams)))
 
 
 def fingerprints_of(hashes: TrainingHashes) -> Fingerprints:

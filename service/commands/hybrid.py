@@ -33,10 +33,13 @@ def hybrid(
     from evaluation.hybrid import greedy_texts
     from evaluation.hybrid import hybrid as read
     from evaluation.task import direct_prompt, reasoning_prompt
+    from tuning.routed_release import write_routed
     from tuning.routing_fit import RoutingFitSpec, fit_routing
 
-    if keep is not None and keep.exists():
-        raise RegistryError(f"A profile goes into a new directory, but {keep} is there. Give another, or remove it.")
+    if keep is not None:
+        if keep.exists():
+            raise RegistryError(f"A profile goes into a new directory, but {keep} is there. Give another, or remove it.")
+        keep.absolute().parent.stat()  # a folder that is not there is told before anything is read
     subject = load_subject(named, domain, backbone_name, home, tracking_uri)
     prompt, spec = direct_prompt if direct else reasoning_prompt, RoutingFitSpec(num_categories=categories)
     fitted_on, judged_on = (subject.domain.examples(split, items) for split in ("search", "select"))
@@ -57,8 +60,10 @@ def hybrid(
             prompt,
             max_tokens,
         )
+    kept = None
     if keep is not None:
-        replace(subject.profile, routing=fitted.routing).save(keep)
+        routed = replace(subject.profile, routing=fitted.routing)
+        kept = write_routed(keep, routed, named, subject.directory, subject.manifest, fitted_on)
     if as_json:
         told = {"subject": named, "backbone": subject.backbone.name, "task": subject.domain.name}
         print(json.dumps({**told, "fit": _as_dict(fitted), "fit_of_bias": _as_dict(bias), **found.as_dict()}))
@@ -72,6 +77,9 @@ def hybrid(
     for recovery in (found.answers, found.texts):
         _show(recovery)
     print("tokens steered: " + ", ".join(f"{name} {share:.0%}" for name, share in found.steered.items()))
+    if keep is not None:
+        said = f"next: graftline publish {keep}" if kept else f"not to be published, since {named} has no manifest"
+        print(f"wrote {keep}; {said}")
 
 
 def _show(recovery: Recovery) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -37,6 +36,7 @@ def train(
 ) -> int:
     """0 where every gate is passed, else 1; the autoencoder is written either way, with its gates."""
     from adapters.backbone import Backbone
+    from adapters.whole_file import whole_directory
     from engine.torch_engine import TorchEngine
     from evaluation.tasks import task_named
     from tuning.harvest import HarvestSpec
@@ -53,13 +53,8 @@ def train(
     engine = TorchEngine(backbone, max_rows=64, precision="bfloat16")
     study = SAEStudy(engine, backbone, harvest_spec, fit_spec, home_directory(home), groups, Pace())
     sae, gates = study.gated()
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
+    with whole_directory(out) as part:
         sae.save(part)
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     if as_json:
         told = {"directory": str(out), "backbone": backbone.name, "layer": sae.record.layer, "features": sae.num_features}
         print(json.dumps(told | {"k": sae.k, "places": study.places.counts(), "gates": gates.as_dict()}))
@@ -110,12 +105,14 @@ def steer(
     """The adapter is written with what was compared beside it, whatever that says; of its KL the gate decides."""
     from evaluation.feature_steering import compared
     from evaluation.reason_score import difference_of_means
+    from evaluation.strength import check_bound
     from tuning.feature_release import write_feature
     from tuning.guarded import guarded
     from tuning.harvest import examples_read
     from tuning.sae_study import items_of
 
     _refuse_existing(out)
+    check_bound(eps)
     sae, backbone, engine = _loaded(saved, backbone_name)
     _refuse_ungated(sae, saved, despite_gates)
     harvest = _harvest(sae)
@@ -126,7 +123,7 @@ def steer(
     places = _places(sae, backbone, engine, home)
     scored = _scored(sae, backbone, places, words)
     if feature is None:
-        feature = scored.top(1)[0]
+        feature = _best(scored)
     steering = sae.steering(backbone, feature, form, strength)
     means_H = difference_of_means(places, scored.marks.near_N)
     items, limit = items_of(harvest, "search", num_items), harvest.max_new_tokens
@@ -137,6 +134,14 @@ def steer(
         print(json.dumps({"directory": str(out), "backbone": backbone.name, "domain": recipe.domain, "eps": eps, **told}))
     else:
         _show(found, form, out, eps)
+
+
+def _best(scored: ReasonScore) -> int:
+    from evaluation.errors import DataError
+
+    for feature in scored.top(1):
+        return feature
+    raise DataError("No feature is more active at the words than elsewhere. Name one (--feature), or other words (--words).")
 
 
 def _show(found: Compared, form: str, out: Path, eps: float) -> None:
@@ -199,11 +204,14 @@ def _scored(sae: SAE, backbone: Backbone, places: Places, words: str | None) -> 
 
 
 def _groups(words: str | None) -> list[tuple[str, ...]]:
+    from evaluation.errors import DataError
     from evaluation.reason_score import WORDS
 
     if words is None:
         return list(WORDS)
     groups = [tuple(form.strip() for form in group.split(",") if form.strip()) for group in words.split(";")]
+    if not any(groups):
+        raise DataError(f"Words come in groups of one form or more, but {words!r} has none. Write 'so; because, since'.")
     return [group for group in groups if group]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,8 @@ from rich.table import Table
 from service.pace import Pace
 
 if TYPE_CHECKING:
+    from pydantic import JsonValue
+
     from adapters.steering import Steering
     from adapters.steering_record import SteeringRecord
     from evaluation.pairs import Pairs
@@ -28,8 +29,9 @@ def steer(
     keep_pairs: Path | None,
     as_json: bool,
 ) -> None:
-    """`method` are the fields of the method `compression` that were given. Nothing is written unless a vector is found."""
+    """`method` are the fields of the method `compression` that were given. No adapter is written unless a vector is found."""
     from adapters.backbone import Backbone
+    from adapters.whole_file import whole_directory
     from engine.profile import Profile
     from engine.torch_engine import TorchEngine
     from evaluation.tasks import task_named
@@ -55,14 +57,9 @@ def steer(
         write_pairs(keep_pairs, pairs.pairs)
     steering = compression.compressed(engine, backbone, pairs, task, pace)
     assert steering.record is not None
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        seen = [pair.as_example() for pair in pairs.pairs] if recipe.method.pairs is not None else examples
+    seen = [pair.as_example() for pair in pairs.pairs] if recipe.method.pairs is not None else examples
+    with whole_directory(out) as part:
         complete(part, recipe, backbone, Profile((steering,)), 1.0, seen)
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     if as_json:
         print(json.dumps(_told(out, recipe, steering, pairs)))
     else:
@@ -100,13 +97,23 @@ def export_gguf(directory: Path, file: Path, backbone_name: str | None, as_json:
         print(f"wrote {file} (layer {layers[0]}); run it with: llama-cli -m MODEL.gguf --control-vector {file}")
 
 
-def import_gguf(file: Path, out: Path, backbone_name: str, as_json: bool) -> None:
+def import_gguf(
+    file: Path, out: Path, domain: str | None, name: str | None, eps: float, backbone_name: str, as_json: bool
+) -> None:
+    """With a domain, a directory that can be published for it; without one, adapter files alone."""
     from adapters.backbone import Backbone
     from adapters.control_vector import import_control_vector
     from adapters.errors import RefusedAdapter
+    from adapters.whole_file import whole_directory
     from engine.profile import Profile
+    from evaluation.strength import check_bound
+    from registry.manifest import file_digest
+    from tuning.guarded import guarded
+    from tuning.manifest import complete
 
     _refuse_existing(out)
+    check_bound(eps)
+    recipe = None if domain is None else guarded(name or f"{Path(domain).stem}-vector", backbone_name, domain)
     backbone = Backbone.load(backbone_name)
     found = import_control_vector(file, backbone)
     if len(found) > 1:
@@ -114,11 +121,18 @@ def import_gguf(file: Path, out: Path, backbone_name: str, as_json: bool) -> Non
         raise RefusedAdapter(
             f"A profile has one steering vector, but {file} steers layers {layers}. Take a file with a single direction."
         )
-    Profile(found).save(out)
+    with whole_directory(out) as part:
+        if recipe is None:
+            Profile(found).save(part)
+        else:
+            made: dict[str, JsonValue] = {"how": "a control vector of llama.cpp", "eps": eps, "gguf_sha256": file_digest(file)}
+            complete(part, recipe, backbone, Profile(found), 1.0, (), made)
     if as_json:
-        print(json.dumps({"directory": str(out), "backbone": backbone.name, "layer": found[0].layer}))
+        told = {"directory": str(out), "backbone": backbone.name, "layer": found[0].layer}
+        print(json.dumps(told | ({} if recipe is None else {"domain": recipe.domain, "eps": eps})))
     else:
-        print(f"wrote {out} (layer {found[0].layer} of {backbone.name}); measure it with: graftline evaluate {out}")
+        print(f"wrote {out} (layer {found[0].layer} of {backbone.name}); next: graftline evaluate {out}", end="")
+        print("; to publish it, import it with --domain" if recipe is None else f", or graftline publish {out}")
 
 
 def _fitted_on(directory: Path) -> str:

@@ -36,6 +36,8 @@ class Subject:
     cache: BaseCache  # of the backbone's readings
     adapted_cache: BaseCache
     home: Path
+    directory: Path
+    manifest: Manifest | None  # None: plain adapter files
     precision: Precision = "float32"
 
     def measurable(self, *also: str) -> tuple[list[Task], dict[str, str]]:
@@ -96,6 +98,8 @@ def load_subject(
         BaseCache(place / "cache" / "base", computed),
         BaseCache(place / "cache" / "adapted", computed, directory_digest(directory)),
         place,
+        directory,
+        manifest,
         precision,
     )
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from adapters.backbone import Backbone
 from adapters.ces import CESSpec
 from adapters.spec import Choices, Range
-from adapters.steering import Steering
+from adapters.steering import Layer, Steering
 from engine.engine import Engine
 from engine.torch_engine import TorchEngine
 from evaluation.compression import LAYERS, CompressionSpec, OnProgress, compress
@@ -39,7 +39,7 @@ class CompressionMethodSpec(MethodSpec):
     eps: Annotated[float, Range(3e-3, 0.1, log=True), Field(gt=0)] = 0.03
     vector: Annotated[Literal["diffmean", "ces"], Choices(("diffmean", "ces"))] = "diffmean"
     pooling: Annotated[Literal["last", "mean_cot"], Choices(("last", "mean_cot"))] = "mean_cot"
-    layers: tuple[int | float, ...] = Field(default=LAYERS, min_length=1)
+    layers: tuple[Layer, ...] = Field(default=LAYERS, min_length=1)
     rate: Annotated[float, Range(0.01, 0.2, log=True), Field(gt=0)] = 0.04
     kl_weight: float = Field(default=20.0, ge=0)
     verbose: Verbose = "own"
