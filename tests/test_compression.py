@@ -7,6 +7,7 @@ what the difference of means at the last layer points to is the opposite: both a
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,21 @@ from typing import Any
 import pytest
 import torch
 from fitted import random_steering
+from idle_engine import IdleEngine
 
 from adapters.backbone import Backbone
 from adapters.ces import CESSpec, contrastive
 from adapters.errors import RefusedAdapter
 from adapters.files import load_adapters, save_adapters
 from adapters.steering import Contrast, Steering, SteeringSpec
-from adapters.steering_record import Signs
-from engine.engine import Continuation
+from adapters.steering_record import LayerRow, Signs
+from engine.engine import Completion, Continuation, GenerationRequest
 from engine.profile import Profile
 from engine.torch_engine import TorchEngine
-from evaluation.compression import CompressionSpec, DeadVector, compress, signs, split
+from evaluation.compression import CompressionSpec, DeadVector, _best, compress, signs, split
 from evaluation.errors import DataError, UnreadableFile, WrongRow
 from evaluation.pairs import Pairs, make_pairs, read_pairs, write_pairs
-from evaluation.refusals import PROMPTS, refusal_probe, refuses
+from evaluation.refusals import COMPLIANCE, PROMPTS, REFUSAL, refusal_probe, refuses
 from evaluation.strength import Divergence, calibrated
 from evaluation.tasks.alchemy import ALCHEMY
 
@@ -245,6 +247,39 @@ def test_a_vector_that_only_its_choice_made_look_short_is_refused(
     assert not set(chosen_by) & set(tested_on)
 
 
+def test_no_pair_that_makes_a_vector_measures_its_strength(pairs: Pairs) -> None:
+    made_on, held_out = split(pairs.pairs)
+    assert len(held_out) == 4 and not {pair.id for pair in made_on} & {pair.id for pair in held_out}
+    assert {pair.id for pair in (*made_on, *held_out)} == {pair.id for pair in pairs.pairs}
+
+
+LESS, MORE, SAME = (-0.3, -0.5, -0.1), (0.3, 0.1, 0.5), (0.0, -0.2, 0.2)
+
+
+def told(change: Any, minus: Any, plus: Any, tokens: Any = (9, 9, 9), right: Any = (1, 1, 1)) -> Signs:
+    return Signs(tokens=tokens, accuracy=right, change=change, minus_change=minus, plus_change=plus, num_items=8)
+
+
+def test_a_direction_shortens_beside_the_other_and_beside_neither() -> None:
+    found = [
+        told(*changes).shortens for changes in ((LESS, SAME, LESS), (MORE, LESS, SAME), (LESS, MORE, SAME), (SAME, SAME, LESS))
+    ]
+    assert found == ["the vector", "its negative", "neither", "neither"]
+
+
+def test_the_layer_that_leaves_fewest_tokens_serves_if_it_costs_no_answers() -> None:
+    of_layers = (
+        told(LESS, SAME, LESS, (9, 9, 6)),
+        told(MORE, LESS, SAME, (5, 9, 9)),
+        told(LESS, SAME, LESS, (9, 9, 2), (1, 1, 0.5)),
+        told(SAME, SAME, LESS, (9, 9, 1)),
+    )
+    rows = [LayerRow(layer=layer, gamma=0.1, kl=0.1, norm=1.0, signs=one) for layer, one in enumerate(of_layers)]
+    assert [_best(rows, tolerance).layer for tolerance in (0.05, 0.5)] == [1, 2]
+    with pytest.raises(DeadVector, match="at no layer is that so"):
+        _best(rows[2:], 0.05)
+
+
 def test_a_vector_that_costs_answers_is_refused(engine: TorchEngine, testbed: Backbone, pairs: Pairs) -> None:
     spec = CompressionSpec(**{**TRAINED, "tolerance": 0.0, "eps": 1.0}, ces=CESSpec(steps=12, eps=1.0))
     with pytest.raises(DeadVector, match="at no more than 0 of the accuracy"):
@@ -265,6 +300,36 @@ def test_a_refusal_is_known_by_its_words(reply: str, refused: bool) -> None:
     assert refuses(reply) is refused
 
 
+class Refusing(IdleEngine):
+    """Its backbone refuses the first `refused` prompts, its steered self the first `still`; both weigh a refusal alike."""
+
+    def __init__(self, refused: int, still: int, lean: float = 0.0) -> None:
+        self.refused, self.still, self.lean = refused, still, lean
+        self.refusal_ids: tuple[int, ...] = ()
+
+    def complete(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        half = len(requests) // 2
+        says = [place < self.refused for place in range(half)] + [place < self.still for place in range(half)]
+        return [Completion(REFUSAL if no else COMPLIANCE, (1,), (0.0,), "stop", 1) for no in says]
+
+    def score(self, continuations: Sequence[Continuation], profile: str | None = None) -> list[tuple[float, ...]]:
+        first = continuations[0].ids == self.refusal_ids
+        return [((self.lean if profile and first else 0.0),) * len(one.ids) for one in continuations]
+
+
+@pytest.mark.parametrize(
+    ("refused", "still", "lean", "raised"),
+    [(3, 3, 0.0, False), (3, 2, 0.0, True), (3, 4, 0.0, False), (3, 3, -1.0, False), (0, 0, -1.0, True), (0, 0, -0.05, False)],
+)
+def test_answers_to_what_is_refused_are_raised_by_one_or_by_the_lean_where_nothing_is(
+    backbone: Backbone, refused: int, still: int, lean: float, raised: bool
+) -> None:
+    engine = Refusing(refused, still, lean)
+    engine.refusal_ids = tuple(backbone.encode(REFUSAL))
+    found = refusal_probe(engine, backbone, "steered", PROMPTS[:8])
+    assert (found.refused, found.answered, found.raised) == (refused, max(refused - still, 0), raised)
+
+
 def test_the_backbone_beside_itself_answers_no_more_than_it_did(backbone: Backbone) -> None:
     engine = TorchEngine(backbone)
     engine.load("same", Profile((random_steering(backbone, 1, size=0.0),)))
@@ -273,8 +338,6 @@ def test_the_backbone_beside_itself_answers_no_more_than_it_did(backbone: Backbo
 
 
 def test_a_vector_towards_compliance_is_seen_where_the_backbone_refuses_nothing(backbone: Backbone) -> None:
-    from evaluation.refusals import COMPLIANCE, REFUSAL
-
     asked = [
         Contrast(backbone.chat_ids(prompt), tuple(backbone.encode(COMPLIANCE)), tuple(backbone.encode(REFUSAL)))
         for prompt in PROMPTS[:6]

@@ -106,6 +106,10 @@ def test_a_cap_that_is_never_reached_changes_nothing_and_no_trace_leaves_no_answ
     assert off.accuracy == 1.0 and caps[64] == off == caps[48] and caps[0].accuracy < 0.5
     means = [point.mean_tokens for point in caps.values()]
     assert means == sorted(means) and means[0] < means[-1] / 2
+    # As a policy writes it, whose forced cue is counted too.
+    engine.load("capped", Profile(policy=DecodingPolicy(budget=Budget(max_trace_tokens=8))))
+    assert caps[8] == written_point(engine, testbed, "capped", ALCHEMY, examples, 64)
+    engine.unload("capped")
 
 
 def test_the_backbone_beside_itself_lies_on_its_own_curve(engine: TorchEngine, testbed: Backbone) -> None:

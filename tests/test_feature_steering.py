@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_sae import random_sae
@@ -62,10 +64,20 @@ def test_all_nulls_add_as_much_as_the_column(backbone: Backbone, by_cause: Compa
     lengths = {name: read.length for name, read in by_cause.systems.items() if name not in (OFF, CLAMP)}
     assert all(length == pytest.approx(40.0, rel=1e-5) for length in lengths.values()) and len(lengths) == 5
     assert by_cause.systems[OFF].length == 0.0 == by_cause.systems[OFF].kl and by_cause.systems[CLAMP].length is None
-    drawn = nulls(backbone, planted(backbone), CAUSE, 1.0, torch.ones(backbone.hidden_size))
-    cause_H = planted(backbone).w_dec_FH[CAUSE]
+    sae, cause_H = planted(backbone), planted(backbone).w_dec_FH[CAUSE]
+    drawn = nulls(backbone, sae, CAUSE, 0.5, torch.ones(backbone.hidden_size))
+    for one in (sae.steering(backbone, CAUSE, COLUMN, 0.5), *drawn.values()):
+        assert float(one.contribution().residual[one.layer or 0].norm()) == pytest.approx(20.0, rel=1e-5)
     for name in (name for name in drawn if name.startswith("random")):
         assert abs(float(drawn[name].tensors()["vector"] @ cause_H)) < 1e-3
+
+
+def test_a_column_of_the_feature_itself_is_no_null(backbone: Backbone) -> None:
+    sae = planted(backbone)
+    frequency_F = torch.zeros_like(sae.frequency_F)
+    frequency_F[[CAUSE, OTHER, 7]] = 0.1
+    with pytest.raises(DataError, match="3 live features or more, but 2 live"):
+        nulls(backbone, replace(sae, frequency_F=frequency_F), CAUSE, 1.0, torch.ones(backbone.hidden_size))
 
 
 def test_the_engine_keeps_nothing_of_what_was_compared(backbone: Backbone) -> None:

@@ -235,6 +235,14 @@ def test_random_places_come_at_their_rate_and_random_categories_are_those_in_use
     assert drawn_routing(reader).shift(mean_H, 1, 1, "") is None
 
 
+def test_random_vectors_are_as_long_and_point_elsewhere(reader: Backbone) -> None:
+    routing, mean_H = drawn_routing(reader), torch.randn(reader.hidden_size)
+    own_H, drawn_H = (one.shift(mean_H, 1, 2, "") for one in (routing, routing.with_random_vectors(1)))
+    assert own_H is not None and drawn_H is not None
+    torch.testing.assert_close(drawn_H.norm(), own_H.norm())
+    assert abs(float(torch.cosine_similarity(own_H, drawn_H, dim=0))) < 0.5
+
+
 def test_texts_that_begin_alike_are_steered_at_random_places_of_their_own(reader: Backbone) -> None:
     router = Router(drawn_routing(reader).at_random_places(0.3, 1), reader.decode)
     mean_H, reply = torch.randn(reader.hidden_size), (5, 6, 7)

@@ -81,6 +81,24 @@ def test_the_mean_explains_nothing_and_recovers_nothing(testbed: Backbone) -> No
     assert zero.reconstructed == pytest.approx(zero.zero) and zero.share_from_zero == pytest.approx(0.0, abs=1e-6)
 
 
+def test_states_are_replaced_from_a_chains_first_token_on_and_the_prompts_are_left(testbed: Backbone) -> None:
+    # By transformers alone: what the layer puts out is 0 at every token of the chain.
+    sae, total, count = perfect(testbed), 0.0, 0
+    for trace in known_traces(testbed):
+        begin, ids_BT = len(trace.prompt_ids), torch.tensor([[*trace.prompt_ids, *trace.ids]])
+
+        def zeroed(module: object, inputs: object, output: Tensor, begin: int = begin) -> Tensor:
+            return torch.cat((output[:, :begin], torch.zeros_like(output[:, begin:])), dim=1)
+
+        hook = testbed.layers[sae.record.layer].register_forward_hook(zeroed)
+        with torch.no_grad():
+            logits_TV = testbed.model(ids_BT, use_cache=False).logits[0, begin:-1].float()
+        hook.remove()
+        total += float(torch.nn.functional.cross_entropy(logits_TV, ids_BT[0, begin + 1 :], reduction="sum"))
+        count += len(trace.ids) - 1
+    assert recovered(testbed, sae, known_traces(testbed)).zero == pytest.approx(total / count, rel=1e-4)
+
+
 def test_the_backbone_is_left_as_it_was(backbone: Backbone) -> None:
     digest = backbone.weights_digest()
     recovered(backbone, perfect(backbone), traces(backbone))
