@@ -90,6 +90,12 @@ def nulls(backbone: Backbone, sae: SAE, feature: int, strength: float, means_H: 
     return {name: Steering.of(spec, backbone, length * vector_H) for name, vector_H in made.items()}
 
 
+def check_strength(strength: float) -> None:
+    """DataError for what there is nothing to compare at."""
+    if not 0 < strength < math.inf:
+        raise DataError(f"A feature is compared at a finite strength above 0, but got {strength:g}. 1 is its largest activation.")
+
+
 def compared(
     engine: Engine,
     backbone: Backbone,
@@ -102,8 +108,7 @@ def compared(
     max_new_tokens: int,
 ) -> Compared:
     """Greedy replies to the same questions under each system."""
-    if strength <= 0:
-        raise DataError(f"A feature is compared at a strength above 0, but got {strength:g}. 1 is its largest activation.")
+    check_strength(strength)
     systems: dict[str, Steering | None] = {OFF: None}
     systems |= {form: sae.steering(backbone, feature, form, strength) for form in (COLUMN, CLAMP)}
     systems |= nulls(backbone, sae, feature, strength, means_H)

@@ -86,7 +86,7 @@ def test_the_engine_keeps_nothing_of_what_was_compared(backbone: Backbone) -> No
     assert engine.loaded == ()
 
 
-@pytest.mark.parametrize("strength", [0.0, -1.0])
+@pytest.mark.parametrize("strength", [0.0, -1.0, float("nan")])
 def test_nothing_is_compared_at_no_strength(backbone: Backbone, strength: float) -> None:
-    with pytest.raises(DataError, match="a strength above 0"):
+    with pytest.raises(DataError, match="a finite strength above 0"):
         compared(TorchEngine(backbone), backbone, planted(backbone), CAUSE, strength, torch.ones(32), (WORD,), ITEMS, 4)

@@ -148,6 +148,15 @@ def test_more_categories_than_sentences_are_refused() -> None:
         fit_categories(torch.randn(5, 8), 4)
 
 
+def test_an_adapter_that_writes_what_the_backbone_writes_is_told_in_a_sentence(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_release(tmp_path / "same", backbone, random_lora(backbone, 1, size=0.0), domain="icd10-chapter", protected=["grammar"])
+    asked = ("hybrid", "same", "--home", "home", "--items", "8", "--max-tokens", "4", "--keep", "kept")
+    assert ended(asked, tmp_path, monkeypatch) == 2
+    assert "0 of 8 texts have such a place" in capsys.readouterr().err and not (tmp_path / "kept").exists()
+
+
 def test_the_command_tells_recovery_with_its_controls_and_keeps_a_profile_that_runs(
     backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

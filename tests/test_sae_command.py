@@ -88,6 +88,7 @@ def test_a_feature_becomes_a_steering_adapter_with_its_comparison(
         (("steer", "out", "new", "--feature", "999", "--home", "home", "--despite-gates"), "features are 0 to 191, but 999"),
         (("steer", "out", "new", "--feature", "1", "--form", "sideways", "--despite-gates"), "Say column or clamp"),
         (("steer", "foreign", "new", "--backbone", str(TESTBED)), "was trained on backbone"),
+        (("steer", "absent", "new", "--strength", "0"), "a finite strength above 0, but got 0"),
         (("steer", "out", "new", "--despite-gates", "--eps", "nan"), "a finite number of nats above 0, but got nan"),
     ],
     ids=lambda value: " ".join(value[:2]) + "…" if isinstance(value, tuple) else "",

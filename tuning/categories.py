@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from evaluation.errors import DataError
+
 # Legend: N states, H hidden, K categories
 
 _STEPS, _RATE = 300, 1e-2
@@ -27,7 +29,7 @@ def fit_categories(states_NH: Tensor, count: int, seed: int = 0) -> Encoder:
     if count == 1:
         return Encoder(torch.zeros(1, width), torch.zeros(1), 0.0)
     if len(states_NH) < 2 * count:
-        raise ValueError(
+        raise DataError(
             f"Categories are fitted on two sentences each or more, but got {len(states_NH)} for {count}. Take more items "
             "or fewer categories."
         )

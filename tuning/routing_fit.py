@@ -27,6 +27,7 @@ from engine.engine import Continuation
 from engine.inspect import Inspector
 from engine.peek import CleanKeys, peek, read_text
 from engine.twin import Twin
+from evaluation.errors import DataError
 from tuning.categories import Encoder, fit_categories
 
 # Legend: P places, H hidden, K categories, S sentences
@@ -87,7 +88,7 @@ class _Text:
 def fit_routing(
     engine: Inspector, backbone: Backbone, profile: str, texts: Sequence[Continuation], spec: RoutingFitSpec
 ) -> FittedRouting:
-    """`texts` are greedy replies of the profile. ValueError where the two models differ nowhere on them."""
+    """`texts` are greedy replies of the profile. DataError where the two models differ nowhere on them."""
     num_layers = len(backbone.layers)
     layer, read_layer = (SteeringSpec(layer=one).index(num_layers) for one in (spec.layer, spec.read_layer))
     twin = Twin(backbone)
@@ -135,7 +136,7 @@ def _parted(texts: Sequence[_Text]) -> tuple[list[_Text], list[_Text]]:
     taught = [text for index, text in enumerate(differing) if index % _HOLD_OUT]
     told = differing[::_HOLD_OUT]
     if not taught:
-        raise ValueError(
+        raise DataError(
             f"A routing is fitted where the adapter writes another token than the backbone would, but {len(differing)} of "
             f"{len(texts)} texts have such a place and two are needed. Take more items, or an adapter that "
             "changes what is written."

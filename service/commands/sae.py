@@ -103,7 +103,7 @@ def steer(
     as_json: bool,
 ) -> None:
     """The adapter is written with what was compared beside it, whatever that says; of its KL the gate decides."""
-    from evaluation.feature_steering import compared
+    from evaluation.feature_steering import check_strength, compared
     from evaluation.reason_score import difference_of_means
     from evaluation.strength import check_bound
     from tuning.feature_release import write_feature
@@ -113,6 +113,7 @@ def steer(
 
     _refuse_existing(out)
     check_bound(eps)
+    check_strength(strength)
     sae, backbone, engine = _loaded(saved, backbone_name)
     _refuse_ungated(sae, saved, despite_gates)
     harvest = _harvest(sae)
