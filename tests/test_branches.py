@@ -20,6 +20,7 @@ from engine.torch_engine import TorchEngine
 from evaluation.task import comparable, direct_prompt
 from evaluation.tasks import TASKS
 from service.branching import Branching
+from service.writing import together
 
 DECODED = Decoded(
     (
@@ -59,6 +60,12 @@ def test_the_vote_decides_which_branch_is_sent() -> None:
     assert Branches(vote="best").winner(DECODED, comparable) == DECODED.branches[3]
     # One bin: that of two and three lines, where both say 7.
     assert Branches(vote="length", num_bins=1).winner(DECODED, comparable) == DECODED.branches[1]
+
+
+def test_many_unsure_branches_outvote_a_sure_one_by_majority_and_not_by_margin() -> None:
+    split = Decoded((Branch("", "1", 0.9), Branch("", "2", 0.3), Branch("", "2", 0.2)))
+    assert Branches(vote="majority").winner(split, comparable) == split.branches[1]
+    assert Branches(vote="margin").winner(split, comparable) == split.branches[0]
 
 
 def test_without_an_answer_the_greedy_branch_is_sent() -> None:
@@ -106,6 +113,13 @@ def test_sampled_branches_are_others_and_the_same_again_under_a_seed(backbone: B
     engine.close()
 
 
+def test_the_answers_of_sampled_branches_are_greedy(engine: TorchEngine, request_: GenerationRequest) -> None:
+    rounds = CoTDecoding(3, 15, temperature=1.0).rounds(engine.backbone, [replace(request_, temperature=0.7)])
+    traces = next(rounds)
+    assert [asked.temperature for asked in traces] == [1.0] * 3
+    assert [asked.temperature for asked in rounds.send(engine.complete(traces))] == [0.0] * 3
+
+
 def test_a_reply_whose_answer_was_cut_ends_by_length(engine: TorchEngine, request_: GenerationRequest) -> None:
     asked = Branches(num_branches=2, max_trace_tokens=8, max_answer_tokens=1)
     deltas = read(Branching.of(engine.generate, engine.backbone, asked, DecodingPolicy(), 60).generate(request_))
@@ -127,6 +141,30 @@ def test_a_reader_that_leaves_frees_the_rows_of_all_branches(engine: TorchEngine
         raise AssertionError(engine.stats())
 
     asyncio.run(leave())
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_rows_that_were_asked_together_end_with_the_first_that_fails_or_with_their_reader(fails: bool) -> None:
+    async def rows(request: GenerationRequest) -> AsyncIterator[Delta]:
+        try:
+            yield Delta("", 1, -1.0)
+            if fails and request.seed == 1:
+                raise EngineError("broken")
+            await asyncio.Event().wait()
+        finally:
+            closed.append(request.seed)
+
+    async def left() -> None:
+        reading = asyncio.create_task(together(rows, [GenerationRequest((1,), seed=seed) for seed in range(3)]))
+        await asyncio.sleep(0.01)
+        reading.cancel()
+        (ended,) = await asyncio.gather(reading, return_exceptions=True)
+        assert isinstance(ended, EngineError if fails else asyncio.CancelledError)
+        await asyncio.sleep(0.01)
+        assert sorted(closed) == [0, 1, 2]
+
+    closed: list[int | None] = []
+    asyncio.run(left())
 
 
 def test_a_stream_without_an_end_is_no_completion() -> None:

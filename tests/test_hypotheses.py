@@ -49,6 +49,8 @@ def test_a_set_collapses_below_half_of_its_effective_size_and_is_drawn_by_its_we
     collapsed = THREE.weighed([0.9, 0.05, 0.05])
     assert THREE.effective_size == pytest.approx(3) and not THREE.has_collapsed
     assert collapsed.effective_size < 1.5 and collapsed.has_collapsed
+    half = Hypotheses(("a", "b", "c", "d"), (0.5, 0.5, 0.0, 0.0))
+    assert half.effective_size == 2 and not half.has_collapsed
     drawn = [collapsed.resampled(random.Random(seed)) for seed in range(400)]
     assert all(one.weights == pytest.approx((1 / 3,) * 3) for one in drawn)
     share = sum(one.texts.count("in the box") for one in drawn) / 1200

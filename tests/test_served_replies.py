@@ -48,6 +48,15 @@ def test_branches_of_a_policy_are_those_that_a_request_would_get(testbed: Backbo
     assert len(branched.token_ids) == len(branched.logprobs) > 2 * len(engine.complete([asked[1]])[0].token_ids)
 
 
+def test_of_a_budget_branches_keep_the_limits_and_ignore_no_end(testbed: Backbone, asked: list[GenerationRequest]) -> None:
+    engine, budget = TorchEngine(testbed), Budget(max_trace_tokens=20, num_ignored_ends=2)
+    policy = DecodingPolicy(branches=BRANCHES, budget=budget)
+    (found,) = complete_as_served(engine, testbed, [replace(asked[1], policy=policy)])
+    (decoded,) = BRANCHES.within(testbed, policy, 60).complete(engine, testbed, [asked[1]])
+    assert found.text == BRANCHES.winner(decoded, said).text
+    assert engine.complete([replace(asked[1], policy=policy)])[0].text != engine.complete([asked[1]])[0].text
+
+
 def test_branched_replies_in_one_batch_are_those_of_each_alone(testbed: Backbone, asked: list[GenerationRequest]) -> None:
     engine = TorchEngine(testbed)
     for name, votes in (("surest", "best"), ("most", "majority")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from engine.decoding.narrowing import Narrowing, NotNarrower
 from engine.decoding.thought_tracing import ThoughtTracing, Traced, run_rounds
 from engine.decoding.tracing import Tracing
 from engine.decoding.tracing_prompts import listed, sentences
-from engine.engine import Delta, GenerationRequest
+from engine.engine import Completion, Continuation, Delta, GenerationRequest
 from engine.profile import DecodingPolicy
 from engine.torch_engine import TorchEngine
 from evaluation.tasks.belief import BELIEF
@@ -139,6 +140,40 @@ def test_the_action_that_weighs_a_thought_is_not_in_the_prompt_that_made_it(back
     # Nor in what the agent perceives before it.
     seen = [prompt for prompt in mind.prompts if "see or hear" in prompt]
     assert "Anna opens the box." not in seen[3].partition("What happens now")[2]
+
+
+def test_thoughts_that_say_the_same_are_drawn_in_other_words(backbone: Backbone) -> None:
+    class Alike(Anna):
+        def _writes(self, prompt: str) -> str:
+            if "in other words" in prompt:
+                return "It lies where she left it"
+            return "1. The key is in the box\n2. the key is in the box." if "numbered list" in prompt else super()._writes(prompt)
+
+        def _completed(self, request: GenerationRequest) -> Completion:
+            if "in other words" in backbone.decode(request.prompt_ids):
+                drawn.append((request.temperature, request.seed))
+            return super()._completed(request)
+
+    drawn: list[tuple[float | None, int | None]] = []
+    found = trace(Alike(backbone, ()), Tracing(num_hypotheses=2))
+    assert [held.texts[0] for held in found.hypotheses[:2]] == ["The key is in the box", "It lies where she left it"]
+    assert {temperature for temperature, _ in drawn} == {1.0} and len({seed for _, seed in drawn}) == len(drawn) > 1
+
+
+def test_what_is_drawn_anew_is_the_same_again_under_a_seed(backbone: Backbone) -> None:
+    found, again = ([trace(Anna(backbone, (), judge=by_the_box), seed=seed) for seed in range(8)] for _ in range(2))
+    assert found == again and len({one.story for one in found}) > 1
+
+
+def test_a_verdict_is_the_probability_of_its_letter_after_the_cue(backbone: Backbone) -> None:
+    class Told(Anna):
+        def score(self, continuations: Sequence[Continuation], profile: str | None = None) -> list[tuple[float, ...]]:
+            cues.update(one.ids[: one.scored_from] for one in continuations)
+            return super().score(continuations, profile)
+
+    cues = set[tuple[int, ...]]()
+    trace(Told(backbone, ()))
+    assert cues == {tuple(backbone.encode("Answer:"))}
 
 
 def test_several_stories_traced_together_are_traced_as_each_alone(backbone: Backbone) -> None:

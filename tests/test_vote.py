@@ -36,6 +36,10 @@ def test_a_wider_bin_joins_neighbouring_lengths() -> None:
     assert length_filtered_vote(given, str, steps_per_bin=1, num_bins=2) == "a"
 
 
+def test_the_vote_among_lengths_counts_chains_and_not_how_sure_they_are() -> None:
+    assert length_filtered_vote([Ballot("a", 0.1, 2), Ballot("a", 0.2, 2), Ballot("b", 0.9, 3)], str) == "a"
+
+
 def test_a_branch_counts_its_lines_as_steps() -> None:
     assert Branch("one\n\ntwo\n", "7", 0.5).ballot == Ballot("7", 0.5, 2)
     assert Branch("cut in a l", "7", 0.5).text == "cut in a l\nAnswer: 7"
