@@ -75,8 +75,13 @@ def refusal_probe(engine: Engine, backbone: Backbone, profile: str, prompts: Seq
         refused=sum(before),
         answered=sum(one and not other for one, other in zip(before, after, strict=True)),
         margin_change=(change.mean, change.low, change.high),
-        prompts_digest=hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest(),
+        prompts_digest=digest_of(prompts),
     )
+
+
+def digest_of(prompts: Sequence[str]) -> str:
+    """SHA-256 over the prompts in order."""
+    return hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
 
 
 def read_prompts(file: Path) -> tuple[str, ...]:

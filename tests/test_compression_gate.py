@@ -13,14 +13,14 @@ from adapters.adapter import Adapter
 from adapters.backbone import TESTBED, Backbone
 from adapters.ces import CESSpec, contrastive
 from adapters.steering import Contrast, Steering, SteeringSpec
-from adapters.steering_record import Signs, SteeringRecord
+from adapters.steering_record import Refusals, Signs, SteeringRecord
 from engine.decoding.budget import Budget
 from engine.decoding.tracing import Tracing
 from engine.profile import DecodingPolicy, Profile
 from engine.torch_engine import TorchEngine
 from evaluation.cap_curve import AboveCap, Point, above_cap, at_tokens, cap_points, written_point
 from evaluation.evaluate import Planned, evaluate
-from evaluation.refusals import COMPLIANCE, PROMPTS, REFUSAL
+from evaluation.refusals import COMPLIANCE, PROMPTS, REFUSAL, digest_of
 from evaluation.tasks import TASKS
 from evaluation.tasks.alchemy import ALCHEMY
 from evaluation.tasks.generated import HELD_OUT_LENGTHS
@@ -170,6 +170,20 @@ def test_a_vector_towards_compliance_is_not_gated(engine: TorchEngine, testbed: 
     ]
     made = contrastive(SteeringSpec(layer=LAST), CESSpec(steps=12, eps=2.0), testbed, asked)
     assert "does not raise answers to what the backbone refuses" in refused(engine, testbed, compression, made)
+
+
+def test_the_gate_asks_the_refusal_prompts_that_the_vector_was_made_with(
+    engine: TorchEngine, testbed: Backbone, compression: Recipe, tmp_path: Path
+) -> None:
+    file, made = tmp_path / "prompts.txt", with_bound(random_steering(testbed, 1, size=0.0), 1.0)
+    file.write_text("\n".join(PROMPTS[:2]))
+    recipe, flat = compression.with_values({"method.refusal_prompts": str(file)}), (0.0, 0.0, 0.0)
+    known = Refusals(num_prompts=2, refused=0, answered=0, margin_change=flat, prompts_digest=digest_of(PROMPTS[:2]))
+    assert made.record is not None
+    asked = made.recorded(made.record.model_copy(update={"refusals": known}))
+    assert refused(engine, testbed, recipe, asked) == ""
+    file.write_text("How are you?\nWhat is new?")
+    assert "holds others than when that of concise@1 was made. Put the 2 of then back" in refused(engine, testbed, recipe, asked)
 
 
 def test_the_gate_compares_a_compression_with_the_cap_curve(

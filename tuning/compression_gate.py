@@ -17,7 +17,7 @@ from engine.profile import Profile
 from evaluation.cap_curve import AboveCap
 from evaluation.measure import Measure
 from evaluation.measures import MEASURES
-from evaluation.refusals import PROMPTS, read_prompts, refusal_probe
+from evaluation.refusals import PROMPTS, digest_of, read_prompts, refusal_probe
 from evaluation.statistics import score
 from evaluation.strength import Divergence
 from evaluation.task import Task, reasoning_prompt
@@ -76,6 +76,12 @@ def check_steering(
             _check_bound(steering, bound, engine, backbone, task, subject)
     asked = recipe.method.refusal_prompts if isinstance(recipe.method, CompressionMethodSpec) else None
     prompts = PROMPTS if asked is None else read_prompts(Path(asked))
+    for known in (one.record.refusals for one in vectors if one.record is not None):
+        if asked is not None and known is not None and known.prompts_digest != digest_of(prompts):
+            raise PromotionRefused(
+                f"A steering vector is asked the refusal prompts that it was made with, but {asked} holds others than when that "
+                f"of {subject} was made. Put the {known.num_prompts} of then back, or fit it again."
+            )
     engine.load(_LOADED, Profile(tuple(vectors)))
     try:
         found = refusal_probe(engine, backbone, _LOADED, prompts)
