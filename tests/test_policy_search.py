@@ -83,7 +83,7 @@ def test_the_policy_off_is_the_first_trial_and_no_policy_is_read_twice(
     found = study.run()
     assert found.trials[0].number == 0 and dict(found.trials[0].values) == {POLICY: OFF}
     digests = [study.bench.digest(study.space.profile(trial.values)) for trial in found.trials]
-    assert len(set(digests)) == len(digests) <= 5  # off and four caps, however many trials were asked for
+    assert 1 < len(set(digests)) == len(digests) <= 5  # off and four caps, however many trials were asked for
 
 
 class Stopped(RuntimeError):
@@ -275,6 +275,38 @@ def score(
 ) -> PolicyScore:
     change = Change(right, (fewer, fewer - 1, fewer + 1), stderr)
     return PolicyScore(accuracy, tokens, {OFF: change}, {"boxes": harm})
+
+
+FEWER = Change((0.0, -0.04, 0.04), (-10, -12, -8), 0.02)
+
+
+@pytest.mark.parametrize(
+    ("right", "tokens", "claim"),
+    [
+        (FEWER.right, FEWER.tokens, "fewer tokens"),
+        ((0.0, -0.06, 0.06), FEWER.tokens, None),  # may cost more than the tolerance
+        (FEWER.right, (-1, -3, 1), None),  # may write more
+        ((0.1, 0.02, 0.2), (9, 8, 10), "more right"),
+        ((0.1, -0.02, 0.2), (9, 8, 10), None),
+    ],
+)
+def test_what_is_claimed_is_shown_by_the_ends_of_the_intervals(
+    right: tuple[float, float, float], tokens: tuple[float, float, float], claim: str | None
+) -> None:
+    change = Change(right, tokens, 0.02)
+    assert change.claim(tolerance=0.05) == claim
+    assert change.bears("fewer tokens", 0.05) == (claim == "fewer tokens")
+    assert change.bears("more right", 0.05) == (claim == "more right")
+
+
+def test_a_claim_holds_against_every_reference_and_keeps_the_families() -> None:
+    longer = Change((0.0, -0.01, 0.01), (3, 1, 5), 0.02)
+    assert PolicyScore(0.5, 20, {OFF: FEWER, "as released": longer}, {}).claims(0.05) is None
+    both = PolicyScore(0.5, 20, {OFF: FEWER, "as released": FEWER}, {"boxes": 0.0})
+    claims = both.claims(0.05)
+    assert claims == {OFF: "fewer tokens", "as released": "fewer tokens"} and both.bears(claims, 0.05)
+    assert not replace(both, constraints={"boxes": 0.1}).bears(claims, 0.05)
+    assert not replace(both, changes={OFF: FEWER, "as released": longer}).bears(claims, 0.05)
 
 
 def test_of_equally_right_policies_the_one_that_writes_least_is_chosen() -> None:
