@@ -173,6 +173,16 @@ def test_training_keeps_near_the_backbone_where_it_is_told_to(backbone: Backbone
     assert kls[50.0] < 0.3 * kls[0.0]
 
 
+def test_the_kl_of_training_is_the_mean_over_the_long_chains_tokens(backbone: Backbone) -> None:
+    prompt, long = backbone.chat_ids("What is 2 + 3?"), tuple(backbone.encode("First take 2, then add 3 to it."))
+    asked, kls = [Contrast(prompt, tuple(backbone.encode("5")), long)], list[float]()
+    spec = SteeringSpec(layer=1)
+    once = contrastive(spec, CESSpec(steps=1), backbone, asked)
+    contrastive(spec, CESSpec(steps=2), backbone, asked, lambda step, margin, kl: kls.append(kl))
+    assert kls[0] == pytest.approx(0.0, abs=1e-6)
+    assert kls[1] == pytest.approx(Divergence(backbone, [Continuation(prompt, long)]).of(once), rel=1e-3) != 0.0
+
+
 def test_training_leaves_the_backbone_as_it_was_and_needs_continuations(backbone: Backbone) -> None:
     digest = backbone.weights_digest()
     one = Contrast(backbone.chat_ids("12"), (5,), (6, 7))

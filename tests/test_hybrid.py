@@ -134,7 +134,7 @@ def test_where_the_adapter_gained_nothing_no_recovery_is_told(testbed: Backbone)
 
 def test_categories_of_well_parted_states_are_told_apart() -> None:
     generator = torch.Generator().manual_seed(0)
-    centres_KH = 5 * torch.randn(4, 16, generator=generator)
+    centres_KH = 20 + 5 * torch.randn(4, 16, generator=generator)  # states are not centred on 0
     kind_N = torch.arange(4).repeat(20)
     encoder = fit_categories(centres_KH[kind_N] + 0.3 * torch.randn(80, 16, generator=generator), 4)
     fresh_NH = centres_KH[kind_N] + 0.3 * torch.randn(80, 16, generator=generator)
