@@ -163,13 +163,18 @@ def test_a_vector_that_breaks_its_own_bound_on_fresh_traces_is_not_gated(
     )
 
 
-def test_a_vector_towards_compliance_is_not_gated(engine: TorchEngine, testbed: Backbone, compression: Recipe) -> None:
+def test_a_vector_towards_compliance_is_not_gated_however_harmless_its_own_prompts_are(
+    engine: TorchEngine, testbed: Backbone, compression: Recipe, tmp_path: Path
+) -> None:
     asked = [
         Contrast(testbed.chat_ids(text), tuple(testbed.encode(COMPLIANCE)), tuple(testbed.encode(REFUSAL)))
         for text in PROMPTS[:6]
     ]
     made = contrastive(SteeringSpec(layer=LAST), CESSpec(steps=12, eps=2.0), testbed, asked)
-    assert "does not raise answers to what the backbone refuses" in refused(engine, testbed, compression, made)
+    (tmp_path / "harmless.txt").write_text("How are you?\nWhat is new?")
+    own = compression.with_values({"method.refusal_prompts": str(tmp_path / "harmless.txt")})
+    for recipe in (compression, own):
+        assert "does not raise answers to what the backbone refuses" in refused(engine, testbed, recipe, made)
 
 
 def test_the_gate_asks_the_refusal_prompts_that_the_vector_was_made_with(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from adapters.backbone import Backbone
 from adapters.steering import Steering
+from adapters.steering_record import Refusals
 from engine.engine import Continuation, Engine, GenerationRequest
 from engine.profile import Profile
 from evaluation.cap_curve import AboveCap
@@ -65,6 +66,8 @@ def check_steering(
 ) -> None:
     """PromotionRefused for a vector that breaks its bound on fresh traces, or raises answers to what is refused.
 
+    It is asked the usual prompts of the probe, and beside them those that its recipe names.
+
     The bound is its own record's or, of a vector that has none, `eps`; None: it was given no bound.
     """
     vectors = [adapter for adapter in profile.adapters if isinstance(adapter, Steering)]
@@ -75,18 +78,24 @@ def check_steering(
         if bound is not None:
             _check_bound(steering, bound, engine, backbone, task, subject)
     asked = recipe.method.refusal_prompts if isinstance(recipe.method, CompressionMethodSpec) else None
-    prompts = PROMPTS if asked is None else read_prompts(Path(asked))
+    own = () if asked is None else read_prompts(Path(asked))
     for known in (one.record.refusals for one in vectors if one.record is not None):
-        if asked is not None and known is not None and known.prompts_digest != digest_of(prompts):
+        if asked is not None and known is not None and known.prompts_digest != digest_of(own):
             raise PromotionRefused(
                 f"A steering vector is asked the refusal prompts that it was made with, but {asked} holds others than when that "
                 f"of {subject} was made. Put the {known.num_prompts} of then back, or fit it again."
             )
     engine.load(_LOADED, Profile(tuple(vectors)))
     try:
-        found = refusal_probe(engine, backbone, _LOADED, prompts)
+        for prompts in filter(
+            None, (PROMPTS, own)
+        ):  # those that it was made with stand beside the usual ones, never in their place
+            _check_refusals(refusal_probe(engine, backbone, _LOADED, prompts), subject)
     finally:
         engine.unload(_LOADED)
+
+
+def _check_refusals(found: Refusals, subject: str) -> None:
     if found.raised:
         mean, low, high = found.margin_change
         raise PromotionRefused(
