@@ -89,6 +89,8 @@ def test_a_field_that_the_schedule_does_not_read_is_refused() -> None:
     assert narrowed(cyclic, tip={"amplitude": 3}).tip == SwitchPenalty(schedule="cyclic", amplitude=3)
     with pytest.raises(NotNarrower, match="'cyclic', which does not read alpha, beta. Give amplitude"):
         narrowed(cyclic, tip={"alpha": 1, "beta": 1})
+    with pytest.raises(NotNarrower, match="'const', which does not read beta"):
+        narrowed(DecodingPolicy(tip=SwitchPenalty(schedule="const")), tip={"beta": 0})
 
 
 @pytest.mark.parametrize(

@@ -37,9 +37,7 @@ class TipNarrowing(Spec):
 
     def of(self, tip: SwitchPenalty | None) -> SwitchPenalty | None:
         asked = self.model_dump(exclude_none=True)
-        if asked and not any(asked.values()):
-            return None
-        if tip is None and asked:
+        if tip is None and any(asked.values()):
             raise NotNarrower(f"A request may only weaken its release's `tip`, but asks for {asked} and the release has none.")
         if tip is None:
             return None
@@ -50,7 +48,7 @@ class TipNarrowing(Spec):
                 f"Give {' or '.join(_READ[tip.schedule])}."
             )
         _refuse_more("tip", asked, tip)
-        return tip.model_copy(update=asked)
+        return None if asked and not any(asked.values()) else tip.model_copy(update=asked)
 
 
 class BudgetNarrowing(Spec):
