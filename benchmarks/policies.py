@@ -75,7 +75,7 @@ def arms(common: str) -> Iterator[Arm]:
     yield Arm("tip, window", DecodingPolicy(tip=SwitchPenalty()))
     yield Arm("tip, const", DecodingPolicy(tip=SwitchPenalty(schedule="const")))
     yield Arm("tip, cyclic", DecodingPolicy(tip=SwitchPenalty(schedule="cyclic", period=40)))
-    yield Arm(f"tip on {common!r}", DecodingPolicy(tip=SwitchPenalty(words=(common,))))
+    yield Arm(f"tip of 30 on {common!r}", DecodingPolicy(tip=SwitchPenalty(alpha=30.0, words=(common,))))
 
 
 # A greedy branch stands beside as many sampled ones, the filter by length beside the plain majority of the same chains.
