@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import threading
@@ -19,6 +20,8 @@ def written_whole(file: Path) -> Iterator[Path]:
     Several processes and threads may write the same file: one of them is last, and its text stands whole.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
+    if file.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
     part = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}{_PART}")
     try:
         yield part

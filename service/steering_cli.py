@@ -53,7 +53,7 @@ def steer(
     }
     spec |= {"eps": eps, "items": items, "tolerance": tolerance, "seed": seed}
     spec |= {"layers": tuple(map(layer_of, layer)) if layer else None}
-    spec |= {key: str(file) if file else None for key, file in (("pairs", pairs), ("refusal_prompts", refusal_prompts))}
+    spec |= {key: str(file.resolve()) if file else None for key, file in (("pairs", pairs), ("refusal_prompts", refusal_prompts))}
     run(task, out, name, backbone, spec, keep_pairs, as_json)
 
 

@@ -16,7 +16,8 @@ from test_cli import ended
 from adapters.adapter import Adapter
 from adapters.backbone import Backbone
 from adapters.lora import LoRA
-from engine.profile import Profile
+from engine.decoding.budget import Budget
+from engine.profile import DecodingPolicy, Profile
 from engine.torch_engine import TorchEngine
 from evaluation.hybrid import HYBRID, Hybrid, greedy_texts, hybrid
 from evaluation.task import reasoning_prompt
@@ -155,6 +156,14 @@ def test_an_adapter_that_writes_what_the_backbone_writes_is_told_in_a_sentence(
     asked = ("hybrid", "same", "--home", "home", "--items", "8", "--max-tokens", "4", "--keep", "kept")
     assert ended(asked, tmp_path, monkeypatch) == 2
     assert "0 of 8 texts have such a place" in capsys.readouterr().err and not (tmp_path / "kept").exists()
+
+
+def test_a_policy_alone_has_no_gain_to_recover(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_release(tmp_path / "alone", backbone, policy=DecodingPolicy(budget=Budget(max_trace_tokens=8)))
+    assert ended(("hybrid", "alone", "--home", "home", "--items", "8"), tmp_path, monkeypatch) == 2
+    assert "alone has no adapter" in capsys.readouterr().err
 
 
 def test_the_command_tells_recovery_with_its_controls_and_keeps_a_profile_that_runs(

@@ -187,6 +187,9 @@ def test_the_command_writes_what_publish_takes(
     Path("policy.toml").write_text("[budget]\nmax_trace_tokens = 12\n")
     decoding(Path("recipe.toml"), Path("policy.toml"), Path("out"), as_json=False)
     assert capsys.readouterr().out == "wrote out (budget); next: graftline publish out\n"
+    Path("traced.toml").write_text("[tracing]\nnum_hypotheses = 2\n")
+    decoding(Path("recipe.toml"), Path("traced.toml"), Path("traced"), as_json=False)
+    assert capsys.readouterr().out == "wrote traced (tracing); next: graftline publish traced\n"
     tracking = Tracking.at(tmp_path / "home").create()
     release = publish_directory(tracking, Path("out"))
     assert release.name == "frugal" and Profile.load(release.directory) == Profile((), POLICY)

@@ -135,6 +135,15 @@ def test_every_trial_is_a_child_of_the_releases_run(
     assert {run.info.status for run in runs} == {"FINISHED"}
 
 
+def test_the_run_that_a_search_makes_for_its_trials_ends_with_it(
+    engine: TorchEngine, testbed: Backbone, tmp_path: Path, tracking: Tracking
+) -> None:
+    found = study_of(engine, testbed, HELPS, tmp_path, FEW.model_copy(update={"trials": 2})).run()
+    with tracking.client() as client:
+        parent = client.get_run(client.get_run(str(found.trials[0].run_id)).data.tags["mlflow.parentRunId"])
+    assert (parent.info.run_name, parent.info.status) == ("decoding of small@1", "FINISHED")
+
+
 def test_a_policy_must_also_beat_the_one_that_the_release_has(engine: TorchEngine, testbed: Backbone, tmp_path: Path) -> None:
     best = Profile(policy=DecodingPolicy(budget=Budget(max_trace_tokens=8)))
     found = study_of(engine, testbed, HELPS, tmp_path, released=best).run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from registry.release import publish
 from registry.tracking import Tracking
 from tuning.compression_gate import check_steering
 from tuning.gating import Subject
+from tuning.guarded import guarded
 from tuning.recipe import Recipe
 
 FIT = ("--backbone", str(TESTBED), "--concise", "answer", "--method", "ces", "--layer", "3", "--eps", "1.0", "--tolerance", "1")
@@ -57,6 +59,8 @@ def test_a_vector_is_fitted_published_and_exported(
     assert read_pairs(folder / "kept.jsonl").digest() == told["pairs_digest"]
     manifest = verify(folder / "out")
     recipe = Recipe.model_validate(manifest.recipe)
+    method = recipe.method.model_dump()
+    assert (method["pairs"], method["refusal_prompts"]) == (str(saved_pairs), str(folder / "prompts.txt"))
     assert (recipe.adapter.kind, recipe.method.name, recipe.domain) == ("steering", "compression", "alchemy")
     assert manifest.profile.adapters == ("steering",)
     (steering,) = load_adapters(folder / "out")
@@ -72,6 +76,10 @@ def test_a_vector_is_fitted_published_and_exported(
     assert float(difference.abs().max()) < 1e-6
     assert not (folder / "back" / "manifest.json").exists()
 
+    told = folder / "out" / "steering" / "steering.json"
+    told.write_text(told.read_text().replace('"layer": 3', '"layer": 2'))
+    assert ended(("export-gguf", "out", "damaged.gguf"), folder, monkeypatch) == 2
+    assert "it is damaged" in capsys.readouterr().err and not (folder / "damaged.gguf").exists()
     assert ended(steer, folder, monkeypatch) == 2
     assert "out is there already" in capsys.readouterr().err
 
@@ -99,6 +107,7 @@ def test_a_vector_from_llama_cpp_is_published_for_a_domain_under_a_bound(
         (("steer", "alchemy", "out", "--concise", "haiku"), "'method.concise'"),
         (("steer", "alchemy", "out", "--eps", "0"), "'method.eps'"),
         (("steer", "alchemy", "out", "--pairs", "absent.jsonl", "--backbone", str(TESTBED)), "absent.jsonl cannot be read"),
+        (("steer", "alchemy", "out", *FIT[:4], *FEW, "--refusal-prompts", os.devnull), "2 prompts or more, but /dev/null has 0"),
         (("steer", "alchemy", "nowhere/out", "--backbone", str(TESTBED)), "nowhere cannot be read or written"),
         (("steer", "alchemy", "out", "--layer", "9", *FIT[:4], "--count", "8"), "layers 0 to 3, but layer=9"),
         (("steer", "alchemy", "out", "--layer", "2.5"), "or a share of the depth in (0, 1), but got 2.5"),
@@ -131,3 +140,21 @@ def test_a_lora_beside_a_vector_is_not_dropped_without_a_word(
     assert ended(("export-gguf", "both", "c.gguf"), folder, monkeypatch) == 2
     assert "also holds another adapter" in capsys.readouterr().err
     assert not (folder / "c.gguf").exists()
+
+
+def test_a_directory_is_no_file_to_write(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], testbed: Backbone
+) -> None:
+    write_release(folder / "out", testbed, random_steering(testbed, 2))
+    (folder / "there").mkdir()
+    assert ended(("export-gguf", "out", "there", "--backbone", str(TESTBED)), folder, monkeypatch) == 2
+    assert "there cannot be read or written: Is a directory" in capsys.readouterr().err
+
+
+def test_what_is_made_for_a_task_of_a_file_is_gated_from_any_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = "".join(f"what is {n}?,{n % 3}\n" for n in range(60))
+    (folder / "mine.csv").write_text(f"question,answer\n{rows}")
+    (folder / "mine.toml").write_text('name = "mine"\nfile = "mine.csv"\n[columns]\nquestion = "question"\nanswer = "answer"\n')
+    monkeypatch.chdir(folder)
+    assert guarded("kept", "somewhere", "mine.toml").domain == str(folder / "mine.toml")
+    assert guarded("kept", "somewhere", "boxes").domain == "boxes"

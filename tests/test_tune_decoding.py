@@ -298,8 +298,11 @@ def three(tmp_path_factory: pytest.TempPathFactory, prepared_store: Path, testbe
         (("mixed@1", "--range", "budget.max_trace_tokens"), "A range is FIELD=LOW:HIGH"),
         (("mixed@1", "--range", "budget.luck=1:2"), "but got 'budget.luck'"),
         (("mixed@1", "--range", "tip.alpha=5:2"), "inside [0, 30], but got 5 to 2"),
+        (("mixed@1", "--range", "budget.max_trace_tokens=8.5:9.5"), "between whole numbers, but got 8.5 to 9.5"),
+        (("mixed@1", "--range", "tip.alpha=1:2", "--policy", "budget"), "what is searched (budget), but got one of tip.alpha"),
+        (("mixed@1", "--range", "budget.max_trace_tokens=200:300", "--policy", "budget"), "its range begins at 200"),
         (("mixed@1", "--tolerance", "2"), "'tolerance'"),
-        (("mixed@1", "--max-new-tokens", "20", "--policy", "budget"), "leave no room for a trace"),
+        (("mixed@1", "--max-new-tokens", "20", "--policy", "budget"), "leave 0 for a trace"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

@@ -291,7 +291,8 @@ def _usual_search(values: dict[str, Any]) -> tuple[str, ...]:
     return tuple(field for field in USUAL_SEARCH if field in known and field not in given)
 
 
-def _is_toml(value: str) -> bool:
+def is_file(value: str) -> bool:
+    """Of a task: its TOML, and not its name."""
     return value.endswith(".toml")
 
 
@@ -300,7 +301,7 @@ def _is_path(value: str) -> bool:
     return ":/" not in value
 
 
-def _beside(file: Path, value: object, is_path: Callable[[str], bool] = _is_toml) -> object:
+def _beside(file: Path, value: object, is_path: Callable[[str], bool] = is_file) -> object:
     """Paths from the recipe's folder; anything else, and what validation will refuse, as it is."""
     if isinstance(value, list):
         return [_beside(file, one, is_path) for one in value]

@@ -18,5 +18,6 @@ def decoding(recipe_file: Path, policy_file: Path, out: Path, as_json: bool) -> 
     if as_json:
         print(json.dumps({"directory": str(out), "policy": policy.model_dump(mode="json")}))
     else:
-        on = [*policy.interventions, *(["branches"] if policy.branches is not None else [])]
+        others = {"branches": policy.branches, "tracing": policy.tracing}
+        on = [*policy.interventions, *(name for name, part in others.items() if part is not None)]
         print(f"wrote {out} ({', '.join(on) or 'sampling'}); next: graftline publish {out}")

@@ -30,6 +30,7 @@ def hybrid(
     tracking_uri: str | None,
     as_json: bool,
 ) -> None:
+    from adapters.errors import RefusedAdapter
     from evaluation.hybrid import greedy_texts
     from evaluation.hybrid import hybrid as read
     from evaluation.task import direct_prompt, reasoning_prompt
@@ -41,6 +42,8 @@ def hybrid(
             raise RegistryError(f"A profile goes into a new directory, but {keep} is there. Give another, or remove it.")
         keep.absolute().parent.stat()  # a folder that is not there is told before anything is read
     subject = load_subject(named, domain, backbone_name, home, tracking_uri)
+    if not subject.profile.adapters:
+        raise RefusedAdapter(f"What few vectors recover is an adapter's gain, but {named} has no adapter. Name one that has.")
     prompt, spec = direct_prompt if direct else reasoning_prompt, RoutingFitSpec(num_categories=categories)
     fitted_on, judged_on = (subject.domain.examples(split, items) for split in ("search", "select"))
     with Console(stderr=True).status(f"routing {subject.backbone.name} by {named}"):

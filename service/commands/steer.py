@@ -75,12 +75,14 @@ def compression_recipe(task_name: str, name: str, backbone_name: str, method: di
 
 
 def export_gguf(directory: Path, file: Path, backbone_name: str | None, as_json: bool) -> None:
-    from adapters.backbone import Backbone
+    from adapters.backbone import REASONER, Backbone
     from adapters.control_vector import export_control_vector
     from adapters.errors import RefusedAdapter
     from adapters.files import load_adapters
     from adapters.steering import Steering
+    from registry.manifest import MANIFEST, verify
 
+    manifest = verify(directory) if (directory / MANIFEST).is_file() else None
     adapters = load_adapters(directory)
     steering = [adapter for adapter in adapters if isinstance(adapter, Steering)]
     if len(steering) < len(adapters):
@@ -88,7 +90,7 @@ def export_gguf(directory: Path, file: Path, backbone_name: str | None, as_json:
             f"A control vector is a steering vector and nothing else, but {directory} also holds another adapter, which "
             "llama.cpp would run without. Export a directory of the vector alone."
         )
-    backbone = Backbone.load(backbone_name or _fitted_on(directory))
+    backbone = Backbone.load(backbone_name or (manifest.backbone.name if manifest else REASONER))
     export_control_vector(file, steering, backbone)
     layers = [one.layer for one in steering]
     if as_json:
@@ -101,7 +103,7 @@ def import_gguf(
     file: Path, out: Path, domain: str | None, name: str | None, eps: float, backbone_name: str, as_json: bool
 ) -> None:
     """With a domain, a directory that can be published for it; without one, adapter files alone."""
-    from adapters.backbone import Backbone
+    from adapters.backbone import REASONER, Backbone
     from adapters.control_vector import import_control_vector
     from adapters.errors import RefusedAdapter
     from adapters.whole_file import whole_directory
@@ -131,14 +133,9 @@ def import_gguf(
         told = {"directory": str(out), "backbone": backbone.name, "layer": found[0].layer}
         print(json.dumps(told | ({} if recipe is None else {"domain": recipe.domain, "eps": eps})))
     else:
-        print(f"wrote {out} (layer {found[0].layer} of {backbone.name}); next: graftline evaluate {out}", end="")
+        on = "" if recipe is not None or backbone_name == REASONER else f" --backbone {backbone_name}"
+        print(f"wrote {out} (layer {found[0].layer} of {backbone.name}); next: graftline evaluate {out}{on}", end="")
         print("; to publish it, import it with --domain" if recipe is None else f", or graftline publish {out}")
-
-
-def _fitted_on(directory: Path) -> str:
-    from registry.manifest import MANIFEST, read_manifest
-
-    return read_manifest(directory).backbone.name if (directory / MANIFEST).is_file() else "smollm2-135m-reasoner"
 
 
 def _refuse_existing(out: Path) -> None:

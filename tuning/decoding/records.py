@@ -23,6 +23,7 @@ class PolicyRecords:
     parent: str | None  # None: the store refused one
     study: str
     note: Callable[[str], None]
+    is_own: bool = False  # the parent was made for the search
 
     @classmethod
     def open(
@@ -36,7 +37,7 @@ class PolicyRecords:
         except RegistryError as error:
             note(f"not tracked: {error}")
             parent = None
-        return cls(tracking, parent, study, note)
+        return cls(tracking, parent, study, note, is_own=release_run is None)
 
     def begin(self, number: int, known: str | None = None) -> str | None:
         """The trial's run: the `known` one of the same values, which a kill cut off, or a new one."""
@@ -71,6 +72,11 @@ class PolicyRecords:
             self.tracking.log_dict(run, score.as_dict(), "confirmation.json")
 
         self._end(run_id, "FINISHED", fill)
+
+    def close(self) -> None:
+        """The search is over; the run of a fit ended with the fit."""
+        if self.is_own:
+            self._end(self.parent, "FINISHED", lambda run: None)
 
     def cut_off(self, run_id: str | None, status: RunStatus, reason: str) -> None:
         """Of a trial that did not finish."""

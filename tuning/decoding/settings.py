@@ -17,6 +17,7 @@ from tuning.methods.compression import CompressionMethodSpec
 from tuning.recipe import in_one_sentence
 
 LAYER, EPS = "steering.layer", "steering.eps"
+FRACTIONAL = frozenset({"tip.alpha", "tip.amplitude", "budget.ramp", EPS})  # the others are whole numbers
 # By kind, the fields that are drawn when it is on.
 FIELDS: Mapping[str, tuple[str, ...]] = {
     "budget": ("budget.max_trace_tokens",),
@@ -82,6 +83,8 @@ class DecodingSearch(Spec):
             mark = RANGES.get(field)
             if mark is None:
                 raise ValueError(f"A range is of one of {', '.join(RANGES)}, but got {field!r}.")
+            if field not in FRACTIONAL and not (low.is_integer() and high.is_integer()):
+                raise ValueError(f"The range of {field} is between whole numbers, but got {low:g} to {high:g}.")
             if not mark.low <= low <= high <= mark.high:
                 raise ValueError(
                     f"The range of {field} is low to high inside [{mark.low:g}, {mark.high:g}], but got {low:g} to {high:g}."

@@ -20,7 +20,7 @@ from engine.decoding.tip import SwitchPenalty
 from engine.engine import Engine
 from engine.profile import DecodingPolicy, Profile
 from evaluation.task import Example
-from tuning.decoding.settings import EPS, FIELDS, KINDS, LAYER, USUAL, DecodingSearch
+from tuning.decoding.settings import EPS, FIELDS, FRACTIONAL, KINDS, LAYER, USUAL, DecodingSearch
 from tuning.decoding.strengths import Steered
 from tuning.errors import NotSearchable
 from tuning.space import Value
@@ -74,7 +74,7 @@ class DecodingSpace:
                 mark = self.ranges[name]
                 values[name] = (
                     trial.suggest_float(name, mark.low, mark.high, log=mark.log)
-                    if _is_float(name)
+                    if name in FRACTIONAL
                     else trial.suggest_int(name, int(mark.low), int(mark.high), log=mark.log)
                 )
         return values
@@ -184,7 +184,11 @@ def searchable(
         if reason := _refusal(engine, Profile(released.adapters, policy)):
             left_out[kind] = reason
     if ranges[CAP].low > room:
-        left_out.setdefault("budget", f"{settings.max_new_tokens} tokens leave no room for a trace beside the answer's")
+        left_out.setdefault(
+            "budget",
+            f"{settings.max_new_tokens} tokens leave {max(room, 0)} for a trace beside the answer's, and its range begins at "
+            f"{ranges[CAP].low:g}",
+        )
     if ranges[CAP].low > room or not budget.answer_is_line:
         left_out["branches"] = "a branch is a trace and an answer of one line, for which the replies have no room or form"
     if steered is None:
@@ -196,6 +200,11 @@ def searchable(
         told = "; ".join(f"{kind}: {left_out[kind].rstrip('.')}" for kind in refused)
         able = ", ".join(kind for kind in KINDS if kind not in left_out) or "nothing"
         raise NotSearchable(f"Of the policy of {subject} can be searched: {able}. That leaves out {told}. Ask for what can be.")
+    drawn = {name for kind in kinds for name in FIELDS[kind]}
+    if idle := sorted(set(settings.ranges) - drawn):
+        raise NotSearchable(
+            f"A range is of what is searched ({', '.join(kinds)}), but got one of {', '.join(idle)}. Leave it out."
+        )
     named = {kind: reason for kind, reason in left_out.items() if kind in asked}
     if "steering" in kinds and steered is not None and steered.why:
         named[LAYER] = steered.why
@@ -239,10 +248,6 @@ def _by_part(values: Mapping[str, Value]) -> dict[str, dict[str, Value]]:
         if leaf:
             found.setdefault(part, {})[leaf] = value
     return found
-
-
-def _is_float(name: str) -> bool:
-    return name in ("tip.alpha", "tip.amplitude", "budget.ramp", EPS)
 
 
 def _act_together(kinds: Collection[str]) -> bool:

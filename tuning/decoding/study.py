@@ -99,7 +99,9 @@ class PolicyStudy:
         study.set_user_attr(PARENT_KEY, records.parent)
         self._search(study, records, on_trial)
         trials = tuple(map(_told, _finished(study)))
-        return Found(trials, self._confirmed(trials, records))
+        found = Found(trials, self._confirmed(trials, records))
+        records.close()
+        return found
 
     def score(self, written: Written, confirm: bool = False) -> PolicyScore:
         """Against every reference, on the same items."""
