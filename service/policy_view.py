@@ -34,8 +34,13 @@ def table(study: PolicyStudy, found: Found) -> Table:
 def verdict(study: PolicyStudy, found: Found, made: Release | None) -> str:
     if found.confirmed is None:
         beaten = " and ".join(study.references)
-        at = f"at a tolerance of {study.settings.tolerance:g}"
-        return f"nothing is shown to be better than {beaten} {at}: no version is written"
+        tolerance = study.settings.tolerance
+        said = f"nothing is shown to be better than {beaten} at a tolerance of {tolerance:g}: no version is written"
+        scored = next((trial.score for trial in found.trials if trial.score is not None), None)
+        faint = [name for name in study.references if scored is not None and not scored.measurable(name, tolerance)]
+        if faint:
+            said += f" ({' and '.join(faint)}: right no more often than the tolerance, so that fewer tokens show nothing)"
+        return said
     chosen = found.confirmed
     number, claimed = chosen.trial.number, ", ".join(f"{claim} than {name}" for name, claim in chosen.claims.items())
     if made is None:

@@ -318,6 +318,13 @@ def test_a_claim_holds_against_every_reference_and_keeps_the_families() -> None:
     assert not replace(both, changes={OFF: FEWER, "as released": longer}).bears(claims, 0.05)
 
 
+def test_where_no_more_is_right_than_may_be_lost_fewer_tokens_claim_nothing() -> None:
+    assert score(0.06, 20, (0.0, 0.0, 0.0), -10).claims(0.05) == {OFF: "fewer tokens"}
+    assert score(0.05, 20, (0.0, 0.0, 0.0), -10).claims(0.05) is None
+    assert score(0.0, 20, (0.0, 0.0, 0.0), -10).claims(0.0) is None
+    assert score(0.3, 40, (0.3, 0.1, 0.5), 10).claims(0.05) == {OFF: "more right"}
+
+
 def test_of_equally_right_policies_the_one_that_writes_least_is_chosen() -> None:
     kept = score(0.50, 20, (0.0, -0.04, 0.04), -10)
     better_by_noise = score(0.51, 25, (0.01, -0.03, 0.05), -5)

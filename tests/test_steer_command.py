@@ -107,7 +107,10 @@ def test_a_vector_from_llama_cpp_is_published_for_a_domain_under_a_bound(
         (("steer", "alchemy", "out", "--concise", "haiku"), "'method.concise'"),
         (("steer", "alchemy", "out", "--eps", "0"), "'method.eps'"),
         (("steer", "alchemy", "out", "--pairs", "absent.jsonl", "--backbone", str(TESTBED)), "absent.jsonl cannot be read"),
-        (("steer", "alchemy", "out", *FIT[:4], *FEW, "--refusal-prompts", os.devnull), "2 prompts or more, but /dev/null has 0"),
+        (
+            ("steer", "alchemy", "out", *FIT[:4], *FEW, "--refusal-prompts", os.devnull),
+            "two prompts or more, but /dev/null has 0",
+        ),
         (("steer", "alchemy", "nowhere/out", "--backbone", str(TESTBED)), "nowhere cannot be read or written"),
         (("steer", "alchemy", "out", "--layer", "9", *FIT[:4], "--count", "8"), "layers 0 to 3, but layer=9"),
         (("steer", "alchemy", "out", "--layer", "2.5"), "or a share of the depth in (0, 1), but got 2.5"),

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from tuning.decoding.reading import Written
 
 Claim = Literal["fewer tokens", "more right"]
+_ROUNDING = 1e-9  # of an accuracy and a change that are added up
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,15 @@ class PolicyScore:
     def feasible(self) -> bool:
         return all(value <= 0 for value in self.constraints.values())
 
+    def measurable(self, name: str, tolerance: float) -> bool:
+        """Whether the reference is right more often than the tolerance: else all its answers may go within it."""
+        return self.accuracy - self.changes[name].right[0] > tolerance + _ROUNDING
+
     def claims(self, tolerance: float) -> dict[str, Claim] | None:
         """What is claimed against each reference; None where against one there is nothing to claim."""
         found = {name: change.claim(tolerance) for name, change in self.changes.items()}
+        if any(claim == "fewer tokens" and not self.measurable(name, tolerance) for name, claim in found.items()):
+            return None
         claimed = {name: claim for name, claim in found.items() if claim is not None}
         return claimed if len(claimed) == len(found) else None
 
