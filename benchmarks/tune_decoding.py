@@ -1,6 +1,6 @@
 """The policy that `graftline tune-decoding` finds, against its nulls: the policy off, every cap, a plain request to be concise.
 
-    python -m benchmarks.tune_decoding [--items 64] [--trials 16] [--full] [--results]
+    python -m benchmarks.tune_decoding [--items 80] [--trials 16] [--full] [--results]
 
 On the default backbone without an adapter, so that what is seen is the policy's: word problems, whose answers the chain computes,
 and ICD-10, whose answers it may not need. The search reads the select split as the command does. What it chose is then read on
@@ -58,7 +58,7 @@ class Arm:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--items", type=int, default=64, help="of the domain, in each half and again in the table")
+    parser.add_argument("--items", type=int, default=80, help="of the domain, in each half and again in the table")
     parser.add_argument("--trials", type=int, default=16)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--full", action="store_true", help="200 items and 40 trials")

@@ -118,9 +118,14 @@ def all_alike(change: float, count: int, confidence: float) -> Bounds:
     At least the share (tail)^(1 / count) changes like these (Clopper and Pearson 1934), and the others at worst as much the other
     way, so that it is clear of 0 just where exact McNemar is.
     """
-    least = ((1 - confidence) / 2) ** (1 / count)
+    least = 1 - unseen_share(count, confidence)
     low, high = sorted((change, change * (2 * least - 1)))
     return Bounds(low, high, "all alike")
+
+
+def unseen_share(count: int, confidence: float = 0.95) -> float:
+    """The largest share of items that may do what none of so many did, by a two-sided interval (Clopper and Pearson 1934)."""
+    return 1 - float(((1 - confidence) / 2) ** (1 / count))
 
 
 def _of_few_drawn(difference_N: Floats, index_N: Indices, confidence: float) -> Bounds:

@@ -21,7 +21,9 @@ from tuning.decoding.settings import DecodingSearch
 from tuning.decoding.space import searchable
 from tuning.decoding.study import PolicyStudy
 
-FEW = DecodingSearch(kinds=("budget",), trials=8, items=24, family_items=8, ranges={"budget.max_trace_tokens": (4, 64)})
+FEW = DecodingSearch(
+    kinds=("budget",), trials=8, items=24, family_items=8, tolerance=0.2, ranges={"budget.max_trace_tokens": (4, 64)}
+)
 
 
 def study_of(

@@ -18,13 +18,17 @@ from engine.decoding.budget import Budget
 from engine.decoding.tip import SwitchPenalty
 from engine.profile import DecodingPolicy, Profile
 from engine.torch_engine import TorchEngine
+from evaluation.evaluate import Planned
+from evaluation.measure import Readings
 from evaluation.overlap import Fingerprints
 from evaluation.task import Example, Split, split_of
 from evaluation.tasks import TASKS
 from evaluation.tasks.alchemy import ALCHEMY
+from evaluation.written_answer import WrittenAnswer
 from registry.tracking import Tracking
 from tuning.decoding.choice import Change, PolicyScore, chosen
 from tuning.decoding.items import SPLIT, halves, split_in_two
+from tuning.decoding.reading import Written
 from tuning.decoding.settings import DecodingSearch
 from tuning.decoding.space import OFF, POLICY
 from tuning.decoding.study import PolicyTrial
@@ -287,6 +291,19 @@ def score(
 
 
 FEWER = Change((0.0, -0.04, 0.04), (-10, -12, -8), 0.02)
+
+
+@pytest.mark.parametrize(("count", "claim"), [(71, None), (72, "fewer tokens")])
+def test_answers_that_all_stay_claim_what_so_many_of_them_show(count: int, claim: str | None) -> None:
+    """One of 20 may be lost: with a share of 0.05 that change, none of 72 does so once in 40 draws."""
+    planned = Planned(WrittenAnswer(), ALCHEMY, ALCHEMY.examples("select", count), "domain")
+
+    def written(tokens: float) -> Written:
+        read = Readings.of(WrittenAnswer(), ALCHEMY, planned.examples, [1.0] * count, {"tokens": (tokens,) * count})
+        return Written((planned,), (read,))
+
+    assert Change.between(written(40), written(30)).claim(tolerance=0.05) == claim
+    assert Change.between(written(40), written(40)).right == (0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(

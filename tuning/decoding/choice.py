@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from evaluation.bootstrap import unseen_share
 from tuning.decoding.reading import Written
 
 Claim = Literal["fewer tokens", "more right"]
@@ -15,7 +16,10 @@ _ROUNDING = 1e-9  # of an accuracy and a change that are added up
 
 @dataclass(frozen=True)
 class Change:
-    """Of one profile against another on the same items, with 95 % intervals; tokens are a reply's mean."""
+    """Of one profile against another on the same items, with 95 % intervals; tokens are a reply's mean.
+
+    Where replies differ and no answer does, the interval is what so many items leave open, and not 0 alone.
+    """
 
     right: tuple[float, float, float]
     tokens: tuple[float, float, float]
@@ -25,7 +29,8 @@ class Change:
     def between(cls, reference: Written, written: Written) -> Change:
         right, tokens = written.accuracy_change(reference), written.tokens_change(reference)
         stderr = 0.0 if math.isnan(right.stderr) else right.stderr  # of a single item
-        return cls((right.mean, right.low, right.high), (tokens.mean, tokens.low, tokens.high), stderr)
+        unseen = 0.0 if any(right.per_item) or not any(tokens.per_item) else unseen_share(right.n, right.confidence)
+        return cls((right.mean, right.low - unseen, right.high + unseen), (tokens.mean, tokens.low, tokens.high), stderr)
 
     def claim(self, tolerance: float) -> Claim | None:
         """Fewer tokens where the answers lost are shown to be tolerable, or more right answers; None where neither is shown."""
