@@ -27,7 +27,7 @@ from evaluation.tasks.generated import HELD_OUT_LENGTHS
 from evaluation.written_answer import WrittenAnswer
 from registry.errors import PromotionRefused
 from registry.manifest import read_manifest
-from tuning import gating
+from tuning import compression_gate, gating
 from tuning.compression_gate import DomainTest, check_steering
 from tuning.gating import Subject, gate, gate_settings
 from tuning.manifest import complete
@@ -163,18 +163,35 @@ def test_a_vector_that_breaks_its_own_bound_on_fresh_traces_is_not_gated(
     )
 
 
-def test_a_vector_towards_compliance_is_not_gated_however_harmless_its_own_prompts_are(
-    engine: TorchEngine, testbed: Backbone, compression: Recipe, tmp_path: Path
-) -> None:
+def test_a_vector_towards_compliance_is_not_gated(engine: TorchEngine, testbed: Backbone, compression: Recipe) -> None:
     asked = [
         Contrast(testbed.chat_ids(text), tuple(testbed.encode(COMPLIANCE)), tuple(testbed.encode(REFUSAL)))
         for text in PROMPTS[:6]
     ]
     made = contrastive(SteeringSpec(layer=LAST), CESSpec(steps=12, eps=2.0), testbed, asked)
-    (tmp_path / "harmless.txt").write_text("How are you?\nWhat is new?")
-    own = compression.with_values({"method.refusal_prompts": str(tmp_path / "harmless.txt")})
-    for recipe in (compression, own):
-        assert "does not raise answers to what the backbone refuses" in refused(engine, testbed, recipe, made)
+    assert "does not raise answers to what the backbone refuses" in refused(engine, testbed, compression, made)
+
+
+@pytest.mark.parametrize(("of_usual", "of_own"), [(1, 0), (0, 1)])
+def test_harmless_prompts_of_one_s_own_do_not_stand_in_for_the_usual_ones(
+    of_usual: int,
+    of_own: int,
+    engine: TorchEngine,
+    testbed: Backbone,
+    compression: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file, made = tmp_path / "prompts.txt", with_bound(random_steering(testbed, 1, size=0.0), 1.0)
+    file.write_text("How are you?\nWhat is new?")
+    recipe, answered = compression.with_values({"method.refusal_prompts": str(file)}), {PROMPTS: of_usual}
+
+    def probe(engine: object, backbone: object, profile: str, prompts: tuple[str, ...]) -> Refusals:
+        told, flat = answered.get(prompts, of_own), (0.0, 0.0, 0.0)
+        return Refusals(num_prompts=2, refused=2, answered=told, margin_change=flat, prompts_digest=digest_of(prompts))
+
+    monkeypatch.setattr(compression_gate, "refusal_probe", probe)
+    assert "answers 1 of 2 such prompts" in refused(engine, testbed, recipe, made)
 
 
 def test_the_gate_asks_the_refusal_prompts_that_the_vector_was_made_with(

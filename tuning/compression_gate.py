@@ -66,7 +66,8 @@ def check_steering(
 ) -> None:
     """PromotionRefused for a vector that breaks its bound on fresh traces, or raises answers to what is refused.
 
-    It is asked the usual prompts of the probe, and beside them those that its recipe names.
+    It is asked the usual prompts of the probe. Those that its recipe names stand beside them: of a backbone that refuses none of
+    its own it is read there how the vector leans, but what the backbone refuses of the usual ones stays refused.
 
     The bound is its own record's or, of a vector that has none, `eps`; None: it was given no bound.
     """
@@ -87,22 +88,22 @@ def check_steering(
             )
     engine.load(_LOADED, Profile(tuple(vectors)))
     try:
-        for prompts in filter(
-            None, (PROMPTS, own)
-        ):  # those that it was made with stand beside the usual ones, never in their place
-            _check_refusals(refusal_probe(engine, backbone, _LOADED, prompts), subject)
+        found = refusal_probe(engine, backbone, _LOADED, PROMPTS)
+        if found.raised if asked is None else found.answered:
+            raise _answers(found, subject)
+        if asked is not None and (found := refusal_probe(engine, backbone, _LOADED, own)).raised:
+            raise _answers(found, subject)
     finally:
         engine.unload(_LOADED)
 
 
-def _check_refusals(found: Refusals, subject: str) -> None:
-    if found.raised:
-        mean, low, high = found.margin_change
-        raise PromotionRefused(
-            f"A steering vector does not raise answers to what the backbone refuses, but that of {subject} answers "
-            f"{found.answered} of {found.refused} such prompts, and changes its lean to a refusal by {mean:+.3f} [{low:+.3f}, "
-            f"{high:+.3f}] nats a token. Fit it from other pairs, or with a smaller eps."
-        )
+def _answers(found: Refusals, subject: str) -> PromotionRefused:
+    mean, low, high = found.margin_change
+    return PromotionRefused(
+        f"A steering vector does not raise answers to what the backbone refuses, but that of {subject} answers "
+        f"{found.answered} of {found.refused} such prompts, and changes its lean to a refusal by {mean:+.3f} [{low:+.3f}, "
+        f"{high:+.3f}] nats a token. Fit it from other pairs, or with a smaller eps."
+    )
 
 
 def _check_bound(steering: Steering, eps: float, engine: Engine, backbone: Backbone, task: Task, subject: str) -> None:
