@@ -78,7 +78,9 @@ def import_gguf(
         str | None, typer.Option(help="The task that it is published for [default: none, adapter files for evaluate alone].")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Of the recipe in its manifest [default: TASK-vector].")] = None,
-    eps: Annotated[float, typer.Option(help="The mean KL to the backbone that its gate allows, nats a token.")] = 0.03,
+    eps: Annotated[
+        float | None, typer.Option(help="The mean KL to the backbone that its gate allows, nats a token [default: 0.03].")
+    ] = None,
     backbone: Annotated[str, typer.Option(help="The backbone that it was made on.")] = "smollm2-135m-reasoner",
     as_json: Json = False,
 ) -> None:

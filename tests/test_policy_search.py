@@ -283,6 +283,26 @@ def test_no_cap_is_tried_that_the_reply_has_no_room_for(engine: TorchEngine, tes
     assert all(space.ranges[CAP].low <= int(point[CAP]) <= space.ranges[CAP].high for point in space.starts([1, 500]))
 
 
+@pytest.mark.parametrize(
+    ("kind", "field", "rule"),
+    [
+        (
+            "minimum",
+            "budget.min_trace_tokens",
+            "minimum: 64 tokens leave .* for a trace beside the answer's, and its range begins at 60",
+        ),
+        ("ramp", CAP, "ramp: it rises towards a searched cap, and of that 64 tokens leave"),
+    ],
+)
+def test_a_range_that_the_reply_has_no_room_for_is_refused(
+    engine: TorchEngine, testbed: Backbone, tmp_path: Path, kind: str, field: str, rule: str
+) -> None:
+    kinds = (kind,) if kind == "minimum" else ("budget", kind)
+    settings = DecodingSearch(kinds=kinds, max_new_tokens=64, items=8, ranges={field: (60, 62)})
+    with pytest.raises(NotSearchable, match=rule):
+        study_of(engine, testbed, HELPS, tmp_path, settings)
+
+
 def score(
     accuracy: float, tokens: float, right: tuple[float, float, float], fewer: float, harm: float = -1.0, stderr: float = 0.02
 ) -> PolicyScore:

@@ -120,6 +120,7 @@ def test_a_vector_from_llama_cpp_is_published_for_a_domain_under_a_bound(
         (("export-gguf", "absent", "c.gguf"), "absent is none"),
         (("import-gguf", "absent.gguf", "out", "--backbone", str(TESTBED)), "absent.gguf is not there"),
         (("import-gguf", "absent.gguf", "out", "--domain", "astrology"), "'astrology' is neither"),
+        (("import-gguf", "absent.gguf", "out", "--eps", "0.1"), "of a vector that is published, but without `--domain` out is"),
         (("import-gguf", "absent.gguf", "out", "--eps", "nan"), "a finite number of nats above 0, but got nan"),
     ],
     ids=lambda value: " ".join(value[:3]) if isinstance(value, tuple) else "",

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from tuning.recipe import Recipe
 
 
+IMPORTED_EPS = 0.03  # nats a token, as that of a vector that is made here
+
+
 def steer(
     task_name: str,
     out: Path,
@@ -100,7 +103,7 @@ def export_gguf(directory: Path, file: Path, backbone_name: str | None, as_json:
 
 
 def import_gguf(
-    file: Path, out: Path, domain: str | None, name: str | None, eps: float, backbone_name: str, as_json: bool
+    file: Path, out: Path, domain: str | None, name: str | None, eps: float | None, backbone_name: str, as_json: bool
 ) -> None:
     """With a domain, a directory that can be published for it; without one, adapter files alone."""
     from adapters.backbone import REASONER, Backbone
@@ -114,7 +117,13 @@ def import_gguf(
     from tuning.manifest import complete
 
     _refuse_existing(out)
-    check_bound(eps)
+    bound = IMPORTED_EPS if eps is None else eps
+    check_bound(bound)
+    if domain is None and (eps is not None or name is not None):
+        raise RefusedAdapter(
+            f"`--name` and `--eps` are of a vector that is published, but without `--domain` {out} is for evaluate alone. "
+            "Give a domain, or leave them out."
+        )
     recipe = None if domain is None else guarded(name or f"{Path(domain).stem}-vector", backbone_name, domain)
     backbone = Backbone.load(backbone_name)
     found = import_control_vector(file, backbone)
@@ -127,11 +136,11 @@ def import_gguf(
         if recipe is None:
             Profile(found).save(part)
         else:
-            made: dict[str, JsonValue] = {"how": "a control vector of llama.cpp", "eps": eps, "gguf_sha256": file_digest(file)}
+            made: dict[str, JsonValue] = {"how": "a control vector of llama.cpp", "eps": bound, "gguf_sha256": file_digest(file)}
             complete(part, recipe, backbone, Profile(found), 1.0, (), made)
     if as_json:
         told = {"directory": str(out), "backbone": backbone.name, "layer": found[0].layer}
-        print(json.dumps(told | ({} if recipe is None else {"domain": recipe.domain, "eps": eps})))
+        print(json.dumps(told | ({} if recipe is None else {"domain": recipe.domain, "eps": bound})))
     else:
         on = "" if recipe is not None or backbone_name == REASONER else f" --backbone {backbone_name}"
         print(f"wrote {out} (layer {found[0].layer} of {backbone.name}); next: graftline evaluate {out}{on}", end="")

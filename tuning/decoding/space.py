@@ -183,12 +183,12 @@ def searchable(
         policy = policy.model_copy(update={"trace_end": released.policy.trace_end})
         if reason := _refusal(engine, Profile(released.adapters, policy)):
             left_out[kind] = reason
-    if ranges[CAP].low > room:
-        left_out.setdefault(
-            "budget",
-            f"{settings.max_new_tokens} tokens leave {max(room, 0)} for a trace beside the answer's, and its range begins at "
-            f"{ranges[CAP].low:g}",
-        )
+    left = f"{settings.max_new_tokens} tokens leave {max(room, 0)} for a trace beside the answer's, and its range begins at"
+    for kind, name in (("budget", CAP), ("minimum", "budget.min_trace_tokens")):
+        if ranges[name].low > room:
+            left_out.setdefault(kind, f"{left} {ranges[name].low:g}")
+    if "budget" in left_out:
+        left_out.setdefault("ramp", f"it rises towards a searched cap, and of that {left_out['budget']}")
     if ranges[CAP].low > room or not budget.answer_is_line:
         left_out["branches"] = "a branch is a trace and an answer of one line, for which the replies have no room or form"
     if steered is None:
