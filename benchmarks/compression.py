@@ -268,7 +268,8 @@ def tables(read: Mapping[tuple[str, str], Any], names: Sequence[str], clusters: 
         for name in names:
             one, row = point(read[items, name]), read[items, name]
             told = ["" if row[key] is None else f"{row[key]:.3g}" for key in ("kl", "length")]
-            less_off = paired_change(point(read[items, OFF]).right, one.right, clusters[items])
+            free = point(read[items, OFF]).right
+            less_off = paired_change(free, one.right, clusters[items], drawn_clusters=items == DOMAIN)
             changes = map(told_change, (less_off, compared(read, items, name, clusters[items])))
             rows.append([name, f"{one.accuracy:.2f}", f"{one.mean_tokens:.1f}", *told, *changes])
         headings = ["system", "right", "tokens", "KL", "length", "right, less off", "right, less the cap curve at as many tokens"]

@@ -4,8 +4,8 @@
 
 Fits the quickstart's plain recipe, once, then one routing of five categories and one of a single one, on the adapter's own
 answers to items of the search split; recovery is read on items of the select split, in right answers and in nats per token of the
-adapter's texts. The adapter learns codes that the backbone does not know, so that little should be recovered: this is the
-negative side of the measure. Its positive side is in tests/test_hybrid.py, where a vector is all that the adapter is.
+adapter's texts. What the adapter writes names codes that the backbone does not know; how much of that few vectors give back
+is the question. tests/test_hybrid.py holds both ends: an adapter that is a vector comes back, a random update in no answer.
 
 The fit and each reading are kept in runs/benchmarks/hybrid and are not made again. About 15 minutes on two cores; --full takes
 200 items.

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.backbone import REASONER, Backbone
-from benchmarks.compression import CAPS, SETS, Items, caps_of, curve, dashed, kept
+from benchmarks.compression import CAPS, DOMAIN, SETS, Items, caps_of, curve, dashed, kept, point, told_change
 from benchmarks.results import commit, provenance, table, write_section
 from engine.decoding.answer import said
 from engine.decoding.branches import Branches
@@ -139,7 +139,7 @@ def section(name: str, items: Items, engine: TorchEngine, backbone: Backbone, pl
             nulls[branched(begun, vote)] = branched(*BRANCHED_NULLS[begun, vote]) if (begun, vote) in BRANCHED_NULLS else OFF
         print(name, begun, {vote: point(found[vote]).accuracy for vote in VOTES}, flush=True)
     clusters = [example.group for _, examples in items for example in examples]
-    rows = [row(arm, read, nulls[arm], caps, clusters) for arm in read]
+    rows = [row(arm, read, nulls[arm], caps, clusters, drawn=name == DOMAIN) for arm in read]
     headings = ["policy", "right", "tokens", "replies changed", "right, less off", "its null", "right, less its null", ""]
     told = ", ".join(f"{cap}: {one.accuracy:.2f}" for cap, one in caps.items())
     words = Counter(word for text in off["texts"] for word in WORDS if word in text.lower().split())
@@ -147,20 +147,26 @@ def section(name: str, items: Items, engine: TorchEngine, backbone: Backbone, pl
     return f"**{name}**, {len(clusters)} items:\n\n{table(headings, rows)}\n\n{note}"
 
 
-def row(name: str, read: Mapping[str, Any], null: str, caps: Mapping[int, Point], clusters: Sequence[str]) -> list[str]:
+def row(
+    name: str, read: Mapping[str, Any], null: str, caps: Mapping[int, Point], clusters: Sequence[str], drawn: bool
+) -> list[str]:
     one, off = point(read[name]), point(read[OFF])
     told = [name, f"{one.accuracy:.2f}", f"{one.mean_tokens:.1f}"]
     if name == OFF:
         return [*told, "", "", "", "", ""]
     changed = sum(now != then for now, then in zip(read[name]["texts"], read[OFF]["texts"], strict=True))
-    less_off = paired_change(off.right, one.right, clusters)
-    less_null = paired_change(point(read[null]).right, one.right, clusters) if null else above_cap(one, caps, clusters)
+    less_off = paired_change(off.right, one.right, clusters, drawn_clusters=drawn)
+    less_null = (
+        paired_change(point(read[null]).right, one.right, clusters, drawn_clusters=drawn)
+        if null
+        else above_cap(one, caps, clusters, drawn)
+    )
     return [
         *told,
         str(changed),
-        said_change(less_off),
+        told_change(less_off),
         null or "the caps",
-        said_change(less_null),
+        told_change(less_null),
         verdict(changed, less_off, less_null),
     ]
 
@@ -237,14 +243,6 @@ def commonest(texts: Sequence[str]) -> str:
 
 def branched(begun: str, vote: str) -> str:
     return f"{NUM_BRANCHES} branches, {begun}, {vote}"
-
-
-def point(found: Mapping[str, Any]) -> Point:
-    return Point(tuple(found["right"]), tuple(found["tokens"]))
-
-
-def said_change(found: PairedChange) -> str:
-    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
 def _range(lengths: tuple[int, ...]) -> str:

@@ -157,12 +157,12 @@ def test_top_p_of_almost_nothing_is_greedy(engine: TorchEngine, backbone: Backbo
     assert_same(greedy, nucleus)
 
 
-@pytest.mark.parametrize("cold", [{"temperature": 1e-40}, {"temperature": 1e-320}, {"temperature": 1.0, "top_p": 1e-320}])
+@pytest.mark.parametrize(("temperature", "top_p"), [(1e-40, 1.0), (1e-320, 1.0), (1.0, 1e-320)])
 def test_what_is_colder_than_numbers_go_is_greedy_and_no_row_fails(
-    engine: TorchEngine, backbone: Backbone, cold: dict[str, float]
+    engine: TorchEngine, backbone: Backbone, temperature: float, top_p: float
 ) -> None:
     ids = backbone.chat_ids("Hi")
-    asked = GenerationRequest(ids, None, 12, seed=1, **cold)  # type: ignore[arg-type]
+    asked = GenerationRequest(ids, None, 12, seed=1, temperature=temperature, top_p=top_p)
     drawn, beside = engine.complete([asked, GenerationRequest(ids, None, 12)])
     assert drawn.token_ids == beside.token_ids
 
