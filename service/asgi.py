@@ -1,4 +1,4 @@
-"""The FastAPI application around the endpoints: request ids, and every failure in the OpenAI shape."""
+"""Around the endpoints: request ids, and every failure in the OpenAI shape."""
 
 from __future__ import annotations
 
@@ -52,15 +52,12 @@ def request_id(request: Request) -> str:
     return str(request.state.request_id)
 
 
-def new_application() -> FastAPI:
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(RequestIds)
+def answer_errors(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientLeft, _nobody_there)
     app.add_exception_handler(Exception, _unforeseen)
-    return app
 
 
 def _answer(error: ApiError) -> JSONResponse:

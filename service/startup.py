@@ -1,30 +1,23 @@
-"""Start-up: the backbone, the engine and the catalogue that the settings name."""
+"""Start-up: the backbone, the engine and the catalogue that the settings name, and what runs beside the endpoints."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 
 import torch
+from fastapi import FastAPI
 
 from adapters.backbone import Backbone
-from engine.engine import Engine
 from engine.torch_engine import TorchEngine
 from registry.home import home_directory
 from registry.tracking import Tracking
 from service.catalogue import Catalogue, FrozenCatalogue, RegistryCatalogue
 from service.models import ServedModels
+from service.parts import Parts
 from service.settings import Settings
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What the endpoints need."""
-
-    backbone: Backbone
-    engine: Engine
-    models: ServedModels
-    started_at: int  # seconds since 1970
 
 
 def start(settings: Settings) -> Parts:
@@ -35,7 +28,7 @@ def start(settings: Settings) -> Parts:
     engine = TorchEngine(backbone, max_rows=settings.max_rows)
     models = ServedModels(engine, backbone, catalogue, settings.max_loaded)
     models.refresh()
-    return Parts(backbone, engine, models, int(time.time()))
+    return Parts(settings, backbone, engine, models, int(time.time()))
 
 
 def open_parts(settings: Settings) -> tuple[Backbone, Catalogue]:
@@ -44,3 +37,25 @@ def open_parts(settings: Settings) -> tuple[Backbone, Catalogue]:
         return bundle.load_backbone(settings.device), bundle
     tracking = Tracking.at(home_directory(settings.home), settings.tracking_uri)
     return Backbone.load(settings.backbone, device=settings.device), RegistryCatalogue(tracking, settings.names)
+
+
+@contextlib.asynccontextmanager
+async def running(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
+    """Inside, the application answers and follows the ledger. Leaving ends what runs beside it and closes the engine."""
+    parts = await asyncio.to_thread(start, settings)
+    app.state.parts = parts
+    beside = [asyncio.create_task(parts.models.follow(settings.poll_s))]
+    app.state.beside = beside
+    try:
+        yield
+    finally:
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
+        await asyncio.to_thread(parts.engine.close)
+
+
+def is_ready(app: FastAPI) -> bool:
+    """Started, and nothing that must run beside the endpoints has ended."""
+    beside: list[asyncio.Task[None]] | None = getattr(app.state, "beside", None)
+    return beside is not None and not any(task.done() for task in beside)

@@ -1,0 +1,77 @@
+"""From a request's body to what writes its reply: the leased release, the engine's requests, the reply's head."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+from fastapi import Request
+
+from engine.engine import GenerationRequest
+from engine.profile import DecodingPolicy
+from service import meters
+from service.asgi import request_id
+from service.decoding import branches_of, generating, narrowed
+from service.errors import ApiError
+from service.lease import Lease
+from service.openai_shapes import ChatRequest, CompletionRequest, ObjectName, Reply
+from service.parts import Parts
+from service.thoughts import traced
+from service.writing import Writing
+
+
+async def leased(parts: Parts, model: str) -> Lease:
+    """What the name means now; ApiError, counted, when it means nothing."""
+    try:
+        return await parts.models.lease(model)
+    except ApiError:
+        meters.count_refusal()
+        raise
+
+
+@contextlib.contextmanager
+def released_on_failure(lease: Lease) -> Iterator[None]:
+    """Until a `Writing` owns the lease, a refused prompt must give it back."""
+    try:
+        yield
+    except ApiError:
+        meters.count_refusal()
+        lease.release()
+        raise
+
+
+def new_writing(parts: Parts, lease: Lease, prompts: list[tuple[int, ...]], body: ChatRequest | CompletionRequest) -> Writing:
+    # What the release adds to the prompt takes its part of the context.
+    engine, backbone, profile = parts.engine, parts.backbone, lease.served.profile
+    context = backbone.context_length - lease.served.prompt_overhead
+    policy = narrowed(DecodingPolicy() if profile is None else engine.profile(profile).policy, body.decoding)
+    requests = tuple(
+        GenerationRequest(
+            prompt_ids=prompt,
+            profile=profile,
+            max_new_tokens=min(body.token_limit or context, context - len(prompt)),
+            temperature=body.temperature,
+            top_p=body.top_p,
+            seed=body.seed,
+            stop=body.stop,
+            policy=policy,
+        )
+        for prompt in prompts
+    )
+    generate = generating(engine.generate, backbone, branches_of(policy, body), policy, requests)
+    if policy.tracing is None:
+        return Writing(generate, lease, requests, parts.settings.request_timeout_s)
+    turns = body.turns if isinstance(body, ChatRequest) else None
+    tracer = traced(engine, generate, backbone, policy.tracing, turns)
+    return Writing(tracer.generate, lease, requests, parts.settings.request_timeout_s, told=lambda: tracer.told)
+
+
+def new_reply(parts: Parts, writing: Writing, prefix: str, request: Request, kind: ObjectName) -> Reply:
+    return Reply(
+        id=f"{prefix}-{request_id(request)}",
+        object=kind,
+        created=int(time.time()),
+        model=writing.model,
+        system_fingerprint=f"fp_{parts.backbone.fingerprint[:12]}_{writing.lease.served.digest[:12]}",
+    )

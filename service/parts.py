@@ -1,0 +1,32 @@
+"""What the endpoints work with, and how they get it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from adapters.backbone import Backbone
+from engine.engine import Engine
+from service.models import ServedModels
+from service.settings import Settings
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Made once, when the service starts; an endpoint reads it from the application's state."""
+
+    settings: Settings
+    backbone: Backbone
+    engine: Engine
+    models: ServedModels
+    started_at: int  # seconds since 1970
+
+
+def _parts_of(request: Request) -> Parts:
+    parts: Parts = request.app.state.parts
+    return parts
+
+
+PartsHere = Annotated[Parts, Depends(_parts_of)]

@@ -1,0 +1,1 @@
+"""The endpoints, a module each; `service.application` lists them."""

@@ -1,0 +1,30 @@
+"""`/v1/completions`."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from service.answering import leased, new_reply, new_writing, released_on_failure
+from service.openai_shapes import Choice, CompletionRequest
+from service.parts import PartsHere
+from service.prompts import completion_prompts
+from service.streaming import EventStream, events, while_connected
+from service.writing import collect
+
+router = APIRouter()
+
+
+@router.post("/v1/completions")
+async def complete(parts: PartsHere, request: Request, body: CompletionRequest) -> Response:
+    lease = await leased(parts, body.model)
+    with released_on_failure(lease):
+        prompts = completion_prompts(parts.backbone, body.prompts, lease.served.prompt_overhead)
+        writing = new_writing(parts, lease, prompts, body)
+    reply = new_reply(parts, writing, "cmpl", request, "text_completion")
+    if body.stream:
+        stream = events(writing, reply, include_usage=body.include_usage)
+        return await while_connected(request, EventStream.started(stream))
+    written = await while_connected(request, collect(writing))
+    choices = [Choice(index=index, text=c.text, finish_reason=c.finish_reason) for index, c in enumerate(written)]
+    return JSONResponse(reply.wire(choices, writing.usage))
