@@ -23,6 +23,7 @@ from tuning.ground import Ground
 from tuning.recipe import Recipe
 
 if TYPE_CHECKING:
+    from live_service import Live
     from openai import OpenAI
 
     from service.serve import Server
@@ -80,16 +81,16 @@ def session_backbone(backbone_directory: Path) -> Backbone:
 
 
 @pytest.fixture(scope="module")
-def server(tracking: Tracking, backbone_directory: Path) -> Iterator[Server]:
-    """Over the releases of a module's own `tracking`."""
-    from running_service import serving
+def server(tracking: Tracking, backbone_directory: Path) -> Iterator[Live]:
+    """Over the releases of a module's own `tracking`, inside this process; a module may put one under BentoML in its place."""
+    from live_service import live, small
 
-    with serving(tracking, backbone_directory) as server:
+    with live(small(backbone_directory, tracking.cache.parent)) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def client(server: Server) -> OpenAI:
+def client(server: Live | Server) -> OpenAI:
     from running_service import client_of
 
     return client_of(server)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import openai
+from live_service import Live
 
 from registry.tracking import Tracking
 from service.serve import Server, start_server
@@ -30,7 +31,7 @@ def serving(tracking: Tracking, backbone_directory: Path) -> Iterator[Server]:
         yield server
 
 
-def client_of(server: Server) -> openai.OpenAI:
+def client_of(server: Live | Server) -> openai.OpenAI:
     return openai.OpenAI(base_url=server.openai_url, api_key="none", max_retries=0, timeout=60)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from live_service import Live
 from running_service import PROMPT, write
 from small_releases import promote, random_lora, write_release
 
@@ -21,7 +22,6 @@ from engine.profile import DecodingPolicy, Profile
 from engine.torch_engine import TorchEngine
 from registry.release import publish
 from registry.tracking import Tracking
-from service.serve import Server
 
 POLICY = DecodingPolicy(
     tip=SwitchPenalty(schedule="const", alpha=20, words=("W", "skin", "es")),
@@ -90,7 +90,7 @@ def test_rows_under_policies_and_rows_of_the_backbone_write_what_they_write_alon
     assert together == [(model, apart[model]) for model in models * 4]
 
 
-def test_a_release_whose_policy_cannot_run_is_refused_by_the_name_of_its_part(client: openai.OpenAI, server: Server) -> None:
+def test_a_release_whose_policy_cannot_run_is_refused_by_the_name_of_its_part(client: openai.OpenAI, server: Live) -> None:
     refused = httpx.get(f"{server.openai_url}/models").json()["graftline"]["refused"]
     assert set(refused) == {"unable@1"} and "`tip`" in refused["unable@1"] and "'alternatively'" in refused["unable@1"]
     with pytest.raises(openai.APIStatusError, match="`tip`"):

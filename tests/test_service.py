@@ -6,14 +6,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
-from running_service import PROMPT, write
+from running_service import PROMPT, serving, write
 from small_releases import promote, random_lora, random_thoughts, write_release
 
 from adapters.backbone import Backbone
@@ -44,6 +44,13 @@ def tracking(tmp_path_factory: pytest.TempPathFactory, session_backbone: Backbon
     for name in ("law", "medicine", "thoughts"):
         promote(tracking, name, 1)
     return tracking
+
+
+@pytest.fixture(scope="module")
+def server(tracking: Tracking, backbone_directory: Path) -> Iterator[Server]:
+    """Under BentoML, as users run it."""
+    with serving(tracking, backbone_directory) as server:
+        yield server
 
 
 def metric(server: Server, sample: str) -> float:
