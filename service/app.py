@@ -8,6 +8,8 @@ import bentoml
 
 from service.application import new_application
 from service.bento_image import self_contained
+from service.meters import exposition
+from service.parts import Parts
 from service.settings import Settings
 from service.startup import is_ready, running
 
@@ -21,6 +23,7 @@ settings = Settings.from_environment()
     workers=1,
     traffic={"timeout": settings.request_timeout_s + 60, "max_concurrency": 4096},
     http={"host": settings.host, "port": settings.port},
+    metrics={"enabled": False},  # its series are by raw path, which a scanner can make without end
     image=self_contained(),
 )
 @bentoml.asgi_app(app, path="/")
@@ -36,3 +39,7 @@ class Graftline:
 
     async def __is_ready__(self) -> bool:
         return is_ready(app)
+
+    async def __metrics__(self, text: str) -> str:
+        parts: Parts = app.state.parts
+        return exposition(parts.engine.stats)

@@ -1,20 +1,105 @@
-"""Prometheus metrics by adapter. The label is the served NAME@VERSION or the backbone, never what a client typed."""
+"""Prometheus metrics by what answered. The label is the served NAME@VERSION or the backbone, never what a client typed."""
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge, Histogram
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+# One process holds the engine and so all counts. The files that BentoML has several workers share could take no series away.
+os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest  # noqa: E402
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric  # noqa: E402
+from prometheus_client.metrics import MetricWrapperBase  # noqa: E402
+
+from engine.engine import EngineStats  # noqa: E402
 
 # For requests that named no served model: one series, whatever they sent.
 UNKNOWN = "unknown"
+# A release that is served no more keeps its series for some scrapes.
+KEPT_S = 900.0
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+_SHORT_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
 
-REQUESTS = Counter("graftline_requests", "Requests by how they ended", ["model", "outcome"])
-PROMPT_TOKENS = Counter("graftline_prompt_tokens", "Prompt tokens read", ["model"])
-GENERATED_TOKENS = Counter("graftline_generated_tokens", "Tokens written", ["model"])
-LATENCY = Histogram("graftline_request_seconds", "From the request to its last token", ["model"], buckets=_SECONDS)
-FIRST_TOKEN = Histogram("graftline_first_token_seconds", "From the request to its first token", ["model"], buckets=_SECONDS)
-RUNNING = Gauge("graftline_running_rows", "Completions being written now", ["model"], multiprocess_mode="livesum")
+SERIES = CollectorRegistry()
+REQUESTS = Counter("graftline_requests", "Requests by how they ended", ["model", "outcome"], registry=SERIES)
+PROMPT_TOKENS = Counter("graftline_prompt_tokens", "Prompt tokens read", ["model"], registry=SERIES)
+GENERATED_TOKENS = Counter("graftline_generated_tokens", "Tokens written", ["model"], registry=SERIES)
+LATENCY = Histogram(
+    "graftline_request_seconds", "From the request to its last token", ["model"], buckets=_SECONDS, registry=SERIES
+)
+FIRST_TOKEN = Histogram(
+    "graftline_first_token_seconds", "From the request to its first token", ["model"], buckets=_SECONDS, registry=SERIES
+)
+QUEUE_TIME = Histogram(
+    "graftline_queue_seconds", "From the engine's taking a row to its first step", ["model"], buckets=_SECONDS, registry=SERIES
+)
+TOKEN_TIME = Histogram(
+    "graftline_token_seconds",
+    "A request's seconds a token after its first, by choice",
+    ["model"],
+    buckets=_SHORT_SECONDS,
+    registry=SERIES,
+)
+RUNNING = Gauge("graftline_running_rows", "Completions being written now", ["model"], registry=SERIES)
+
+_BY_MODEL: tuple[MetricWrapperBase, ...] = (
+    REQUESTS,
+    PROMPT_TOKENS,
+    GENERATED_TOKENS,
+    LATENCY,
+    FIRST_TOKEN,
+    QUEUE_TIME,
+    TOKEN_TIME,
+    RUNNING,
+)
 
 
 def count_refusal() -> None:
     REQUESTS.labels(UNKNOWN, "refused").inc()
+
+
+class Forgetting:
+    """Takes away the series of releases that are served no more, so that a thousand promotions leave no thousand series.
+
+    `served` says what may still be asked for: every NAME@VERSION and the backbone.
+    """
+
+    def __init__(self, served: Callable[[], Iterable[str]], clock: Callable[[], float] = time.monotonic) -> None:
+        self._served, self._clock = served, clock
+        self._gone_since: dict[str, float] = {}
+
+    def look(self) -> None:
+        served, now = {UNKNOWN, *self._served()}, self._clock()
+        counted = _models(REQUESTS) | _models(RUNNING)
+        self._gone_since = {model: self._gone_since.get(model, now) for model in counted - served}
+        for model in [model for model, since in self._gone_since.items() if now - since >= KEPT_S]:
+            del self._gone_since[model]
+            for metric in _BY_MODEL:
+                metric.remove_by_labels({"model": model})
+
+
+class EngineCounts:
+    """What the engine counts itself, read when somebody asks."""
+
+    def __init__(self, stats: Callable[[], EngineStats]) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._stats()
+        yield GaugeMetricFamily("graftline_engine_running_rows", "Rows that take a place of the batch", stats.running)
+        yield GaugeMetricFamily("graftline_engine_waiting_rows", "Rows that wait for a place", stats.waiting)
+        yield CounterMetricFamily("graftline_engine_forward_tokens", "Tokens that went through a forward", stats.forward_tokens)
+        yield CounterMetricFamily("graftline_engine_scored_tokens", "Tokens that were read to be scored", stats.scored_tokens)
+
+
+def exposition(stats: Callable[[], EngineStats]) -> str:
+    """All of it, in Prometheus' text format."""
+    engine = CollectorRegistry()
+    engine.register(EngineCounts(stats))
+    return (generate_latest(SERIES) + generate_latest(engine)).decode()
+
+
+def _models(metric: MetricWrapperBase) -> set[str]:
+    return {sample.labels["model"] for family in metric.collect() for sample in family.samples}

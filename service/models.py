@@ -129,6 +129,11 @@ class ServedModels:
             release = self._champions.get(name)
             return None if release is None else str(release)
 
+    def answering(self) -> set[str]:
+        """All that a reply may name as its model: NAME@VERSION of what is loaded, and the backbone."""
+        with self._state:
+            return {self._backbone.served.id, *(slot.served.id for slot in self._slots.values())}
+
     def readiness(self) -> Readiness:
         with self._state:
             refused = {str(release): refusal.reason for release, refusal in self._refused.items()}

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from service.request_log import Format, Level
+
 PREFIX = "GRAFTLINE_"
 # A Bento carries its backbone and its releases in this folder, beside the `service` package.
 BUNDLED = Path(__file__).resolve().parent.parent / "frozen"
@@ -41,6 +43,9 @@ class Settings(BaseModel):
     port: int = Field(default=3000, ge=1, le=65535)
     threads: int | None = Field(default=None, ge=1)
     """Threads of PyTorch; None: its own choice."""
+    log_format: Format = "json"
+    """One line an event on the standard error stream: JSON, or text for eyes."""
+    log_level: Level = "info"
     frozen: Path | None = None
     """A folder that `graftline build` wrote (backbone and releases): served as it is, without a registry."""
 

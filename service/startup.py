@@ -14,10 +14,14 @@ from adapters.backbone import Backbone
 from engine.torch_engine import TorchEngine
 from registry.home import home_directory
 from registry.tracking import Tracking
+from service import request_log, spans
 from service.catalogue import Catalogue, FrozenCatalogue, RegistryCatalogue
+from service.meters import Forgetting
 from service.models import ServedModels
 from service.parts import Parts
 from service.settings import Settings
+
+FORGET_EVERY_S = 60.0
 
 
 def start(settings: Settings) -> Parts:
@@ -42,9 +46,11 @@ def open_parts(settings: Settings) -> tuple[Backbone, Catalogue]:
 @contextlib.asynccontextmanager
 async def running(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
     """Inside, the application answers and follows the ledger. Leaving ends what runs beside it and closes the engine."""
+    request_log.configure(settings.log_format, settings.log_level)
+    spans.configure()
     parts = await asyncio.to_thread(start, settings)
     app.state.parts = parts
-    beside = [asyncio.create_task(parts.models.follow(settings.poll_s))]
+    beside = [asyncio.create_task(work) for work in (parts.models.follow(settings.poll_s), forget(parts.models))]
     app.state.beside = beside
     try:
         yield
@@ -53,6 +59,15 @@ async def running(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
             task.cancel()
         await asyncio.gather(*beside, return_exceptions=True)
         await asyncio.to_thread(parts.engine.close)
+        await asyncio.to_thread(spans.close)
+
+
+async def forget(models: ServedModels) -> None:
+    """Takes away, for ever, the series of what is served no more."""
+    forgetting = Forgetting(models.answering)
+    while True:
+        forgetting.look()
+        await asyncio.sleep(FORGET_EVERY_S)
 
 
 def is_ready(app: FastAPI) -> bool:

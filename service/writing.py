@@ -33,6 +33,8 @@ class Writing:
     told: Callable[[], Mapping[str, JsonValue]] = dict  # of how the reply was made; known by the end of its deltas
     started: float = field(default_factory=time.perf_counter)
     generated_tokens: int = 0
+    first_token_s: float | None = None  # from `started`; None until one is there
+    ended_s: float | None = None
     outcome: str = "cancelled"
 
     @property
@@ -42,6 +44,17 @@ class Writing:
     @property
     def usage(self) -> Usage:
         return Usage.of(sum(len(request.prompt_ids) for request in self.requests), self.generated_tokens)
+
+    def facts(self) -> Mapping[str, str | int | float | None]:
+        """For the log: what answered, what it cost and how it ended."""
+        return {
+            "model": self.model,
+            "outcome": self.outcome,
+            "choices": len(self.requests),
+            "prompt_tokens": self.usage.prompt_tokens,
+            "generated_tokens": self.generated_tokens,
+            "first_token_s": None if self.first_token_s is None else round(self.first_token_s, 6),
+        }
 
     async def deltas(self) -> AsyncGenerator[tuple[int, Delta], None]:
         """Pairs of a choice's index and its next delta. Closing the generator frees the rows. Failures are ApiError."""
@@ -96,8 +109,9 @@ class Writing:
             queue.put_nowait((index, None))
 
     def _count_token(self) -> None:
-        if self.generated_tokens == 0:
-            meters.FIRST_TOKEN.labels(self.model).observe(time.perf_counter() - self.started)
+        if self.first_token_s is None:
+            self.first_token_s = time.perf_counter() - self.started
+            meters.FIRST_TOKEN.labels(self.model).observe(self.first_token_s)
         self.generated_tokens += 1
 
     def _finish(self, rows: int) -> None:
@@ -105,7 +119,11 @@ class Writing:
         meters.REQUESTS.labels(self.model, self.outcome).inc()
         meters.PROMPT_TOKENS.labels(self.model).inc(self.usage.prompt_tokens)
         meters.GENERATED_TOKENS.labels(self.model).inc(self.generated_tokens)
-        meters.LATENCY.labels(self.model).observe(time.perf_counter() - self.started)
+        self.ended_s = time.perf_counter() - self.started
+        meters.LATENCY.labels(self.model).observe(self.ended_s)
+        per_choice = self.generated_tokens / rows
+        if self.first_token_s is not None and per_choice > 1:
+            meters.TOKEN_TIME.labels(self.model).observe((self.ended_s - self.first_token_s) / (per_choice - 1))
         self.lease.release()
 
 

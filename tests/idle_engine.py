@@ -40,6 +40,9 @@ class IdleEngine:
     def stats(self) -> EngineStats:
         return EngineStats()
 
+    def close(self) -> None:
+        """It holds nothing."""
+
 
 if TYPE_CHECKING:
     _: Engine = IdleEngine()

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI, Response
-from prometheus_client import generate_latest
 
 from service.application import new_application
 from service.parts import Parts
@@ -39,7 +38,7 @@ class Live:
 
 @contextlib.contextmanager
 def live(settings: Settings) -> Iterator[Live]:
-    """Answers inside the block. What BentoML adds around the application (readiness, metrics) is added here alike."""
+    """Answers inside the block. What BentoML adds around the application is added here alike."""
     app = new_application()
 
     @contextlib.asynccontextmanager
@@ -78,8 +77,5 @@ def _add_what_bentoml_adds(app: FastAPI) -> None:
     async def readyz() -> Response:
         return Response(status_code=200 if is_ready(app) else 503)
 
-    async def metrics() -> Response:
-        return Response(generate_latest(), media_type="text/plain")
-
-    for path, answer in (("/livez", livez), ("/readyz", readyz), ("/metrics", metrics)):
+    for path, answer in (("/livez", livez), ("/readyz", readyz)):
         app.add_api_route(path, answer)

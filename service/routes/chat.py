@@ -9,6 +9,7 @@ from service.answering import leased, new_reply, new_writing, released_on_failur
 from service.openai_shapes import ChatRequest, Choice, ObjectName
 from service.parts import PartsHere
 from service.prompts import chat_prompt
+from service.request_log import tell
 from service.streaming import EventStream, events, while_connected
 from service.writing import collect
 
@@ -23,6 +24,7 @@ async def chat(parts: PartsHere, request: Request, body: ChatRequest) -> Respons
         writing = new_writing(parts, lease, [prompt], body)
     kind: ObjectName = "chat.completion.chunk" if body.stream else "chat.completion"
     reply = new_reply(parts, writing, "chatcmpl", request, kind)
+    tell(request, writing.facts)
     if body.stream:
         stream = events(writing, reply, include_usage=body.include_usage)
         return await while_connected(request, EventStream.started(stream))

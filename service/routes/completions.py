@@ -9,6 +9,7 @@ from service.answering import leased, new_reply, new_writing, released_on_failur
 from service.openai_shapes import Choice, CompletionRequest
 from service.parts import PartsHere
 from service.prompts import completion_prompts
+from service.request_log import tell
 from service.streaming import EventStream, events, while_connected
 from service.writing import collect
 
@@ -22,6 +23,7 @@ async def complete(parts: PartsHere, request: Request, body: CompletionRequest) 
         prompts = completion_prompts(parts.backbone, body.prompts, lease.served.prompt_overhead)
         writing = new_writing(parts, lease, prompts, body)
     reply = new_reply(parts, writing, "cmpl", request, "text_completion")
+    tell(request, writing.facts)
     if body.stream:
         stream = events(writing, reply, include_usage=body.include_usage)
         return await while_connected(request, EventStream.started(stream))

@@ -1,0 +1,73 @@
+"""Series are by what answered, exact, and gone some time after their release."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from idle_engine import IdleEngine
+
+from service import meters
+from service.meters import KEPT_S, REQUESTS, UNKNOWN, Forgetting, exposition
+
+
+def sample(line: str) -> float | None:
+    for one in exposition(IdleEngine().stats).splitlines():
+        if one.startswith(line + " "):
+            return float(one.rpartition(" ")[2])
+    return None
+
+
+def forgetting(served: list[str]) -> tuple[Forgetting, Callable[[float], None]]:
+    now = [0.0]
+
+    def wait(seconds: float) -> None:
+        now[0] += seconds
+
+    return Forgetting(lambda: served, lambda: now[0]), wait
+
+
+def test_a_release_that_is_served_no_more_loses_its_series_after_some_scrapes() -> None:
+    series = 'graftline_requests_total{model="gone@1",outcome="completed"}'
+    REQUESTS.labels("gone@1", "completed").inc()
+    meters.LATENCY.labels("gone@1").observe(1)
+    served = ["gone@1"]
+    looking, wait = forgetting(served)
+    looking.look()
+    wait(10 * KEPT_S)
+    looking.look()
+    assert sample(series) == 1
+    served.clear()
+    looking.look()
+    wait(KEPT_S - 1)
+    looking.look()
+    assert sample(series) == 1
+    wait(1)
+    looking.look()
+    assert sample(series) is None and "gone@1" not in exposition(IdleEngine().stats)
+
+
+def test_a_release_that_comes_back_in_time_keeps_its_counts() -> None:
+    REQUESTS.labels("back@1", "completed").inc(3)
+    served: list[str] = []
+    looking, wait = forgetting(served)
+    looking.look()
+    wait(KEPT_S - 1)
+    served.append("back@1")
+    looking.look()
+    served.clear()
+    wait(10)
+    looking.look()
+    assert sample('graftline_requests_total{model="back@1",outcome="completed"}') == 3
+
+
+def test_requests_that_named_nothing_are_one_series_for_ever() -> None:
+    meters.count_refusal()
+    looking, wait = forgetting([])
+    looking.look()
+    wait(10 * KEPT_S)
+    looking.look()
+    assert sample(f'graftline_requests_total{{model="{UNKNOWN}",outcome="refused"}}')
+
+
+def test_what_the_engine_counts_is_read_when_asked() -> None:
+    assert sample("graftline_engine_running_rows") == IdleEngine().stats().running
