@@ -6,11 +6,14 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
+from engine.grammar import Grammar
+from engine.token_rules import MAX_TOP_LOGPROBS as MAX_TOP_LOGPROBS
+from engine.token_rules import refuse_out_of_range
+
 if TYPE_CHECKING:
     from engine.profile import DecodingPolicy, Profile
 
 FinishReason = Literal["stop", "length", "cancelled"]
-MAX_TOP_LOGPROBS = 20
 
 
 class EngineError(RuntimeError):
@@ -29,15 +32,23 @@ class NotFinite(EngineError):
     """A row's logits held NaN or infinity: the row is failed, its adapter is at fault, other rows go on."""
 
 
+class BadGrammar(EngineError, ValueError):
+    """A grammar that cannot be compiled, or that became too large on the way; the message has the reason."""
+
+
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One completion. None means: as the profile's policy says. Temperature 0 is greedy.
+    """One completion. None: as the profile's policy says. Temperature 0 is greedy. ValueError where a value is out of range.
 
     `begun_ids` is how the reply begins: it is read after the prompt as the profile transforms that (soft thoughts do not depend
     on it), and is not returned.
 
     `chain` is which of the profile's sets of soft thoughts is read. None: a profile with several writes a reply under each, and
     the completion is the one that the majority of their answers elects; see engine.voting.
+
+    What changes the logits acts in vLLM's order: `logit_bias`, the decoding policy, the penalties as they stand here, what
+    `min_new_tokens` and `grammar` forbid, `temperature`, `min_p`, `top_k`, `top_p`. The log-probabilities that are reported are
+    the model's own, before all of it.
     """
 
     prompt_ids: tuple[int, ...]
@@ -51,6 +62,25 @@ class GenerationRequest:
     top_logprobs: int = 0  # how many of the likeliest tokens the completion lists at every place, at most 20
     policy: DecodingPolicy | None = None  # None: the profile's
     chain: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()  # token ids with what is added to their logits, from -100 to 100
+    repetition_penalty: float = 1.0  # of tokens in the prompt or the reply: a logit above 0 is divided by it, else multiplied
+    frequency_penalty: float = 0.0  # subtracted once for each time that the token stands in the reply
+    presence_penalty: float = 0.0  # subtracted once where it does
+    min_new_tokens: int = 0  # before so many no end, no token of `stop_ids` is drawn, and no stop text looked for
+    grammar: Grammar | None = None  # what it forbids stays forbidden; it goes before `min_new_tokens`, and there is no budget
+    top_k: int = 0  # only the likeliest so many are drawn from; 0: all
+    min_p: float = 0.0  # only what is at least so likely as this share of the likeliest is drawn from
+    stop_ids: tuple[int, ...] = ()  # tokens that end the reply as the backbone's own ends do: listed, without their text
+    ignore_end: bool = False  # the backbone's own ends are tokens like others; `stop_ids` and `stop` still end the reply
+    includes_stop: bool = False  # the stop text, or the text of the token from `stop_ids`, is returned
+    num_prompt_logprobs: int | None = None
+    """The first delta gives the log-probability of every token of the prompt, and beside each the likeliest so many, at most 20.
+
+    With it `max_new_tokens` may be 0: nothing is written then. None: not read back.
+    """
+
+    def __post_init__(self) -> None:
+        refuse_out_of_range(self)
 
 
 class TokenLogprob(NamedTuple):
@@ -58,6 +88,14 @@ class TokenLogprob(NamedTuple):
 
     token_id: int
     logprob: float
+
+
+class ReadToken(NamedTuple):
+    """A token of the prompt: how likely the model held it after all that it reads before it. None: nothing stands before it."""
+
+    token_id: int
+    logprob: float | None
+    top: tuple[TokenLogprob, ...] = ()  # of this place, likeliest first
 
 
 @dataclass(frozen=True)
@@ -69,6 +107,7 @@ class Delta:
     logprob: float | None  # natural log, of the model before temperature and interventions
     finish_reason: FinishReason | None = None
     top_logprobs: tuple[TokenLogprob, ...] = ()  # of this place; empty unless asked for
+    prompt: tuple[ReadToken, ...] = ()  # of a request's first delta alone, where it asks for it: prompt_ids, then begun_ids
 
 
 @dataclass(frozen=True)
@@ -79,6 +118,7 @@ class Completion:
     finish_reason: FinishReason
     prompt_tokens: int
     top_logprobs: tuple[tuple[TokenLogprob, ...], ...] = ()  # one entry a token, likeliest first; empty unless asked for
+    prompt: tuple[ReadToken, ...] = ()  # prompt_ids, then begun_ids; empty unless asked for
 
     @classmethod
     def of(cls, request: GenerationRequest, deltas: Sequence[Delta]) -> Completion:
@@ -93,6 +133,7 @@ class Completion:
             deltas[-1].finish_reason,
             len(request.prompt_ids) + len(request.begun_ids),
             tuple(delta.top_logprobs for delta in deltas) if request.top_logprobs else (),
+            deltas[0].prompt,
         )
 
 

@@ -1,0 +1,32 @@
+"""What a reply must be written like: a JSON schema, any JSON object, a regular expression, or one of several texts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+MAX_GRAMMAR_CHARS = 65_536
+MAX_CHOICES = 1_000
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """The whole reply is held to it, the ids that it begins with too. A reply that reaches its most tokens may be cut inside it.
+
+    `texts` is one text: the JSON schema, or the regular expression, which the whole reply matches. Of a `choice` it is every
+    text that the reply may be, of a `json_object` nothing.
+    """
+
+    kind: Literal["json_schema", "json_object", "regex", "choice"]
+    texts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        least, most = {"json_object": (0, 0), "choice": (1, MAX_CHOICES)}.get(self.kind, (1, 1))
+        if not least <= len(self.texts) <= most:
+            allowed = str(least) if least == most else f"from {least} to {most}"
+            raise ValueError(f"A grammar of the kind {self.kind!r} takes {allowed} texts, but got {len(self.texts)}.")
+        if "" in self.texts:
+            raise ValueError(f"A grammar of the kind {self.kind!r} has no empty text, but got one. Leave the grammar out.")
+        size = sum(map(len, self.texts))
+        if size > MAX_GRAMMAR_CHARS:
+            raise ValueError(f"A grammar has at most {MAX_GRAMMAR_CHARS} characters, but got {size}. Make it shorter.")
