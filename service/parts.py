@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 
 from adapters.backbone import Backbone
 from engine.engine import Engine
+from service.audit import AuditLog
 from service.models import ServedModels
 from service.settings import Settings
 
@@ -21,6 +22,7 @@ class Parts:
     backbone: Backbone
     engine: Engine
     models: ServedModels
+    audit: AuditLog
     started_at: int  # seconds since 1970
 
 

@@ -15,6 +15,7 @@ from engine.torch_engine import TorchEngine
 from registry.home import home_directory
 from registry.tracking import Tracking
 from service import request_log, spans
+from service.audit import AuditLog
 from service.catalogue import Catalogue, FrozenCatalogue, RegistryCatalogue
 from service.meters import Forgetting
 from service.models import ServedModels
@@ -32,7 +33,7 @@ def start(settings: Settings) -> Parts:
     engine = TorchEngine(backbone, max_rows=settings.max_rows)
     models = ServedModels(engine, backbone, catalogue, settings.max_loaded)
     models.refresh()
-    return Parts(settings, backbone, engine, models, int(time.time()))
+    return Parts(settings, backbone, engine, models, AuditLog(home_directory(settings.home)), int(time.time()))
 
 
 def open_parts(settings: Settings) -> tuple[Backbone, Catalogue]:

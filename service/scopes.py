@@ -1,0 +1,62 @@
+"""Which endpoint needs which scope: one table for the whole server, and what is not in it is not there.
+
+The guard asks this table before anything is routed, so an endpoint without a line answers 404 until it gets one. A path is
+written as its route writes it; the first line that fits a request decides.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+from starlette.routing import compile_path
+
+from service.caller import Scope
+
+COMPLETE, TUNE, PROMOTE, ADMIN = Scope
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`scope` None: open to everybody, with a key or without."""
+
+    methods: frozenset[str]
+    path: str
+    scope: Scope | None
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        return compile_path(self.path)[0]
+
+    def fits(self, method: str, path: str) -> bool:
+        return method in self.methods and self._pattern.match(path) is not None
+
+
+def _rule(methods: str, path: str, scope: Scope | None) -> Rule:
+    named = frozenset(methods.split())
+    return Rule(named | {"HEAD"} if "GET" in named else named, path, scope)
+
+
+TABLE: tuple[Rule, ...] = (
+    # Probes of whatever watches over the process.
+    _rule("GET", "/livez", None),
+    _rule("GET", "/readyz", None),
+    _rule("GET", "/healthz", None),
+    # What a client of the OpenAI shape asks for.
+    _rule("GET", "/v1/models", COMPLETE),
+    _rule("GET", "/v1/models/{model:path}", COMPLETE),
+    _rule("POST", "/v1/chat/completions", COMPLETE),
+    _rule("POST", "/v1/completions", COMPLETE),
+    # The server itself; the guard opens /metrics where a setting says so. The last ones are BentoML's own.
+    _rule("GET", "/metrics", ADMIN),
+    _rule("GET", "/", ADMIN),
+    _rule("GET", "/schema.json", ADMIN),
+    _rule("GET", "/docs.json", ADMIN),
+    _rule("GET", "/static_content/{path:path}", ADMIN),
+)
+
+
+def rule_for(method: str, path: str) -> Rule | None:
+    """None: no such endpoint."""
+    return next((rule for rule in TABLE if rule.fits(method, path)), None)
