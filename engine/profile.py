@@ -29,7 +29,8 @@ PROFILE = "profile.json"
 class DecodingPolicy(Spec):
     """How tokens are chosen when a request leaves it open. Every intervention is off by default.
 
-    An intervention acts on the trace: on what is written before `trace_end` stands in the text.
+    An intervention acts on the trace: on what is written before `trace_end` stands in the text. On a backbone that thinks between
+    markers, `Answer:` stands for the end marker, and the trace is what is written between them.
     """
 
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
@@ -46,6 +47,9 @@ class DecodingPolicy(Spec):
         if value != value.strip():
             raise ValueError(f"A trace's end is forced on a line of its own, but got {value!r}. Leave out the space around it.")
         return value
+
+    def end_on(self, backbone: Backbone) -> str:
+        return backbone.markers.end if backbone.markers is not None and self.trace_end == ANSWER_CUE else self.trace_end
 
     @property
     def interventions(self) -> Mapping[str, Spec]:

@@ -283,7 +283,7 @@ class TorchEngine:
             stop_ids=self.backbone.stop_ids,
             sampler=Sampler.seeded(temperature, top_p, seed),
             stream=TextStream(self.backbone.decode, request.stop, request.begun_ids),
-            policy=self._compiled(policy).for_row(request.begun_ids, request.max_new_tokens),
+            policy=self._compiled(policy).for_row(request.begun_ids, request.max_new_tokens, request.prompt_ids),
             num_top=request.top_logprobs,
         )
         if router is not None:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from adapters.backbone import Backbone
-from engine.decoding.answer import cue_after
-from engine.decoding.budget import force_answers, read_trace
+from engine.decoding.budget import closing_after, force_answers, read_trace
 from engine.decoding.served import complete_as_served
 from engine.engine import Completion, Engine, GenerationRequest
 from evaluation.measure import Measure, Readings
@@ -77,7 +76,8 @@ def cap_points(
         answers = force_answers(engine, backbone, [asked[place] for place in cut], list(cut.values()))
         for (place, trace), answer in zip(cut.items(), answers, strict=True):
             right[place] = float(is_right_answer(task, examples[place], answer.text))
-            tokens[place] = float(len(trace.ids) + len(backbone.encode(cue_after(trace.text))) + len(answer.token_ids))
+            closing = backbone.encode(closing_after(backbone, trace.text))
+            tokens[place] = float(len(trace.ids) + len(closing) + len(answer.token_ids))
         found[cap] = Point(tuple(right), tuple(tokens))
     return found | {max_new_tokens: plain}
 

@@ -12,6 +12,7 @@ from engine.decoding.answer import comparable as comparable
 from engine.decoding.answer import first_answer as first_answer
 from engine.decoding.answer import said as said
 from engine.decoding.answer import same_answer as same_answer
+from engine.decoding.chain import parted_by_any
 
 Split = Literal["train", "search", "select", "gate"]
 SPLITS: tuple[Split, ...] = ("train", "search", "select", "gate")
@@ -125,9 +126,13 @@ class Trace:
 
 
 def trace_of(completion: str) -> Trace:
-    """Steps and what comes after are lines that hold text; the answer is the rest of the line of the first `Answer:`."""
-    before, _, rest = completion.partition(ANSWER_CUE)
-    return Trace(_lines(before), first_answer(completion), _lines(rest.partition("\n")[2]))
+    """Steps and what comes after are lines that hold text; the answer is the rest of the line of the first `Answer:`.
+
+    Where the model thinks between markers, that is the first one behind them, and what stands between them is steps.
+    """
+    chain, answer = parted_by_any(completion) or ("", completion)
+    before, _, rest = answer.partition(ANSWER_CUE)
+    return Trace((*_lines(chain), *_lines(before)), first_answer(completion), _lines(rest.partition("\n")[2]))
 
 
 def _lines(text: str) -> tuple[str, ...]:

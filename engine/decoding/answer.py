@@ -5,12 +5,18 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from engine.decoding.chain import parted_by_any
+
 ANSWER_CUE = "Answer:"
 
 
 def first_answer(completion: str, lines: int = 1) -> str | None:
-    """The rest of the line of the first `Answer:`, with the lines after it up to `lines`; None when there is no such line."""
-    _, mark, rest = completion.partition(ANSWER_CUE)
+    """The rest of the line of the first `Answer:`, with the lines after it up to `lines`; None when there is no such line.
+
+    What is written between the markers of a chain of thought answers nothing.
+    """
+    parts = parted_by_any(completion)
+    _, mark, rest = (completion if parts is None else parts.answer).partition(ANSWER_CUE)
     if not mark:
         return None
     return "\n".join((rest.lstrip() if lines > 1 else rest).split("\n")[:lines]).strip()

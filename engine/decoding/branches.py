@@ -37,10 +37,9 @@ class Branches(Spec):
 
     def within(self, backbone: Backbone, policy: DecodingPolicy, max_tokens: int) -> CoTDecoding:
         """No branch is longer than `max_tokens`, or than the policy's budget where it has one."""
-        if policy.trace_end != ANSWER_CUE:
+        if (end := policy.end_on(backbone)) != ANSWER_CUE:
             raise ValueError(
-                f"Branches are read by their {ANSWER_CUE!r} line, but the release's traces end with {policy.trace_end!r}. "
-                "Ask for one reply."
+                f"Branches are read by their {ANSWER_CUE!r} line, but the release's traces end with {end!r}. Ask for one reply."
             )
         budget = policy.budget
         answer = self.max_answer_tokens if budget is None else min(self.max_answer_tokens, budget.max_answer_tokens)

@@ -23,7 +23,7 @@ MAX_ANSWER_TOKENS = 32
 
 @dataclass(frozen=True)
 class WrittenTrace:
-    """What stands before the answer cue. `has_ended`: the model ended it, by the cue or by the end of its text."""
+    """What stands before the answer cue, or the end marker. `has_ended`: by the model, with that or with the end of its text."""
 
     ids: tuple[int, ...]
     text: str
@@ -44,17 +44,32 @@ class Budgeted:
 
     trace: WrittenTrace
     answer: str
+    closing: str  # what stands between them
 
     @property
     def text(self) -> str:
-        return f"{self.trace.text}{cue_after(self.trace.text)} {self.answer}"
+        return f"{self.trace.text}{self.closing} {self.answer}"
+
+
+def end_of_trace(backbone: Backbone) -> str:
+    """What ends a trace: the end marker of a backbone that thinks between markers, the answer cue of any other."""
+    return ANSWER_CUE if backbone.markers is None else backbone.markers.end
+
+
+def closing_after(backbone: Backbone, text: str) -> str:
+    """What is forced between a trace and its answer: the answer cue, behind the end marker where the backbone has one."""
+    if backbone.markers is None:
+        return cue_after(text)
+    line = "" if not text or text.endswith("\n") else "\n"
+    return f"{line}{backbone.markers.end}\n\n{ANSWER_CUE}"
 
 
 class Budget(Spec):
     """At most `max_trace_tokens` and at least `min_trace_tokens`; the first `num_ignored_ends` ends between them do not stand.
 
     The answer has a budget of its own, so that a long trace cannot use it up, and is one line unless `answer_is_line` is off: a
-    model that is cut goes on with its trace behind the answer. `ramp`: what the line's end, and at a line's start
+    model that is cut goes on with its trace behind the answer. With `reserves_answer` off a trace may use up the answer's tokens:
+    the cap then does not depend on how long the reply may be. `ramp`: what the line's end, and at a line's start
     the answer cue, gains in logits from nine tenths of the cap on, rising to this at the cap. In the engine a budget is a part of
     a decoding policy (`row_budget.py`); `complete` is the same cap over any engine, in two calls.
     """
@@ -64,6 +79,7 @@ class Budget(Spec):
     num_ignored_ends: Annotated[int, Field(ge=0), Range(0, 4)] = 0
     max_answer_tokens: Annotated[int, Field(ge=1)] = MAX_ANSWER_TOKENS
     answer_is_line: bool = True
+    reserves_answer: bool = True
     ramp: Annotated[float, Field(ge=0), Range(0, 20)] = 0.0
 
     @model_validator(mode="after")
@@ -87,13 +103,16 @@ class Budget(Spec):
         for _ in range(self.num_ignored_ends):
             traces = extended(engine, backbone, requests, traces, self.max_trace_tokens)
         answers = force_answers(engine, backbone, requests, traces, self.max_answer_tokens)
-        return [Budgeted(trace, answer.text.strip()) for trace, answer in zip(traces, answers, strict=True)]
+        return [
+            Budgeted(trace, answer.text.strip(), closing_after(backbone, trace.text))
+            for trace, answer in zip(traces, answers, strict=True)
+        ]
 
 
 def write_traces(
     engine: Completes, backbone: Backbone, requests: Sequence[GenerationRequest], max_tokens: int
 ) -> list[WrittenTrace]:
-    """The beginning of every reply up to its answer cue, cut after `max_tokens`; a request's `begun_ids` belong to its trace."""
+    """The beginning of every reply up to its trace's end, cut after `max_tokens`; a request's `begun_ids` belong to the trace."""
     asked = [trace_request(backbone, without_budget(engine, request), max_tokens) for request in requests]
     return [
         read_trace(backbone, request.begun_ids, completion, max_tokens)
@@ -103,12 +122,13 @@ def write_traces(
 
 def trace_request(backbone: Backbone, request: GenerationRequest, max_tokens: int) -> GenerationRequest:
     """What is asked for a trace; `read_trace` reads the completion."""
-    # Room for the cue, so that a trace of just `max_tokens` is seen to have ended.
-    room = max_tokens + len(backbone.encode(f"\n{ANSWER_CUE}"))
+    # Room for the end, so that a trace of just `max_tokens` is seen to have ended.
+    end = end_of_trace(backbone)
+    room = max_tokens + len(backbone.encode(f"\n{end}"))
     return replace(
         request,
         max_new_tokens=max(1, room - len(request.begun_ids)),
-        stop=(ANSWER_CUE,),
+        stop=(end,),
         top_logprobs=min(MAX_TOP_LOGPROBS, len(backbone.stop_ids) + 2),
     )
 
@@ -150,7 +170,7 @@ def force_answers(
     traces: Sequence[WrittenTrace],
     max_answer_tokens: int = MAX_ANSWER_TOKENS,
 ) -> list[Completion]:
-    """The rest of the answer line after each trace and the answer cue."""
+    """The rest of the answer line after each trace and what closes it."""
     asked = [
         answer_request(backbone, without_budget(engine, request), trace, max_answer_tokens)
         for request, trace in zip(requests, traces, strict=True)
@@ -163,7 +183,7 @@ def answer_request(
 ) -> GenerationRequest:
     return replace(
         request,
-        begun_ids=(*trace.ids, *backbone.encode(cue_after(trace.text))),
+        begun_ids=(*trace.ids, *backbone.encode(closing_after(backbone, trace.text))),
         max_new_tokens=max_tokens,
         stop=("\n",),
         top_logprobs=top_logprobs,
@@ -181,7 +201,7 @@ def ids_within(backbone: Backbone, ids: Sequence[int], text: str) -> tuple[int, 
 def read_trace(backbone: Backbone, begun: tuple[int, ...], completion: Completion, max_tokens: int) -> WrittenTrace:
     whole = (*begun, *completion.token_ids)
     text = backbone.decode(whole)
-    before, cue, _ = text.partition(ANSWER_CUE)
+    before, cue, _ = text.partition(end_of_trace(backbone))
     ids = ids_within(backbone, whole, before)
     if len(ids) > max_tokens or not (cue or whole[-1] in backbone.stop_ids):
         return WrittenTrace(ids, before).cut(backbone, max_tokens)

@@ -61,7 +61,7 @@ class RowBudget:
 
     def __init__(self, compiled: CompiledBudget, max_tokens: int) -> None:
         spec, self._compiled = compiled.spec, compiled
-        reserved = compiled.num_end_tokens + spec.max_answer_tokens
+        reserved = compiled.num_end_tokens + spec.max_answer_tokens if spec.reserves_answer else 0
         self._cap = None if spec.max_trace_tokens is None else max(0, min(spec.max_trace_tokens, max_tokens - reserved))
         self._min = spec.min_trace_tokens if self._cap is None else min(spec.min_trace_tokens, self._cap)
         self._to_ignore = spec.num_ignored_ends
@@ -116,10 +116,12 @@ def _holding(tokenizer: PreTrainedTokenizerBase, end: str) -> frozenset[int]:
 
 
 def _begins_only(backbone: Backbone, token_id: int, end: str) -> bool:
-    """Whether the token holds the whole of the word that the end begins with; an end may also begin with no word."""
-    word = re.match(r"\w*", end)
+    """Whether the token holds the whole of the word that the end begins with, or without such a word a part of its beginning."""
+    word, text = re.match(r"\w*", end), backbone.decode([token_id]).strip()
     assert word is not None
-    return backbone.decode([token_id]).strip().startswith(word[0])
+    if word[0]:
+        return text.startswith(word[0])
+    return bool(text) and (text.startswith(end) or end.startswith(text))
 
 
 if TYPE_CHECKING:

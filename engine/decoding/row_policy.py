@@ -36,25 +36,34 @@ class CompiledPolicy:
     @classmethod
     def of(cls, policy: DecodingPolicy, backbone: Backbone) -> CompiledPolicy:
         """CannotRun where a part cannot do its work on this backbone."""
-        if policy.branches is not None and policy.trace_end != ANSWER_CUE:
+        end = policy.end_on(backbone)
+        if policy.branches is not None and end != ANSWER_CUE:
             raise CannotRun(
-                f"The policy's `branches` are read by their {ANSWER_CUE!r} line, but its `trace_end` is {policy.trace_end!r}. "
+                f"The policy's `branches` are read by their {ANSWER_CUE!r} line, but its traces end with {end!r}. "
                 "Leave out one of them."
             )
         if policy.interventions:
-            _refuse_unseen(policy.trace_end, backbone)
-        parts = tuple(COMPILED[name](part, backbone, policy.trace_end) for name, part in policy.interventions.items())
+            _refuse_unseen(end, backbone)
+        parts = tuple(COMPILED[name](part, backbone, end) for name, part in policy.interventions.items())
         return cls(parts, backbone, policy)
 
-    def for_row(self, begun_ids: Sequence[int], max_new_tokens: int) -> RowPolicy | None:
-        """`begun_ids` belong to the trace. None where every intervention is off: such a row pays nothing."""
+    def for_row(self, begun_ids: Sequence[int], max_new_tokens: int, prompt_ids: Sequence[int] = ()) -> RowPolicy | None:
+        """`begun_ids` belong to the trace. None where every intervention is off: such a row pays nothing.
+
+        A trace between markers begins where the prompt or the reply begins it; a reply without one is all answer.
+        """
         if not self.parts:
             return None
         parts = tuple(part.for_row(len(begun_ids) + max_new_tokens) for part in self.parts)
-        row = RowPolicy(parts, Trace(self.backbone.decode, self.policy.trace_end), self.policy.budget)
+        row = RowPolicy(parts, self._trace(prompt_ids), self.policy.budget)
         for token_id in begun_ids:
             row.take(token_id)
         return row
+
+    def _trace(self, prompt_ids: Sequence[int]) -> Trace:
+        end, markers = self.policy.end_on(self.backbone), self.backbone.markers
+        writes_begin = markers is not None and markers.end == end and not self.backbone.begins_chain(prompt_ids)
+        return Trace(self.backbone.decode, end, markers.begin if markers is not None and writes_begin else "")
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,10 +8,14 @@ _CONTEXT = 4  # tokens beside those of the end's own characters: a token's text 
 
 
 class Trace:
-    """Open until its `end` stands in the text, however that is tokenized; what follows is the answer."""
+    """Open until its `end` stands in the text, however that is tokenized; what follows is the answer.
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], end: str) -> None:
-        self._decode, self._end = decode, end
+    A trace with a `begin` is one only where the reply starts with that: until this is certain it is open, and not `begun`.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], end: str, begin: str = "") -> None:
+        self._decode, self._end, self._begin = decode, end, begin
+        self._head: list[int] = []
         self._window = len(end.encode()) + _CONTEXT
         self._last: list[int] = []
         self.tail = ""  # the text of the last tokens
@@ -27,7 +31,12 @@ class Trace:
 
     @property
     def closing(self) -> str:
-        """What is missing of a line with the end: the end itself, its rest where it has begun, a new line before it else."""
+        """What is missing of a line with the end: the end itself, its rest where it has begun, a new line before it else.
+
+        Before them what is missing of the beginning.
+        """
+        if self._begin:
+            return f"{self._begin[len(self._start) :]}\n{self._end}"
         line = self._line
         return self._end[len(line) :] if self._end.startswith(line) else f"\n{self._end}"
 
@@ -43,15 +52,31 @@ class Trace:
 
     def take(self, token_id: int) -> None:
         if not self.is_open:
-            self.num_answer_tokens += 1
-            written = self._decode([token_id])
-            self.answer_has_line_end |= "\n" in (written if self._answer_has_text else written.lstrip())
-            self._answer_has_text |= bool(written.strip())
+            self._take_answer([token_id])
             return
         self.num_tokens += 1
+        if self._begin:
+            self._head.append(token_id)
+            if self._start.startswith(self._begin):
+                self._begin = ""
+            elif not self._begin.startswith(self._start):
+                self.is_open, self.num_tokens = False, 0
+                self._take_answer(self._head)
+                return
         self._last = [*self._last[1 - self._window :], token_id]
         self.tail = self._decode(self._last)
         self.is_open = self._end not in self.tail
+
+    def _take_answer(self, ids: Sequence[int]) -> None:
+        self.num_answer_tokens += len(ids)
+        written = self._decode(ids)
+        self.answer_has_line_end |= "\n" in (written if self._answer_has_text else written.lstrip())
+        self._answer_has_text |= bool(written.strip())
+
+    @property
+    def _start(self) -> str:
+        """What has been written of the beginning, or of what stands in its place."""
+        return self._decode(self._head).lstrip()
 
     @property
     def _line(self) -> str:

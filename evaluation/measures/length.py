@@ -15,6 +15,7 @@ import numpy as np
 from adapters.backbone import Backbone
 from engine.decoding.answer import ANSWER_CUE
 from engine.decoding.budget import ids_within
+from engine.decoding.chain import parted_by_any
 from engine.engine import Completion, Engine
 from evaluation.measure import Readings
 from evaluation.measures.generation import MAX_NEW_TOKENS
@@ -82,5 +83,8 @@ class TraceLength:
 
 
 def trace_tokens(backbone: Backbone, reply: Completion) -> int:
-    """Tokens before the answer cue; all but an end token where there is none."""
-    return len(ids_within(backbone, reply.token_ids, reply.text.partition(ANSWER_CUE)[0]))
+    """Tokens before the answer cue, a chain and its markers among them; all but an end token where there is none."""
+    parts = parted_by_any(reply.text)
+    answer = reply.text if parts is None else parts.answer
+    after = answer[len(answer.partition(ANSWER_CUE)[0]) :]
+    return len(ids_within(backbone, reply.token_ids, reply.text[: len(reply.text) - len(after)]))
