@@ -12,6 +12,9 @@ RegistryError (ValueError)
 │   └── PolicyRefused      a gate asks for less than the name's policy, or the file of a policy cannot be read
 ├── GateIsRunning          another process gates the same files, or too many gates begin at once
 ├── ChampionMoved          someone else promoted first
+├── CanaryRefused          a canary that breaks a rule: the champion itself, a second one, a share beyond its limits
+├── CanaryMoved            someone else ended or changed the canary first
+├── NoCanary               no canary is under way
 └── NothingToRollBackTo    no earlier champion to return to
 """
 
@@ -73,6 +76,18 @@ class GateIsRunning(RegistryError):
 
 
 class ChampionMoved(RegistryError):
+    pass
+
+
+class CanaryRefused(RegistryError):
+    pass
+
+
+class CanaryMoved(RegistryError):
+    pass
+
+
+class NoCanary(RegistryError):
     pass
 
 

@@ -8,20 +8,21 @@ no service but MLflow. The alias `champion` on NAME is a pointer for people, set
 from __future__ import annotations
 
 import hashlib
-import random
-import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from registry.canary_chain import Canary, Trail
 from registry.errors import ChampionMoved, NoChampion, NothingToRollBackTo, PromotionRefused
 from registry.gate_report import GateReport
 from registry.ledger_chain import (
+    ATTEMPTS,
     DIGEST_TAG,
     ENTRY_TAG,
     Head,
     Kind,
     LedgerEntry,
     Recorded,
+    add_version,
     as_head,
     fold,
     succession,
@@ -33,7 +34,6 @@ from registry.tracking import Tracking
 from registry.verdicts import record_verdict
 
 _REPORT_TAG = "graftline.ledger.gate_report"
-_ATTEMPTS = 30
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,16 @@ class LedgerReader:
     def __init__(self, tracking: Tracking, name: str) -> None:
         self._tracking, self._name = tracking, checked_name(name)
         self._seen = 0
-        self.head = Head()
+        self._trail = Trail()
+
+    @property
+    def head(self) -> Head:
+        return self._trail.champion
+
+    @property
+    def canary(self) -> Canary | None:
+        """What was under way at the last look."""
+        return self._trail.under_way(self._name)
 
     def refresh(self) -> int:
         """The champion's version by the ledger, after one query for the newest entry; NoChampion before the first promotion."""
@@ -60,12 +69,10 @@ class LedgerReader:
             newest = client.search_model_versions(f"name='{ledger}'", max_results=1, order_by=["version_number DESC"])
             latest = int(newest[0].version) if newest else 0
             if latest < self._seen:  # entries were deleted: what is left is read afresh
-                self._seen, self.head = 0, Head()
+                self._seen, self._trail = 0, Trail()
             if latest > self._seen:
                 later = [newest[0]] if latest == self._seen + 1 else versions_after(client, ledger, self._seen)
-                for recorded in fold(self.head, later):
-                    if recorded.void is None:
-                        self.head = as_head(recorded)
+                self._trail, _ = self._trail.after(later)
                 self._seen = latest
         if self.head.adapter_version is None:
             raise no_champion(self._name)
@@ -121,7 +128,7 @@ class Ledger:
         tags = {ENTRY_TAG: entry.model_dump_json(), DIGEST_TAG: digest}
         if report is not None:
             tags[_REPORT_TAG] = report.canonical()
-        number = self._create(entry.adapter_version, tags)
+        number = add_version(self.tracking, self.name, entry.adapter_version, tags)
         records = {recorded.number: recorded for recorded in self.records()}
         mine = records[number]
         if mine.void is not None:
@@ -145,6 +152,18 @@ class Ledger:
         The report is kept with the version either way. `expected_head` is what the caller last saw (before a long gate,
         say); None means the head of this moment.
         """
+        passed = self.refuse_unpromotable(version, report, reason=reason, override=override)
+        head = expected_head or self.head()
+        verdict = report.verdict if report is not None else "none"
+        digest = report.digest() if report is not None else None
+        kind: Kind = "promote" if passed else "override"
+        return self.append(self._entry(head, version, kind, actor, reason, verdict, digest), head, report)
+
+    def refuse_unpromotable(self, version: int, report: GateReport | None, *, reason: str, override: bool) -> bool:
+        """PromotionRefused unless the version's gate passed under the name's policy, or is overridden with a reason.
+
+        True when it passed. The report's verdict is kept with the version either way.
+        """
         subject = str(ReleaseName(self.name, version))
         self._known(version)
         if report is not None and report.subject != subject:
@@ -166,11 +185,7 @@ class Ledger:
             refuse_laxer(policy_of_report(report, bound), bound, self.name)
         if not passed and not reason.strip():
             raise PromotionRefused(f"An override needs a reason, but none was given for {subject}. Pass --reason.")
-        head = expected_head or self.head()
-        verdict = report.verdict if report is not None else "none"
-        digest = report.digest() if report is not None else None
-        kind: Kind = "promote" if passed else "override"
-        return self.append(self._entry(head, version, kind, actor, reason, verdict, digest), head, report)
+        return passed
 
     def rollback(self, reason: str, to: int | None = None, *, actor: str | None = None) -> Recorded:
         """Makes an earlier champion champion again: `to`, or the one before the current. Nothing is deleted."""
@@ -218,7 +233,7 @@ class Ledger:
 
     def point_alias(self) -> None:
         """Sets the alias to the ledger's champion, again if the champion moved meanwhile. Also the repair of drift."""
-        for _ in range(_ATTEMPTS):
+        for _ in range(ATTEMPTS):
             head = self.head()
             with self.tracking.client() as client:
                 if head.adapter_version is None:
@@ -254,27 +269,6 @@ class Ledger:
             gate_digest=digest,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-
-    def _create(self, adapter_version: int, tags: dict[str, str]) -> int:
-        from mlflow.exceptions import MlflowException
-
-        ledger = ledger_name(self.name)
-        with self.tracking.client() as client:
-            try:
-                client.create_registered_model(ledger)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
-            for attempt in range(_ATTEMPTS):
-                try:
-                    made = client.create_model_version(ledger, source=f"models:/{self.name}/{adapter_version}", tags=tags)
-                    return int(made.version)
-                except MlflowException as error:
-                    # The store gives a number away at most a few times before it gives up; rivals are seldom this many.
-                    if "creation error" not in str(error).lower() or attempt == _ATTEMPTS - 1:
-                        raise
-                    time.sleep(random.uniform(0.01, 0.1))
-        raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _known(self, version: int) -> None:
         from mlflow.exceptions import MlflowException

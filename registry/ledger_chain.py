@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+import random
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
+
+from registry.names import ledger_name
+from registry.tracking import Tracking
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -16,6 +21,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["promote", "rollback", "override"]
 ENTRY_TAG, DIGEST_TAG = "graftline.ledger.entry", "graftline.ledger.entry_digest"
+CANARY_TAG = "graftline.canary.entry"  # marks what is no entry of this chain: see registry.canary_chain
+ATTEMPTS = 30
 
 
 class LedgerEntry(BaseModel):
@@ -77,10 +84,35 @@ def versions_after(client: MlflowClient, ledger: str, after: int) -> list[ModelV
             return sorted(found, key=lambda version: int(version.version))
 
 
+def add_version(tracking: Tracking, name: str, adapter_version: int, tags: Mapping[str, str]) -> int:
+    """Writes a version of NAME.releases with these tags; its number. Whether it counts is for its chain to say."""
+    from mlflow.exceptions import MlflowException
+
+    ledger = ledger_name(name)
+    with tracking.client() as client:
+        try:
+            client.create_registered_model(ledger)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        for attempt in range(ATTEMPTS):
+            try:
+                made = client.create_model_version(ledger, source=f"models:/{name}/{adapter_version}", tags=dict(tags))
+                return int(made.version)
+            except MlflowException as error:
+                # The store gives a number away at most a few times before it gives up; rivals are seldom this many.
+                if "creation error" not in str(error).lower() or attempt == ATTEMPTS - 1:
+                    raise
+                time.sleep(random.uniform(0.01, 0.1))
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
 def fold(head: Head, versions: Iterable[ModelVersion]) -> list[Recorded]:
-    """Judges entries in the order of their numbers, from the head they come after."""
+    """Judges entries in the order of their numbers, from the head they come after. What tells of canaries is passed over."""
     records: list[Recorded] = []
     for version in versions:
+        if CANARY_TAG in version.tags:
+            continue
         recorded = _judged(head, version)
         records.append(recorded)
         if recorded.void is None:

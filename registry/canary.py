@@ -1,0 +1,204 @@
+"""Canaries by the ledger: starting, growing, ending one. Of several that act on the same state exactly one wins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from registry.canary_chain import (
+    DIGEST_TAG,
+    Bounds,
+    Canary,
+    CanaryEntry,
+    CanaryHead,
+    CanaryKind,
+    CanaryRecord,
+    Trail,
+    checked_entry,
+)
+from registry.errors import CanaryMoved, CanaryRefused, NoCanary, PromotionRefused
+from registry.gate_report import GateReport
+from registry.ledger import Ledger, no_champion
+from registry.ledger_chain import CANARY_TAG, Recorded, add_version, versions_after
+from registry.names import ReleaseName, current_actor, ledger_name
+from registry.tracking import Tracking
+
+
+@dataclass(frozen=True)
+class CanaryHistory:
+    """Every entry about canaries in the order of its number, and what they leave under way."""
+
+    records: tuple[CanaryRecord, ...]
+    trail: Trail
+
+    @property
+    def valid(self) -> tuple[tuple[int, CanaryEntry], ...]:
+        return tuple((one.number, one.entry) for one in self.records if one.entry is not None and one.void is None)
+
+
+class CanaryLedger:
+    """Reads and writes one registered model's canaries. Holds nothing itself: every answer is read from the registry."""
+
+    def __init__(self, tracking: Tracking, name: str) -> None:
+        self.champions = Ledger(tracking, name)
+        self.tracking, self.name = tracking, name
+
+    def history(self) -> CanaryHistory:
+        with self.tracking.client() as client:
+            trail, records = Trail().after(versions_after(client, ledger_name(self.name), 0))
+        return CanaryHistory(tuple(records), trail)
+
+    def under_way(self) -> Canary | None:
+        return self.history().trail.under_way(self.name)
+
+    def refuse_start(self, version: int) -> None:
+        """What would be refused after a gate is refused before it."""
+        self._startable(self.history().trail, version)
+
+    def start(
+        self,
+        version: int,
+        share: float,
+        report: GateReport | None,
+        *,
+        shadow: bool = False,
+        bounds: Bounds | None = None,
+        override: bool = False,
+        reason: str = "",
+        actor: str | None = None,
+    ) -> Canary:
+        """Gives the version a share of the name's traffic, or (`shadow`) a mirror of it. It must be promotable.
+
+        As with a promotion: its gate passed under the name's policy, or it is overridden with a reason, which stays visible.
+        """
+        passed = self.champions.refuse_unpromotable(version, report, reason=reason, override=override)
+        trail = self.history().trail
+        self._startable(trail, version)
+        entry = checked_entry(
+            parent=trail.canary.number,
+            champion_entry=trail.champion.number,
+            adapter_version=version,
+            kind="start",
+            share=share,
+            shadow=shadow,
+            bounds=bounds or Bounds(),
+            actor=actor or current_actor(),
+            reason=reason.strip(),
+            gate_verdict=report.verdict if report is not None else "none",
+            gate_digest=report.digest() if report is not None else None,
+            overridden=not passed,
+            created=_now(),
+        )
+        return self._under_way(self._append(entry, trail.canary), version)
+
+    def set_share(self, share: float, *, reason: str = "", actor: str | None = None) -> Canary:
+        """More or less traffic for what is under way; whoever had it under the smaller share has it under the larger."""
+        trail, canary = self._going()
+        return self._under_way(self._append_next("share", trail, reason, actor, share), canary.release.version)
+
+    def end(
+        self, kind: CanaryKind, reason: str, *, actor: str | None = None, expected: Canary | None = None
+    ) -> tuple[int, CanaryEntry]:
+        """Compare-and-set: takes away its traffic. CanaryMoved when `expected` is no longer what is under way."""
+        if kind in ("stop", "rollback") and not reason.strip():
+            raise PromotionRefused(f"A canary's end needs a reason, but none was given for {self.name}. Pass --reason.")
+        trail, canary = self._going()
+        if expected is not None and canary.id != expected.id:
+            raise self._moved(trail.canary)
+        last = self._append_next(kind, trail, reason, actor)
+        assert last.canary.entry is not None
+        return last.canary.number, last.canary.entry
+
+    def finish(
+        self, report: GateReport | None, *, override: bool = False, reason: str = "", actor: str | None = None
+    ) -> Recorded:
+        """Makes the canary champion: a promotion like any other, refused like any other.
+
+        Its end is written first: a rollback that another process writes at the same moment then wins or loses as a whole.
+        """
+        trail, canary = self._going()
+        version = canary.release.version
+        self.champions.refuse_unpromotable(version, report, reason=reason, override=override)
+        self._append_next("finish", trail, reason, actor)
+        return self.champions.promote(
+            version, report, reason=reason, actor=actor, override=override, expected_head=trail.champion
+        )
+
+    def _going(self) -> tuple[Trail, Canary]:
+        history = self.history()
+        canary = history.trail.under_way(self.name)
+        if canary is not None:
+            return history.trail, canary
+        raise NoCanary(
+            f"That needs a canary under way, but {self.name} has none{_ended(history)}. Start one with "
+            f"`graftline canary start {self.name}@VERSION`."
+        )
+
+    def _startable(self, trail: Trail, version: int) -> None:
+        if trail.champion.adapter_version is None:
+            raise no_champion(self.name)
+        if version == trail.champion.adapter_version:
+            raise CanaryRefused(
+                f"A canary is another version than the champion, but {self.name}@{version} is the champion. Name another one."
+            )
+        canary = trail.under_way(self.name)
+        if canary is not None:
+            raise CanaryRefused(
+                f"A name has one canary at a time, but {canary.release} is under way as {canary.word} with a share of "
+                f"{canary.share:g}. Change its share (`graftline canary share {self.name} SHARE`), or end it with "
+                f"`graftline canary stop {self.name} --reason ...` or `graftline canary finish {self.name}`."
+            )
+
+    def _append_next(self, kind: CanaryKind, trail: Trail, reason: str, actor: str | None, share: float | None = None) -> Trail:
+        last = trail.canary.entry
+        assert last is not None
+        changes = {
+            "parent": trail.canary.number,
+            "kind": kind,
+            "share": last.share if share is None else share,
+            "reason": reason.strip(),
+            "actor": actor or current_actor(),
+            "created": _now(),
+        }
+        return self._append(checked_entry(**{**last.model_dump(), **changes}), trail.canary)
+
+    def _append(self, entry: CanaryEntry, expected: CanaryHead) -> Trail:
+        tags = {CANARY_TAG: entry.model_dump_json(), DIGEST_TAG: entry.chained(expected.digest)}
+        number = add_version(self.tracking, self.name, entry.adapter_version, tags)
+        history = self.history()
+        mine = next(record for record in history.records if record.number == number)
+        if mine.void is not None:
+            raise self._moved(history.trail.canary)
+        return history.trail
+
+    def _under_way(self, trail: Trail, version: int) -> Canary:
+        canary = trail.under_way(self.name)
+        if canary is None or canary.release.version != version:  # ended again before it could be read
+            raise self._moved(trail.canary)
+        return canary
+
+    def _moved(self, winner: CanaryHead) -> CanaryMoved:
+        said, entry = "its champion moved", winner.entry
+        if entry is not None:
+            said = f"{entry.actor} wrote {entry.kind!r} about {release_of(self.name, entry)} (entry {winner.number})"
+        return CanaryMoved(
+            f"A canary's entry builds on what was seen, but {self.name} moved meanwhile: {said}. Look at it with "
+            f"`graftline canary status {self.name}`, then try again."
+        )
+
+
+def release_of(name: str, entry: CanaryEntry) -> ReleaseName:
+    return ReleaseName(name, entry.adapter_version)
+
+
+def _ended(history: CanaryHistory) -> str:
+    entry = history.trail.canary.entry
+    if entry is None:
+        return ""
+    if entry.is_under_way:
+        return f" (the last one, version {entry.adapter_version}, ended when the champion moved)"
+    return f" (the last one, version {entry.adapter_version}, ended by {entry.kind}: {entry.reason or 'no reason given'})"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
