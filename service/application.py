@@ -6,7 +6,7 @@ from fastapi import FastAPI
 
 from service.asgi import RequestIds, answer_errors
 from service.request_log import RequestLog
-from service.routes import chat, completions, metrics, models, not_offered
+from service.routes import adapters, chat, completions, metrics, models, not_offered
 
 
 def new_application() -> FastAPI:
@@ -15,7 +15,7 @@ def new_application() -> FastAPI:
     app.add_middleware(RequestLog)
     app.add_middleware(RequestIds)  # the outermost is added last
     answer_errors(app)
-    for routes in (chat, completions, models, metrics):
+    for routes in (adapters, chat, completions, models, metrics):
         app.include_router(routes.router)
     app.include_router(not_offered.router)  # last: it takes what no other has
     return app

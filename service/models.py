@@ -69,6 +69,8 @@ class ServedModels:
         self._aliases: dict[str, ReleaseName] = {}
         self._slots: dict[ReleaseName, Slot] = {}
         self._refused: dict[ReleaseName, Refusal] = {}
+        self._named: dict[str, Slot] = {}  # adapters that were loaded under a name of their own
+        self._leaving: list[Slot] = []  # of those, the ones that are unloaded once their last request is done
         self._registry_problem: str | None = "not asked yet"
 
     @property
@@ -119,13 +121,46 @@ class ServedModels:
     def ids(self) -> list[str]:
         """What may be asked for by name: the backbone and every name with a champion that is loaded."""
         with self._state:
-            return [self._backbone.served.id, *sorted(self._champions)]
+            return [self._backbone.served.id, *sorted(self._champions), *sorted(self._named)]
+
+    def named(self) -> list[str]:
+        """The names of adapters that were loaded at run time."""
+        with self._state:
+            return sorted(self._named)
+
+    def is_taken(self, name: str) -> bool:
+        """Whether the name means something already: the backbone, a registered model, or what was loaded under it."""
+        with self._state:
+            return name == self._backbone.served.id or name in self._known or name in self._named
+
+    def install(self, name: str, open_served: Callable[[], Served]) -> bool:
+        """Blocks. Serves what is opened, which loads it into the engine, under a name of its own; False where it is taken."""
+        with self._loading:
+            if self.is_taken(name):
+                return False
+            slot = Slot(open_served(), last_use=self._clock())
+            with self._state:
+                self._named[name] = slot
+            return True
+
+    def remove(self, name: str) -> int | None:
+        """Blocks. Ends the name at once, and its weights after the last request: how many still run; None: no such name."""
+        with self._state:
+            slot = self._named.pop(name, None)
+            if slot is None:
+                return None
+            self._leaving.append(slot)
+            running = slot.uses
+        self._drop_idle()
+        return running
 
     def served_as(self, name: str) -> str | None:
         """NAME@VERSION of what answers for a name of `ids`; None when nothing does."""
         with self._state:
             if name == self._backbone.served.id:
                 return name
+            if name in self._named:
+                return self._named[name].served.id
             release = self._champions.get(name)
             return None if release is None else str(release)
 
@@ -137,7 +172,8 @@ class ServedModels:
     def readiness(self) -> Readiness:
         with self._state:
             refused = {str(release): refusal.reason for release, refusal in self._refused.items()}
-            return Readiness(self._registry_problem, refused, tuple(sorted(slot.served.id for slot in self._slots.values())))
+            loaded = {slot.served.id for slot in (*self._slots.values(), *self._named.values())}
+            return Readiness(self._registry_problem, refused, tuple(sorted(loaded)))
 
     def _take(self, model: str) -> Slot | None:
         """The loaded release with one more use, or None when it must be fetched first."""
@@ -145,6 +181,8 @@ class ServedModels:
         with self._state:
             if model == self._backbone.served.id:
                 slot: Slot | None = self._backbone
+            elif model in self._named and model not in self._known:  # what is registered later has the name
+                slot = self._named[model]
             elif name not in self._known or (at and not selector):
                 raise self._unknown(model)
             elif selector in ("", CHAMPION):
@@ -247,15 +285,25 @@ class ServedModels:
                 kept = sorted((r for r in idle if self._slots[r].is_kept), key=lambda r: self._slots[r].last_use, reverse=True)
                 surplus = [release for release in idle if release not in kept[: self._max_loaded]]
                 gone = {release: self._slots.pop(release) for release in surplus}
+                ended = [slot for slot in self._leaving if slot.uses == 0]
+            for slot in ended:
+                if self._unloaded(slot):
+                    self._leaving.remove(slot)
             for release, slot in gone.items():
-                assert slot.served.profile is not None
-                try:
-                    self._engine.unload(slot.served.profile)
-                    log.info("%s was unloaded", release)
-                except EngineError as error:  # a row that was cancelled a moment ago: the next look finds it gone
-                    log.info("%s stays loaded for now: %s", release, error)
+                if not self._unloaded(slot):
                     with self._state:
                         self._slots[release] = slot
+
+    def _unloaded(self, slot: Slot) -> bool:
+        """False where a row that was cancelled a moment ago is still there: the next look finds it gone."""
+        assert slot.served.profile is not None
+        try:
+            self._engine.unload(slot.served.profile)
+        except EngineError as error:
+            log.info("%s stays loaded for now: %s", slot.served.id, error)
+            return False
+        log.info("%s was unloaded", slot.served.id)
+        return True
 
     def _note_registry(self, problem: str) -> None:
         log.warning("The registry cannot be read; what is loaded stays served. %s", problem)
@@ -263,7 +311,7 @@ class ServedModels:
             self._registry_problem = problem
 
     def _unknown(self, model: str, reason: str = "") -> ApiError:
-        names = ", ".join([self._backbone.served.id, *sorted(self._champions)])
+        names = ", ".join([self._backbone.served.id, *sorted(self._champions), *sorted(self._named)])
         reason = reason or f"Served here: {names}, and NAME@VERSION or NAME@ALIAS of them."
         return ApiError(404, f"The model {model!r} does not exist. {reason}", "model_not_found", "model")
 

@@ -11,6 +11,7 @@ from adapters.backbone import Backbone
 from engine.engine import Engine
 from service.audit import AuditLog
 from service.models import ServedModels
+from service.run_time import RunTimeAdapters
 from service.settings import Settings
 
 
@@ -23,6 +24,7 @@ class Parts:
     engine: Engine
     models: ServedModels
     audit: AuditLog
+    run_time: RunTimeAdapters
     started_at: int  # seconds since 1970
 
 

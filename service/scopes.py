@@ -48,6 +48,9 @@ TABLE: tuple[Rule, ...] = (
     _rule("GET", "/v1/models/{model:path}", COMPLETE),
     _rule("POST", "/v1/chat/completions", COMPLETE),
     _rule("POST", "/v1/completions", COMPLETE),
+    # Adapters at run time.
+    _rule("POST", "/v1/load_lora_adapter", ADMIN),
+    _rule("POST", "/v1/unload_lora_adapter", ADMIN),
     # The server itself; the guard opens /metrics where a setting says so. The last ones are BentoML's own.
     _rule("GET", "/metrics", ADMIN),
     _rule("GET", "/", ADMIN),

@@ -38,6 +38,16 @@ class Settings(BaseModel):
     """Completions that run in one batch; more wait."""
     max_loaded: int = Field(default=16, ge=1)
     """Releases kept in the engine beside the champions, for NAME@VERSION and NAME@ALIAS; the least recently used leaves first."""
+    open_control: bool = False
+    """Whether everybody may change a server without keys: load adapters, start jobs, promote. With keys, their scopes decide."""
+    adapter_directory: Path | None = None
+    """Where adapters that are named by a path lie; None: only releases of the registry may be named."""
+    max_adapter_bytes: int = Field(default=2 * 2**30, ge=1)
+    """Of the weights of an adapter that is named by a path."""
+    max_lora_rank: int = Field(default=256, ge=1)
+    """Of an adapter that is named by a path."""
+    max_named_adapters: int = Field(default=64, ge=0)
+    """Adapters that are loaded over HTTP at a time."""
     request_timeout_s: float = Field(default=600.0, gt=0)
     host: str = "127.0.0.1"
     port: int = Field(default=3000, ge=1, le=65535)

@@ -20,6 +20,8 @@ from service.catalogue import Catalogue, FrozenCatalogue, RegistryCatalogue
 from service.meters import Forgetting
 from service.models import ServedModels
 from service.parts import Parts
+from service.run_time import RunTimeAdapters
+from service.run_time_files import Limits
 from service.settings import Settings
 
 FORGET_EVERY_S = 60.0
@@ -33,7 +35,11 @@ def start(settings: Settings) -> Parts:
     engine = TorchEngine(backbone, max_rows=settings.max_rows)
     models = ServedModels(engine, backbone, catalogue, settings.max_loaded)
     models.refresh()
-    return Parts(settings, backbone, engine, models, AuditLog(home_directory(settings.home)), int(time.time()))
+    limits = Limits(settings.max_adapter_bytes, settings.max_lora_rank)
+    directory = settings.adapter_directory
+    run_time = RunTimeAdapters(engine, backbone, catalogue, models, directory, limits, settings.max_named_adapters)
+    audit = AuditLog(home_directory(settings.home))
+    return Parts(settings, backbone, engine, models, audit, run_time, int(time.time()))
 
 
 def open_parts(settings: Settings) -> tuple[Backbone, Catalogue]:
