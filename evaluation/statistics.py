@@ -161,6 +161,14 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     return float(interval.low), float(interval.high)
 
 
+def upper_limit(successes: int, n: int, confidence: float = 0.95) -> float:
+    """The largest share that so few successes leave open, one-sided and exact (Clopper and Pearson 1934); 1 of no item."""
+    if n == 0:
+        return 1.0
+    interval = stats.binomtest(successes, n, alternative="less").proportion_ci(confidence, method="exact")
+    return float(interval.high)
+
+
 @dataclass(frozen=True)
 class Flips:
     """Shares of items whose answer went from right to wrong (`negative`) and from wrong to right.

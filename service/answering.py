@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from fastapi import Request
+from pydantic import JsonValue
 
 from engine.engine import GenerationRequest
 from engine.profile import DecodingPolicy
@@ -35,13 +36,21 @@ def released_on_failure(lease: Lease) -> Iterator[None]:
     """Until a `Writing` owns the lease, a refused prompt must give it back."""
     try:
         yield
-    except ApiError:
-        meters.count_refusal()
+    except BaseException as error:
+        if isinstance(error, ApiError):
+            meters.count_refusal()
         lease.release()
         raise
 
 
-def new_writing(parts: Parts, lease: Lease, prompts: list[tuple[int, ...]], body: ChatRequest | CompletionRequest) -> Writing:
+def new_writing(
+    parts: Parts,
+    lease: Lease,
+    prompts: list[tuple[int, ...]],
+    body: ChatRequest | CompletionRequest,
+    told: Mapping[str, JsonValue] | None = None,
+) -> Writing:
+    """`told`: what is known already of how the reply is made."""
     # What the release adds to the prompt takes its part of the context.
     engine, backbone, profile = parts.engine, parts.backbone, lease.served.profile
     context = backbone.context_length - lease.served.prompt_overhead
@@ -61,10 +70,11 @@ def new_writing(parts: Parts, lease: Lease, prompts: list[tuple[int, ...]], body
     )
     generate = generating(engine.generate, backbone, branches_of(policy, body), policy, requests)
     if policy.tracing is None:
-        return Writing(generate, lease, requests, parts.settings.request_timeout_s)
+        return Writing(generate, lease, requests, parts.settings.request_timeout_s, told=lambda: told or {})
     turns = body.turns if isinstance(body, ChatRequest) else None
     tracer = traced(engine, generate, backbone, policy.tracing, turns)
-    return Writing(tracer.generate, lease, requests, parts.settings.request_timeout_s, told=lambda: tracer.told)
+    timeout_s = parts.settings.request_timeout_s
+    return Writing(tracer.generate, lease, requests, timeout_s, told=lambda: {**(told or {}), **tracer.told})
 
 
 def new_reply(parts: Parts, writing: Writing, prefix: str, request: Request, kind: ObjectName) -> Reply:

@@ -12,6 +12,7 @@ import typer
 from service import combining_cli, reading_cli
 from service.options import Home, Json, TrackingUri, listed, numbers, seconds
 from service.policy_cli import policy_app
+from service.router_cli import router_app
 from service.sae_cli import sae_app
 from service.steering_cli import steering_app
 
@@ -29,6 +30,7 @@ app.add_typer(backbone_app, name="backbone")
 app.add_typer(steering_app)
 app.add_typer(policy_app)
 app.add_typer(sae_app, name="sae")
+app.add_typer(router_app, name="router")
 
 _OWN_PACKAGES = ("adapters", "engine", "evaluation", "registry", "tuning", "service")
 _INTERRUPTED = 130  # what typer ends with after Ctrl-C

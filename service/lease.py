@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapters.adapter_router import AdapterRouter
+
 
 def served_id(name: str) -> str:
     """What clients call the backbone; a path of the server stays on the server."""
@@ -21,6 +23,7 @@ class Served:
     profile: str | None  # None: the backbone
     digest: str
     prompt_overhead: int = 0  # tokens that the release adds to every prompt (soft thoughts and their markers)
+    router: AdapterRouter | None = None  # set: the release only chooses what answers
 
 
 @dataclass
@@ -38,6 +41,12 @@ class Lease:
         self.served = slot.served
         self._slot: Slot | None = slot
         self._give_back = give_back
+
+    def hand_over(self, other: Lease) -> None:
+        """From now on this keeps what the other kept, and nothing else; the other is done with."""
+        self.release()
+        self.served, self._slot = other.served, other._slot
+        other._slot = None
 
     def release(self) -> None:
         """May be called again."""

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 
 import torch
 
+from adapters.adapter_router import AdapterRouter
 from adapters.backbone import Backbone
 from adapters.errors import AdapterError
 from engine.engine import Engine, EngineError
+from engine.inspect import inspector
 from engine.profile import Profile
 from registry.errors import RegistryError, RegistryUnreachable
 from registry.manifest import MANIFEST, file_digest
@@ -242,6 +244,12 @@ class ServedModels:
         check_backbone(opened, self._frozen.fingerprint)
         digest = file_digest(opened.directory / MANIFEST)
         name = f"{release.name}@v{release.version}#{digest[:12]}"
+        router = AdapterRouter.load(opened.directory)
+        if router is not None:
+            router.check(self._frozen)
+            if inspector(self._engine) is None:
+                raise EngineError(f"{release} chooses by the backbone's states, which this engine does not show.")
+            return Served(str(release), None, digest, router=router)
         profile = Profile.load(opened.directory)
         self._engine.load(name, profile)
         probe = self._frozen.chat_ids("?")
@@ -296,7 +304,8 @@ class ServedModels:
 
     def _unloaded(self, slot: Slot) -> bool:
         """False where a row that was cancelled a moment ago is still there: the next look finds it gone."""
-        assert slot.served.profile is not None
+        if slot.served.profile is None:  # a router holds nothing in the engine
+            return True
         try:
             self._engine.unload(slot.served.profile)
         except EngineError as error:

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from service.answering import leased, new_reply, new_writing, released_on_failure
+from service.dispatch import dispatch
 from service.openai_shapes import ChatRequest, Choice, ObjectName
 from service.parts import PartsHere
 from service.prompts import chat_prompt
@@ -21,7 +22,10 @@ async def chat(parts: PartsHere, request: Request, body: ChatRequest) -> Respons
     lease = await leased(parts, body.model)
     with released_on_failure(lease):
         prompt = chat_prompt(parts.backbone, body.turns, lease.served.prompt_overhead)
-        writing = new_writing(parts, lease, [prompt], body)
+        told = await dispatch(parts, lease, [prompt])
+        if told:
+            prompt = chat_prompt(parts.backbone, body.turns, lease.served.prompt_overhead)
+        writing = new_writing(parts, lease, [prompt], body, told)
     kind: ObjectName = "chat.completion.chunk" if body.stream else "chat.completion"
     reply = new_reply(parts, writing, "chatcmpl", request, kind)
     tell(request, writing.facts)

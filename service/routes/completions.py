@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from service.answering import leased, new_reply, new_writing, released_on_failure
+from service.dispatch import dispatch
 from service.openai_shapes import Choice, CompletionRequest
 from service.parts import PartsHere
 from service.prompts import completion_prompts
@@ -21,7 +22,10 @@ async def complete(parts: PartsHere, request: Request, body: CompletionRequest) 
     lease = await leased(parts, body.model)
     with released_on_failure(lease):
         prompts = completion_prompts(parts.backbone, body.prompts, lease.served.prompt_overhead)
-        writing = new_writing(parts, lease, prompts, body)
+        told = await dispatch(parts, lease, prompts)
+        if told:
+            prompts = completion_prompts(parts.backbone, body.prompts, lease.served.prompt_overhead)
+        writing = new_writing(parts, lease, prompts, body, told)
     reply = new_reply(parts, writing, "cmpl", request, "text_completion")
     tell(request, writing.facts)
     if body.stream:
@@ -29,4 +33,4 @@ async def complete(parts: PartsHere, request: Request, body: CompletionRequest) 
         return await while_connected(request, EventStream.started(stream))
     written = await while_connected(request, collect(writing))
     choices = [Choice(index=index, text=c.text, finish_reason=c.finish_reason) for index, c in enumerate(written)]
-    return JSONResponse(reply.wire(choices, writing.usage))
+    return JSONResponse(reply.wire(choices, writing.usage, told=writing.told()))

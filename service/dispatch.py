@@ -1,0 +1,59 @@
+"""`model=auto` and its like: a promoted router reads the prompt and says which name answers, or the backbone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+
+from pydantic import JsonValue
+
+from adapters.adapter_router import AdapterRouter, Choice
+from engine.inspect import inspector
+from engine.routed_engine import prompt_states
+from service.errors import ApiError
+from service.lease import Lease
+from service.parts import Parts
+
+log = logging.getLogger("graftline.dispatch")
+Told = Mapping[str, JsonValue]
+
+
+async def dispatch(parts: Parts, lease: Lease, prompts: Sequence[tuple[int, ...]]) -> Told:
+    """Where the lease is of a router: hands it over to what the router chooses, and tells the decision; else tells nothing.
+
+    The name stands for its champion of this moment. One that has none, or that cannot be loaded, leaves the prompt to the
+    backbone, and the decision says so.
+    """
+    router = lease.served.router
+    if router is None:
+        return {}
+    if len(prompts) != 1:
+        rule = f"{lease.served.id} chooses by the prompt, so a request holds one"
+        message = f"{rule}, but this has {len(prompts)}. Send them apart."
+        raise ApiError(400, message, "invalid_value", "prompt")
+    name, choice = lease.served.id, await asyncio.to_thread(_choice, parts, router, prompts[0])
+    target, missing = choice.name or parts.models.backbone_id, None
+    try:
+        found = await parts.models.lease(target)
+    except ApiError as error:
+        log.warning("%s chose %s, which does not answer (%s): the backbone does", name, target, error.code)
+        missing, found = error.code, await parts.models.lease(parts.models.backbone_id)
+    lease.hand_over(found)
+    probabilities = {key or parts.models.backbone_id: round(value, 4) for key, value in choice.probabilities.items()}
+    return {
+        "router": name,
+        "chosen": lease.served.id,
+        "likeliest": choice.likeliest or parts.models.backbone_id,
+        "probability": round(choice.probability, 4),
+        "threshold": round(router.threshold, 4),
+        "probabilities": dict(probabilities),
+        **({} if missing is None else {"not_available": missing}),
+    }
+
+
+def _choice(parts: Parts, router: AdapterRouter, prompt: tuple[int, ...]) -> Choice:
+    engine = inspector(parts.engine)
+    assert engine is not None  # a router is refused at its loading where the engine shows no states
+    (state_H,) = prompt_states(engine, [prompt], router.layer)
+    return router.choose(state_H)
