@@ -40,6 +40,14 @@ class Prompt:
         end = self.soft_at + self.soft_KH.shape[0]
         return torch.cat((embeds_TH[: self.soft_at], self.soft_KH.to(embeds_TH), embeds_TH[end:]))
 
+    def part(self, low: int, high: int) -> Prompt:
+        """What stands from one place to another."""
+        first, end = self.soft_at, self.soft_at + (0 if self.soft_KH is None else len(self.soft_KH))
+        first, end = max(low, first), min(high, end)
+        if self.soft_KH is None or first >= end:
+            return Prompt(self.ids[low:high], chain=self.chain)
+        return Prompt(self.ids[low:high], self.soft_KH[first - self.soft_at : end - self.soft_at], first - low, self.chain)
+
 
 @dataclass(frozen=True)
 class LowRank:

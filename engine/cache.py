@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import Cache
 
-# Legend: B rows, C columns (places in a text), A key-value heads, T new tokens, D head width
+# Legend: B rows, C columns (places in a text), A key-value heads, T new tokens, D head width, N tokens that are kept
 _BLOCK = 64  # columns are added in blocks, so that growing is rare
+_SPARE = 4  # a cache that is so many times too large is made smaller
 
 
 @dataclass(frozen=True)
-class _Prefill:
-    """New rows from `start` on, row i with what the forward's row `index_B[i]` read; columns below its length are kept."""
+class Span:
+    """`count` places of a prompt from `start` on, that the forward's row `source` reads for the cache's row `row`."""
 
+    row: int
+    source: int
     start: int
-    kept_B1T1: Tensor
-    index_B: Tensor
+    count: int
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Token N of the forward, at row and place of `sources_2N`, goes to row and column of `targets_2N`."""
+
+    sources_2N: Tensor
+    targets_2N: Tensor
+    rows_B: Tensor | None  # whose columns below `width` the forward reads; None: nothing but what it brings itself
+    width: int
 
 
 @dataclass(frozen=True)
@@ -40,35 +53,44 @@ class _Decode:
 
 
 class RowCache(Cache):
-    """Rows 0..n-1 run. A row that leaves is overwritten by the last one, so the rest stay together.
+    """The first rows write, those behind them read their prompts.
 
-    Unused places hold zeros or finite values of rows long gone: a masked NaN would still spoil a sum.
+    A place that its row has left holds zeros: a masked NaN or infinity would still spoil a sum.
     """
 
     def __init__(self, num_layers: int, dtype: torch.dtype) -> None:
         super().__init__(layers=[])
+        self.num_layers = num_layers
         self._dtype = dtype
         self._stored: list[tuple[Tensor, Tensor] | None] = [None] * num_layers  # keys and values, [B, A, C, D]
-        self._size = (0, 0)
-        self._now: _Prefill | _Decode | _Peek | None = None
+        self.size = (0, 0)
+        self._now: _Read | _Decode | _Peek | None = None
 
-    def reserve(self, num_rows: int, num_columns: int) -> None:
-        """Makes room; what is stored stays."""
-        rows, columns = self._size
-        if num_rows <= rows and num_columns <= columns:
+    def fit(self, num_rows: int, num_columns: int, max_tokens: int) -> None:
+        """Makes room for so much; gives some back where far too much is held, or together more than `max_tokens`."""
+        rows, columns = self.size
+        needed = (num_rows, -(-num_columns // _BLOCK) * _BLOCK)
+        # Rows come one by one, and each would move all of the cache.
+        wanted = (rows if num_rows <= rows else max(num_rows, rows + rows // 2), max(columns, needed[1]))
+        held = wanted[0] * wanted[1]
+        if held > _SPARE * needed[0] * needed[1] or held > max_tokens:
+            wanted = needed
+        if wanted == self.size:
             return
-        self._size = (max(rows, num_rows), max(columns, -(-num_columns // _BLOCK) * _BLOCK))
+        self.size = wanted
         for layer, pair in enumerate(self._stored):
             if pair is not None:
-                self._stored[layer] = (self._grown(pair[0]), self._grown(pair[1]))
+                self._stored[layer] = (self._resized(pair[0]), self._resized(pair[1]))
 
-    def prefill(self, start: int, lengths_B: Tensor, width: int, index_B: Tensor) -> None:
-        """The next forward reads whole prompts, padded at their ends to `width`, for rows from `start` on.
-
-        Row `start + i` takes what the forward's row `index_B[i]` read, so that equal prompts are read once.
-        """
-        kept_BT = torch.arange(width, device=lengths_B.device) < lengths_B[:, None]
-        self._now = _Prefill(start, kept_BT[:, None, :, None], index_B)
+    def read(self, spans: Sequence[Span], device: torch.device) -> None:
+        """The next forward reads these spans, one a row of the forward; several may take what one row of it reads."""
+        sources = [(span.source, place) for span in spans for place in range(span.count)]
+        targets = [(span.row, span.start + place) for span in spans for place in range(span.count)]
+        first_of = {span.source: span for span in reversed(spans)}
+        goes_on = any(span.start for span in spans)
+        rows_B = torch.tensor([first_of[source].row for source in sorted(first_of)], device=device) if goes_on else None
+        width = max(span.start + span.count for span in spans)
+        self._now = _Read(torch.tensor(sources, device=device).T, torch.tensor(targets, device=device).T, rows_B, width)
 
     def decode(self, columns_B: Tensor, width: int) -> None:
         """The next forward reads one token a row, which stands at its column."""
@@ -79,50 +101,81 @@ class RowCache(Cache):
         self._now = _Peek(rows_B, columns_B, width)
 
     def move(self, source: int, target: int, length: int) -> None:
-        for keys, values in filter(None, self._stored):
-            for stored in (keys, values):
-                stored[target, :, :length] = stored[source, :, :length]
+        """Into a place that was wiped."""
+        for stored in self._parts():
+            stored[target, :, :length] = stored[source, :, :length]
+            stored[source, :, :length] = 0
 
-    def wipe(self, row: int) -> None:
-        """Zeros for a row that held NaN, before another row may use its place."""
-        for keys, values in filter(None, self._stored):
-            keys[row].zero_()
-            values[row].zero_()
+    def swap(self, one: int, two: int, length: int) -> None:
+        for stored in self._parts():
+            held = stored[one, :, :length].clone()
+            stored[one, :, :length] = stored[two, :, :length]
+            stored[two, :, :length] = held
+
+    def wipe(self, row: int, length: int) -> None:
+        for stored in self._parts():
+            stored[row, :, :length] = 0
+
+    def put(self, row: int, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """The row begins with these blocks, [N, A, T, D] by layer."""
+        for layer, pair in enumerate(layers):
+            for stored, blocks in zip(self._layer(layer, pair[0], pair[1]), pair, strict=True):
+                stored[row, :, : blocks.shape[0] * blocks.shape[2]] = blocks.transpose(0, 1).flatten(1, 2)
+
+    def blocks(self, row: int, first: int, count: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """By layer, so many blocks of the row from a column on, [N, A, T, D]: views of what is stored."""
+        for pair in self._stored:
+            assert pair is not None
+            keys, values = (stored[row, :, first : first + count * size].unflatten(1, (count, size)) for stored in pair)
+            yield keys.transpose(0, 1), values.transpose(0, 1)
+
+    def empty_blocks(self, layer: int, count: int, size: int) -> tuple[Tensor, Tensor]:
+        pair = self._stored[layer]
+        assert pair is not None
+        keys, values = (stored.new_zeros(count, stored.shape[1], size, stored.shape[3]) for stored in pair)
+        return keys, values
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        keys, values = self._layer(layer_idx, key_states, value_states)
-        now = self._now
-        if isinstance(now, _Prefill):
-            count, width = len(now.index_B), key_states.shape[2]
-            for stored, states in ((keys, key_states), (values, value_states)):
-                kept = torch.where(now.kept_B1T1, states, 0).to(self._dtype)
-                stored[now.start : now.start + count, :, :width] = kept[now.index_B]
-            return key_states, value_states
+        pair, now = self._layer(layer_idx, key_states, value_states), self._now
         assert now is not None
+        brought = (key_states, value_states)
+        if isinstance(now, _Read):
+            for stored, states in zip(pair, brought, strict=True):
+                (rows_N, columns_N), (from_N, at_N) = now.targets_2N, now.sources_2N
+                stored[rows_N, :, columns_N] = states[from_N, :, at_N].to(self._dtype)
+            if now.rows_B is None:
+                return brought
+            return pair[0][now.rows_B, :, : now.width], pair[1][now.rows_B, :, : now.width]
         if isinstance(now, _Peek):
-            read = tuple(stored[now.rows_B, :, : now.width].clone() for stored in (keys, values))
-            for found, states in zip(read, (key_states, value_states), strict=True):
+            read = tuple(stored[now.rows_B, :, : now.width] for stored in pair)
+            for found, states in zip(read, brought, strict=True):
                 found[torch.arange(len(now.rows_B), device=found.device), :, now.columns_B] = states[:, :, 0].to(self._dtype)
             return read[0], read[1]
-        for stored, states in ((keys, key_states), (values, value_states)):
+        for stored, states in zip(pair, brought, strict=True):
             stored[now.rows_B, :, now.columns_B] = states[:, :, 0].to(self._dtype)
         count = len(now.columns_B)
-        return keys[:count, :, : now.width], values[:count, :, : now.width]
+        return pair[0][:count, :, : now.width], pair[1][:count, :, : now.width]
 
-    def _layer(self, layer: int, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+    def _parts(self) -> Iterator[Tensor]:
+        for pair in filter(None, self._stored):
+            yield from pair
+
+    def _layer(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """What is stored of a layer; these keys and values, [*, A, *, D], say how wide it is."""
         found = self._stored[layer]
         if found is None:
-            found = (self._empty(key_states), self._empty(value_states))
+            found = (self._empty(keys), self._empty(values))
             self._stored[layer] = found
         return found
 
     def _empty(self, like: Tensor) -> Tensor:
-        rows, columns = self._size
+        rows, columns = self.size
         return torch.zeros(rows, like.shape[1], columns, like.shape[3], dtype=self._dtype, device=like.device)
 
-    def _grown(self, stored: Tensor) -> Tensor:
-        grown = self._empty(stored)
-        grown[: stored.shape[0], :, : stored.shape[2]] = stored
-        return grown
+    def _resized(self, stored: Tensor) -> Tensor:
+        resized = self._empty(stored)
+        rows, columns = (min(pair) for pair in zip(self.size, (stored.shape[0], stored.shape[2]), strict=True))
+        resized[:rows, :, :columns] = stored[:rows, :, :columns]
+        return resized

@@ -28,6 +28,10 @@ class PromptTooLong(EngineError, ValueError):
     pass
 
 
+class TimedOut(EngineError):
+    """A request was past its deadline: nothing more is computed for it."""
+
+
 class NotFinite(EngineError):
     """A row's logits held NaN or infinity: the row is failed, its adapter is at fault, other rows go on."""
 
@@ -49,6 +53,10 @@ class GenerationRequest:
     What changes the logits acts in vLLM's order: `logit_bias`, the decoding policy, the penalties as they stand here, what
     `min_new_tokens` and `grammar` forbid, `temperature`, `min_p`, `top_k`, `top_p`. The log-probabilities that are reported are
     the model's own, before all of it.
+
+    `priority` decides who joins first of those that wait (the smaller, then who came first), but nobody is passed for ever.
+    `deadline` is a time of the engine's clock (`time.monotonic`): a request past it ends with TimedOut. Requests of different
+    `cache_salt` never share what was kept of their prompts, so that no tenant learns from the time what another has asked.
     """
 
     prompt_ids: tuple[int, ...]
@@ -73,6 +81,9 @@ class GenerationRequest:
     stop_ids: tuple[int, ...] = ()  # tokens that end the reply as the backbone's own ends do: listed, without their text
     ignore_end: bool = False  # the backbone's own ends are tokens like others; `stop_ids` and `stop` still end the reply
     includes_stop: bool = False  # the stop text, or the text of the token from `stop_ids`, is returned
+    priority: int = 0
+    deadline: float | None = None
+    cache_salt: str = ""
     num_prompt_logprobs: int | None = None
     """The first delta gives the log-probability of every token of the prompt, and beside each the likeliest so many, at most 20.
 
@@ -81,6 +92,15 @@ class GenerationRequest:
 
     def __post_init__(self) -> None:
         refuse_out_of_range(self)
+
+
+@dataclass(frozen=True)
+class Journey:
+    """How a request went through the engine; seconds since it was submitted."""
+
+    waited_s: float  # until it joined the batch
+    first_token_s: float | None = None  # None: it has written nothing
+    cached_tokens: int = 0  # of its prompt, that another request had read
 
 
 class TokenLogprob(NamedTuple):
@@ -108,6 +128,7 @@ class Delta:
     finish_reason: FinishReason | None = None
     top_logprobs: tuple[TokenLogprob, ...] = ()  # of this place; empty unless asked for
     prompt: tuple[ReadToken, ...] = ()  # of a request's first delta alone, where it asks for it: prompt_ids, then begun_ids
+    journey: Journey | None = field(default=None, compare=False)  # with the first token and with the end, where it is known
 
 
 @dataclass(frozen=True)
@@ -119,6 +140,7 @@ class Completion:
     prompt_tokens: int
     top_logprobs: tuple[tuple[TokenLogprob, ...], ...] = ()  # one entry a token, likeliest first; empty unless asked for
     prompt: tuple[ReadToken, ...] = ()  # prompt_ids, then begun_ids; empty unless asked for
+    journey: Journey | None = field(default=None, compare=False)  # no part of what was written
 
     @classmethod
     def of(cls, request: GenerationRequest, deltas: Sequence[Delta]) -> Completion:
@@ -134,6 +156,7 @@ class Completion:
             len(request.prompt_ids) + len(request.begun_ids),
             tuple(delta.top_logprobs for delta in deltas) if request.top_logprobs else (),
             deltas[0].prompt,
+            deltas[-1].journey,
         )
 
 
@@ -161,6 +184,12 @@ class EngineStats:
     steered_tokens: Mapping[str, int] = field(default_factory=dict)  # of those generated under a routing, by profile name
     beside_tokens: int = 0  # that went through a forward for what routing reads beside its rows
     scored_tokens_unshared: int = 0  # tokens that a plain loop of forwards would have needed
+    cached_tokens: int = 0  # of prompts, that went through no forward since another request had read them
+    steps: int = 0
+    decode_rows: int = 0  # rows times steps in which each wrote a token
+    mixes: Mapping[int, int] = field(default_factory=dict)  # steps, by how many different profiles wrote in them
+    cache_tokens: int = 0  # places that running rows take in the cache now
+    prefix_tokens: int = 0  # places of prompts that are kept now
 
     @property
     def forward_tokens(self) -> int:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from adapters.adapter import Prompt
 from adapters.routing import Routing
 from adapters.sentences import SentenceMean
+from engine.prefix import Reader, Text
 
 if TYPE_CHECKING:
     from engine.row import Row
@@ -47,7 +50,9 @@ class Oracle:
     router: Router
     prompt: Prompt
     begun_ids: tuple[int, ...]
+    read: int = 0  # places of the prompt that are in the cache
     sentence: SentenceMean = field(init=False)
+    _seen: list[Tensor] = field(default_factory=list)  # states of the prompt's last places, chunk by chunk
 
     def __post_init__(self) -> None:
         self.sentence = SentenceMean(self.router.decode)
@@ -56,6 +61,32 @@ class Oracle:
     def adapters(self) -> str:
         """The name in the bank that it computes under."""
         return self.row.name
+
+    @cached_property
+    def reads(self) -> Text:
+        return Text.of(self.prompt, self.reader, self.router.read_layer)
+
+    @property
+    def reader(self) -> Reader:
+        return Reader(self.row.source, self.row.cache_salt)
+
+    @property
+    def written(self) -> Sequence[int]:
+        return self.row.token_ids
+
+    @property
+    def to_read(self) -> int:
+        return len(self.prompt.ids) - self.read
+
+    @property
+    def held(self) -> int:
+        """Places in the cache that are its own."""
+        return self.read + len(self.written)
+
+    @property
+    def most_cached(self) -> int:
+        """How many of its first places may come from where another request left them: states are read at the others."""
+        return len(self.prompt.ids) - 1 - len(self.begun_ids)
 
     @property
     def is_finished(self) -> bool:
@@ -77,10 +108,18 @@ class Oracle:
     def last_id(self) -> int:
         return self.row.last_id
 
-    def shift(self, states_TH: Tensor, own: int, adapted: int) -> Tensor | None:
-        """`states_TH`: those of the read layer up to the place that `own` and `adapted` are the likeliest next tokens of."""
+    def see(self, states_TH: Tensor) -> None:
+        """What the read layer put out at the next places of the prompt, or at the one token that was written last."""
+        count = len(states_TH) if self.row.token_ids else min(len(states_TH), max(0, self.read - self.most_cached))
+        if count:
+            self._seen.append(states_TH[len(states_TH) - count :])
+
+    def shift(self, own: int, adapted: int) -> Tensor | None:
+        """At the place that was seen last, of which `own` and `adapted` are the likeliest next tokens."""
         row, written = self.row, self.row.token_ids
         tokens: Sequence[int | None] = written[-1:] or (None, *self.begun_ids)
-        for token, state_H in zip(tokens, states_TH[-len(tokens) :], strict=True):
+        states_TH = torch.cat(self._seen)
+        self._seen.clear()
+        for token, state_H in zip(tokens, states_TH, strict=True):
             mean_H = self.sentence.take(token, state_H)
         return self.router.shift(mean_H, own, adapted, (*row.prompt.ids, *written))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import Tensor
 
 from adapters.adapter import Prompt
 from engine.bank import BASE
 from engine.decoding.row_policy import RowPolicy
-from engine.engine import Completion, Delta, FinishReason, TokenLogprob
+from engine.engine import Completion, Delta, FinishReason, Journey, TokenLogprob
 from engine.oracle import Oracle
+from engine.prefix import Reader, Text
 from engine.sampling import Sampler
 from engine.text import TextStream
 
@@ -35,6 +37,11 @@ class Row:
     policy: RowPolicy | None = None  # None: no interventions
     oracle: Oracle | None = None  # None: the adapters write themselves
     num_top: int = 0  # of the likeliest tokens that are kept at every place
+    source: int = 0  # of the weights that its adapters have read with; see engine.prefix.Reader
+    cache_salt: str = ""
+    priority: int = 0
+    deadline: float | None = None
+    submitted_at: float = 0.0
     listener: Callable[[Delta | Exception], None] | None = None
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -43,6 +50,11 @@ class Row:
     finish_reason: FinishReason | None = None
     error: Exception | None = None
     cancelled: bool = False  # set from any thread; obeyed before the next step
+    read: int = 0  # places of the prompt that are in the cache
+    cached: int = 0  # of them, those that another request had read
+    passed: int = 0  # rows that came later and joined before
+    joined_at: float | None = None
+    first_at: float | None = None  # when it wrote its first token
 
     @property
     def is_finished(self) -> bool:
@@ -54,9 +66,53 @@ class Row:
         return self.name if self.oracle is None else BASE
 
     @property
+    def row(self) -> Row:
+        """As its oracle has one."""
+        return self
+
+    @property
     def seats(self) -> tuple[Row | Oracle, ...]:
         """What takes a place of the batch each."""
         return (self,) if self.oracle is None else (self, self.oracle)
+
+    @cached_property
+    def reads(self) -> Text:
+        return Text.of(self.prompt, self.reader)
+
+    @property
+    def reader(self) -> Reader:
+        return Reader(self.source if self.oracle is None else 0, self.cache_salt)
+
+    @property
+    def to_read(self) -> int:
+        return len(self.prompt.ids) - self.read
+
+    @property
+    def held(self) -> int:
+        """Places in the cache that are its own."""
+        return self.read + len(self.written)
+
+    @property
+    def most_cached(self) -> int:
+        """How many of its first places may come from where another request left them."""
+        return len(self.prompt.ids) - 1
+
+    @property
+    def is_read(self) -> bool:
+        """Whether every seat has its whole prompt in the cache."""
+        return all(seat.to_read == 0 for seat in self.seats)
+
+    @property
+    def written(self) -> Sequence[int]:
+        return self.token_ids
+
+    @property
+    def journey(self) -> Journey | None:
+        """None while it waits."""
+        if self.joined_at is None:
+            return None
+        first = None if self.first_at is None else self.first_at - self.submitted_at
+        return Journey(self.joined_at - self.submitted_at, first, self.cached)
 
     @property
     def last_id(self) -> int:
@@ -91,11 +147,12 @@ class Row:
         elif final:
             self.finish_reason = over or "length"
         self.texts.append(text)
-        self._tell(Delta(text, token_id, logprob, self.finish_reason, self.tops[-1] if self.tops else ()))
+        journey = self.journey if len(self.token_ids) == 1 or self.is_finished else None
+        self._tell(Delta(text, token_id, logprob, self.finish_reason, self.tops[-1] if self.tops else (), journey))
 
     def cancel(self) -> None:
         self.finish_reason = "cancelled"
-        self._tell(Delta("", None, None, "cancelled"))
+        self._tell(Delta("", None, None, "cancelled", journey=self.journey))
 
     def fail(self, error: Exception) -> None:
         self.error = error
@@ -112,8 +169,11 @@ class Row:
             self.finish_reason,
             self.prompt_tokens,
             tuple(self.tops),
+            self.journey,
         )
 
     def _tell(self, said: Delta | Exception) -> None:
         if self.listener is not None:
             self.listener(said)
+        if self.is_finished:
+            self.listener = None  # it knows the row, which would otherwise wait for the collector of cycles

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -11,136 +11,226 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from engine.bank import BASE, AdapterBank
-from engine.cache import RowCache
-from engine.engine import NotFinite, TokenLogprob
+from engine.cache import RowCache, Span
+from engine.counts import Counts
+from engine.engine import NotFinite, TimedOut, TokenLogprob
 from engine.inspect import kept_outputs
+from engine.limits import Limits
+from engine.line import Order, WaitingLine, by_priority
 from engine.oracle import Oracle
 from engine.peek import shifted
+from engine.prefix_cache import PrefixCache
+from engine.reading import Chunk, Seat, plan
 from engine.row import Row
+from engine.seats import Seats
 from engine.twin import Twin
 
 # Legend: B rows, T tokens, H hidden, V vocabulary
 
 
 class Scheduler:
-    """Rows join and leave between steps. Seat i owns place i of the cache; a routed row has a second seat for its oracle."""
+    """Rows join and leave between steps. A step reads a share of the prompts and writes one token of every row that is read.
 
-    def __init__(self, twin: Twin, bank: AdapterBank, max_rows: int, max_batch_tokens: int, max_cache_tokens: int) -> None:
-        self._twin, self._bank = twin, bank
-        self._max_rows, self._max_batch_tokens, self._max_cache_tokens = max_rows, max_batch_tokens, max_cache_tokens
-        self.waiting: deque[Row] = deque()
-        self._seats: list[Row | Oracle] = []
-        self.generated: Counter[str] = Counter()
-        self.steered: Counter[str] = Counter()
-        self.prefilled = 0  # tokens; of equal prompts that join together, those of one
-        self.beside = 0  # tokens read by oracles and by peeks
+    A routed row has a second seat for its oracle.
+    """
+
+    def __init__(
+        self,
+        twin: Twin,
+        bank: AdapterBank,
+        limits: Limits,
+        chunk_tokens: int | None = None,
+        *,
+        order: Order = by_priority,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`chunk_tokens` are read of prompts in one step; None: as many as one forward may hold."""
+        self._twin, self._bank, self._limits = twin, bank, limits
+        self._chunk_tokens = limits.max_batch_tokens if chunk_tokens is None else chunk_tokens
+        self._clock = clock
+        self._line = WaitingLine(order)
         self._cache = RowCache(twin.num_layers, twin.dtype)
+        self._seats = Seats(self._cache)
+        self.prefixes = PrefixCache(limits.max_prefix_tokens)
+        self.counts = Counts()
 
     @property
     def running(self) -> list[Row]:
-        return [seat for seat in self._seats if isinstance(seat, Row)]
+        return self._seats.rows
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._line)
 
     @property
     def is_busy(self) -> bool:
-        return bool(self.waiting or self._seats)
+        return bool(self._seats) or bool(self._line)
+
+    @property
+    def cache_tokens(self) -> int:
+        return sum(seat.held for seat in tuple(self._seats))
 
     def rows_of(self, name: str) -> int:
-        return sum(row.name == name for row in (*self.waiting, *self.running))
+        return sum(row.name == name for row in (*self._line, *self.running))
 
-    def submit(self, row: Row) -> None:
-        self.waiting.append(row)
+    def submit(self, *rows: Row) -> None:
+        now = self._clock()
+        for row in rows:
+            row.submitted_at = now
+            self._line.add(row)
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Joins who fits, then one token for every running row."""
-        self._drop_cancelled()
-        joining = self._joining()
-        if joining:
-            self._prefill(joining)
-        if self._seats:
-            self._decode()
+        """Joins who fits, reads a share of the prompts, then one token for every row whose prompt is read."""
+        self.counts.steps += 1
+        self._drop_ended()
+        self._join()
+        if self._seats.reading:
+            self._read()
+        if self._seats.writing:
+            self._write()
         if not self._seats:
-            self._cache = RowCache(self._twin.num_layers, self._twin.dtype)  # an idle engine holds no memory
+            self._empty()
 
     def fail(self, error: Exception) -> None:
-        """Ends everything that runs or waits."""
-        rows, self._seats = [*self.running, *self.waiting], []
-        self.waiting.clear()
-        self._cache = RowCache(self._twin.num_layers, self._twin.dtype)
+        """Ends everything that runs or waits, and forgets all that was kept."""
+        rows = [*self.running, *self._line.leave(lambda _: True)]
+        self._empty()
+        self.prefixes.clear()
         for row in rows:
             row.fail(error)
 
-    def _drop_cancelled(self) -> None:
-        for row in [row for row in self.waiting if row.cancelled]:
-            self.waiting.remove(row)
-            row.cancel()
-        for row in self.running:
+    def _empty(self) -> None:
+        """An idle engine holds no memory but that of kept prompts."""
+        self._cache = RowCache(self._twin.num_layers, self._twin.dtype)
+        self._seats = Seats(self._cache)
+
+    def _drop_ended(self) -> None:
+        """Those that were cancelled, or are past their deadline."""
+        now = self._clock()
+
+        def ends(row: Row) -> bool:
             if row.cancelled:
                 row.cancel()
-        self._leave()
+            elif row.deadline is not None and now > row.deadline:
+                row.fail(_timed_out(row, now))
+            return row.is_finished
 
-    def _joining(self) -> list[Row]:
-        """The first in the queue that fit: rows, tokens of one prefill, and the cache's total."""
-        joining: list[Row] = []
+        self._line.leave(ends)
+        if any([ends(row) for row in self.running]):
+            self._seats.leave()
+
+    def _join(self) -> None:
+        """Those in the line that fit: into the batch, and into the cache with all that they may write."""
         longest = max((seat.max_length for seat in self._seats), default=0)
-        width, count = 0, 0
-        num_running = len(self.running)
-        while self.waiting and num_running + len(joining) < self._max_rows:
-            row = self.waiting[0]
-            count += len(row.seats)
-            longest = max(longest, *(seat.max_length for seat in row.seats))
-            width = max(width, *(len(seat.prompt.ids) for seat in row.seats))
-            first = not joining and not self._seats
-            if not first and (len(self._seats) + count) * longest > self._max_cache_tokens:
-                break
-            if joining and count * width > self._max_batch_tokens:
-                break
-            joining.append(self.waiting.popleft())
-        return joining
+        count = len(self._seats)
 
-    def _prefill(self, joining: Sequence[Row]) -> None:
-        seats = [seat for row in joining for seat in row.seats]
-        read, index = _distinct(seats)
-        lengths = [len(seat.prompt.ids) for seat in read]
-        width, device = max(lengths), self._twin.device
-        self.prefilled += sum(lengths)
-        self._cache.reserve(len(self._seats) + len(seats), max(seat.max_length for seat in seats))
-        with self._forward(read) as found:
-            embeds_BTH = pad_sequence([seat.prompt.embed(self._twin.embeddings) for seat in read], batch_first=True)
-            positions_BT = torch.arange(width, device=device).expand(len(read), -1)
-            causal_11TT = torch.ones(width, width, dtype=torch.bool, device=device).tril()[None, None]
-            lengths_B, index_B = torch.tensor(lengths, device=device), torch.tensor(index, device=device)
-            self._cache.prefill(len(self._seats), lengths_B, width, index_B)
-            states_BTH = self._twin.states(embeds_BTH, positions_BT, causal_11TT, self._cache)
-            logits_BV = self._twin.logits(states_BTH[torch.arange(len(read), device=device), lengths_B - 1])[index_B]
-        self._seats.extend(seats)
-        states = {layer: read_BTH[index_B] for layer, read_BTH in found.items()}
-        self._choose(*self._routed(seats, logits_BV, states, [lengths[place] for place in index]))
+        def fits(row: Row) -> bool:
+            nonlocal longest, count
+            width, places = max(longest, *(seat.max_length for seat in row.seats)), count + len(row.seats)
+            if count and places * width > self._limits.max_cache_tokens:
+                return False
+            longest, count = width, places
+            return True
 
-    def _decode(self) -> None:
-        device, seats = self._twin.device, tuple(self._seats)
+        joining = self._line.take(self._limits.max_rows - len(self.running), fits)
+        now = self._clock()
+        for row in joining:
+            row.joined_at = now
+        self._seats.join(joining)
+
+    def _read(self) -> None:
+        self._begin_from_kept()
+        chunks = plan(self._seats.reading, self._chunk_tokens)
+        place_of = self._seats.places()
+        width, device = max(chunk.count for chunk in chunks), self._twin.device
+        self._fit(max(chunk.end for chunk in chunks))
+        spans = [
+            Span(place_of[id(seat)], source, chunk.start, chunk.count)
+            for source, chunk in enumerate(chunks)
+            for seat in chunk.seats
+        ]
+        counts_B = torch.tensor([chunk.count for chunk in chunks], device=device)
+        starts_B = torch.tensor([chunk.start for chunk in chunks], device=device)
+        with self._forward([chunk.seats[0] for chunk in chunks]) as found:
+            embeds_BTH = pad_sequence([_embeds(chunk, self._twin) for chunk in chunks], batch_first=True)
+            positions_BT = starts_B[:, None] + torch.arange(width, device=device)
+            self._cache.read(spans, device)
+            states_BTH = self._twin.states(embeds_BTH, positions_BT, _reads(chunks, positions_BT), self._cache)
+            ends_BH = states_BTH[torch.arange(len(chunks), device=device), counts_B - 1]
+            last = [source for source, chunk in enumerate(chunks) if chunk.is_last]
+            logits_NV = self._twin.logits(ends_BH[last]) if last else None
+        self.counts.prefilled += sum(chunk.count for chunk in chunks)
+        # What is not finite anywhere in a prompt reaches its last place: such a row is ended before it costs more.
+        finite_B = torch.isfinite(ends_BH).all(dim=-1).tolist()
+        for source, chunk in enumerate(chunks):
+            for seat in chunk.seats:
+                seat.read = chunk.end
+                if isinstance(seat, Oracle):
+                    seat.see(found[seat.router.read_layer][source, : chunk.count])
+                if not finite_B[source] and not seat.is_finished:
+                    seat.row.fail(_not_finite(seat.row))
+        self._seats.leave()
+        if logits_NV is not None:
+            self._begin([(seat, logits_NV[place]) for place, source in enumerate(last) for seat in chunks[source].seats])
+
+    def _begin_from_kept(self) -> None:
+        """Prompts of which nothing is read yet begin with what other requests have left of the same."""
+        untouched = [seat for row in self._seats.reading for seat in row.seats if not seat.read]
+        if not untouched or not self.prefixes.num_tokens:
+            return
+        place_of = self._seats.places()
+        self._fit(max(seat.most_cached for seat in untouched))
+        for seat in untouched:
+            seat.read = self.prefixes.begin(seat, place_of[id(seat)], self._cache)
+            seat.row.cached += seat.read
+            self.counts.cached += seat.read
+
+    def _begin(self, read: Sequence[tuple[Seat, Tensor]]) -> None:
+        """The first token of the rows whose prompts are read now."""
+        read = [(seat, logits_V) for seat, logits_V in read if not seat.is_finished]
+        if not read:
+            return
+        place_of = self._seats.places()
+        for seat, _ in read:
+            self.prefixes.keep(seat, place_of[id(seat)], self._cache)
+        seats = [seat for seat, _ in read]
+        self._seats.begin_writing(seat for seat in seats if isinstance(seat, Row))
+        self._choose(*self._routed(seats, torch.stack([logits_V for _, logits_V in read])))
+
+    def _write(self) -> None:
+        device, seats = self._twin.device, tuple(self._seats.writing)
         columns_B = torch.tensor([seat.length - 1 for seat in seats], device=device)
         width = max(seat.length for seat in seats)
-        with self._forward(seats) as read:
+        self._fit(width)
+        with self._forward(seats) as found:
             ids_BT = torch.tensor([[seat.last_id] for seat in seats], device=device)
             mask_B11T = (torch.arange(width, device=device) <= columns_B[:, None])[:, None, None]
             self._cache.decode(columns_B, width)
             states_BTH = self._twin.states(self._twin.embeddings(ids_BT), columns_B[:, None], mask_B11T, self._cache)
             logits_BV = self._twin.logits(states_BTH[:, -1])
-        self.beside += len(seats) - len(self.running)
-        self._choose(*self._routed(seats, logits_BV, read, [1] * len(seats)))
+        rows = [seat for seat in seats if isinstance(seat, Row)]
+        self.counts.beside += len(seats) - len(rows)
+        self.counts.decode_rows += len(rows)
+        self.counts.mixes[len({row.name for row in rows})] += 1
+        for place, seat in enumerate(seats):
+            if isinstance(seat, Oracle):
+                seat.see(found[seat.router.read_layer][place])
+        self._choose(*self._routed(seats, logits_BV))
+
+    def _fit(self, num_columns: int) -> None:
+        held = max((seat.held for seat in self._seats), default=0)
+        self._cache.fit(len(self._seats), max(num_columns, held), self._limits.max_cache_tokens)
 
     @contextmanager
-    def _forward(self, seats: Sequence[Row | Oracle]) -> Iterator[Mapping[int, Tensor]]:
+    def _forward(self, seats: Sequence[Seat]) -> Iterator[Mapping[int, Tensor]]:
         """Every seat computes under its own adapters; what the oracles' routings read, [B, T, H] by layer, is kept."""
         layers = sorted({seat.router.read_layer for seat in seats if isinstance(seat, Oracle)})
         names = [seat.adapters for seat in seats]
-        with self._twin.running(), self._bank.rows(names), kept_outputs(self._twin, layers) as read:
-            yield read
+        with self._twin.running(), self._bank.rows(names), kept_outputs(self._twin, layers) as found:
+            yield found
 
-    def _routed(
-        self, seats: Sequence[Row | Oracle], logits_BV: Tensor, read: Mapping[int, Tensor], lengths: Sequence[int]
-    ) -> tuple[Sequence[Row], Tensor]:
+    def _routed(self, seats: Sequence[Seat], logits_BV: Tensor) -> tuple[Sequence[Row], Tensor]:
         """The rows among the seats with what each draws from: of a routed row where its oracle differs, the steered logits."""
         place_of = {id(seat): place for place, seat in enumerate(seats)}
         oracles = [(place, seat) for place, seat in enumerate(seats) if isinstance(seat, Oracle)]
@@ -153,8 +243,7 @@ class Scheduler:
             if not torch.isfinite(logits_BV[place]).all():
                 logits_BV[own] = torch.nan  # the row fails by name for its adapter's sake
                 continue
-            states_TH = read[oracle.router.read_layer][place, : lengths[place]]
-            shift_H = oracle.shift(states_TH, likeliest[own], likeliest[place])
+            shift_H = oracle.shift(likeliest[own], likeliest[place])
             if shift_H is not None:
                 found.append((oracle.row, shift_H))
         if found:
@@ -166,17 +255,17 @@ class Scheduler:
     def _peek(self, steered: Sequence[tuple[Row, Tensor]]) -> Tensor:
         """Logits of what follows these rows, [B, V], with a layer shifted at each one's last token; the cache stays as it is."""
         device, rows = self._twin.device, [row for row, _ in steered]
-        seat_of = {id(seat): place for place, seat in enumerate(self._seats)}
+        place_of = self._seats.places()
         shifts: dict[int, Tensor] = {}
         for place, (row, shift_H) in enumerate(steered):
             assert row.oracle is not None
             layer = row.oracle.router.routing.spec.layer
             shifts.setdefault(layer, torch.zeros(len(rows), 1, len(shift_H), device=device))[place, 0] = shift_H.to(device)
-            self.steered[row.name] += 1
-        self.beside += len(rows)
+            self.counts.steered[row.name] += 1
+        self.counts.beside += len(rows)
         columns_B = torch.tensor([row.length - 1 for row in rows], device=device)
         width = max(row.length for row in rows)
-        self._cache.peek(torch.tensor([seat_of[id(row)] for row in rows], device=device), columns_B, width)
+        self._cache.peek(torch.tensor([place_of[id(row)] for row in rows], device=device), columns_B, width)
         ids_BT = torch.tensor([[row.last_id] for row in rows], device=device)
         mask_B11T = (torch.arange(width, device=device) <= columns_B[:, None])[:, None, None]
         with self._twin.running(), self._bank.rows([BASE] * len(rows)), shifted(self._twin, shifts):
@@ -189,40 +278,37 @@ class Scheduler:
         tokens = [row.choose(logits_BV[i]) if finite_B[i] else 0 for i, row in enumerate(rows)]
         chosen_B = logits_BV[torch.arange(len(rows)), torch.tensor(tokens)] - norms_B
         _keep_tops(rows, logits_BV, norms_B)
+        now = self._clock()
         for row, token, logprob, finite in zip(rows, tokens, chosen_B.tolist(), finite_B, strict=True):
             if finite:
-                self.generated[row.name] += 1
+                self.counts.generated[row.name] += 1
+                row.first_at = now if row.first_at is None else row.first_at
                 row.take(token, logprob)
             else:
                 row.fail(_not_finite(row))
-        self._leave()
+        if any(row.is_finished for row in rows):
+            self._keep_written(rows)
+            self._seats.leave()
 
-    def _leave(self) -> None:
-        for place in reversed(range(len(self._seats))):
-            seat = self._seats[place]
-            if not seat.is_finished:
-                continue
-            if isinstance(seat.error, NotFinite):
-                self._cache.wipe(place)
-            last = self._seats.pop()
-            if last is not seat:
-                self._cache.move(len(self._seats), place, last.length)
-                self._seats[place] = last
+    def _keep_written(self, rows: Sequence[Row]) -> None:
+        """What a row has written is the beginning of the conversation's next prompt."""
+        place_of = self._seats.places()
+        for row in rows:
+            if row.finish_reason is not None:
+                self.prefixes.keep(row, place_of[id(row)], self._cache)
 
 
-def _distinct(seats: Sequence[Row | Oracle]) -> tuple[list[Row | Oracle], list[int]]:
-    """The seats whose prompts must be read, and for each seat which of them it shares: several completions have one prompt."""
-    places: dict[tuple[object, ...], int] = {}
-    read, index = list[Row | Oracle](), list[int]()
-    for seat in seats:
-        soft_KH = seat.prompt.soft_KH
-        soft = None if soft_KH is None else soft_KH.detach().float().cpu().numpy().tobytes()
-        reads = seat.router.read_layer if isinstance(seat, Oracle) else None
-        place = places.setdefault((seat.adapters, reads, seat.prompt.ids, seat.prompt.soft_at, soft), len(read))
-        if place == len(read):
-            read.append(seat)
-        index.append(place)
-    return read, index
+def _embeds(chunk: Chunk, twin: Twin) -> Tensor:
+    return chunk.seats[0].prompt.part(chunk.start, chunk.end).embed(twin.embeddings)
+
+
+def _reads(chunks: Sequence[Chunk], positions_BT: Tensor) -> Tensor:
+    """The mask: every place reads itself and what stands before it."""
+    if all(chunk.is_whole for chunk in chunks):
+        width = positions_BT.shape[1]
+        return torch.ones(width, width, dtype=torch.bool, device=positions_BT.device).tril()[None, None]
+    width = max(chunk.end for chunk in chunks)
+    return (torch.arange(width, device=positions_BT.device) <= positions_BT[:, :, None])[:, None]
 
 
 def _keep_tops(rows: Sequence[Row], logits_BV: Tensor, norms_B: Tensor) -> None:
@@ -241,4 +327,12 @@ def _not_finite(row: Row) -> NotFinite:
     return NotFinite(
         f"Logits must be finite, but {f'profile {row.name!r}' if row.name else 'the backbone'} gave NaN or infinity after "
         f"{len(row.token_ids)} tokens. Its adapter has diverged: unload it and fit again."
+    )
+
+
+def _timed_out(row: Row, now: float) -> TimedOut:
+    where = "it waited" if row.joined_at is None else f"it had written {len(row.token_ids)} tokens"
+    return TimedOut(
+        f"A request ends at its deadline, but this one was past it {now - row.submitted_at:.1f} s after it came, when {where}. "
+        "Give it more time, or ask for fewer tokens."
     )

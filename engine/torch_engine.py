@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import threading
-from collections import Counter
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing
@@ -20,6 +20,7 @@ from adapters.adapter import Prompt, Stack
 from adapters.backbone import Backbone
 from adapters.errors import DamagedAdapter
 from engine.bank import BASE, AdapterBank
+from engine.counts import Counts
 from engine.decoding.row_policy import COMPILED, CompiledPolicy, refuse_unable
 from engine.engine import (
     MAX_TOP_LOGPROBS,
@@ -34,6 +35,8 @@ from engine.engine import (
     UnknownProfile,
 )
 from engine.inspect import Inspected, Inspector, inspect_batch
+from engine.limits import Limits
+from engine.line import Order, by_priority
 from engine.loop import StepLoop
 from engine.oracle import Oracle, Router
 from engine.profile import Profile
@@ -61,20 +64,26 @@ class TorchEngine:
         precision: Precision | None = None,
         max_batch_tokens: int = 4096,
         max_cache_tokens: int = 65536,
+        prefill_chunk_tokens: int = 256,
+        max_prefix_tokens: int = 0,
+        order: Order = by_priority,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`max_batch_tokens` bounds one forward, `max_cache_tokens` the rows times the longest of them."""
+        """The limits are those of `engine.limits`; `order` says who joins first of those that wait."""
         self.backbone = backbone
         self._twin = Twin(backbone, precision)
         self._bank = AdapterBank(self._twin.linears(), self._twin.dtype, self._twin.layers, backbone.hidden_size)
         self._profiles: dict[str, Profile] = {}
-        self._limits = (max_rows, max_batch_tokens, max_cache_tokens)
+        self._sources: dict[str, int] = {}  # of loaded names; see engine.prefix.Reader
+        self._last_source = 0
+        self._limits = Limits(max_rows, max_batch_tokens, max_cache_tokens, prefill_chunk_tokens, max_prefix_tokens)
+        self._new_scheduler = partial(Scheduler, self._twin, self._bank, self._limits, order=order, clock=clock)
         self._compiled = lru_cache(MAX_COMPILED)(partial(CompiledPolicy.of, backbone=backbone))
         self._lock = threading.RLock()
-        self._scheduler = Scheduler(self._twin, self._bank, *self._limits)
+        self._scheduler = self._new_scheduler(prefill_chunk_tokens)
         self._loop: StepLoop | None = None
-        self._generated: Counter[str] = Counter()
-        self._steered: Counter[str] = Counter()
-        self._prefilled = self._beside = self._scored = self._scored_unshared = 0
+        self._counts = Counts()  # of calls that ran without the loop
+        self._scored = self._scored_unshared = 0
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -106,6 +115,7 @@ class TorchEngine:
             self.profile(name)
             self._refuse_busy(name)
             self._bank.unload(name)
+            self._forget(name)
             del self._profiles[name]
 
         self._run(work)
@@ -152,17 +162,15 @@ class TorchEngine:
         # The longest first: a batch then holds rows of like length, and ends with short ones.
         queue = sorted(rows, key=lambda row: -row.max_length)
         if self._loop is not None:
-            self._loop.wait_for(lambda: self._scheduler.waiting.extend(queue), lambda: all(row.is_finished for row in rows))
+            self._loop.wait_for(lambda: self._scheduler.submit(*queue), lambda: all(row.is_finished for row in rows))
         else:
             with self._lock:
-                scheduler = Scheduler(self._twin, self._bank, *self._limits)
-                scheduler.waiting.extend(queue)
+                # A scheduler of its own, so that the same call gives the same bits; nobody waits for a step, so whole prompts.
+                scheduler = self._new_scheduler()
+                scheduler.submit(*queue)
                 while scheduler.is_busy:
                     scheduler.step()
-                self._generated.update(scheduler.generated)
-                self._steered.update(scheduler.steered)
-                self._prefilled += scheduler.prefilled
-                self._beside += scheduler.beside
+                self._counts += scheduler.counts
         written = (row.completion() for row in rows)
         return [elected([next(written) for _ in each]) for each in voters]
 
@@ -172,7 +180,7 @@ class TorchEngine:
         name, router = profile or BASE, self._router(profile)
         if router is not None:
             return [self._routed_score(continuation, name, router) for continuation in continuations]
-        work = self._run(lambda: lay_out(continuations, self._prompts(continuations, profile), self._limits[1]))
+        work = self._run(lambda: lay_out(continuations, self._prompts(continuations, profile), self._limits.max_batch_tokens))
         found: dict[int, tuple[float, ...]] = {}
         for batch in work.batches:
             # One call a batch: rows that stream get their steps in between.
@@ -193,7 +201,7 @@ class TorchEngine:
     ) -> list[Tensor]:
         rows = self._run(lambda: self._inspected(continuations, profiles, layers))
         found: dict[int, Tensor] = {}
-        for batch in batches([row.length for row in rows], self._limits[1]):
+        for batch in batches([row.length for row in rows], self._limits.max_batch_tokens):
             states = self._run(partial(inspect_batch, [rows[index] for index in batch], layers, self._twin, self._bank))
             found.update(zip(batch, states, strict=True))
         num_tokens = sum(row.length for row in rows)
@@ -202,15 +210,23 @@ class TorchEngine:
         return [found[index] for index in range(len(rows))]
 
     def stats(self) -> EngineStats:
+        scheduler = self._scheduler
+        counts = self._counts + scheduler.counts.snapshot()
         return EngineStats(
-            running=len(self._scheduler.running),
-            waiting=len(self._scheduler.waiting),
-            generated_tokens=dict(self._generated + self._scheduler.generated),
-            prompt_tokens=self._prefilled + self._scheduler.prefilled,
-            steered_tokens=dict(self._steered + self._scheduler.steered),
-            beside_tokens=self._beside + self._scheduler.beside,
+            running=len(scheduler.running),
+            waiting=scheduler.num_waiting,
+            generated_tokens=dict(counts.generated),
+            prompt_tokens=counts.prefilled,
+            steered_tokens=dict(counts.steered),
+            beside_tokens=counts.beside,
             scored_tokens=self._scored,
             scored_tokens_unshared=self._scored_unshared,
+            cached_tokens=counts.cached,
+            steps=counts.steps,
+            decode_rows=counts.decode_rows,
+            mixes=dict(counts.mixes),
+            cache_tokens=scheduler.cache_tokens,
+            prefix_tokens=scheduler.prefixes.num_tokens,
         )
 
     def close(self) -> None:
@@ -249,8 +265,19 @@ class TorchEngine:
                 f"Weights must be finite, but the soft thoughts of {name!r} hold NaN or infinity. The fit that made them "
                 "diverged: fit again with a lower learning rate."
             )
-        self._bank.load(name, Stack(profile.adapters).contribution())
+        contribution = Stack(profile.adapters).contribution()
+        self._bank.load(name, contribution)
+        self._forget(name)
+        if not contribution.is_empty:
+            self._last_source += 1
+            self._sources[name] = self._last_source
         self._profiles[name] = profile
+
+    def _forget(self, name: str) -> None:
+        """What the name's weights have read."""
+        source = self._sources.pop(name, None)
+        if source is not None:
+            self._scheduler.prefixes.drop(source)
 
     def _refuse_busy(self, name: str) -> None:
         count = self._scheduler.rows_of(name)
@@ -285,6 +312,10 @@ class TorchEngine:
             stream=TextStream(self.backbone.decode, request.stop, request.begun_ids),
             policy=self._compiled(policy).for_row(request.begun_ids, request.max_new_tokens, request.prompt_ids),
             num_top=request.top_logprobs,
+            source=self._sources.get(request.profile or BASE, 0),
+            cache_salt=request.cache_salt,
+            priority=request.priority,
+            deadline=request.deadline,
         )
         if router is not None:
             row.oracle = Oracle(row, router, read, request.begun_ids)
