@@ -156,7 +156,7 @@ class Completion:
             len(request.prompt_ids) + len(request.begun_ids),
             tuple(delta.top_logprobs for delta in deltas) if request.top_logprobs else (),
             deltas[0].prompt,
-            deltas[-1].journey,
+            journey=deltas[-1].journey,
         )
 
 

@@ -148,7 +148,7 @@ class Row:
             self.finish_reason = over or "length"
         self.texts.append(text)
         journey = self.journey if len(self.token_ids) == 1 or self.is_finished else None
-        self._tell(Delta(text, token_id, logprob, self.finish_reason, self.tops[-1] if self.tops else (), journey))
+        self._tell(Delta(text, token_id, logprob, self.finish_reason, self.tops[-1] if self.tops else (), journey=journey))
 
     def cancel(self) -> None:
         self.finish_reason = "cancelled"
@@ -169,7 +169,7 @@ class Row:
             self.finish_reason,
             self.prompt_tokens,
             tuple(self.tops),
-            self.journey,
+            journey=self.journey,
         )
 
     def _tell(self, said: Delta | Exception) -> None:
