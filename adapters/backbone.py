@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTra
 from transformers.utils import logging as transformers_logging
 
 from adapters.errors import UnknownBackbone
-from adapters.markers import Markers, markers_of, shown_specials
+from adapters.markers import Markers
+from adapters.token_text import TokenText
 
 RAW, REASONER = "smollm2-135m", "smollm2-135m-reasoner"
 BUILT_IN = (RAW, REASONER)
@@ -112,20 +112,17 @@ class Backbone:
         return frozenset(int(i) for i in (*ids, self.tokenizer.eos_token_id) if i is not None)
 
     @cached_property
+    def _text(self) -> TokenText:
+        return TokenText(self.tokenizer)
+
+    @property
     def markers(self) -> Markers | None:
         """Between which it thinks; None: it writes its reasoning as plain text, or has none."""
-        return markers_of(self.tokenizer)
-
-    @cached_property
-    def _shown(self) -> frozenset[int]:
-        return shown_specials(self.tokenizer)
+        return self._text.markers
 
     def begins_chain(self, prompt_ids: Sequence[int]) -> bool:
         """Whether a reply to the prompt starts inside a chain of thought, since the prompt ends with its beginning."""
-        if self.markers is None:
-            return False
-        window = len(self.markers.begin.encode()) + 4
-        return self.markers.are_open_in(self.decode(prompt_ids[-window:]))
+        return self._text.begins_chain(prompt_ids)
 
     @cached_property
     def user_header(self) -> tuple[int, ...]:
@@ -145,14 +142,11 @@ class Backbone:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of the text as it is: no special tokens are added."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self._text.encode(text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Without special tokens; markers of a chain of thought or of a tool's call are text also where they are special."""
-        if not self._shown:
-            return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
-        runs = groupby(ids, key=self._shown.__contains__)
-        return "".join(str(self.tokenizer.decode(list(run), skip_special_tokens=not shown)) for shown, run in runs)
+        return self._text.decode(ids)
 
     def chat_ids(self, messages: Sequence[Message] | str) -> tuple[int, ...]:
         """Prompt ids of a conversation in the chat template, ready for the reply. A string is one user turn."""

@@ -22,6 +22,7 @@ from engine.decoding.branches import Branches
 from engine.decoding.budget import Budget
 from engine.decoding.tip import SwitchPenalty
 from engine.decoding.tracing import Tracing
+from engine.decoding.vocabulary import Vocabulary
 
 PROFILE = "profile.json"
 
@@ -48,7 +49,7 @@ class DecodingPolicy(Spec):
             raise ValueError(f"A trace's end is forced on a line of its own, but got {value!r}. Leave out the space around it.")
         return value
 
-    def end_on(self, backbone: Backbone) -> str:
+    def end_on(self, backbone: Vocabulary) -> str:
         return backbone.markers.end if backbone.markers is not None and self.trace_end == ANSWER_CUE else self.trace_end
 
     @property

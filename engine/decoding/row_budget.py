@@ -15,6 +15,7 @@ from adapters.backbone import Backbone
 from engine.decoding.budget import Budget
 from engine.decoding.intervention import CannotRun, Compiled, Intervention
 from engine.decoding.trace import Trace
+from engine.decoding.vocabulary import Vocabulary
 
 # Legend: V vocabulary, E tokens that begin an end
 
@@ -24,14 +25,14 @@ RAMP_FROM = 0.9  # of the cap
 @dataclass(frozen=True)
 class CompiledBudget:
     spec: Budget
-    backbone: Backbone
+    backbone: Vocabulary
     num_end_tokens: int  # of a new line with the end
     cue: int  # the end's first token
     newline: int
     ends: frozenset[int]  # tokens that begin the end, or end the text
 
     @classmethod
-    def of(cls, spec: Budget, backbone: Backbone, end: str) -> CompiledBudget:
+    def of(cls, spec: Budget, backbone: Vocabulary, end: str) -> CompiledBudget:
         cue, newline = backbone.encode(end)[0], backbone.encode("\n")
         if (spec.min_trace_tokens or spec.num_ignored_ends or spec.ramp) and not _begins_only(backbone, cue, end):
             raise CannotRun(
@@ -115,7 +116,7 @@ def _holding(tokenizer: PreTrainedTokenizerBase, end: str) -> frozenset[int]:
     return frozenset(token_id for token, token_id in tokenizer.get_vocab().items() if end in token or as_stored in token)
 
 
-def _begins_only(backbone: Backbone, token_id: int, end: str) -> bool:
+def _begins_only(backbone: Vocabulary, token_id: int, end: str) -> bool:
     """Whether the token holds the whole of the word that the end begins with, or without such a word a part of its beginning."""
     word, text = re.match(r"\w*", end), backbone.decode([token_id]).strip()
     assert word is not None

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from adapters.backbone import Backbone
 from adapters.routing import Routing
 from engine.decoding.answer import ANSWER_CUE
 from engine.decoding.budget import Budget
@@ -15,6 +14,7 @@ from engine.decoding.intervention import CannotRun, Compiled, Intervention
 from engine.decoding.row_budget import CompiledBudget
 from engine.decoding.tip import CompiledPenalty
 from engine.decoding.trace import Trace
+from engine.decoding.vocabulary import Vocabulary
 from engine.engine import FinishReason
 from engine.profile import DecodingPolicy
 from engine.sampling import Sampler
@@ -30,11 +30,11 @@ class CompiledPolicy:
     """A policy's interventions with their token ids looked up. `parts` is empty where every one is off."""
 
     parts: tuple[Compiled, ...]
-    backbone: Backbone
+    backbone: Vocabulary
     policy: DecodingPolicy
 
     @classmethod
-    def of(cls, policy: DecodingPolicy, backbone: Backbone) -> CompiledPolicy:
+    def of(cls, policy: DecodingPolicy, backbone: Vocabulary) -> CompiledPolicy:
         """CannotRun where a part cannot do its work on this backbone."""
         end = policy.end_on(backbone)
         if policy.branches is not None and end != ANSWER_CUE:
@@ -95,7 +95,7 @@ class RowPolicy:
             part.take(token_id, self.trace)
 
 
-def _refuse_unseen(end: str, backbone: Backbone) -> None:
+def _refuse_unseen(end: str, backbone: Vocabulary) -> None:
     for text in (end, f"\n{end}"):
         read = backbone.decode(backbone.encode(text))
         if end not in read:

@@ -20,6 +20,7 @@ from adapters.backbone import Backbone
 from adapters.spec import Choices, Range, Spec
 from engine.decoding.intervention import CannotRun, Compiled, Intervention
 from engine.decoding.trace import Trace
+from engine.decoding.vocabulary import Vocabulary
 
 # Legend: V vocabulary, W tokens of words
 
@@ -68,7 +69,7 @@ class CompiledPenalty:
     device: torch.device
 
     @classmethod
-    def of(cls, spec: SwitchPenalty, backbone: Backbone, end: str) -> CompiledPenalty:
+    def of(cls, spec: SwitchPenalty, backbone: Vocabulary, end: str) -> CompiledPenalty:
         spaced, bare = set[int](), set[int]()
         for word in spec.words:
             forms = {word, word[:1].upper() + word[1:]}
@@ -119,7 +120,7 @@ class Penalty:
         self._was_in_word = trace.in_word
 
 
-def first_token(backbone: Backbone, form: str) -> int | None:
+def first_token(backbone: Vocabulary, form: str) -> int | None:
     """The token that a form begins with; None where it also begins other words, as "altern" of "alternatively" does.
 
     A form that is one token is itself. What else a piece begins is read off the vocabulary: other tokens with the same letters.
