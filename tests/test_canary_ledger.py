@@ -28,7 +28,12 @@ def test_a_start_is_under_way_for_every_reader(canaries: CanaryLedger) -> None:
     bounds = Bounds(max_error_rate_rise=0.1, min_requests=5)
     started = canaries.start(2, 0.1, report(2), bounds=bounds, actor="ada")
     assert reader.refresh() == 1 and reader.canary == started == canaries.under_way()
-    assert (str(started.release), str(started.champion), started.share, started.bounds) == ("medicine@2", "medicine@1", 0.1, bounds)
+    assert (str(started.release), str(started.champion), started.share, started.bounds) == (
+        "medicine@2",
+        "medicine@1",
+        0.1,
+        bounds,
+    )
 
 
 def test_a_share_that_grows_is_the_same_canary(canaries: CanaryLedger) -> None:
