@@ -183,7 +183,8 @@ class Scheduler:
         self._fit(max(seat.most_cached for seat in untouched))
         for seat in untouched:
             seat.read = self.prefixes.begin(seat, place_of[id(seat)], self._cache)
-            seat.row.cached += seat.read
+            if isinstance(seat, Row):
+                seat.cached = seat.read
             self.counts.cached += seat.read
 
     def _begin(self, read: Sequence[tuple[Seat, Tensor]]) -> None:
