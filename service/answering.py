@@ -65,6 +65,7 @@ def new_writing(
             seed=body.seed,
             stop=body.stop,
             policy=policy,
+            cache_salt=body.cache_salt,
         )
         for prompt in prompts
     )

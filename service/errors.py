@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from adapters.errors import AdapterError
 from engine.decoding.intervention import CannotRun
 from engine.decoding.narrowing import NotNarrower
-from engine.engine import EngineError, NotFinite, PromptTooLong
+from engine.engine import EngineError, NotFinite, PromptTooLong, TimedOut
 
 
 # Not frozen: whoever passes an exception on writes its traceback into it.
@@ -41,6 +41,8 @@ def from_engine(error: EngineError | AdapterError, model: str) -> ApiError:
             return ApiError(400, str(error), "context_length_exceeded", "messages")
         case NotNarrower() | CannotRun():
             return ApiError(400, str(error), "invalid_value", "decoding")
+        case TimedOut():
+            return ApiError(504, str(error), "timeout", None, "server_error", _FINAL)
         case NotFinite():
             message = f"The model {model!r} computed values that are not finite, so it cannot answer. Roll it back."
             return ApiError(500, message, "model_not_finite", "model", "server_error", _FINAL)

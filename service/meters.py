@@ -92,6 +92,18 @@ class EngineCounts:
         yield GaugeMetricFamily("graftline_engine_waiting_rows", "Rows that wait for a place", stats.waiting)
         yield CounterMetricFamily("graftline_engine_forward_tokens", "Tokens that went through a forward", stats.forward_tokens)
         yield CounterMetricFamily("graftline_engine_scored_tokens", "Tokens that were read to be scored", stats.scored_tokens)
+        cached = "Tokens of prompts that another request had read"
+        yield CounterMetricFamily("graftline_engine_cached_tokens", cached, stats.cached_tokens)
+        yield CounterMetricFamily("graftline_engine_steps", "Steps", stats.steps)
+        yield CounterMetricFamily("graftline_engine_decoded_rows", "Rows times steps that wrote a token", stats.decode_rows)
+        yield GaugeMetricFamily("graftline_engine_cache_tokens", "Places of the cache that running rows hold", stats.cache_tokens)
+        yield GaugeMetricFamily("graftline_engine_prefix_tokens", "Tokens of prompts that are kept", stats.prefix_tokens)
+        mixes = CounterMetricFamily(
+            "graftline_engine_mixed_steps", "Steps by how many profiles wrote in them", labels=["profiles"]
+        )
+        for profiles, steps in sorted(stats.mixes.items()):
+            mixes.add_metric([str(profiles)], steps)
+        yield mixes
 
 
 def exposition(stats: Callable[[], EngineStats]) -> str:

@@ -36,6 +36,12 @@ class Settings(BaseModel):
     """Seconds between two looks at the ledger. At most 30: that is how soon a promotion is promised to be served."""
     max_rows: int = Field(default=16, ge=1)
     """Completions that run in one batch; more wait."""
+    max_cache_tokens: int = Field(default=65536, ge=1)
+    """Completions that run times the longest that any of them may become; more wait."""
+    prefill_chunk_tokens: int = Field(default=256, ge=1)
+    """Tokens of prompts that one step reads beside one token for every completion that runs."""
+    max_prefix_tokens: int = Field(default=16384, ge=0)
+    """Tokens of prompts and replies that are kept for later requests that begin alike; 0: none."""
     max_loaded: int = Field(default=16, ge=1)
     """Releases kept in the engine beside the champions, for NAME@VERSION and NAME@ALIAS; the least recently used leaves first."""
     open_control: bool = False

@@ -32,7 +32,13 @@ def start(settings: Settings) -> Parts:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     backbone, catalogue = open_parts(settings)
-    engine = TorchEngine(backbone, max_rows=settings.max_rows)
+    engine = TorchEngine(
+        backbone,
+        max_rows=settings.max_rows,
+        max_cache_tokens=settings.max_cache_tokens,
+        prefill_chunk_tokens=settings.prefill_chunk_tokens,
+        max_prefix_tokens=settings.max_prefix_tokens,
+    )
     models = ServedModels(engine, backbone, catalogue, settings.max_loaded)
     models.refresh()
     limits = Limits(settings.max_adapter_bytes, settings.max_lora_rank)

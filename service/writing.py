@@ -33,6 +33,7 @@ class Writing:
     told: Callable[[], Mapping[str, JsonValue]] = dict  # of how the reply was made; known by the end of its deltas
     started: float = field(default_factory=time.perf_counter)
     generated_tokens: int = 0
+    cached_tokens: dict[int, int] = field(default_factory=dict)  # of the prompt of each choice that has begun
     first_token_s: float | None = None  # from `started`; None until one is there
     ended_s: float | None = None
     outcome: str = "cancelled"
@@ -43,7 +44,8 @@ class Writing:
 
     @property
     def usage(self) -> Usage:
-        return Usage.of(sum(len(request.prompt_ids) for request in self.requests), self.generated_tokens)
+        prompt_tokens = sum(len(request.prompt_ids) for request in self.requests)
+        return Usage.of(prompt_tokens, self.generated_tokens, min(prompt_tokens, sum(self.cached_tokens.values())))
 
     def facts(self) -> Mapping[str, str | int | float | None]:
         """For the log: what answered, what it cost and how it ended."""
@@ -72,6 +74,9 @@ class Writing:
                     unfinished -= 1
                     await rows[index]  # raises what the row raised
                     continue
+                if delta.journey is not None and index not in self.cached_tokens:
+                    meters.QUEUE_TIME.labels(self.model).observe(delta.journey.waited_s)
+                    self.cached_tokens[index] = delta.journey.cached_tokens
                 if delta.token_id is not None:
                     self._count_token()
                 yield index, delta

@@ -174,6 +174,11 @@ def test_a_choice_shows_only_its_own_kind_of_text() -> None:
 
 def test_the_usage_chunk_has_no_choices_and_the_others_no_usage() -> None:
     last = REPLY.wire([], Usage.of(3, 4))
-    assert last["choices"] == [] and last["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+    assert last["choices"] == [] and last["usage"] == {
+        "prompt_tokens": 3,
+        "completion_tokens": 4,
+        "total_tokens": 7,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     assert REPLY.wire([Choice(index=0, text="a")], None)["usage"] is None
     assert "usage" not in REPLY.wire([Choice(index=0, text="a")], None, with_usage=False)

@@ -177,9 +177,7 @@ def test_the_same_call_gives_the_same_bits_with_a_prefix_cache(backbone: Backbon
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_rows_at_random_write_what_they_write_alone_whatever_is_kept(
-    backbone: Backbone, plain: TorchEngine, seed: int
-) -> None:
+def test_rows_at_random_write_what_they_write_alone_whatever_is_kept(backbone: Backbone, plain: TorchEngine, seed: int) -> None:
     draw = random.Random(seed)
     stepped = Stepped(loaded(backbone, prefill_chunk_tokens=32, max_rows=4, max_prefix_tokens=20 * BLOCK))
     beginnings = [prompt_of(backbone, 70, place) for place in range(2)]
