@@ -8,6 +8,7 @@ import bentoml
 
 from service.application import new_application
 from service.bento_image import self_contained
+from service.front import Front
 from service.meters import exposition
 from service.parts import Parts
 from service.settings import Settings
@@ -43,3 +44,7 @@ class Graftline:
     async def __metrics__(self, text: str) -> str:
         parts: Parts = app.state.parts
         return exposition(parts.engine.stats)
+
+
+# The application has it too; here it also stands before what BentoML answers by itself.
+Graftline.add_asgi_middleware(Front, application=app)

@@ -118,10 +118,8 @@ class AuditLog:
             raise
         finally:
             at, reason = self._now().isoformat(timespec="milliseconds"), found.reason and found.reason[:MAX_TEXT]
-            who = {"key": caller.key, "who": caller.name, "request_id": request}
-            self.write(
-                Entry(at=at, act=act, target=target[:MAX_TEXT], outcome=found.outcome, reason=reason, detail=found.detail, **who)
-            )
+            who = Entry(at=at, act=act, target=target[:MAX_TEXT], outcome=found.outcome, key=caller.key, who=caller.name)
+            self.write(who.model_copy(update={"request_id": request, "reason": reason, "detail": found.detail}))
 
 
 def read_audit(home: Path) -> tuple[list[Entry], int]:

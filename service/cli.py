@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from service import combining_cli, reading_cli
+from service.keys_cli import audit_app, keys_app
 from service.options import Home, Json, TrackingUri, listed, numbers, seconds
 from service.policy_cli import policy_app
 from service.router_cli import router_app
@@ -31,6 +32,8 @@ app.add_typer(steering_app)
 app.add_typer(policy_app)
 app.add_typer(sae_app, name="sae")
 app.add_typer(router_app, name="router")
+app.add_typer(keys_app, name="keys")
+app.add_typer(audit_app)
 
 _OWN_PACKAGES = ("adapters", "engine", "evaluation", "registry", "tuning", "service")
 _INTERRUPTED = 130  # what typer ends with after Ctrl-C
@@ -323,6 +326,9 @@ app.command()(reading_cli.thoughts)
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 3000,
+    is_open: Annotated[
+        bool, typer.Option("--open", help="Let everybody in who reaches the address, though no key was made.")
+    ] = False,
     backbone: Annotated[
         str | None, typer.Option(help="Backbone to serve [default: $GRAFTLINE_BACKBONE, else smollm2-135m-reasoner].")
     ] = None,
@@ -332,7 +338,7 @@ def serve(
     """Serve the backbone and every champion over HTTP in the OpenAI shape; promotions are picked up while it runs."""
     from service.commands.serve import serve as run
 
-    raise typer.Exit(run(host, port, backbone, home, tracking_uri))
+    raise typer.Exit(run(host, port, backbone, home, tracking_uri, is_open))
 
 
 @app.command()

@@ -56,6 +56,11 @@ class Settings(BaseModel):
     """Adapters that are loaded over HTTP at a time."""
     request_timeout_s: float = Field(default=600.0, gt=0)
     host: str = "127.0.0.1"
+    """Beyond this machine it must be `open`, or keys must have been made."""
+    open: bool = False
+    """Without any key, let in whoever reaches the server, and not this machine alone."""
+    open_metrics: bool = False
+    """Let in whoever asks for /metrics, without a key."""
     port: int = Field(default=3000, ge=1, le=65535)
     threads: int | None = Field(default=None, ge=1)
     """Threads of PyTorch; None: its own choice."""

@@ -15,8 +15,10 @@ from engine.torch_engine import TorchEngine
 from registry.home import home_directory
 from registry.tracking import Tracking
 from service import request_log, spans
+from service.access import Access
 from service.audit import AuditLog
 from service.catalogue import Catalogue, FrozenCatalogue, RegistryCatalogue
+from service.keys import KeyStore
 from service.meters import Forgetting
 from service.models import ServedModels
 from service.parts import Parts
@@ -61,6 +63,8 @@ async def running(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
     """Inside, the application answers and follows the ledger. Leaving ends what runs beside it and closes the engine."""
     request_log.configure(settings.log_format, settings.log_level)
     spans.configure()
+    app.state.access = Access(KeyStore(home_directory(settings.home)), settings.open, settings.open_metrics)
+    app.state.access.announce()
     parts = await asyncio.to_thread(start, settings)
     app.state.parts = parts
     beside = [asyncio.create_task(work) for work in (parts.models.follow(settings.poll_s), forget(parts.models))]

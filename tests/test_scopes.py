@@ -9,7 +9,6 @@ from starlette.routing import BaseRoute, Route, Router
 
 from service.application import new_application
 from service.caller import Caller, Scope
-from service.routes.not_offered import not_offered
 from service.scopes import TABLE, rule_for
 
 
@@ -24,7 +23,7 @@ def routes_of(routes: Sequence[BaseRoute]) -> Iterator[Route]:
             yield route
 
 
-ROUTES = [route for route in routes_of(new_application().routes) if route.endpoint is not not_offered]
+ROUTES = list(routes_of(new_application().routes))
 
 
 def test_the_walk_finds_what_is_included() -> None:

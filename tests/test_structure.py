@@ -110,6 +110,9 @@ def test_commands_in_the_readme_exist() -> None:
         ["softcot-arms"],
         ["reduce-intruders"],
         ["serve"],
+        ["keys"],
+        ["keys", "create"],
+        ["audit"],
         ["backbone", "install"],
     ],
 )

@@ -5,18 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from registry.home import home_directory
+from service.access import refuse_open
 from service.serve import check_address
 from service.serve import serve as serve_settings
 from service.settings import Settings
 
 
-def serve(host: str, port: int, backbone: str | None, home: Path | None, tracking_uri: str | None) -> int:
+def serve(host: str, port: int, backbone: str | None, home: Path | None, tracking_uri: str | None, is_open: bool = False) -> int:
     """Becomes the server; what is not given comes from GRAFTLINE_* variables."""
     from adapters.backbone import sources_of
 
     settings = _settings(host=host, port=port, backbone=backbone, home=home_directory(home), tracking_uri=tracking_uri)
+    settings = settings.model_copy(update={"open": is_open or settings.open})
     sources_of(settings.backbone)  # a server that cannot start would be started again and again
     check_address(host, port)
+    refuse_open(host, settings.home, settings.open)
     print(f"serving {settings.backbone} on http://{host}:{port}/v1 (Ctrl-C stops it)", flush=True)
     serve_settings(settings)
 

@@ -1,0 +1,79 @@
+"""What every request passes first: its id, its log line, the guard. BentoML has it before its own routes too."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Receive, Send
+from starlette.types import Scope as ConnectionScope
+
+from service.access import Access
+from service.asgi import RequestIds
+from service.caller import let_in
+from service.errors import ApiError
+from service.request_log import RequestLog
+from service.scopes import TABLE, Rule, rule_for
+
+_PASSED = "graftline.passed"
+
+
+class Front:
+    """Plain ASGI. A request that passes it a second time, behind BentoML's, is let through.
+
+    `application` is whose state has the access; None: the application that it stands in.
+    """
+
+    def __init__(self, app: ASGIApp, application: FastAPI | None = None) -> None:
+        self._inside = app
+        self._whole = RequestIds(RequestLog(Guard(app, application)))
+
+    async def __call__(self, scope: ConnectionScope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or scope.get(_PASSED):
+            await self._inside(scope, receive, send)
+        elif scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})  # nothing here speaks it
+        else:
+            scope[_PASSED] = True
+            await self._whole(scope, receive, send)
+
+
+class Guard:
+    """Lets in who has a key with the endpoint's scope; everything that the table of scopes does not name is refused."""
+
+    def __init__(self, app: ASGIApp, application: FastAPI | None) -> None:
+        self._app, self._application = app, application
+
+    async def __call__(self, scope: ConnectionScope, receive: Receive, send: Send) -> None:
+        try:
+            self._let_in(scope)
+        except ApiError as error:
+            await JSONResponse(error.body(), error.status, dict(error.headers))(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _let_in(self, scope: ConnectionScope) -> None:
+        method, path = scope["method"], scope["path"]
+        rule = rule_for(method, path)
+        application = self._application or scope["app"]
+        access: Access | None = getattr(application.state, "access", None)
+        if rule is not None and (rule.scope is None or (access is not None and access.leaves_open(rule))):
+            return
+        if access is None:
+            raise ApiError(503, "The server is starting. Try again soon.", "starting", None, "server_error", {"retry-after": "5"})
+        caller = access.caller(HTTPConnection(scope))
+        if rule is None:
+            offered = ", ".join(dict.fromkeys(rule.path for rule in TABLE if rule.path.startswith("/v1/")))
+            raise ApiError(404, f"{method} {path[:200]} is not offered here. There are {offered}.", "unknown_url")
+        if rule.scope is not None and not caller.may(rule.scope):
+            raise _without_scope(rule, method)
+        let_in(scope, caller)
+
+
+def _without_scope(rule: Rule, method: str) -> ApiError:
+    assert rule.scope is not None
+    message = f"{method} {rule.path} needs a key with the scope {rule.scope.value!r}, which this key does not have."
+    challenge = f'Bearer realm="graftline", error="insufficient_scope", scope="{rule.scope.value}"'
+    return ApiError(
+        403, f"{message} Make one with `graftline keys create`.", "missing_scope", headers={"www-authenticate": challenge}
+    )

@@ -1,0 +1,158 @@
+"""Who is let in, over real sockets: with keys, whoever has one with the endpoint's scope; without, this machine alone."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from live_service import Live, live, small
+
+from registry.tracking import Tracking
+from service.access import Access
+from service.caller import Quota, Scope
+from service.front import Front
+from service.keys import KeyStore
+from service.scopes import TABLE, Rule
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("keyed")
+    Tracking.at(home).create()
+    return home
+
+
+@pytest.fixture(scope="module")
+def secrets(home: Path) -> dict[Scope, str]:
+    """A key for each scope."""
+    return {scope: KeyStore(home).create(scope, (scope,), Quota()).secret for scope in Scope}
+
+
+@pytest.fixture(scope="module")
+def keyed(home: Path, secrets: dict[Scope, str], backbone_directory: Path) -> Iterator[Live]:
+    with live(small(backbone_directory, home)) as server:
+        yield server
+
+
+def ask(server: Live, secret: str | None, method: str = "GET", path: str = "/v1/models") -> httpx.Response:
+    headers = {} if secret is None else {"authorization": f"Bearer {secret}"}
+    return httpx.request(method, server.url + path, headers=headers)
+
+
+def test_probes_are_open(keyed: Live) -> None:
+    assert [ask(keyed, None, path=path).status_code for path in ("/livez", "/readyz")] == [200, 200]
+
+
+@pytest.mark.parametrize("rule", [rule for rule in TABLE if rule.scope is not None], ids=lambda rule: rule.path)
+def test_without_a_key_every_endpoint_is_closed(keyed: Live, rule: Rule) -> None:
+    for method in rule.methods:
+        answer = ask(keyed, None, method, rule.path.replace("{", "").replace("}", ""))
+        assert answer.status_code == 401 and answer.headers["www-authenticate"].startswith("Bearer")
+        assert method == "HEAD" or answer.json()["error"]["code"] == "invalid_api_key"
+
+
+@pytest.mark.parametrize(
+    "path", ["/invocations", "/adapters", "/tokenize", "/openapi.json", "/docs", "//v1/models", "/V1/models"]
+)
+def test_what_nobody_offers_says_nothing_to_strangers(keyed: Live, path: str) -> None:
+    # vLLM guards /v1 alone: there, siblings such as /adapters answer without a key.
+    assert ask(keyed, None, path=path).status_code == 401
+
+
+def test_a_key_with_the_scope_is_let_in(keyed: Live, secrets: dict[Scope, str]) -> None:
+    assert ask(keyed, secrets[Scope.COMPLETE]).status_code == 200
+    assert ask(keyed, secrets[Scope.ADMIN]).status_code == 200
+
+
+def test_a_key_without_the_scope_is_told_which(keyed: Live, secrets: dict[Scope, str]) -> None:
+    answer = ask(keyed, secrets[Scope.COMPLETE], path="/metrics")
+    assert answer.status_code == 403 and answer.json()["error"]["code"] == "missing_scope"
+    assert "'admin'" in answer.json()["error"]["message"] and 'scope="admin"' in answer.headers["www-authenticate"]
+    assert ask(keyed, secrets[Scope.ADMIN], path="/metrics").status_code == 200
+
+
+def test_a_refusal_carries_the_requests_id(keyed: Live) -> None:
+    answer = httpx.get(f"{keyed.openai_url}/models", headers={"x-request-id": "r-7"})
+    assert answer.status_code == 401 and answer.headers["x-request-id"] == "r-7"
+
+
+@pytest.mark.parametrize("header", ["Bearer", "Basic abc", "Bearer none", "Bearer graftline-00000000-" + "A" * 43])
+def test_a_wrong_header_opens_nothing(keyed: Live, header: str) -> None:
+    assert httpx.get(f"{keyed.openai_url}/models", headers={"authorization": header}).status_code == 401
+
+
+def test_a_revoked_key_is_refused_within_a_second(keyed: Live, home: Path) -> None:
+    made = KeyStore(home).create("passing", (Scope.COMPLETE,), Quota())
+    assert ask(keyed, made.secret).status_code == 200
+    KeyStore(home).revoke("passing")
+    revoked = time.monotonic()
+    assert ask(keyed, made.secret).status_code == 401
+    assert time.monotonic() - revoked < 1
+
+
+def test_taking_the_file_away_does_not_open_the_server(keyed: Live, home: Path, secrets: dict[Scope, str]) -> None:
+    file = KeyStore(home).file
+    text = file.read_bytes()
+    file.unlink()
+    try:
+        assert ask(keyed, None).status_code == 401
+    finally:
+        file.write_bytes(text)
+        file.chmod(0o600)
+    assert ask(keyed, secrets[Scope.COMPLETE]).status_code == 200
+
+
+async def told(access: Access, server: str, **headers: str) -> int:
+    """The status for somebody who dialled the address `server` and sent these headers."""
+    application = FastAPI()
+    application.state.access = access
+    statuses: list[int] = []
+
+    async def send(message: object) -> None:
+        assert isinstance(message, dict)
+        statuses.append(message.get("status", 0))
+
+    async def endpoint(scope: object, receive: object, send: object) -> None:
+        statuses.append(200)
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request"}
+
+    named = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": named, "server": (server, 3000)}
+    await Front(endpoint, application)(scope, receive, send)
+    return statuses[0]
+
+
+def test_a_server_without_keys_answers_this_machine_alone(tmp_path: Path) -> None:
+    access, opened = Access(KeyStore(tmp_path)), Access(KeyStore(tmp_path), is_open=True)
+    local = {"host": "127.0.0.1:3000"}
+    cases: list[tuple[str, dict[str, str], int]] = [
+        ("127.0.0.1", local, 200),
+        ("127.0.0.1", {"host": "localhost"}, 200),
+        ("::1", {"host": "[::1]:3000"}, 200),
+        ("10.0.0.7", {"host": "10.0.0.7:3000"}, 403),
+        ("10.0.0.7", local, 403),
+        ("127.0.0.1", {"host": "evil.example:3000"}, 403),  # a name that was made to point here
+        ("127.0.0.1", {**local, "origin": "https://evil.example"}, 403),
+        ("127.0.0.1", {**local, "origin": "null"}, 403),
+        ("127.0.0.1", {**local, "origin": "http://localhost:8080"}, 200),
+        ("127.0.0.1", {}, 403),
+    ]
+    for server, headers, status in cases:
+        assert asyncio.run(told(access, server, **headers)) == status, (server, headers)
+        assert asyncio.run(told(opened, server, **headers)) == 200
+
+
+def test_metrics_are_open_where_a_setting_says_so(tmp_path: Path) -> None:
+    KeyStore(tmp_path).create("bot", (Scope.COMPLETE,), Quota())
+    metrics = next(rule for rule in TABLE if rule.path == "/metrics")
+    models = next(rule for rule in TABLE if rule.path == "/v1/models")
+    assert not Access(KeyStore(tmp_path)).leaves_open(metrics)
+    opened = Access(KeyStore(tmp_path), has_open_metrics=True)
+    assert opened.leaves_open(metrics) and not opened.leaves_open(models)
