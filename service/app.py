@@ -47,4 +47,4 @@ class Graftline:
 
 
 # The application has it too; here it also stands before what BentoML answers by itself.
-Graftline.add_asgi_middleware(Front, application=app)
+Graftline.add_asgi_middleware(Front, application=app)  # type: ignore[attr-defined]
