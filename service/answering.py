@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from fastapi import Request
 from pydantic import JsonValue
@@ -18,6 +18,8 @@ from service.errors import ApiError
 from service.lease import Lease
 from service.openai_shapes import ChatRequest, CompletionRequest, ObjectName, Reply
 from service.parts import Parts
+from service.prompts import ReadPrompt, template_of
+from service.thinking import within_thought
 from service.thoughts import traced
 from service.writing import Writing
 
@@ -46,7 +48,7 @@ def released_on_failure(lease: Lease) -> Iterator[None]:
 def new_writing(
     parts: Parts,
     lease: Lease,
-    prompts: list[tuple[int, ...]],
+    prompts: Sequence[ReadPrompt],
     body: ChatRequest | CompletionRequest,
     told: Mapping[str, JsonValue] | None = None,
 ) -> Writing:
@@ -55,11 +57,16 @@ def new_writing(
     engine, backbone, profile = parts.engine, parts.backbone, lease.served.profile
     context = backbone.context_length - lease.served.prompt_overhead
     policy = narrowed(DecodingPolicy() if profile is None else engine.profile(profile).policy, body.decoding)
+    rooms = [context - len(prompt.ids) - len(prompt.begun_ids) for prompt in prompts]
+    if isinstance(body, ChatRequest):
+        template = template_of(backbone, with_tools=body.offers_tools)
+        policy = within_thought(policy, body, backbone, template, min(body.token_limit or context, *rooms))
     requests = tuple(
         GenerationRequest(
-            prompt_ids=prompt,
+            prompt_ids=prompt.ids,
+            begun_ids=prompt.begun_ids,
             profile=profile,
-            max_new_tokens=min(body.token_limit or context, context - len(prompt)),
+            max_new_tokens=min(body.token_limit or context, room),
             temperature=body.temperature,
             top_p=body.top_p,
             seed=body.seed,
@@ -67,12 +74,12 @@ def new_writing(
             policy=policy,
             cache_salt=body.cache_salt,
         )
-        for prompt in prompts
+        for prompt, room in zip(prompts, rooms, strict=True)
     )
     generate = generating(engine.generate, backbone, branches_of(policy, body), policy, requests)
     if policy.tracing is None:
         return Writing(generate, lease, requests, parts.settings.request_timeout_s, told=lambda: told or {})
-    turns = body.turns if isinstance(body, ChatRequest) else None
+    turns = body.plain_turns if isinstance(body, ChatRequest) else None
     tracer = traced(engine, generate, backbone, policy.tracing, turns)
     timeout_s = parts.settings.request_timeout_s
     return Writing(tracer.generate, lease, requests, timeout_s, told=lambda: {**(told or {}), **tracer.told})

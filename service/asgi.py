@@ -15,8 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import meters
 from service.errors import ApiError, internal
-from service.openai_shapes import UnsupportedField
 from service.streaming import ClientLeft
+from service.unsupported import UnsupportedField
 
 log = logging.getLogger("graftline.requests")
 _ID = "x-request-id"
@@ -85,6 +85,8 @@ def invalid_request(error: RequestValidationError) -> ApiError:
     if first["type"] == "json_invalid":
         return ApiError(400, "The body must be a JSON object, but it is not JSON. Check its quotes and commas.", "invalid_json")
     path = [str(part) for part in first["loc"] if part != "body"]
+    if not path and first["type"] == "value_error":
+        return ApiError(400, f"{first['msg'].removeprefix('Value error, ').rstrip('.')}.", "invalid_value")
     if not path:
         return ApiError(400, "The body must be a JSON object, sent with Content-Type: application/json.", "invalid_request")
     message = f"{'.'.join(path)} does not fit: {first['msg'].removeprefix('Value error, ')}."

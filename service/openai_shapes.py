@@ -23,16 +23,11 @@ from pydantic import (
 from engine.decoding.branches import Branches
 from engine.decoding.narrowing import Narrowing
 from engine.profile import DecodingPolicy
+from service.chat_fields import ChatFields
+from service.shortened import shortened
+from service.unsupported import UnsupportedField
 
 MAX_STOPS = 4
-
-
-class UnsupportedField(ValueError):
-    """A known field with a value that this service does not honour; `param` is its name."""
-
-    def __init__(self, param: str, message: str) -> None:
-        super().__init__(message)
-        self.param = param
 
 
 # What each known but unsupported field may hold: its neutral value, which asks for nothing.
@@ -41,9 +36,7 @@ _NEUTRAL: dict[str, tuple[str, Callable[[JsonValue], bool]]] = {
     "best_of": ("1", lambda value: value == 1),
     "logprobs": ("false", lambda value: value is False),
     "top_logprobs": ("0", lambda value: value == 0),
-    "tools": ("an empty list", lambda value: value == []),
     "functions": ("an empty list", lambda value: value == []),
-    "tool_choice": ("'none' or 'auto'", lambda value: value in ("none", "auto")),
     "function_call": ("'none' or 'auto'", lambda value: value in ("none", "auto")),
     "response_format": ("{'type': 'text'}", lambda value: isinstance(value, dict) and value.get("type") == "text"),
     "modalities": ("['text']", lambda value: value == ["text"]),
@@ -60,12 +53,6 @@ _NEUTRAL: dict[str, tuple[str, Callable[[JsonValue], bool]]] = {
     "ignore_eos": ("false", lambda value: value is False),
     "stop_token_ids": ("an empty list", lambda value: value == []),
 }
-
-
-def shortened(value: object, limit: int = 80) -> str:
-    """For messages: what a client sent may be long."""
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 class StreamOptions(BaseModel):
@@ -179,47 +166,12 @@ class _Request(BaseModel):
         return self.max_tokens
 
 
-class TextPart(BaseModel):
-    type: Literal["text", "refusal"]
-    text: str = ""
-
-
-class ChatMessage(BaseModel):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | tuple[TextPart, ...] = ""
-
-    @field_validator("content", mode="before")
-    @classmethod
-    def _null_is_empty(cls, value: object) -> object:
-        return "" if value is None else value
-
-    @field_validator("content", mode="wrap")
-    @classmethod
-    def _only_text(cls, value: object, validate: ValidatorFunctionWrapHandler) -> object:
-        try:
-            return validate(value)
-        except ValidationError as error:
-            rule = "content is a text or a list of parts {'type': 'text', 'text': ...}; no pictures, sounds or files"
-            raise ValueError(f"{rule}, but got {shortened(value)}") from error
-
-    @property
-    def turn(self) -> dict[str, str]:
-        """What a chat template reads. `developer` is OpenAI's newer word for `system`."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
-
-
-class ChatRequest(_Request):
-    messages: tuple[ChatMessage, ...] = Field(min_length=1)
+class ChatRequest(ChatFields, _Request):
     max_completion_tokens: int | None = Field(default=None, ge=1)
 
     @property
     def token_limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
-
-    @property
-    def turns(self) -> list[dict[str, str]]:
-        return [message.turn for message in self.messages]
 
 
 TokenIds = Annotated[tuple[Annotated[int, Field(strict=True, ge=0)], ...], Field(min_length=1)]
@@ -259,6 +211,7 @@ class Usage(BaseModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: dict[str, int]
+    completion_tokens_details: dict[str, int] | None = None  # None: nothing to tell
 
     @classmethod
     def of(cls, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> Usage:
@@ -275,8 +228,8 @@ class Choice(BaseModel):
     """One answer, or one piece of it: `message` of a chat, `delta` of a streamed chat, `text` of a completion."""
 
     index: int
-    message: dict[str, str] | None = None
-    delta: dict[str, str] | None = None
+    message: dict[str, JsonValue] | None = None
+    delta: dict[str, JsonValue] | None = None
     text: str | None = None
     logprobs: None = None
     finish_reason: str | None = None
@@ -311,5 +264,5 @@ class Reply(BaseModel):
         if told:
             body["graftline"] = dict(told)
         if with_usage:
-            body["usage"] = None if usage is None else usage.model_dump()
+            body["usage"] = None if usage is None else usage.model_dump(exclude_none=True)
         return body

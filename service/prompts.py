@@ -2,27 +2,118 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 from jinja2 import TemplateError
+from pydantic import JsonValue
 
-from adapters.backbone import Backbone, Message
+from adapters.backbone import Backbone
+from service.chat_fields import ChatFields
 from service.errors import ApiError
+from service.messages import Turn
+from service.thinking import reads, template_values
+from service.tool_calls import FORMATS, format_of
+
+T = TypeVar("T")
+# What the request says in fields of its own, or the tokenizer's method takes itself.
+_TAKEN = frozenset(
+    "messages conversation tools documents add_generation_prompt continue_final_message tokenize padding truncation max_length "
+    "return_tensors return_dict return_assistant_tokens_mask tokenizer_kwargs".split()
+)
+LONG = 4096  # characters: longer texts are read in a thread of their own, so that streams go on
 
 
-def chat_prompt(backbone: Backbone, turns: Sequence[Message], overhead: int = 0) -> tuple[int, ...]:
-    try:
-        ids = backbone.chat_ids(turns)
-    except TemplateError as error:
-        message = f"The backbone's chat template refuses these messages: {error}."
-        raise ApiError(400, message, "invalid_value", "messages") from error
-    return _checked(backbone, ids, overhead, "messages")
+class ReadPrompt(NamedTuple):
+    """`begun_ids`: how the reply begins already, where it goes on with the last message."""
+
+    ids: tuple[int, ...]
+    begun_ids: tuple[int, ...] = ()
+
+
+async def off_the_loop(num_characters: int, work: Callable[[], T]) -> T:
+    """Short work at once, long work in a thread."""
+    return await asyncio.to_thread(work) if num_characters > LONG else work()
+
+
+async def read_chat(backbone: Backbone, body: ChatFields, overhead: int = 0) -> ReadPrompt:
+    """`chat_prompt`, off the event loop where the messages are long."""
+    size = sum(len(message.text) for message in body.messages) + 1024 * len(body.tools)
+    return await off_the_loop(size, partial(chat_prompt, backbone, body, overhead))
+
+
+def chat_prompt(backbone: Backbone, body: ChatFields, overhead: int = 0) -> ReadPrompt:
+    """ApiError where the template does not know what the request asks of it, or refuses the messages."""
+    text, begun = rendered(backbone, body)
+    ids, begun_ids = tuple(backbone.encode(text)), tuple(backbone.encode(begun))
+    _checked(backbone, ids, overhead + len(begun_ids), "messages")
+    return ReadPrompt(ids, begun_ids)
+
+
+async def read_prompts(backbone: Backbone, prompts: Sequence[str | tuple[int, ...]], overhead: int = 0) -> list[tuple[int, ...]]:
+    """`completion_prompts`, off the event loop where the texts are long."""
+    size = sum(len(prompt) for prompt in prompts)
+    return await off_the_loop(size, partial(completion_prompts, backbone, prompts, overhead))
 
 
 def completion_prompts(backbone: Backbone, prompts: Sequence[str | tuple[int, ...]], overhead: int = 0) -> list[tuple[int, ...]]:
     """Texts are tokenized as they are: no chat template, no special tokens."""
     ids = [tuple(backbone.encode(prompt)) if isinstance(prompt, str) else prompt for prompt in prompts]
     return [_checked(backbone, each, overhead, "prompt") for each in ids]
+
+
+def template_of(backbone: Backbone, *, with_tools: bool = False) -> str:
+    """The source of the chat template; empty where the backbone has none. Some have one of their own for tools."""
+    found = backbone.tokenizer.chat_template
+    if isinstance(found, dict):
+        found = found.get("tool_use" if with_tools else "default") or found.get("default") or next(iter(found.values()))
+    return str(found or "")
+
+
+def rendered(backbone: Backbone, body: ChatFields) -> tuple[str, str]:
+    """The prompt's text, and the beginning of the reply that it goes on with."""
+    template = template_of(backbone, with_tools=body.offers_tools)
+    values = _values(body, template)
+    if not template:
+        lines = "\n".join(str(turn["content"]) for turn in body.turns)
+        last = body.messages[-1].text
+        return (lines[: -len(last)], last) if body.continue_final_message else (f"{lines}\n", "")
+    opens = not body.continue_final_message if body.add_generation_prompt is None else body.add_generation_prompt
+    try:
+        text = _applied(backbone, body.turns, values, opens, body.continue_final_message)
+    except (TemplateError, TypeError, ValueError, KeyError) as error:
+        # A template may meet a value that it did not expect anywhere in what the client sent.
+        message = f"The backbone's chat template refuses these messages: {str(error).rstrip('.')}."
+        raise ApiError(400, message, "invalid_value", "messages") from error
+    if not body.continue_final_message:
+        return text, ""
+    last = body.messages[-1].text
+    begun = next((part for part in (last, last.rstrip()) if part and text.endswith(part)), "")
+    return text[: len(text) - len(begun)], begun
+
+
+def _applied(backbone: Backbone, turns: list[Turn], values: Mapping[str, JsonValue], opens: bool, continues: bool) -> str:
+    apply: Callable[..., Any] = backbone.tokenizer.apply_chat_template
+    return str(apply(turns, tokenize=False, add_generation_prompt=opens, continue_final_message=continues, **values))
+
+
+def _values(body: ChatFields, template: str) -> dict[str, JsonValue]:
+    """What the template is given. ApiError by the name of what it would not read."""
+    for name in body.chat_template_kwargs:
+        if name in _TAKEN or not reads(template, name):
+            message = f"This backbone's chat template does not read {name!r}, so it would change nothing. Leave it out."
+            raise ApiError(400, message, "unsupported_parameter", "chat_template_kwargs")
+    values = template_values(body, template)
+    if not body.offers_tools:
+        return values
+    if not reads(template, "tools") or format_of(template) is None:
+        lack = "knows no tools" if not reads(template, "tools") else "writes calls in a format that is not known here"
+        known = ", ".join(sorted(known.name for known in FORMATS.values()))
+        message = f"tools need a chat template that knows them ({known}), but this backbone's {lack}. Leave them out."
+        raise ApiError(400, message, "unsupported_parameter", "tools")
+    return values | {"tools": [tool.read for tool in body.tools]}
 
 
 def _checked(backbone: Backbone, ids: tuple[int, ...], overhead: int, param: str) -> tuple[int, ...]:

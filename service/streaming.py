@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from typing import TypeVar
 
 from fastapi import Request
@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.errors import ApiError
 from service.openai_shapes import Choice, Reply
+from service.reply_parts import ReplyParts
 from service.writing import Writing
 
 T = TypeVar("T")
@@ -23,8 +24,13 @@ _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 _DONE = "data: [DONE]\n\n"
 
 
-async def events(writing: Writing, reply: Reply, *, include_usage: bool) -> AsyncGenerator[str, None]:
-    """The whole stream. What fails before the first token is raised; what fails later is an event."""
+async def events(
+    writing: Writing, reply: Reply, *, include_usage: bool, parts: Sequence[ReplyParts] = ()
+) -> AsyncGenerator[str, None]:
+    """The whole stream. What fails before the first token is raised; what fails later is an event.
+
+    `parts`: one a choice of a chat.
+    """
     is_chat = reply.object == "chat.completion.chunk"
     is_open = False
 
@@ -39,11 +45,16 @@ async def events(writing: Writing, reply: Reply, *, include_usage: bool) -> Asyn
                 if not is_open and is_chat:
                     yield chunk(Choice(index=index, delta={"role": "assistant", "content": ""}))
                 is_open = True
-                if delta.text:
-                    yield chunk(_piece(index, delta.text, is_chat))
-                if delta.finish_reason is not None:
+                reason: str | None = delta.finish_reason
+                if is_chat:
+                    for piece in parts[index].wire(parts[index].add(delta)):
+                        yield chunk(Choice(index=index, delta=piece))
+                    reason = None if reason is None else parts[index].finish_reason(reason)
+                elif delta.text:
+                    yield chunk(Choice(index=index, text=delta.text))
+                if reason is not None:
                     end = Choice(index=index, delta={}) if is_chat else Choice(index=index, text="")
-                    yield chunk(end.model_copy(update={"finish_reason": delta.finish_reason}))
+                    yield chunk(end.model_copy(update={"finish_reason": reason}))
     except ApiError as error:
         if not is_open:
             raise
@@ -52,10 +63,6 @@ async def events(writing: Writing, reply: Reply, *, include_usage: bool) -> Asyn
     if include_usage:
         yield chunk(last=True)
     yield _DONE
-
-
-def _piece(index: int, text: str, is_chat: bool) -> Choice:
-    return Choice(index=index, delta={"content": text}) if is_chat else Choice(index=index, text=text)
 
 
 def _event(body: dict[str, JsonValue] | dict[str, dict[str, str | None]]) -> str:

@@ -31,6 +31,7 @@ class Writing:
     requests: tuple[GenerationRequest, ...]
     timeout_s: float
     told: Callable[[], Mapping[str, JsonValue]] = dict  # of how the reply was made; known by the end of its deltas
+    reasoning_tokens: Callable[[], int | None] = lambda: None  # of those generated so far; None: there is no chain to count
     started: float = field(default_factory=time.perf_counter)
     generated_tokens: int = 0
     cached_tokens: dict[int, int] = field(default_factory=dict)  # of the prompt of each choice that has begun
@@ -44,8 +45,10 @@ class Writing:
 
     @property
     def usage(self) -> Usage:
-        prompt_tokens = sum(len(request.prompt_ids) for request in self.requests)
-        return Usage.of(prompt_tokens, self.generated_tokens, min(prompt_tokens, sum(self.cached_tokens.values())))
+        prompt = sum(len(request.prompt_ids) + len(request.begun_ids) for request in self.requests)
+        usage = Usage.of(prompt, self.generated_tokens, min(prompt, sum(self.cached_tokens.values())))
+        thought = self.reasoning_tokens()
+        return usage if thought is None else usage.model_copy(update={"completion_tokens_details": {"reasoning_tokens": thought}})
 
     def facts(self) -> Mapping[str, str | int | float | None]:
         """For the log: what answered, what it cost and how it ended."""
@@ -140,11 +143,12 @@ class Written:
     finish_reason: str = "stop"
 
 
-async def collect(writing: Writing) -> list[Written]:
-    """Every choice in full."""
+async def collect(writing: Writing, hear: Callable[[int, Delta], object] = lambda index, delta: None) -> list[Written]:
+    """Every choice in full; `hear` is told every delta."""
     choices = [Written() for _ in writing.requests]
     async with contextlib.aclosing(writing.deltas()) as deltas:
         async for index, delta in deltas:
+            hear(index, delta)
             choices[index].text += delta.text
             if delta.finish_reason is not None:
                 choices[index].finish_reason = delta.finish_reason

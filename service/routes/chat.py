@@ -9,7 +9,8 @@ from service.answering import leased, new_reply, new_writing, released_on_failur
 from service.dispatch import dispatch
 from service.openai_shapes import ChatRequest, Choice, ObjectName
 from service.parts import PartsHere
-from service.prompts import chat_prompt
+from service.prompts import read_chat
+from service.reply_parts import ReplyParts, reasoning_tokens
 from service.request_log import tell
 from service.streaming import EventStream, events, while_connected
 from service.writing import collect
@@ -21,20 +22,22 @@ router = APIRouter()
 async def chat(parts: PartsHere, request: Request, body: ChatRequest) -> Response:
     lease = await leased(parts, body.model)
     with released_on_failure(lease):
-        prompt = chat_prompt(parts.backbone, body.turns, lease.served.prompt_overhead)
-        told = await dispatch(parts, lease, [prompt])
+        prompt = await read_chat(parts.backbone, body, lease.served.prompt_overhead)
+        told = await dispatch(parts, lease, [prompt.ids])
         if told:
-            prompt = chat_prompt(parts.backbone, body.turns, lease.served.prompt_overhead)
+            prompt = await read_chat(parts.backbone, body, lease.served.prompt_overhead)
         writing = new_writing(parts, lease, [prompt], body, told)
+    replies = [ReplyParts.of(parts.backbone, prompt, body) for _ in writing.requests]
+    writing.reasoning_tokens = lambda: reasoning_tokens(replies)
     kind: ObjectName = "chat.completion.chunk" if body.stream else "chat.completion"
     reply = new_reply(parts, writing, "chatcmpl", request, kind)
     tell(request, writing.facts)
     if body.stream:
-        stream = events(writing, reply, include_usage=body.include_usage)
+        stream = events(writing, reply, include_usage=body.include_usage, parts=replies)
         return await while_connected(request, EventStream.started(stream))
-    written = await while_connected(request, collect(writing))
+    written = await while_connected(request, collect(writing, hear=lambda index, delta: replies[index].add(delta)))
     choices = [
-        Choice(index=index, message={"role": "assistant", "content": choice.text}, finish_reason=choice.finish_reason)
-        for index, choice in enumerate(written)
+        Choice(index=index, message=said.message(), finish_reason=said.finish_reason(choice.finish_reason))
+        for index, (choice, said) in enumerate(zip(written, replies, strict=True))
     ]
     return JSONResponse(reply.wire(choices, writing.usage, told=writing.told()))

@@ -9,7 +9,7 @@ from service.answering import leased, new_reply, new_writing, released_on_failur
 from service.dispatch import dispatch
 from service.openai_shapes import Choice, CompletionRequest
 from service.parts import PartsHere
-from service.prompts import completion_prompts
+from service.prompts import ReadPrompt, read_prompts
 from service.request_log import tell
 from service.streaming import EventStream, events, while_connected
 from service.writing import collect
@@ -21,11 +21,11 @@ router = APIRouter()
 async def complete(parts: PartsHere, request: Request, body: CompletionRequest) -> Response:
     lease = await leased(parts, body.model)
     with released_on_failure(lease):
-        prompts = completion_prompts(parts.backbone, body.prompts, lease.served.prompt_overhead)
+        prompts = await read_prompts(parts.backbone, body.prompts, lease.served.prompt_overhead)
         told = await dispatch(parts, lease, prompts)
         if told:
-            prompts = completion_prompts(parts.backbone, body.prompts, lease.served.prompt_overhead)
-        writing = new_writing(parts, lease, prompts, body, told)
+            prompts = await read_prompts(parts.backbone, body.prompts, lease.served.prompt_overhead)
+        writing = new_writing(parts, lease, [ReadPrompt(ids) for ids in prompts], body, told)
     reply = new_reply(parts, writing, "cmpl", request, "text_completion")
     tell(request, writing.facts)
     if body.stream:

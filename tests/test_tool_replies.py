@@ -1,0 +1,153 @@
+"""Chats with tools: what the template is told of them, and how a call comes back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from live_service import Live, live, small
+from saying_engine import SayingEngine
+from thinking_backbones import thinking_directory
+
+TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {"type": "object", "properties": {"place": {"type": "string"}}}},
+}
+HELLO: list[Any] = [{"role": "user", "content": "How warm is it in Rome?"}]
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"place": "Rome"}}\n</tool_call>'
+MODEL = "thinker"
+
+
+@pytest.fixture(scope="module")
+def server(backbone_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    folder = tmp_path_factory.mktemp("tools")
+    with live(small(thinking_directory(backbone_directory, folder / MODEL), folder / "home")) as server:
+        server.app.state.parts = replace(server.parts, engine=SayingEngine(server.parts.backbone))
+        yield server
+
+
+@pytest.fixture
+def engine(server: Live) -> SayingEngine:
+    engine = server.parts.engine
+    assert isinstance(engine, SayingEngine)
+    engine.text = f"<think>\nI should look.\n</think>\n\nLet me see.\n{CALL}"
+    return engine
+
+
+@pytest.fixture(scope="module")
+def client(server: Live) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=server.openai_url, api_key="none", max_retries=0) as client:
+        yield client
+
+
+def prompt_of(engine: SayingEngine) -> str:
+    return str(engine.backbone.tokenizer.decode(engine.asked[-1].prompt_ids))
+
+
+def test_a_call_comes_back_beside_the_content(client: openai.OpenAI, engine: SayingEngine) -> None:
+    choice = client.chat.completions.create(model=MODEL, messages=HELLO, tools=[TOOL]).choices[0]  # type: ignore[list-item]
+    assert choice.finish_reason == "tool_calls" and choice.message.content == "Let me see."
+    assert choice.message.tool_calls is not None
+    (call,) = choice.message.tool_calls
+    assert call.type == "function" and call.id
+    assert (call.function.name, json.loads(call.function.arguments)) == ("weather", {"place": "Rome"})
+
+
+def test_a_reply_that_is_only_a_call_has_no_content(client: openai.OpenAI, engine: SayingEngine) -> None:
+    engine.text = CALL
+    choice = client.chat.completions.create(model=MODEL, messages=HELLO, tools=[TOOL]).choices[0]  # type: ignore[list-item]
+    assert choice.message.content is None and choice.message.tool_calls
+
+
+def test_a_call_is_streamed(client: openai.OpenAI, engine: SayingEngine) -> None:
+    chunks = list(client.chat.completions.create(model=MODEL, messages=HELLO, tools=[TOOL], stream=True))  # type: ignore[list-item]
+    deltas = [chunk.choices[0].delta for chunk in chunks]
+    assert "".join(delta.content or "" for delta in deltas) == "Let me see."
+    (call,) = [call for delta in deltas for call in delta.tool_calls or []]
+    assert call.index == 0 and call.id and call.function is not None
+    assert json.loads(call.function.arguments or "") == {"place": "Rome"}
+    assert chunks[-1].choices[0].finish_reason == "tool_calls"
+
+
+def test_several_calls_have_ids_of_their_own(client: openai.OpenAI, engine: SayingEngine) -> None:
+    engine.text = CALL * 2
+    message = client.chat.completions.create(model=MODEL, messages=HELLO, tools=[TOOL]).choices[0].message  # type: ignore[list-item]
+    assert message.tool_calls is not None and len({call.id for call in message.tool_calls}) == 2
+    one = client.chat.completions.create(
+        model=MODEL,
+        messages=HELLO,
+        tools=[TOOL],  # type: ignore[list-item]
+        parallel_tool_calls=False,
+    ).choices[0]
+    assert one.message.tool_calls is not None and len(one.message.tool_calls) == 1
+
+
+def test_the_template_reads_the_tools(client: openai.OpenAI, engine: SayingEngine) -> None:
+    client.chat.completions.create(model=MODEL, messages=HELLO, tools=[TOOL])  # type: ignore[list-item]
+    assert '"name": "weather"' in prompt_of(engine)
+
+
+def test_with_tool_choice_none_no_tools_are_offered(client: openai.OpenAI, engine: SayingEngine) -> None:
+    engine.text = CALL
+    choice = client.chat.completions.create(model=MODEL, messages=HELLO, tools=[TOOL], tool_choice="none").choices[0]  # type: ignore[list-item]
+    assert choice.message.tool_calls is None and choice.message.content == CALL and choice.finish_reason == "stop"
+    assert "weather" not in prompt_of(engine)
+
+
+def test_a_reply_without_a_call_is_content(client: openai.OpenAI, engine: SayingEngine) -> None:
+    engine.text = "It is warm."
+    choice = client.chat.completions.create(model=MODEL, messages=HELLO, tools=[TOOL]).choices[0]  # type: ignore[list-item]
+    assert (choice.message.content, choice.message.tool_calls, choice.finish_reason) == ("It is warm.", None, "stop")
+
+
+def test_a_call_that_is_cut_is_content_cut_by_length(client: openai.OpenAI, engine: SayingEngine) -> None:
+    engine.text = CALL
+    choice = client.chat.completions.create(model=MODEL, messages=HELLO, tools=[TOOL], max_tokens=9).choices[0]  # type: ignore[list-item]
+    assert choice.finish_reason == "length" and choice.message.tool_calls is None
+    assert choice.message.content is not None and CALL.startswith(choice.message.content)
+
+
+def test_earlier_calls_and_their_outcomes_are_read_by_the_template(client: openai.OpenAI, engine: SayingEngine) -> None:
+    call = {"id": "a", "type": "function", "function": {"name": "weather", "arguments": '{"place": "Rome"}'}}
+    messages = [*HELLO, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    messages.append({"role": "tool", "tool_call_id": "a", "content": "21 degrees"})
+    client.chat.completions.create(model=MODEL, messages=messages, tools=[TOOL])  # type: ignore[list-item]
+    assert 'weather {"place": "Rome"}' in prompt_of(engine) and "<|im_start|>tool\n21 degrees" in prompt_of(engine)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "weather"}}}, "tool_choice"),
+        ({"tools": [{"type": "function", "function": {"name": "two words"}}]}, "tools"),
+        ({"tools": [TOOL] * 129}, "tools"),
+        ({"messages": [*HELLO, {"role": "user", "content": "", "tool_calls": [{"function": {"name": "f"}}]}]}, "messages"),
+    ],
+)
+def test_what_is_not_honoured_is_refused_by_name(
+    client: openai.OpenAI, engine: SayingEngine, fields: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(**{"model": MODEL, "messages": HELLO, **fields})
+    assert caught.value.param == param
+
+
+def test_tools_are_refused_where_the_template_knows_none(
+    backbone_directory: Path, client: openai.OpenAI, engine: SayingEngine
+) -> None:
+    tokenizer = engine.backbone.tokenizer
+    template = tokenizer.chat_template
+    try:
+        for other in ("{{ messages[0].content }}", "{{ messages[0].content }}{{ tools }}"):
+            tokenizer.chat_template = other
+            with pytest.raises(openai.BadRequestError, match="tools need a chat template that knows them") as caught:
+                client.chat.completions.create(model=MODEL, messages=HELLO, tools=[TOOL])  # type: ignore[list-item]
+            assert caught.value.param == "tools"
+    finally:
+        tokenizer.chat_template = template
