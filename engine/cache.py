@@ -14,6 +14,11 @@ _BLOCK = 64  # columns are added in blocks, so that growing is rare
 _SPARE = 4  # a cache that is so many times too large is made smaller
 
 
+def whole_columns(count: int) -> int:
+    """How many columns are held for so many places."""
+    return -(-count // _BLOCK) * _BLOCK
+
+
 @dataclass(frozen=True)
 class Span:
     """`count` places of a prompt from `start` on, that the forward's row `source` reads for the cache's row `row`."""
@@ -69,7 +74,7 @@ class RowCache(Cache):
     def fit(self, num_rows: int, num_columns: int, max_tokens: int) -> None:
         """Makes room for so much; gives some back where far too much is held, or together more than `max_tokens`."""
         rows, columns = self.size
-        needed = (num_rows, -(-num_columns // _BLOCK) * _BLOCK)
+        needed = (num_rows, whole_columns(num_columns))
         # Rows come one by one, and each would move all of the cache.
         wanted = (rows if num_rows <= rows else max(num_rows, rows + rows // 2), max(columns, needed[1]))
         held = wanted[0] * wanted[1]

@@ -50,6 +50,7 @@ class Oracle:
     router: Router
     prompt: Prompt
     begun_ids: tuple[int, ...]
+    source: int = 0  # of the adapters' weights; see engine.prefix.Reader
     read: int = 0  # places of the prompt that are in the cache
     sentence: SentenceMean = field(init=False)
     _seen: list[Tensor] = field(default_factory=list)  # states of the prompt's last places, chunk by chunk
@@ -68,7 +69,7 @@ class Oracle:
 
     @property
     def reader(self) -> Reader:
-        return Reader(self.row.source, self.row.cache_salt)
+        return Reader(self.source, self.row.cache_salt)
 
     @property
     def written(self) -> Sequence[int]:

@@ -19,6 +19,8 @@ from engine.text import TextStream
 
 # Legend: V vocabulary
 
+Listener = Callable[[Delta | Exception], bool]  # False: nobody listens any more
+
 
 @dataclass(eq=False)
 class Row:
@@ -37,12 +39,12 @@ class Row:
     policy: RowPolicy | None = None  # None: no interventions
     oracle: Oracle | None = None  # None: the adapters write themselves
     num_top: int = 0  # of the likeliest tokens that are kept at every place
-    source: int = 0  # of the weights that its adapters have read with; see engine.prefix.Reader
+    source: int = 0  # of the weights that it reads with; see engine.prefix.Reader
     cache_salt: str = ""
     priority: int = 0
     deadline: float | None = None
     submitted_at: float = 0.0
-    listener: Callable[[Delta | Exception], None] | None = None
+    listener: Listener | None = None
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     tops: list[tuple[TokenLogprob, ...]] = field(default_factory=list)
@@ -81,7 +83,7 @@ class Row:
 
     @property
     def reader(self) -> Reader:
-        return Reader(self.source if self.oracle is None else 0, self.cache_salt)
+        return Reader(self.source, self.cache_salt)
 
     @property
     def to_read(self) -> int:
@@ -173,7 +175,8 @@ class Row:
         )
 
     def _tell(self, said: Delta | Exception) -> None:
-        if self.listener is not None:
-            self.listener(said)
+        if self.listener is not None and not self.listener(said):
+            self.cancelled = True
         if self.is_finished:
-            self.listener = None  # it knows the row, which would otherwise wait for the collector of cycles
+            # Whom it told need not be kept with it, and a cycle would stay until the collector comes by.
+            self.listener = self.oracle = None

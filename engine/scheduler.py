@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from engine.bank import BASE, AdapterBank
-from engine.cache import RowCache, Span
+from engine.cache import RowCache, Span, whole_columns
 from engine.counts import Counts
 from engine.engine import NotFinite, TimedOut, TokenLogprob
 from engine.inspect import kept_outputs
@@ -128,7 +128,7 @@ class Scheduler:
         def fits(row: Row) -> bool:
             nonlocal longest, count
             width, places = max(longest, *(seat.max_length for seat in row.seats)), count + len(row.seats)
-            if count and places * width > self._limits.max_cache_tokens:
+            if count and places * whole_columns(width) > self._limits.max_cache_tokens:
                 return False
             longest, count = width, places
             return True

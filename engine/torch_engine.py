@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -37,11 +35,12 @@ from engine.engine import (
 from engine.inspect import Inspected, Inspector, inspect_batch
 from engine.limits import Limits
 from engine.line import Order, by_priority
+from engine.listening import deltas_of
 from engine.loop import StepLoop
 from engine.oracle import Oracle, Router
 from engine.profile import Profile
 from engine.routed_score import routed_score
-from engine.row import Row
+from engine.row import Listener, Row
 from engine.sampling import Sampler
 from engine.scheduler import Scheduler
 from engine.score import lay_out, score_batch
@@ -130,30 +129,16 @@ class TorchEngine:
         for delta in await elected_stream([self._written(voter) for voter in voters]):
             yield delta
 
-    async def _written(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
+    def _written(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         """One row's deltas; closing it frees the row."""
-        loop = self._started_loop()
-        heard: asyncio.Queue[Delta | Exception] = asyncio.Queue()
-        here = asyncio.get_running_loop()
 
-        def submit() -> Row:
+        def submit(listener: Listener) -> Row:
             row = self._row(request, secrets.randbits(63) if request.seed is None else request.seed)
-            row.listener = lambda said: _tell(here, heard, row, said)
+            row.listener = listener
             self._scheduler.submit(row)
             return row
 
-        submitted = loop.call(submit)
-        try:
-            await asyncio.wrap_future(submitted)
-            while True:
-                said = await heard.get()
-                if isinstance(said, Exception):
-                    raise said
-                yield said
-                if said.finish_reason is not None:
-                    return
-        finally:
-            submitted.add_done_callback(_cancel_row)
+        return deltas_of(self._started_loop(), submit)
 
     def complete(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         seeds = [index if request.seed is None else request.seed for index, request in enumerate(requests)]
@@ -301,7 +286,7 @@ class TorchEngine:
         num_more = len(request.begun_ids) + request.max_new_tokens
         prompt = self._prompt(request.prompt_ids, request.profile, num_more, request.chain or 0)
         read = replace(prompt, ids=(*prompt.ids, *request.begun_ids))
-        router = self._router(request.profile)
+        router, source = self._router(request.profile), self._sources.get(request.profile or BASE, 0)
         row = Row(
             name=request.profile or BASE,
             prompt=read if router is None else Prompt((*request.prompt_ids, *request.begun_ids)),
@@ -312,13 +297,13 @@ class TorchEngine:
             stream=TextStream(self.backbone.decode, request.stop, request.begun_ids),
             policy=self._compiled(policy).for_row(request.begun_ids, request.max_new_tokens, request.prompt_ids),
             num_top=request.top_logprobs,
-            source=self._sources.get(request.profile or BASE, 0),
+            source=source if router is None else 0,
             cache_salt=request.cache_salt,
             priority=request.priority,
             deadline=request.deadline,
         )
         if router is not None:
-            row.oracle = Oracle(row, router, read, request.begun_ids)
+            row.oracle = Oracle(row, router, read, request.begun_ids, source)
         return row
 
     def _router(self, profile: str | None) -> Router | None:
@@ -379,18 +364,6 @@ class TorchEngine:
                 f"Prompt and completion together take at most {limit} tokens on {self.backbone.name!r}, but got "
                 f"{num_prompt} and {num_more}. Shorten the prompt or ask for fewer tokens."
             )
-
-
-def _tell(loop: asyncio.AbstractEventLoop, heard: asyncio.Queue[Delta | Exception], row: Row, said: Delta | Exception) -> None:
-    try:
-        loop.call_soon_threadsafe(heard.put_nowait, said)
-    except RuntimeError:  # the listener's event loop is closed: nobody will read this row
-        row.cancelled = True
-
-
-def _cancel_row(submitted: Future[Row]) -> None:
-    if not submitted.cancelled() and submitted.exception() is None:
-        submitted.result().cancelled = True
 
 
 if TYPE_CHECKING:
