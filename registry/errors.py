@@ -6,6 +6,7 @@ RegistryError (ValueError)
 ├── RefusedName            a model name that MLflow or the ledger cannot hold
 ├── UnknownRelease         no such registered model, version or alias
 ├── NoChampion             the model exists, but the ledger has promoted nothing
+├── NoRoom                 this machine could not take a release's files at that moment
 ├── DamagedRelease         a file is missing, added, changed, cut short or not finite
 ├── BackboneMismatch       the release was fitted on another backbone (also adapters.errors.BackboneMismatch)
 ├── PromotionRefused       the gate did not pass, or the report is about something else
@@ -19,6 +20,9 @@ RegistryError (ValueError)
 """
 
 from __future__ import annotations
+
+import errno
+import re
 
 from adapters import errors as adapter_errors
 
@@ -53,6 +57,22 @@ class UnknownRelease(RegistryError):
 
 class NoChampion(RegistryError):
     pass
+
+
+class NoRoom(RegistryError):
+    """This machine could not take a release's files at that moment; the release itself may be whole."""
+
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+
+
+def lacks_room(error: BaseException) -> bool:
+    """Whether a failure to write files is of the machine's moment: a full disk, too many open files.
+
+    Copying a tree and downloading artifacts tell the errors of single files as text alone.
+    """
+    told = {int(number) for number in re.findall(r"\[Errno (\d+)\]", str(error))}
+    return getattr(error, "errno", None) in _NO_ROOM or bool(_NO_ROOM & told)
 
 
 class DamagedRelease(RegistryError):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from registry.errors import BackboneMismatch, DamagedRelease, UnknownRelease
+from registry.errors import BackboneMismatch, DamagedRelease, NoRoom, UnknownRelease, lacks_room
 from registry.manifest import MANIFEST, Manifest, file_digest, verify, verify_tensors
 from registry.names import ReleaseName, checked_name, current_actor, unknown_release
 from registry.policy import Policy, set_policy
@@ -190,11 +190,22 @@ def _download(client: MlflowClient, source: str, cache: Path, manifest_digest: s
         except (OSError, MlflowException) as error:
             if is_lost_connection(error):
                 raise
+            if lacks_room(error):
+                raise NoRoom(f"Fetching {full_name} needs room on this machine, but there is none. Free some.") from error
             reason = str(error).strip().splitlines()[-1]
             raise DamagedRelease(
                 f"The files of {full_name} must be at {location}, but cannot be read ({reason}). Restore them or publish again."
             ) from error
-        return _place(found, cache, manifest_digest)
+        return _placed(found, cache, manifest_digest, full_name)
+
+
+def _placed(source: Path, cache: Path, manifest_digest: str, full_name: ReleaseName) -> Path:
+    try:
+        return _place(source, cache, manifest_digest)
+    except OSError as error:
+        if lacks_room(error):
+            raise NoRoom(f"Keeping {full_name} needs room in the home directory, but there is none. Free some.") from error
+        raise
 
 
 def _place(source: Path, cache: Path, manifest_digest: str) -> Path:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from adapters.errors import AdapterError
 from engine.decoding.intervention import CannotRun
@@ -27,7 +29,20 @@ class ApiError(Exception):
         return self.message
 
     def body(self) -> dict[str, dict[str, str | None]]:
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+        return {"error": {"message": without_paths(self.message), "type": self.type, "param": self.param, "code": self.code}}
+
+
+_PATH = re.compile(r"(?:file://)?(/[^\s'\",;:()\[\]]+)")
+
+
+def without_paths(text: str) -> str:
+    """Paths of this machine are cut to their last part: where files lie is no client's business."""
+
+    def shortened(found: re.Match[str]) -> str:
+        path = Path(found[1].rstrip("."))
+        return path.name if any(parent.exists() for parent in path.parents[:-1]) else found[0]
+
+    return _PATH.sub(shortened, text)
 
 
 # The client would try a deterministic failure twice more: say that it need not.

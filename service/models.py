@@ -18,18 +18,20 @@ from adapters.errors import AdapterError
 from engine.engine import Engine, EngineError
 from engine.inspect import inspector
 from engine.profile import Profile
-from registry.errors import RegistryError, RegistryUnreachable
+from registry.errors import NoRoom, RegistryError, RegistryUnreachable
 from registry.manifest import MANIFEST, file_digest
 from registry.names import CHAMPION, ReleaseName
 from registry.release import check_backbone
 from service.catalogue import Catalogue
-from service.errors import ApiError
+from service.errors import ApiError, without_paths
 from service.lease import Lease, Served, Slot, served_id
 
 log = logging.getLogger("graftline.models")
 
 # A refused release is looked at again after this time, as its files may have been restored.
 RETRY_REFUSED_S = 60.0
+# A disk that was full, a file that could not be read at that moment: nothing of the release's own.
+RETRY_FAILED_S = 2.0
 MAX_ALIASES = 256
 _FORESEEN = (RegistryError, AdapterError, EngineError)
 _VERSION = re.compile(r"v?([1-9][0-9]*)")
@@ -39,6 +41,7 @@ _VERSION = re.compile(r"v?([1-9][0-9]*)")
 class Refusal:
     reason: str
     at: float
+    retry_s: float = RETRY_REFUSED_S
 
 
 @dataclass(frozen=True)
@@ -217,7 +220,7 @@ class ServedModels:
             slot = self._slots.get(release)
             if slot is None:
                 refusal = self._refused.get(release)
-                if refusal is not None and self._clock() - refusal.at < RETRY_REFUSED_S:
+                if refusal is not None and self._clock() - refusal.at < refusal.retry_s:
                     return
                 try:
                     slot = Slot(self._into_engine(release))
@@ -227,7 +230,8 @@ class ServedModels:
                 except Exception as error:  # however a release is broken, the last good one stays served
                     log.error("%s is refused: %s", release, error, exc_info=not isinstance(error, _FORESEEN))
                     with self._state:
-                        self._refused[release] = Refusal(str(error), self._clock())
+                        retry_s = RETRY_FAILED_S if isinstance(error, NoRoom) else RETRY_REFUSED_S
+                        self._refused[release] = Refusal(without_paths(str(error)), self._clock(), retry_s)
                     return
             with self._state:
                 self._slots[release] = slot

@@ -1,0 +1,321 @@
+"""The faults: each breaks one thing while clients ask, puts it right again, and says whether what must hold held."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from adapters.backbone import Backbone
+from benchmarks.fault_world import NAMES, PROMPTS, Tally, Traffic, World, metric, wait_until
+from benchmarks.own_names import name_tokens, saying
+from registry.tracking import Tracking
+
+HUGE = 12 * 1024 * 1024  # bytes of a body that is over every limit
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of each fault is tried."""
+
+    promotions: int = 40
+    hang_ups: int = 60
+    away_s: float = 3.0
+    readers: int = 3
+    settle_s: float = 30.0
+
+
+FULL = Size(promotions=1000, hang_ups=500, away_s=600.0, readers=20, settle_s=120.0)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`held` is whether what must hold did; `told` says what was seen."""
+
+    fault: str
+    held: bool
+    told: str
+    tally: Tally
+
+    @classmethod
+    def of(cls, fault: str, traffic: Traffic, *, held: bool, told: str) -> Outcome:
+        """No answer was wrong, none was lost, and the fault's own condition holds."""
+        clean = not traffic.tally.wrong and not traffic.tally.lost
+        return cls(fault, held and clean, told, traffic.tally)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A server that is up. `worker` is the process that holds the engine, where it may be killed or limited."""
+
+    url: str
+    worker: Callable[[], int]
+    backbone: Backbone
+
+
+Fault = Callable[[World, Target, Size], Outcome]
+
+
+def damaged_adapter(world: World, target: Target, size: Size) -> Outcome:
+    """A release whose stored weights are cut short is promoted: the one before it stays served, the reason is told."""
+    traffic, name = Traffic(world, target.url), NAMES[0]
+    release = _publish(world, target.backbone, name)
+    broken = _damage(world.tracking, release)
+    with traffic.flowing():
+        world.promote(name, int(str(release).partition("@")[2]))
+        refused = wait_until(lambda: str(release) in _models(target.url)["graftline"]["refused"], size.settle_s)
+        time.sleep(0.5)
+    world.ledger(name).rollback("the fault is over")
+    told = f"{release} was refused by name: {refused}; {broken}"
+    return Outcome.of("a damaged adapter is promoted", traffic, held=refused, told=told)
+
+
+def promotions(world: World, target: Target, size: Size) -> Outcome:
+    """Promotions and rollbacks in turn, while clients ask: no reply mixes two versions, and the last one is served."""
+    traffic, name = Traffic(world, target.url), NAMES[1]
+    with traffic.flowing():
+        for turn in range(size.promotions // 2):
+            world.promote(name, 2)
+            world.ledger(name).rollback(f"turn {turn}", 1)
+        world.promote(name, 2)
+        served = wait_until(lambda: _served_as(target.url, name) == f"{name}@2", size.settle_s)
+    world.ledger(name).rollback("the fault is over", 1)
+    back = wait_until(lambda: _served_as(target.url, name) == f"{name}@1", size.settle_s)
+    told = f"{size.promotions} entries; the last was served: {served}, the rollback after it: {back}"
+    return Outcome.of("promotions and rollbacks in turn", traffic, held=served and back, told=told)
+
+
+def hang_ups(world: World, target: Target, size: Size) -> Outcome:
+    """Connections that hang up at random, in the request, before the first byte, or in the stream: their rows are freed."""
+    traffic = Traffic(world, target.url)
+    draws = [random.Random(f"hang up {place}") for place in range(size.hang_ups)]
+    with traffic.flowing(threads=2), ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda draw: _hang_up(target.url, draw), draws))
+    freed = wait_until(lambda: metric(target.url, "graftline_running_rows") == 0, size.settle_s)
+    told = f"{size.hang_ups} connections; no row of theirs is left: {freed}"
+    return Outcome.of("connections hang up at random", traffic, held=freed, told=told)
+
+
+def never_reads(world: World, target: Target, size: Size) -> Outcome:
+    """Clients that ask for long streams and never read: others are answered, and their rows end with their connections."""
+    traffic = Traffic(world, target.url)
+    open_ones = [_ask_and_never_read(target.url, world.base) for _ in range(size.readers)]
+    try:
+        with traffic.flowing():
+            time.sleep(min(size.away_s, 10.0))
+    finally:
+        for one in open_ones:
+            one.close()
+    freed = wait_until(lambda: metric(target.url, "graftline_running_rows") == 0, size.settle_s)
+    told = f"{size.readers} such clients; no row of theirs is left: {freed}"
+    return Outcome.of("a client that never reads", traffic, held=freed and traffic.tally.answered.total() > 0, told=told)
+
+
+def limits(world: World, target: Target, size: Size) -> Outcome:
+    """Prompts at the context's limit are answered, one token more is refused by its code."""
+    traffic, context = Traffic(world, target.url), target.backbone.context_length
+    (token,) = name_tokens(target.backbone, 1)
+    codes = {}
+    for length in (context - 1, context, context + 1):
+        reply = httpx.post(
+            f"{target.url}/v1/completions", json={"model": NAMES[0], "prompt": [token] * length, "max_tokens": 4}, timeout=600
+        )
+        codes[length - context] = reply.json().get("error", {}).get("code", reply.status_code)
+    with traffic.flowing():
+        time.sleep(0.5)
+    held = codes == {-1: 200, 0: "context_length_exceeded", 1: "context_length_exceeded"}
+    return Outcome.of("prompts at the limit", traffic, held=held, told=f"by distance from the context: {codes}")
+
+
+def bodies(world: World, target: Target, size: Size) -> Outcome:
+    """Bodies of 12 MB, nested without end, of no JSON and of no UTF-8 are refused with a 4xx in the OpenAI shape."""
+    traffic = Traffic(world, target.url)
+    sent: dict[str, bytes] = {
+        "12 MB": b'{"model": "north", "prompt": "' + b"a" * HUGE + b'"}',
+        "no JSON": b'{"model": "north", ',
+        "no UTF-8": b'{"model": "north", "prompt": "\xff\xfe"}',
+        "nested": b'{"model": "north", "prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        "a number for an object": b"7",
+        "not finite": b'{"model": "north", "prompt": "a", "temperature": NaN}',
+        "empty": b"",
+    }
+    found = {}
+    with traffic.flowing():
+        for name, body in sent.items():
+            found[name] = _refusal(target.url, body)
+    held = all(400 <= status < 500 and coded for status, coded in found.values())
+    return Outcome.of("bodies that are no request", traffic, held=held, told=", ".join(f"{k} {v[0]}" for k, v in found.items()))
+
+
+def registry_away(world: World, target: Target, size: Size) -> Outcome:
+    """The registry's store goes away: what is loaded stays served; when it is back, a promotion is served."""
+    traffic, name = Traffic(world, target.url), NAMES[2]
+    store = world.home / "mlflow.db"
+    aside = store.with_suffix(".aside")
+    with traffic.flowing():
+        store.rename(aside)
+        store.mkdir()  # so that nobody makes an empty store in its place
+        try:
+            noticed = wait_until(lambda: _models(target.url)["graftline"]["registry"] != "ok", max(size.away_s, size.settle_s))
+            before = traffic.tally.answered.total()
+            time.sleep(size.away_s)
+            went_on = traffic.tally.answered.total() > before
+        finally:
+            store.rmdir()
+            aside.rename(store)
+        world.promote(name, 2)
+        served = wait_until(lambda: _served_as(target.url, name) == f"{name}@2", size.settle_s)
+    world.ledger(name).rollback("the fault is over")
+    told = f"away for {size.away_s:g} s: noticed {noticed}, answers went on {went_on}, a promotion after it was served {served}"
+    return Outcome.of("the registry is away", traffic, held=noticed and went_on and served, told=told)
+
+
+def disk_full(world: World, target: Target, size: Size) -> Outcome:
+    """No byte can be written while a release is fetched: it is refused, what is loaded stays, and with room it is served."""
+    traffic, name = Traffic(world, target.url), NAMES[3]
+    release = _publish(world, target.backbone, name)
+    _forget_copies(world)
+    number = int(str(release).partition("@")[2])
+    with traffic.flowing():
+        with _no_room(target.worker()):
+            body = {"model": str(release), "prompt": "?", "max_tokens": 2}
+            reply = httpx.post(f"{target.url}/v1/completions", json=body, timeout=60)
+            code = reply.json().get("error", {}).get("code", reply.status_code)
+        left = [file.name for file in world.tracking.cache.rglob("*.part*")] if world.tracking.cache.exists() else []
+    world.promote(name, number)
+    served = wait_until(lambda: _served_as(target.url, name) == str(release), 90 + size.settle_s)  # a refusal is kept a minute
+    world.ledger(name).rollback("the fault is over")
+    told = f"asked for without room: {code}; half-written files {len(left)}; served once there is room: {served}"
+    return Outcome.of("the disk is full", traffic, held=code != 200 and not left and served, told=told)
+
+
+def killed_worker(world: World, target: Target, size: Size) -> Outcome:
+    """The process that holds the engine is killed in mid-stream: open requests break off, and a new one answers."""
+    traffic = Traffic(world, target.url)
+    with traffic.flowing(down=True):
+        time.sleep(1.0)
+        old = target.worker()
+        os.kill(old, signal.SIGKILL)
+        back = wait_until(lambda: target.worker() != old and httpx.get(f"{target.url}/readyz").status_code == 200, 180.0)
+        before = traffic.tally.answered.total()
+        answers = wait_until(lambda: traffic.tally.answered.total() > before + 3, size.settle_s)
+    broken = traffic.tally.refused.total()
+    told = f"another worker was ready: {back}, and answered: {answers}; {broken} requests broke off or were refused meanwhile"
+    return Outcome.of("the worker is killed", traffic, held=back and answers, told=told)
+
+
+FAULTS: dict[str, Fault] = {
+    fault.__name__: fault
+    for fault in (damaged_adapter, promotions, hang_ups, never_reads, limits, bodies, registry_away, disk_full, killed_worker)
+}
+
+
+def _publish(world: World, backbone: Backbone, name: str) -> object:
+    """One more version that says its own name; which word it is matters to nobody, as long as it is its own."""
+    token = name_tokens(backbone, len(world.says) + 1)[-1]
+    label = f"{name}-{len(world.says)}-{time.time_ns()}"
+    release = world.publish(name, saying(backbone, token), backbone, label)
+    assert isinstance(world.says, dict)
+    world.says[str(release)] = backbone.decode([token])
+    return release
+
+
+def _damage(tracking: Tracking, release: object) -> str:
+    """Cuts every stored copy of its weights in half."""
+    name, _, version = str(release).partition("@")
+    with tracking.client() as client:
+        stored = client.get_model_version(name, version)
+        logged = client.get_logged_model(str(stored.source).removeprefix("models:/"))
+    location = Path(str(logged.artifact_location).removeprefix("file://"))
+    files = list(location.rglob("*.safetensors"))
+    for file in files:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    digest = stored.tags["graftline.manifest_sha256"]
+    _remove(tracking.cache / digest)
+    return f"{len(files)} files cut in half"
+
+
+def _forget_copies(world: World) -> None:
+    for folder in world.tracking.cache.iterdir():
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_dir():
+        for file in (folder, *folder.rglob("*")):
+            file.chmod(0o755)
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def _no_room(process: int) -> Iterator[None]:
+    """No file of the process may grow: every write to a regular file fails, as on a full disk."""
+    before = resource.prlimit(process, resource.RLIMIT_FSIZE)
+    resource.prlimit(process, resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(process, resource.RLIMIT_FSIZE, before)
+
+
+def _hang_up(url: str, draw: random.Random) -> None:
+    host, _, port = url.removeprefix("http://").partition(":")
+    asked = {"model": draw.choice(NAMES), "prompt": draw.choice(PROMPTS), "max_tokens": 200, "stream": draw.random() < 0.5}
+    whole = _request(json.dumps(asked))
+    with socket.create_connection((host, int(port)), timeout=30) as one:
+        cut = draw.random() < 0.3
+        one.sendall(whole[: draw.randint(1, len(whole) - 1)] if cut else whole)
+        if not cut and draw.random() < 0.5:
+            one.settimeout(5)
+            try:
+                one.recv(draw.randint(1, 400))
+            except TimeoutError:
+                return
+        time.sleep(0.2 * draw.random())
+
+
+def _ask_and_never_read(url: str, model: str) -> socket.socket:
+    host, _, port = url.removeprefix("http://").partition(":")
+    one = socket.create_connection((host, int(port)), timeout=30)
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+    one.sendall(_request(json.dumps({"model": model, "prompt": "?", "stream": True, "max_tokens": 400})))
+    return one
+
+
+def _request(body: str) -> bytes:
+    head = ("POST /v1/completions HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {len(body)}")
+    return "\r\n".join((*head, "", body)).encode()
+
+
+def _refusal(url: str, body: bytes) -> tuple[int, bool]:
+    """The status, and whether the error has a code. A server that closes while it is sent to has refused too."""
+    try:
+        reply = httpx.post(f"{url}/v1/completions", content=body, headers={"content-type": "application/json"}, timeout=60)
+    except httpx.WriteError:
+        return 413, True
+    try:
+        return reply.status_code, bool(reply.json()["error"]["code"])
+    except (ValueError, KeyError, TypeError):
+        return reply.status_code, False
+
+
+def _models(url: str) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = httpx.get(f"{url}/v1/models", timeout=30).json()
+    return found
+
+
+def _served_as(url: str, name: str) -> str | None:
+    reply = httpx.get(f"{url}/v1/models/{name}", timeout=30)
+    return str(reply.json()["root"]) if reply.status_code == 200 else None

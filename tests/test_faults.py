@@ -1,0 +1,100 @@
+"""Whatever is broken, no answer is another adapter's, no accepted request is lost without an error, and the rest goes on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from live_service import Live, live, small
+
+from adapters.backbone import Backbone
+from benchmarks.fault_trials import FAULTS, Size, Target
+from benchmarks.fault_world import NAMES, Tally, Traffic, World, new_world
+from benchmarks.own_names import name_tokens, saying
+from engine.engine import GenerationRequest
+from engine.profile import Profile
+from engine.torch_engine import TorchEngine
+from registry.errors import lacks_room
+from service.errors import without_paths
+
+SMALL = Size(promotions=10, hang_ups=24, away_s=0.6, readers=2, settle_s=15.0)
+HERE = [name for name in FAULTS if name != "killed_worker"]  # which needs a worker of its own
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, session_backbone: Backbone, base: str) -> World:
+    return new_world(tmp_path_factory.mktemp("faults"), session_backbone, base)
+
+
+@pytest.fixture(scope="module")
+def server(world: World, backbone_directory: Path) -> Iterator[Live]:
+    with live(small(backbone_directory, world.home)) as server:
+        yield server
+
+
+@pytest.mark.parametrize("fault", HERE)
+def test_the_service_holds(fault: str, world: World, server: Live, session_backbone: Backbone) -> None:
+    outcome = FAULTS[fault](world, Target(server.url, os.getpid, session_backbone), SMALL)
+    assert outcome.held, f"{outcome.told}; wrong {outcome.tally.wrong[:3]}, lost {outcome.tally.lost[:3]}"
+    assert outcome.tally.answered.total() > 0
+
+
+def test_an_adapter_says_its_own_name_whatever_it_is_asked(session_backbone: Backbone) -> None:
+    engine = TorchEngine(session_backbone)
+    tokens = name_tokens(session_backbone, 4)
+    for token in tokens:
+        engine.load(str(token), Profile((saying(session_backbone, token),)))
+    prompts = ["Hello", "x" * 40, "What is 3? " * 5]
+    asked = [GenerationRequest(session_backbone.chat_ids(p), str(t), max_new_tokens=12) for p in prompts for t in tokens]
+    written = engine.complete(asked)
+    assert [set(one.token_ids) for one in written] == [{token} for _ in prompts for token in tokens]
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered", "text"),
+    [
+        ("north@1", "north@2", "N"),  # a version that was not asked for
+        ("north@1", "north@1", "S"),  # another's words under the right name
+        ("north@1", "north@1", "NS"),  # two adapters in one reply
+        ("north@1", "north@1", ""),
+        ("north", "south@1", "S"),
+        ("base", "base", "NN"),  # an adapter's words for the backbone's
+    ],
+)
+def test_a_wrong_answer_is_seen(world: World, asked: str, answered: str, text: str) -> None:
+    words = {key: world.says[f"{name}@1"] for key, name in (("N", NAMES[0]), ("S", NAMES[1]))}
+    tally, said = Tally(), "".join(words[letter] for letter in text)
+    models = {"base": world.base}
+    tally.check(world, models.get(asked, asked), models.get(answered, answered), said)
+    assert len(tally.wrong) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("is at /usr/bin/env, not here", "is at env, not here"),
+        ("see file:///usr/bin/env.", "see env"),
+        ("/v1/models is not offered", "/v1/models is not offered"),
+        ("a/b and 3/4", "a/b and 3/4"),
+    ],
+)
+def test_where_files_lie_stays_on_the_server(text: str, shown: str) -> None:
+    assert without_paths(text).rstrip(".") == shown
+
+
+def test_a_full_disk_is_told_from_a_damaged_file() -> None:
+    assert lacks_room(OSError(errno.ENOSPC, "No space left on device"))
+    assert lacks_room(shutil.Error([("a", "b", "[Errno 27] File too large")]))
+    assert not lacks_room(OSError(errno.ENOENT, "No such file"))
+    assert not lacks_room(shutil.Error([("a", "b", "[Errno 2] No such file")]))
+
+
+def test_a_request_to_nobody_is_lost(world: World) -> None:
+    traffic = Traffic(world, "http://127.0.0.1:9")
+    traffic.ask(NAMES[0], "?")
+    assert len(traffic.tally.lost) == 1
