@@ -13,7 +13,7 @@ from service.asgi import RequestIds
 from service.caller import let_in
 from service.errors import ApiError
 from service.request_log import RequestLog
-from service.scopes import TABLE, Rule, rule_for
+from service.scopes import TABLE, Rule, methods_of, rule_for
 
 _PASSED = "graftline.passed"
 
@@ -62,6 +62,10 @@ class Guard:
         if access is None:
             raise ApiError(503, "The server is starting. Try again soon.", "starting", None, "server_error", {"retry-after": "5"})
         caller = access.caller(HTTPConnection(scope))
+        if rule is None and (methods := methods_of(path)):
+            allowed = ", ".join(sorted(methods))
+            message = f"{path[:200]} is asked with {allowed}, but got {method}."
+            raise ApiError(405, message, "method_not_allowed", headers={"allow": allowed})
         if rule is None:
             offered = ", ".join(dict.fromkeys(rule.path for rule in TABLE if rule.path.startswith("/v1/")))
             raise ApiError(404, f"{method} {path[:200]} is not offered here. There are {offered}.", "unknown_url")

@@ -48,6 +48,10 @@ TABLE: tuple[Rule, ...] = (
     _rule("GET", "/v1/models/{model:path}", COMPLETE),
     _rule("POST", "/v1/chat/completions", COMPLETE),
     _rule("POST", "/v1/completions", COMPLETE),
+    _rule("POST", "/tokenize", COMPLETE),
+    _rule("POST", "/detokenize", COMPLETE),
+    _rule("GET", "/tokenizer_info", COMPLETE),
+    _rule("GET", "/version", COMPLETE),
     # Adapters at run time.
     _rule("POST", "/v1/load_lora_adapter", ADMIN),
     _rule("POST", "/v1/unload_lora_adapter", ADMIN),
@@ -58,6 +62,11 @@ TABLE: tuple[Rule, ...] = (
     _rule("GET", "/docs.json", ADMIN),
     _rule("GET", "/static_content/{path:path}", ADMIN),
 )
+
+
+def methods_of(path: str) -> frozenset[str]:
+    """Those that the path is offered with; none where there is no such path."""
+    return frozenset(method for rule in TABLE for method in rule.methods if rule.fits(method, path))
 
 
 def rule_for(method: str, path: str) -> Rule | None:

@@ -10,9 +10,10 @@ from pydantic import BaseModel, Field
 
 from service.control import CONTROLLED
 from service.errors import ApiError
+from service.json_body import JsonRoute
 from service.parts import PartsHere
 
-router = APIRouter(dependencies=[CONTROLLED])
+router = APIRouter(route_class=JsonRoute, dependencies=[CONTROLLED])
 
 
 class LoadRequest(BaseModel):

@@ -7,6 +7,7 @@ from fastapi.responses import JSONResponse
 
 from service.answering import leased, new_reply, new_writing, released_on_failure
 from service.dispatch import dispatch
+from service.json_body import JsonRoute
 from service.openai_shapes import ChatRequest, Choice, ObjectName
 from service.parts import PartsHere
 from service.prompts import read_chat
@@ -15,7 +16,7 @@ from service.request_log import tell
 from service.streaming import EventStream, events, while_connected
 from service.writing import collect
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/chat/completions")

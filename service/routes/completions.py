@@ -7,6 +7,7 @@ from fastapi.responses import JSONResponse
 
 from service.answering import leased, new_reply, new_writing, released_on_failure
 from service.dispatch import dispatch
+from service.json_body import JsonRoute
 from service.openai_shapes import Choice, CompletionRequest
 from service.parts import PartsHere
 from service.prompts import ReadPrompt, read_prompts
@@ -14,7 +15,7 @@ from service.request_log import tell
 from service.streaming import EventStream, events, while_connected
 from service.writing import collect
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/completions")

@@ -1,0 +1,88 @@
+"""What is wrong with a request before it means anything: each has a status, a code and a sentence in the OpenAI shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from live_service import Live, live, small
+
+CHAT = "/v1/chat/completions"
+VALID = '{"model": "backbone0", "messages": [{"role": "user", "content": "Add 5."}], "max_tokens": 1'
+
+
+@pytest.fixture(scope="module")
+def server(backbone_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    with live(small(backbone_directory, tmp_path_factory.mktemp("errors"))) as server:
+        yield server
+
+
+BODIES: dict[str, bytes] = {
+    "no JSON": b"model=law",
+    "cut": b'{"model": "law", "messages": [',
+    "bytes that are no UTF-8": b'{"model": "\xff\xfe", "messages": []}',
+    "a surrogate in UTF-8": b'{"model": "\xed\xa0\x80", "messages": []}',
+    "half a surrogate pair": b'{"model": "\\ud800", "messages": []}',
+    "NaN": f'{VALID}, "temperature": NaN}}'.encode(),
+    "infinity": f'{VALID}, "temperature": -Infinity}}'.encode(),
+    "infinity by its exponent": f'{VALID}, "metadata": {{"a": 1e999}}}}'.encode(),
+    "lists in lists": b'{"model": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "objects in objects": b'{"a": ' * 50_000 + b"1" + b"}" * 50_000,
+    "a number of thousands of digits": f'{VALID}, "seed": {"9" * 5000}}}'.encode(),
+    "something behind the end": f"{VALID}}}}}".encode(),
+}
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+def test_a_body_that_is_not_json_is_refused_as_such(server: Live, body: bytes) -> None:
+    reply = httpx.post(f"{server.url}{CHAT}", content=body, headers={"content-type": "application/json"})
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"], error["type"]) == (400, "invalid_json", "invalid_request_error")
+    assert len(error["message"]) < 400
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'"text"', b"null", b"3"], ids=["empty", "list", "text", "null", "number"])
+def test_a_body_that_is_no_object_is_refused(server: Live, body: bytes) -> None:
+    reply = httpx.post(f"{server.url}{CHAT}", content=body, headers={"content-type": "application/json"})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (400, "invalid_request")
+
+
+def test_another_content_type_is_told_apart(server: Live) -> None:
+    reply = httpx.post(f"{server.url}{CHAT}", data={"model": "law"})
+    assert reply.status_code == 400 and "Content-Type: application/json" in reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/nothing", "/nothing", "/v2/completions", "/v1/chat/completions/x", "/v1"])
+def test_an_unknown_path_is_not_found_in_the_same_shape(server: Live, path: str) -> None:
+    reply = httpx.get(f"{server.url}{path}")
+    assert (reply.status_code, reply.json()["error"]["code"]) == (404, "unknown_url")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [("GET", CHAT, "POST"), ("DELETE", "/v1/models", "GET, HEAD"), ("PATCH", "/tokenize", "POST")],
+)
+def test_a_wrong_method_is_told_the_right_ones(server: Live, method: str, path: str, allowed: str) -> None:
+    reply = httpx.request(method, f"{server.url}{path}")
+    assert (reply.status_code, reply.json()["error"]["code"]) == (405, "method_not_allowed")
+    assert reply.headers["allow"] == allowed
+
+
+def test_every_answer_carries_the_request_s_id(server: Live) -> None:
+    for path in (CHAT, "/v1/models", "/nothing"):
+        assert httpx.get(f"{server.url}{path}", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
+    made = httpx.get(f"{server.url}/v1/models", headers={"x-request-id": "<script>"}).headers["x-request-id"]
+    assert made == "script"
+
+
+def test_a_reply_s_id_holds_the_request_s(server: Live, base: str) -> None:
+    body = {"model": base, "prompt": "Add 5.", "max_tokens": 1}
+    reply = httpx.post(f"{server.openai_url}/completions", json=body, headers={"x-request-id": "mine-2"})
+    assert reply.json()["id"] == "cmpl-mine-2"
+
+
+def test_the_service_answers_after_all_that(server: Live, base: str) -> None:
+    body = {"model": base, "prompt": "Add 5.", "max_tokens": 1}
+    assert httpx.post(f"{server.openai_url}/completions", json=body).status_code == 200
