@@ -25,11 +25,18 @@ class Hold:
 
     def missing(self, states_BTH: Tensor) -> Tensor:
         """How much of the column brings each place to the level, [B, T, 1] in float32."""
-        # No matrix product: autocast would take it in bfloat16.
-        read_BT1 = (states_BTH.float() * self.encoder_H).sum(dim=-1, keepdim=True) + self.bias
-        active_BT1 = torch.where(read_BT1 > max(self.threshold, 0.0), read_BT1, torch.zeros_like(read_BT1))
-        return self.level - active_BT1
+        return missing(states_BTH, self.encoder_H, self.bias, self.threshold, self.level)
 
     def to(self, device: torch.device) -> Hold:
         """A copy there, in float32."""
         return Hold(self.encoder_H.detach().to(device, torch.float32, copy=True), self.bias, self.threshold, self.level)
+
+
+def missing(
+    states_BTH: Tensor, encoder_H: Tensor, bias: float | Tensor, threshold: float | Tensor, level: float | Tensor
+) -> Tensor:
+    """As `Hold.missing`, for numbers that may differ by row: what fits [B, T, 1], and the encoder [B, T, H]."""
+    # No matrix product: autocast would take it in bfloat16.
+    read_BT1 = (states_BTH.float() * encoder_H).sum(dim=-1, keepdim=True) + bias
+    is_active = (read_BT1 > threshold) & (read_BT1 > 0)
+    return level - torch.where(is_active, read_BT1, torch.zeros_like(read_BT1))

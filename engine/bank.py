@@ -1,176 +1,256 @@
 """The adapter bank: what many profiles add inside one model, each applied to its own rows of a batch.
 
-Updates are kept by name, each in its own rank, and a batch is worked off profile by profile: two plain products for each
-profile that is present. Gathering stacked weights by row instead would copy every row's A and B in every layer and step.
-Residual vectors (steering) are kept alike, by layer; one that holds a feature reads the state that it is added to.
+Every loaded profile lies packed on a shelf in main memory. Those that rows run under are also in the bank: their low-rank pairs
+stand in stacks of pages, module by module, and a forward multiplies all rows at once, so that it takes as many operations for eight
+adapters as for one. Where the bank is full, the profile that has been idle longest leaves it for the shelf.
+
+Nothing here locks: calls come between forwards, from the thread that runs them. `pack` alone may be called from any thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 from torch.utils.hooks import RemovableHandle
 
-from adapters.adapter import Contribution, Held, LowRank
-from adapters.errors import DamagedAdapter, RefusedAdapter
-
-# Legend: B rows of the batch, T tokens, R rank, I in, O out, H hidden
+from adapters.adapter import Contribution
+from adapters.errors import RefusedAdapter
+from engine.engine import BankStats
+from engine.packed import Fits, Packed
+from engine.pages import PAGE, Pages
+from engine.placing import Placing
+from engine.row_vectors import RowVectors, layers_of
+from engine.stacks import Stacks, Writing
 
 BASE = ""  # the name of rows without any update
+_KEPT = 8  # compositions of a batch that are remembered
+_MEBIBYTE = 2**20
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """The rows of the batch that one profile owns; None: all of them."""
+class BankLimits:
+    """`adapters` bounds how many different low-rank adapters run at the same time, `bytes` what they take in the bank.
 
-    name: str
-    rows: Tensor | None
+    `loaded_bytes` bounds what all loaded profiles take on the shelf; a profile beyond that is refused.
+    """
+
+    adapters: int = 32
+    bytes: int = 2**30
+    loaded_bytes: int = 2**32
+
+    def __post_init__(self) -> None:
+        for name in ("adapters", "bytes", "loaded_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"A bank's `{name}` must be at least 1, but got {getattr(self, name)}.")
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """The rows of one forward."""
+
+    placing: Placing | None
+    vectors: Mapping[int, RowVectors]  # by layer
 
 
 class AdapterBank:
     """Hooks sit on the modules that a loaded profile targets, and do nothing for rows of the base."""
 
     def __init__(
-        self, linears: Mapping[str, nn.Linear], dtype: torch.dtype, layers: Sequence[nn.Module] = (), hidden_size: int = 0
+        self,
+        linears: Mapping[str, nn.Linear],
+        dtype: torch.dtype,
+        layers: Sequence[nn.Module] = (),
+        hidden_size: int = 0,
+        groups: Sequence[Sequence[str]] = (),
+        limits: BankLimits | None = None,
     ) -> None:
-        """`layers` are the decoder layers, bottom first; without them no residual vector is taken."""
-        self._linears = dict(linears)
-        self._dtype = dtype
-        self._layers, self._hidden_size = tuple(layers), hidden_size
-        self._updates: dict[str, dict[str, LowRank]] = {}  # by module path, then by name
-        self._shifts: dict[int, dict[str, Tensor]] = {}  # [H], by layer, then by name
-        self._held: dict[int, dict[str, Held]] = {}
-        self._hooks: dict[str | int, RemovableHandle] = {}
-        self._present: tuple[_Rows, ...] = ()
+        """`layers` are the decoder layers, bottom first; without them no residual vector is taken.
+
+        `groups` are the paths of linears that read the same tensor; see engine.shared_inputs.
+        """
+        self._linears, self._layers, self._groups = dict(linears), tuple(layers), tuple(groups)
+        self._fits = Fits(self._linears, dtype, len(self._layers), hidden_size)
+        self._limits = BankLimits() if limits is None else limits
+        places = [next(module.parameters()).device for module in (*self._linears.values(), *self._layers)]
+        self._device = places[0] if places else torch.device("cpu")
+        # Products of few rows cost little more for being wide where the weights' way to the unit is what takes the time.
+        self._is_wide_cheap = dtype != torch.float32 or self._device.type != "cpu"
+        self._shelf: dict[str, Packed] = {}
+        self._stacks = Stacks({}, (), (), dtype)
+        self._pages = Pages(1, self._limits.adapters)
+        self._hooks: list[RemovableHandle] = []
+        self._batches: dict[tuple[str, ...], _Batch] = {}
+        self._now: _Batch | None = None
+        self._hits = self._loads = self._evictions = 0
+
+    def pack(self, name: str, contribution: Contribution) -> Packed:
+        """A checked copy, for `put`. RefusedAdapter or DamagedAdapter says what is wrong with it."""
+        return self._fits.pack(name, contribution)
 
     def load(self, name: str, contribution: Contribution) -> None:
         """All of it or nothing: every part is checked before the first is stored. Replaces what the name had."""
-        ready = {path: self._checked(name, path, update) for path, update in contribution.low_rank.items()}
-        shifts = {layer: self._checked_shift(name, layer, vector_H) for layer, vector_H in contribution.residual.items()}
-        held = {layer: self._checked_held(name, layer, one) for layer, one in contribution.held.items()}
-        self.unload(name)
-        for path, update in ready.items():
-            self._updates.setdefault(path, {})[name] = update
-            if path not in self._hooks:
-                self._hooks[path] = self._linears[path].register_forward_hook(self._hook(self._updates[path]))
-        for layer, vector_H in shifts.items():
-            self._shifts.setdefault(layer, {})[name] = vector_H
-        for layer, one in held.items():
-            self._held.setdefault(layer, {})[name] = one
-        for layer in (shifts.keys() | held.keys()) - self._hooks.keys():
-            hook = self._shift_hook(self._shifts.setdefault(layer, {}), self._held.setdefault(layer, {}))
-            self._hooks[layer] = self._layers[layer].register_forward_hook(hook)
+        self.put(name, self.pack(name, contribution))
+
+    def put(self, name: str, packed: Packed) -> None:
+        """On the shelf; it comes into the bank with its first row."""
+        self._refuse_too_large(name, packed)
+        self._pages.give(name)
+        self._shelf = {**self._shelf, name: packed}  # replaced whole: stats are read from other threads
+        self._batches.clear()
+        if not self._stacks.paths >= packed.updates.keys():
+            self._restack()
+        self._hook_up()
 
     def unload(self, name: str) -> None:
-        for updates in self._updates.values():
-            updates.pop(name, None)
-        for shifts in self._shifts.values():
-            shifts.pop(name, None)
-        for held in self._held.values():
-            held.pop(name, None)
+        self._shelf = {other: packed for other, packed in self._shelf.items() if other != name}
+        self._pages.give(name)
+        self._batches.clear()
+        if not any(one.updates for one in self._shelf.values()):
+            self._restack()
+        self._hook_up()
 
-    def close(self) -> None:
-        """Removes every hook: the model computes as if the bank had never been."""
-        for hook in self._hooks.values():
-            hook.remove()
-        self._hooks.clear()
-        self._updates.clear()
-        self._shifts.clear()
-        self._held.clear()
+    def admit(self, name: str, running: Collection[str]) -> bool:
+        """Brings the name into the bank for a row that joins; False where those of `running` leave it no room."""
+        packed = self._shelf.get(name)
+        if packed is None or not packed.updates:
+            return True
+        if name in self._pages:
+            self._hits += 1
+        elif not self._pages.has_room(packed.num_pages, running):
+            return False
+        self._bring([name], running)
+        return True
 
     @contextmanager
     def rows(self, names: Sequence[str]) -> Iterator[None]:
         """Inside, row i of the batch computes with the update called `names[i]`."""
-        self._present = tuple(self._split(names))
+        key = tuple(names)
+        if key not in self._batches:
+            found = self._batch(key)  # clears what is remembered where pages change hands
+            if len(self._batches) >= _KEPT:
+                self._batches.clear()
+            self._batches[key] = found
+        self._now = self._batches[key]
         try:
             yield
         finally:
-            self._present = ()
+            self._now = None
+            self._stacks.forget()
 
-    def _split(self, names: Sequence[str]) -> Iterator[_Rows]:
-        for name in sorted(set(names) - {BASE}):
-            rows = [row for row, owner in enumerate(names) if owner == name]
-            device = next(iter(self._linears.values())).weight.device
-            yield _Rows(name, None if len(rows) == len(names) else torch.tensor(rows, device=device))
+    def stats(self) -> BankStats:
+        return BankStats(
+            resident=len(self._pages),
+            loaded=len(self._shelf),
+            hits=self._hits,
+            loads=self._loads,
+            evictions=self._evictions,
+            resident_bytes=self._stacks.num_pages * self._stacks.page_bytes,
+            loaded_bytes=self._loaded_bytes(self._shelf),
+        )
 
-    def _hook(self, updates: Mapping[str, LowRank]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def close(self) -> None:
+        """Removes every hook: the model computes as if the bank had never been."""
+        self._shelf = {}
+        self._restack()
+        self._hook_up()
+
+    def _batch(self, names: tuple[str, ...]) -> _Batch:
+        present = [name for name in dict.fromkeys(names) if name in self._shelf and self._shelf[name].updates]
+        self._bring(present, present)
+        if self._is_wide_cheap and (moves := self._pages.gathered(present)):
+            self._stacks.move(moves)
+            self._batches.clear()
+        placing = Placing.of([self._pages.of(name) for name in names], self._device, is_wide_cheap=self._is_wide_cheap)
+        rows = [self._shelf.get(name) for name in names]
+        layers = layers_of({name: self._shelf[name] for name in names if name in self._shelf})
+        found = {layer: RowVectors.of(layer, rows, self._device) for layer in layers}
+        return _Batch(placing, {layer: vectors for layer, vectors in found.items() if vectors is not None})
+
+    def _bring(self, names: Sequence[str], keep: Collection[str]) -> None:
+        """Into the bank. Of `keep` nobody leaves while there is room without; these names never do."""
+        for name in names:
+            if name in self._pages:
+                self._pages.use(name)
+                continue
+            packed = self._shelf[name]
+            kept = {*keep, name}
+            if not self._pages.has_room(packed.num_pages, kept):
+                raise RefusedAdapter(
+                    f"The adapters of one forward stand in the bank together, but {len(names)} of them do not fit beside each "
+                    f"other in {self._limits.adapters} adapters and {self._limits.bytes // _MEBIBYTE} MiB. Ask for fewer at once, "
+                    "or give the bank more."
+                )
+            gone = self._pages.take(name, packed.num_pages, kept)
+            self._stacks.reserve(self._pages.size, self._pages.max_pages)
+            self._stacks.write(self._pages.of(name), packed)
+            self._batches.clear()
+            self._loads += 1
+            self._evictions += len(gone)
+
+    def _restack(self) -> None:
+        """Empty stacks for the modules that any loaded profile targets; rows bring theirs in again."""
+        paths = {path for one in self._shelf.values() for path in one.updates}
+        self._stacks = Stacks(self._linears, self._groups, paths, self._fits.dtype)
+        self._pages = Pages(self._max_pages(self._stacks.page_bytes), self._limits.adapters)
+        self._batches.clear()
+
+    def _max_pages(self, page_bytes: int) -> int:
+        return 1 + (self._limits.bytes // page_bytes if page_bytes else 0)
+
+    def _hook_up(self) -> None:
+        """On the modules that loaded profiles target, and on no other."""
+        for hook in self._hooks:
+            hook.remove()
+        layers = layers_of(self._shelf)
+        self._hooks = [self._linears[writing.path].register_forward_hook(self._update_hook(writing)) for writing in self._stacks]
+        self._hooks += [self._layers[layer].register_forward_hook(self._vector_hook(layer)) for layer in layers]
+
+    def _update_hook(self, writing: Writing) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            for present in self._present:
-                update = updates.get(present.name)
-                if update is None:
-                    continue
-                if present.rows is None:
-                    inner = linear(inputs[0], update.a_RI)
-                    output.view(-1, output.shape[-1]).addmm_(inner.flatten(0, -2), update.b_OR.T)
-                    if update.bias_O is not None:
-                        output += update.bias_O
-                else:
-                    inner = linear(inputs[0].index_select(0, present.rows), update.a_RI)
-                    output.index_add_(0, present.rows, linear(inner, update.b_OR, update.bias_O))
+            if self._now is not None and self._now.placing is not None:
+                writing.add(self._now.placing, inputs[0], output)
 
         return add
 
-    def _shift_hook(
-        self, shifts: Mapping[str, Tensor], held: Mapping[str, Held]
-    ) -> Callable[[nn.Module, tuple[Tensor, ...], object], None]:
+    def _vector_hook(self, layer: int) -> Callable[[nn.Module, tuple[Tensor, ...], object], None]:
         def add(module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
+            vectors = None if self._now is None else self._now.vectors.get(layer)
+            if vectors is None:
+                return
             # A bare tensor in some versions of transformers, a tuple that begins with it in others.
             states_BTH = output[0] if isinstance(output, tuple) else output
             assert isinstance(states_BTH, Tensor)
-            for present in self._present:
-                vector_H, one = shifts.get(present.name), held.get(present.name)
-                rows = slice(None) if present.rows is None else present.rows
-                if vector_H is not None:
-                    states_BTH[rows] += vector_H.to(states_BTH)
-                if one is not None:
-                    states_BTH[rows] += (one.vector_H * one.hold.missing(states_BTH[rows])).to(states_BTH)
+            vectors.add(states_BTH)
 
         return add
 
-    def _checked_held(self, name: str, layer: int, held: Held) -> Held:
-        vector_H, encoder_H = (self._checked_shift(name, layer, part) for part in (held.vector_H, held.hold.encoder_H))
-        return Held(vector_H, replace(held.hold, encoder_H=encoder_H))
+    def _refuse_too_large(self, name: str, packed: Packed) -> None:
+        shelf = {**self._shelf, name: packed}
+        taken = self._loaded_bytes(shelf)
+        if taken > self._limits.loaded_bytes:
+            raise RefusedAdapter(
+                f"Loaded profiles take at most {self._limits.loaded_bytes // _MEBIBYTE} MiB, but with {name!r} it would be "
+                f"{-(-taken // _MEBIBYTE)} MiB. Unload another first, or raise the limit."
+            )
+        paths = {path for one in shelf.values() for path in one.updates} | self._stacks.paths
+        page_bytes = sum(self._page_bytes(path) for path in paths)
+        for other, one in shelf.items():
+            if one.updates and 1 + one.num_pages > self._max_pages(page_bytes):
+                raise RefusedAdapter(
+                    f"An adapter stands in the bank whole, in at most {self._limits.bytes // _MEBIBYTE} MiB, but with {name!r} "
+                    f"loaded {other!r} of rank {one.num_pages * PAGE} takes {-(-one.num_pages * page_bytes // _MEBIBYTE)} MiB. "
+                    "Raise the limit, or fit a lower rank."
+                )
 
-    def _checked_shift(self, name: str, layer: int, vector_H: Tensor) -> Tensor:
-        if not 0 <= layer < len(self._layers) or vector_H.shape != (self._hidden_size,):
-            raise RefusedAdapter(
-                f"A residual vector stands after one of {len(self._layers)} layers of {self._hidden_size} numbers, but {name!r} "
-                f"has shape {tuple(vector_H.shape)} after layer {layer}. Load the backbone that it was made on."
-            )
-        if not torch.isfinite(vector_H).all():
-            raise DamagedAdapter(
-                f"Vectors must be finite, but that of {name!r} after layer {layer} holds NaN or infinity. Make it again."
-            )
-        # In full precision: the residual stream is wider than what the linear layers compute in.
-        return vector_H.detach().to(next(self._layers[layer].parameters()).device, torch.float32, copy=True)
+    def _page_bytes(self, path: str) -> int:
+        """At most, where no other module shares what it reads."""
+        module = self._linears[path]
+        return (PAGE * (module.in_features + module.out_features) + module.out_features) * self._fits.dtype.itemsize
 
-    def _checked(self, name: str, path: str, update: LowRank) -> LowRank:
-        target = self._linears.get(path)
-        if target is None:
-            raise RefusedAdapter(
-                f"An adapter updates linear layers of this backbone, but {name!r} has weights for {path!r}, which is none of "
-                f"its {len(self._linears)}. Load the backbone that it was fitted on."
-            )
-        if (update.a_RI.shape[1], update.b_OR.shape[0]) != (target.in_features, target.out_features):
-            raise RefusedAdapter(
-                f"{path} maps {target.in_features} to {target.out_features}, but the update of {name!r} maps "
-                f"{update.a_RI.shape[1]} to {update.b_OR.shape[0]}. Load the backbone that it was fitted on."
-            )
-        if update.bias_O is not None and update.bias_O.shape != (target.out_features,):
-            raise RefusedAdapter(
-                f"{path} puts out {target.out_features} numbers, but the bias of {name!r} has {tuple(update.bias_O.shape)}. Load "
-                "the backbone that it was fitted on."
-            )
-        parts = [part for part in (update.a_RI, update.b_OR, update.bias_O) if part is not None]
-        if not all(bool(torch.isfinite(part).all()) for part in parts):
-            raise DamagedAdapter(
-                f"Weights must be finite, but those of {name!r} at {path} hold NaN or infinity. The fit that made them "
-                "diverged: fit again with a lower learning rate."
-            )
-        # A copy: live weights of a fit must not change under a running batch.
-        return LowRank(*(part.detach().to(target.weight.device, self._dtype, copy=True) for part in parts))
+    @staticmethod
+    def _loaded_bytes(shelf: Mapping[str, Packed]) -> int:
+        return sum(one.num_bytes for one in shelf.values())

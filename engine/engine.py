@@ -173,6 +173,19 @@ class Continuation:
 
 
 @dataclass(frozen=True)
+class BankStats:
+    """Of the engine's low-rank adapters: those loaded, and those whose weights stand where forwards read them."""
+
+    resident: int = 0
+    loaded: int = 0  # profiles
+    hits: int = 0  # rows whose adapter was resident when they joined
+    loads: int = 0  # times that one was not, and came in
+    evictions: int = 0  # times that one had to leave for another
+    resident_bytes: int = 0  # that the bank takes
+    loaded_bytes: int = 0  # that loaded profiles take in main memory
+
+
+@dataclass(frozen=True)
 class EngineStats:
     running: int = 0
     waiting: int = 0
@@ -190,6 +203,7 @@ class EngineStats:
     mixes: Mapping[int, int] = field(default_factory=dict)  # steps, by how many different profiles wrote in them
     cache_tokens: int = 0  # places that running rows take in the cache now
     prefix_tokens: int = 0  # places of prompts that are kept now
+    bank: BankStats = field(default_factory=BankStats)
 
     @property
     def forward_tokens(self) -> int:

@@ -121,16 +121,20 @@ class Scheduler:
             self._seats.leave()
 
     def _join(self) -> None:
-        """Those in the line that fit: into the batch, and into the cache with all that they may write."""
+        """Those in the line that fit: into the batch, into the cache with all that they may write, and their adapters into the bank."""
         longest = max((seat.max_length for seat in self._seats), default=0)
         count = len(self._seats)
+        names = {row.name for row in self.running}
 
         def fits(row: Row) -> bool:
             nonlocal longest, count
             width, places = max(longest, *(seat.max_length for seat in row.seats)), count + len(row.seats)
             if count and places * whole_columns(width) > self._limits.max_cache_tokens:
                 return False
+            if not self._bank.admit(row.name, names):
+                return False
             longest, count = width, places
+            names.add(row.name)
             return True
 
         joining = self._line.take(self._limits.max_rows - len(self.running), fits)

@@ -17,7 +17,7 @@ from torch import Tensor
 from adapters.adapter import Prompt, Stack
 from adapters.backbone import Backbone
 from adapters.errors import DamagedAdapter
-from engine.bank import BASE, AdapterBank
+from engine.bank import BASE, AdapterBank, BankLimits
 from engine.counts import Counts
 from engine.decoding.row_policy import COMPILED, CompiledPolicy, refuse_unable
 from engine.engine import (
@@ -67,11 +67,13 @@ class TorchEngine:
         max_prefix_tokens: int = 0,
         order: Order = by_priority,
         clock: Callable[[], float] = time.monotonic,
+        bank: BankLimits | None = None,
     ) -> None:
-        """The limits are those of `engine.limits`; `order` says who joins first of those that wait."""
+        """The limits are those of `engine.limits` and of the bank; `order` says who joins first of those that wait."""
         self.backbone = backbone
         self._twin = Twin(backbone, precision)
-        self._bank = AdapterBank(self._twin.linears(), self._twin.dtype, self._twin.layers, backbone.hidden_size)
+        twin = self._twin
+        self._bank = AdapterBank(twin.linears(), twin.dtype, twin.layers, backbone.hidden_size, twin.groups, bank)
         self._profiles: dict[str, Profile] = {}
         self._sources: dict[str, int] = {}  # of loaded names; see engine.prefix.Reader
         self._last_source = 0
@@ -212,6 +214,7 @@ class TorchEngine:
             mixes=dict(counts.mixes),
             cache_tokens=scheduler.cache_tokens,
             prefix_tokens=scheduler.prefixes.num_tokens,
+            bank=self._bank.stats(),
         )
 
     def close(self) -> None:

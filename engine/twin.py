@@ -16,6 +16,7 @@ from adapters.backbone import Backbone, fast_bfloat16
 from adapters.low_weight import LowWeight
 from adapters.residual import ResidualShift
 from engine.engine import EngineError
+from engine.shared_inputs import seen_inputs
 
 # Legend: B rows, T tokens, S keys, H hidden, N chosen places, V vocabulary
 
@@ -42,7 +43,8 @@ class Twin:
         parts = replace(backbone, model=self.model)
         self._decoder, self.embeddings, self.layers = parts.decoder, parts.embeddings, tuple(parts.layers)
         self._head: nn.Module = self.model.get_output_embeddings()
-        self._refuse_other_heads(backbone)
+        # Paths of linear layers that read the same tensor.
+        self.groups = self._probed(backbone)
 
     @property
     def num_layers(self) -> int:
@@ -76,10 +78,10 @@ class Twin:
         logits: Tensor = self._head(states_NH)
         return logits.float()
 
-    def _refuse_other_heads(self, backbone: Backbone) -> None:
+    def _probed(self, backbone: Backbone) -> tuple[tuple[str, ...], ...]:
         """Some architectures scale or cap their logits outside the head; they must not be served wrongly."""
         ids_BT = torch.tensor([[0, 1]], device=self.device)
-        with self.running():
+        with self.running(), seen_inputs(self.linears()) as seen:
             whole = self.model(input_ids=ids_BT, use_cache=False).logits[0].float()
             causal = torch.ones(2, 2, dtype=torch.bool, device=self.device).tril()[None, None]
             positions_BT = torch.tensor([[0, 1]], device=self.device)
@@ -90,6 +92,7 @@ class Twin:
                 f"The engine needs logits = head(hidden states), but {type(self.model).__name__} of {backbone.name!r} computes "
                 "them otherwise. Use another backbone or another engine."
             )
+        return seen.groups()
 
 
 def _refuse_other_attention(backbone: Backbone) -> None:
