@@ -14,7 +14,7 @@ from registry.canary_chain import (
     CanaryKind,
     CanaryRecord,
     Trail,
-    checked_entry,
+    check_share,
 )
 from registry.errors import CanaryMoved, CanaryRefused, NoCanary, PromotionRefused
 from registry.gate_report import GateReport
@@ -51,8 +51,13 @@ class CanaryLedger:
     def under_way(self) -> Canary | None:
         return self.history().trail.under_way(self.name)
 
-    def refuse_start(self, version: int) -> None:
+    def expected(self) -> Canary:
+        """What is under way; NoCanary when nothing is."""
+        return self._going()[1]
+
+    def refuse_start(self, version: int, share: float, shadow: bool) -> None:
         """What would be refused after a gate is refused before it."""
+        check_share(share, shadow)
         self._startable(self.history().trail, version)
 
     def start(
@@ -72,9 +77,10 @@ class CanaryLedger:
         As with a promotion: its gate passed under the name's policy, or it is overridden with a reason, which stays visible.
         """
         passed = self.champions.refuse_unpromotable(version, report, reason=reason, override=override)
+        check_share(share, shadow)
         trail = self.history().trail
         self._startable(trail, version)
-        entry = checked_entry(
+        entry = CanaryEntry(
             parent=trail.canary.number,
             champion_entry=trail.champion.number,
             adapter_version=version,
@@ -110,13 +116,21 @@ class CanaryLedger:
         return last.canary.number, last.canary.entry
 
     def finish(
-        self, report: GateReport | None, *, override: bool = False, reason: str = "", actor: str | None = None
+        self,
+        report: GateReport | None,
+        *,
+        override: bool = False,
+        reason: str = "",
+        actor: str | None = None,
+        expected: Canary | None = None,
     ) -> Recorded:
         """Makes the canary champion: a promotion like any other, refused like any other.
 
         Its end is written first: a rollback that another process writes at the same moment then wins or loses as a whole.
         """
         trail, canary = self._going()
+        if expected is not None and canary.id != expected.id:
+            raise self._moved(trail.canary)
         version = canary.release.version
         self.champions.refuse_unpromotable(version, report, reason=reason, override=override)
         self._append_next("finish", trail, reason, actor)
@@ -152,6 +166,8 @@ class CanaryLedger:
     def _append_next(self, kind: CanaryKind, trail: Trail, reason: str, actor: str | None, share: float | None = None) -> Trail:
         last = trail.canary.entry
         assert last is not None
+        if share is not None:
+            check_share(share, last.shadow)
         changes = {
             "parent": trail.canary.number,
             "kind": kind,
@@ -160,7 +176,7 @@ class CanaryLedger:
             "actor": actor or current_actor(),
             "created": _now(),
         }
-        return self._append(checked_entry(**{**last.model_dump(), **changes}), trail.canary)
+        return self._append(CanaryEntry.model_validate({**last.model_dump(), **changes}), trail.canary)
 
     def _append(self, entry: CanaryEntry, expected: CanaryHead) -> Trail:
         tags = {CANARY_TAG: entry.model_dump_json(), DIGEST_TAG: entry.chained(expected.digest)}

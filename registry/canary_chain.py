@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from registry.errors import CanaryRefused
 from registry.ledger_chain import CANARY_TAG, Head, as_head, fold
@@ -65,12 +65,6 @@ class CanaryEntry(BaseModel):
     gate_digest: str | None
     overridden: bool
     created: str  # UTC, ISO 8601
-
-    @model_validator(mode="after")
-    def _champion_keeps_a_part(self) -> CanaryEntry:
-        if not self.shadow and self.share > MAX_SHARE:
-            raise ValueError(f"a canary's share is at most {MAX_SHARE}, so that there is a champion to compare it with")
-        return self
 
     @property
     def is_under_way(self) -> bool:
@@ -158,12 +152,15 @@ class Trail:
         return Trail(champion, canary), records
 
 
-def checked_entry(**values: object) -> CanaryEntry:
-    """The entry, or CanaryRefused in a sentence."""
-    try:
-        return CanaryEntry.model_validate(values)
-    except ValidationError as error:
-        raise _refused(error) from error
+def check_share(share: float, shadow: bool) -> None:
+    """CanaryRefused for what is no share, or leaves too little to compare it with."""
+    if shadow and not 0 < share <= 1:
+        raise CanaryRefused(f"A shadow's share of the requests is above 0 and at most 1, but got {share:g}. Correct it.")
+    if not shadow and not 0 < share <= MAX_SHARE:
+        raise CanaryRefused(
+            f"A canary's share is above 0 and at most {MAX_SHARE:g}, so that there is a champion to compare it with, but got "
+            f"{share:g}. Correct it, or make it champion: `graftline canary finish NAME`."
+        )
 
 
 def checked_bounds(given: Bounds, **changes: float | None) -> Bounds:
@@ -172,15 +169,9 @@ def checked_bounds(given: Bounds, **changes: float | None) -> Bounds:
     try:
         return Bounds.model_validate({**given.model_dump(), **asked})
     except ValidationError as error:
-        raise _refused(error) from error
-
-
-def _refused(error: ValidationError) -> CanaryRefused:
-    first = error.errors()[0]
-    field = ".".join(map(str, first["loc"])) or "share"
-    found = first["input"].get("share") if isinstance(first["input"], dict) else first["input"]
-    rule = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return CanaryRefused(f"A canary's {field} does not fit: it must be {rule}, but got {found!r}. Correct it.")
+        first = error.errors()[0]
+        field, rule = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Input should be ")
+        raise CanaryRefused(f"A canary's {field} does not fit: it must be {rule}, but got {first['input']!r}.") from error
 
 
 def _judged(champion: Head, canary: CanaryHead, version: ModelVersion) -> CanaryRecord:

@@ -51,16 +51,16 @@ class LedgerReader:
     def __init__(self, tracking: Tracking, name: str) -> None:
         self._tracking, self._name = tracking, checked_name(name)
         self._seen = 0
-        self._trail = Trail()
+        self.trail = Trail()
 
     @property
     def head(self) -> Head:
-        return self._trail.champion
+        return self.trail.champion
 
     @property
     def canary(self) -> Canary | None:
         """What was under way at the last look."""
-        return self._trail.under_way(self._name)
+        return self.trail.under_way(self._name)
 
     def refresh(self) -> int:
         """The champion's version by the ledger, after one query for the newest entry; NoChampion before the first promotion."""
@@ -69,10 +69,10 @@ class LedgerReader:
             newest = client.search_model_versions(f"name='{ledger}'", max_results=1, order_by=["version_number DESC"])
             latest = int(newest[0].version) if newest else 0
             if latest < self._seen:  # entries were deleted: what is left is read afresh
-                self._seen, self._trail = 0, Trail()
+                self._seen, self.trail = 0, Trail()
             if latest > self._seen:
                 later = [newest[0]] if latest == self._seen + 1 else versions_after(client, ledger, self._seen)
-                self._trail, _ = self._trail.after(later)
+                self.trail, _ = self.trail.after(later)
                 self._seen = latest
         if self.head.adapter_version is None:
             raise no_champion(self._name)

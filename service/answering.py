@@ -13,6 +13,8 @@ from engine.engine import GenerationRequest
 from engine.profile import DecodingPolicy
 from service import meters
 from service.asgi import request_id
+from service.caller import caller_of
+from service.canary import sticky_key
 from service.decoding import branches_of, generating, narrowed
 from service.errors import ApiError
 from service.lease import Lease
@@ -24,10 +26,12 @@ from service.thoughts import traced
 from service.writing import Writing
 
 
-async def leased(parts: Parts, model: str) -> Lease:
-    """What the name means now; ApiError, counted, when it means nothing."""
+async def leased(parts: Parts, model: str, request: Request | None = None, user: str | None = None) -> Lease:
+    """What the name means now, for this request where a canary is under way; ApiError, counted, when it means nothing."""
     try:
-        return await parts.models.lease(model)
+        if request is None:
+            return await parts.models.lease(model)
+        return await parts.canaries.lease(model, sticky_key(caller_of(request).key, user, request_id(request)))
     except ApiError:
         meters.count_refusal()
         raise
@@ -52,7 +56,19 @@ def new_writing(
     body: ChatRequest | CompletionRequest,
     told: Mapping[str, JsonValue] | None = None,
 ) -> Writing:
-    """`told`: what is known already of how the reply is made."""
+    """`told`: what is known already of how the reply is made. Its end is counted, for its release and for a canary."""
+    writing = _writing(parts, lease, prompts, body, told)
+    parts.canaries.follow(writing, lambda other: _writing(parts, other, prompts, body))
+    return writing
+
+
+def _writing(
+    parts: Parts,
+    lease: Lease,
+    prompts: list[tuple[int, ...]],
+    body: ChatRequest | CompletionRequest,
+    told: Mapping[str, JsonValue] | None = None,
+) -> Writing:
     # What the release adds to the prompt takes its part of the context.
     engine, backbone, profile = parts.engine, parts.backbone, lease.served.profile
     context = backbone.context_length - lease.served.prompt_overhead

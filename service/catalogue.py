@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from adapters.backbone import Backbone
-from registry.errors import DamagedRelease, NoChampion, UnknownRelease
+from registry.canary import CanaryLedger
+from registry.canary_chain import Canary, Trail
+from registry.errors import DamagedRelease, NoCanary, NoChampion, UnknownRelease
 from registry.ledger import LedgerReader
 from registry.manifest import MANIFEST, file_digest, verify
 from registry.names import CHAMPION, ReleaseName, registered_names, resolve
@@ -17,6 +19,7 @@ from registry.release import Release, load_release
 from registry.tracking import Tracking
 
 INDEX = "index.json"
+SERVICE_ACTOR = "the service"  # whom the ledger names for what nobody asked for
 
 
 class Catalogue(Protocol):
@@ -24,6 +27,14 @@ class Catalogue(Protocol):
 
     def champions(self) -> Mapping[str, int | None]:
         """Every name that may be asked for, with the version that the ledger promoted; None: nothing was promoted."""
+        ...
+
+    def trails(self) -> Mapping[str, Trail]:
+        """What the look of `champions` has read of each name's canaries; asks nobody."""
+        ...
+
+    def roll_back_canary(self, canary: Canary, reason: str) -> None:
+        """Ends what is under way, by compare-and-set: CanaryMoved or NoCanary when it has ended already."""
         ...
 
     def resolve(self, reference: str) -> ReleaseName:
@@ -45,6 +56,12 @@ class RegistryCatalogue:
 
     def champions(self) -> Mapping[str, int | None]:
         return {name: self._champion(name) for name in self._names or registered_names(self._tracking)}
+
+    def trails(self) -> Mapping[str, Trail]:
+        return {name: reader.trail for name, reader in self._readers.items()}
+
+    def roll_back_canary(self, canary: Canary, reason: str) -> None:
+        CanaryLedger(self._tracking, canary.release.name).end("rollback", reason, actor=SERVICE_ACTOR, expected=canary)
 
     def resolve(self, reference: str) -> ReleaseName:
         return resolve(self._tracking, reference)
@@ -89,6 +106,12 @@ class FrozenCatalogue:
 
     def champions(self) -> Mapping[str, int | None]:
         return {release.name: release.version for release in self._releases}
+
+    def trails(self) -> Mapping[str, Trail]:
+        return {}
+
+    def roll_back_canary(self, canary: Canary, reason: str) -> None:
+        raise NoCanary(f"A Bento has no ledger, so that nothing in it can end {canary.release}. Build it again.")
 
     def resolve(self, reference: str) -> ReleaseName:
         name, _, selector = reference.partition("@")

@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from service import combining_cli, reading_cli
+from service.canary_cli import canary_app
 from service.keys_cli import audit_app, keys_app
 from service.options import Home, Json, TrackingUri, listed, numbers, seconds
 from service.policy_cli import policy_app
@@ -31,6 +32,7 @@ app.add_typer(backbone_app, name="backbone")
 app.add_typer(steering_app)
 app.add_typer(policy_app)
 app.add_typer(sae_app, name="sae")
+app.add_typer(canary_app, name="canary")
 app.add_typer(router_app, name="router")
 app.add_typer(keys_app, name="keys")
 app.add_typer(audit_app)

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adapters.adapter_router import AdapterRouter
+
+if TYPE_CHECKING:
+    from service.canary import Draw
 
 
 def served_id(name: str) -> str:
@@ -35,10 +39,11 @@ class Slot:
 
 
 class Lease:
-    """Keeps a release loaded while a request runs on it."""
+    """Keeps a release loaded while a request runs on it. `draw` is the side of a canary that the request was drawn for."""
 
     def __init__(self, slot: Slot, give_back: Callable[[Slot], None]) -> None:
         self.served = slot.served
+        self.draw: Draw | None = None
         self._slot: Slot | None = slot
         self._give_back = give_back
 

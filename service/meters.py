@@ -43,6 +43,10 @@ TOKEN_TIME = Histogram(
     registry=SERIES,
 )
 RUNNING = Gauge("graftline_running_rows", "Completions being written now", ["model"], registry=SERIES)
+ROLLBACKS = Counter("graftline_canary_rollbacks", "Canaries that this process took the traffic from", ["model"], registry=SERIES)
+MIRRORED = Counter(
+    "graftline_mirrored_requests", "Requests for a shadow by how they ended", ["model", "outcome"], registry=SERIES
+)
 
 _BY_MODEL: tuple[MetricWrapperBase, ...] = (
     REQUESTS,

@@ -7,7 +7,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +18,7 @@ from adapters.errors import AdapterError
 from engine.engine import Engine, EngineError
 from engine.inspect import inspector
 from engine.profile import Profile
+from registry.canary_chain import Canary, Trail
 from registry.errors import NoRoom, RegistryError, RegistryUnreachable
 from registry.manifest import MANIFEST, file_digest
 from registry.names import CHAMPION, ReleaseName
@@ -63,6 +64,7 @@ class ServedModels:
         catalogue: Catalogue,
         max_loaded: int = 16,
         clock: Callable[[], float] = time.monotonic,
+        trails: Callable[[], Mapping[str, Trail]] = dict,
     ) -> None:
         self._engine, self._catalogue, self._clock = engine, catalogue, clock
         self._frozen, self._max_loaded = backbone, max_loaded
@@ -76,6 +78,8 @@ class ServedModels:
         self._refused: dict[ReleaseName, Refusal] = {}
         self._named: dict[str, Slot] = {}  # adapters that were loaded under a name of their own
         self._leaving: list[Slot] = []  # of those, the ones that are unloaded once their last request is done
+        self._trails: dict[str, Trail] = {}  # what the ledger says of canaries
+        self._read_trails = trails
         self._registry_problem: str | None = "not asked yet"
 
     @property
@@ -106,8 +110,12 @@ class ServedModels:
         for name, version in known.items():
             if version is not None:
                 self._promote(ReleaseName(name, version))
+        trails = dict(self._read_trails())
+        for canary in _under_way(trails).values():
+            if not self.holds(canary.release):
+                self._load(canary.release, as_champion=False)
         with self._state:
-            self._known, self._registry_problem = known, None
+            self._known, self._registry_problem, self._trails = known, None, trails
             self._aliases = aliases
             for name in set(self._champions) - {name for name, version in known.items() if version is not None}:
                 del self._champions[name]
@@ -122,6 +130,29 @@ class ServedModels:
             if slot is None:
                 raise self._unavailable(release)
         return Lease(slot, self._give_back)
+
+    def is_registered(self, name: str) -> bool:
+        """Whether the registry knows the name, promoted or not."""
+        with self._state:
+            return name in self._known
+
+    def canary(self, name: str) -> Canary | None:
+        """What stands beside the name's champion by the ledger, loaded or not; None for a version, an alias or the backbone."""
+        trail = self._trails.get(name)
+        return None if trail is None else trail.under_way(name)
+
+    def trail(self, name: str) -> Trail | None:
+        return self._trails.get(name)
+
+    def holds(self, release: ReleaseName) -> bool:
+        with self._state:
+            return release in self._slots
+
+    def refusal(self, release: ReleaseName) -> str | None:
+        """Why the release is not loaded, where it was tried."""
+        with self._state:
+            refusal = self._refused.get(release)
+            return None if refusal is None else refusal.reason
 
     def ids(self) -> list[str]:
         """What may be asked for by name: the backbone and every name with a champion that is loaded."""
@@ -292,8 +323,8 @@ class ServedModels:
         """Blocks. Unloads what is no champion and has no rows: at once, or when too many are kept for their versions' sake."""
         with self._loading:
             with self._state:
-                champions = set(self._champions.values())
-                idle = [release for release, slot in self._slots.items() if slot.uses == 0 and release not in champions]
+                held = {*self._champions.values(), *(canary.release for canary in _under_way(self._trails).values())}
+                idle = [release for release, slot in self._slots.items() if slot.uses == 0 and release not in held]
                 kept = sorted((r for r in idle if self._slots[r].is_kept), key=lambda r: self._slots[r].last_use, reverse=True)
                 surplus = [release for release in idle if release not in kept[: self._max_loaded]]
                 gone = {release: self._slots.pop(release) for release in surplus}
@@ -342,6 +373,11 @@ class ServedModels:
     def _unavailable(self, release: ReleaseName) -> ApiError:
         with self._state:
             return _unavailable(str(release), self._refused.get(release))
+
+
+def _under_way(trails: Mapping[str, Trail]) -> dict[str, Canary]:
+    found = {name: trail.under_way(name) for name, trail in trails.items()}
+    return {name: canary for name, canary in found.items() if canary is not None}
 
 
 def _unavailable(release: str, refusal: Refusal | None) -> ApiError:

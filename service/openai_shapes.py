@@ -98,6 +98,7 @@ class _Request(BaseModel):
     stream: bool = False
     stream_options: StreamOptions | None = None
     decoding: Decoding = Decoding()
+    user: str | None = Field(default=None, max_length=512)  # whose requests one side of a canary answers
     cache_salt: str = Field(default="", max_length=256)
     """Requests of different salts share nothing of what is kept of their prompts."""
 

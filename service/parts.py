@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from adapters.backbone import Backbone
 from engine.engine import Engine
 from service.audit import AuditLog
+from service.canary import Canaries
 from service.models import ServedModels
 from service.run_time import RunTimeAdapters
 from service.settings import Settings
@@ -24,6 +25,7 @@ class Parts:
     engine: Engine
     models: ServedModels
     audit: AuditLog
+    canaries: Canaries
     run_time: RunTimeAdapters
     started_at: int  # seconds since 1970
 

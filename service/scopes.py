@@ -46,6 +46,7 @@ TABLE: tuple[Rule, ...] = (
     # What a client of the OpenAI shape asks for.
     _rule("GET", "/v1/models", COMPLETE),
     _rule("GET", "/v1/models/{model:path}", COMPLETE),
+    _rule("GET", "/v1/releases/{name}", COMPLETE),
     _rule("POST", "/v1/chat/completions", COMPLETE),
     _rule("POST", "/v1/completions", COMPLETE),
     _rule("POST", "/tokenize", COMPLETE),

@@ -17,6 +17,8 @@ from registry.tracking import Tracking
 from service import request_log, spans
 from service.access import Access
 from service.audit import AuditLog
+from service.canary import Canaries
+from service.canary_shadow import Shadows
 from service.catalogue import Catalogue, FrozenCatalogue, RegistryCatalogue
 from service.keys import KeyStore
 from service.meters import Forgetting
@@ -41,13 +43,14 @@ def start(settings: Settings) -> Parts:
         prefill_chunk_tokens=settings.prefill_chunk_tokens,
         max_prefix_tokens=settings.max_prefix_tokens,
     )
-    models = ServedModels(engine, backbone, catalogue, settings.max_loaded)
+    models = ServedModels(engine, backbone, catalogue, settings.max_loaded, trails=catalogue.trails)
     models.refresh()
+    canaries = Canaries(models, Shadows(models, engine, settings.max_rows), catalogue.roll_back_canary)
     limits = Limits(settings.max_adapter_bytes, settings.max_lora_rank)
     directory = settings.adapter_directory
     run_time = RunTimeAdapters(engine, backbone, catalogue, models, directory, limits, settings.max_named_adapters)
     audit = AuditLog(home_directory(settings.home))
-    return Parts(settings, backbone, engine, models, audit, run_time, int(time.time()))
+    return Parts(settings, backbone, engine, models, audit, canaries, run_time, int(time.time()))
 
 
 def open_parts(settings: Settings) -> tuple[Backbone, Catalogue]:
@@ -67,7 +70,13 @@ async def running(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
     app.state.access.announce()
     parts = await asyncio.to_thread(start, settings)
     app.state.parts = parts
-    beside = [asyncio.create_task(work) for work in (parts.models.follow(settings.poll_s), forget(parts.models))]
+    works = (
+        parts.models.follow(settings.poll_s),
+        forget(parts.models),
+        parts.canaries.watch(),
+        parts.canaries.shadows.run(),
+    )
+    beside = [asyncio.create_task(work) for work in works]
     app.state.beside = beside
     try:
         yield

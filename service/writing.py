@@ -38,6 +38,7 @@ class Writing:
     first_token_s: float | None = None  # from `started`; None until one is there
     ended_s: float | None = None
     outcome: str = "cancelled"
+    at_end: list[Callable[[], None]] = field(default_factory=list)  # called once, when all is known
 
     @property
     def model(self) -> str:
@@ -132,6 +133,11 @@ class Writing:
         per_choice = self.generated_tokens / rows
         if self.first_token_s is not None and per_choice > 1:
             meters.TOKEN_TIME.labels(self.model).observe((self.ended_s - self.first_token_s) / (per_choice - 1))
+        for told in self.at_end:
+            try:
+                told()
+            except Exception:  # what counts a request does not break it
+                log.exception("A request on %s ended, and could not be counted", self.model)
         self.lease.release()
 
 

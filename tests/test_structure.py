@@ -105,6 +105,8 @@ def test_commands_in_the_readme_exist() -> None:
         ["publish"],
         ["promote"],
         ["rollback"],
+        ["canary", "start"],
+        ["canary", "status"],
         ["status"],
         ["merge"],
         ["softcot-arms"],

@@ -69,26 +69,15 @@ def promote(
     as_json: bool,
 ) -> int:
     """0 when promoted, 1 when the gate did not pass. An undecided gate of the release is continued."""
-    from adapters.backbone import Backbone
-    from engine.torch_engine import TorchEngine
-    from tuning.gating import Subject, gate_settings, recipe_policy
-
-    checked_seconds(time_budget_s)
     place = home_directory(home)
+    checked_seconds(time_budget_s)
     tracking = Tracking.at(place, tracking_uri).existing()
-    named = resolve(tracking, reference)
-    _refuse_early(tracking, named, override, reason)
-    release = load_release(tracking, named.name, named.version)
-    ledger = Ledger(tracking, release.name)
-    head = ledger.head()
-    subject = Subject(str(release.full_name), release.directory, release.manifest)
-    policy = gate_policy(tracking, release.name, recipe_policy(subject.recipe), gate_file, reason)
-    backbone = Backbone.load(release.manifest.backbone.name)
-    _check_backbone(release, backbone.fingerprint)
-    engine = TorchEngine(backbone, max_rows=64, precision=subject.recipe.evaluation.precision)
-    settings = gate_settings(policy, time_budget_s=time_budget_s)
     console = Console(stderr=as_json, markup=False, width=None if sys.stdout.isatty() else 140)
-    report = gate_release(tracking, release, engine, backbone, settings, policy, place, console)
+    named = resolve(tracking, reference)
+    refuse_early(tracking, named, override, reason)
+    ledger = Ledger(tracking, named.name)
+    head = ledger.head()
+    release, report = gated(tracking, named, reason, time_budget_s, gate_file, place, console)
     promoted = report.passed or override
     if promoted:
         ledger.promote(release.version, report, reason=reason, override=override, expected_head=head)
@@ -101,6 +90,30 @@ def promote(
             f"{release.full_name} is the champion of {release.name}" if promoted else f"{release.full_name} was not promoted"
         )
     return 0 if promoted else 1
+
+
+def gated(
+    tracking: Tracking,
+    named: ReleaseName,
+    reason: str,
+    time_budget_s: float | None,
+    gate_file: Path | None,
+    home: Path,
+    console: Console,
+) -> tuple[Release, GateReport]:
+    """The release behind the name and its gate's report, after running or continuing the gate under the name's policy."""
+    from adapters.backbone import Backbone
+    from engine.torch_engine import TorchEngine
+    from tuning.gating import Subject, gate_settings, recipe_policy
+
+    release = load_release(tracking, named.name, named.version)
+    subject = Subject(str(release.full_name), release.directory, release.manifest)
+    policy = gate_policy(tracking, release.name, recipe_policy(subject.recipe), gate_file, reason)
+    backbone = Backbone.load(release.manifest.backbone.name)
+    _check_backbone(release, backbone.fingerprint)
+    engine = TorchEngine(backbone, max_rows=64, precision=subject.recipe.evaluation.precision)
+    settings = gate_settings(policy, time_budget_s=time_budget_s)
+    return release, gate_release(tracking, release, engine, backbone, settings, policy, home, console)
 
 
 def gate_release(
@@ -303,7 +316,7 @@ def _alpha(report: GateReport) -> str:
     return f"alpha {report.settings.candidate_alpha:.2g} a bound{begun}"
 
 
-def _refuse_early(tracking: Tracking, named: ReleaseName, override: bool, reason: str) -> None:
+def refuse_early(tracking: Tracking, named: ReleaseName, override: bool, reason: str) -> None:
     """What would be refused after the gate is refused before it; and a gate that failed is not run again until it passes."""
     from registry.verdicts import report_of_same_files
 

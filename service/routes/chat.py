@@ -21,7 +21,7 @@ router = APIRouter(route_class=JsonRoute)
 
 @router.post("/v1/chat/completions")
 async def chat(parts: PartsHere, request: Request, body: ChatRequest) -> Response:
-    lease = await leased(parts, body.model)
+    lease = await leased(parts, body.model, request, body.user)
     with released_on_failure(lease):
         prompt = await read_chat(parts.backbone, body, lease.served.prompt_overhead)
         told = await dispatch(parts, lease, [prompt.ids])

@@ -20,7 +20,7 @@ router = APIRouter(route_class=JsonRoute)
 
 @router.post("/v1/completions")
 async def complete(parts: PartsHere, request: Request, body: CompletionRequest) -> Response:
-    lease = await leased(parts, body.model)
+    lease = await leased(parts, body.model, request, body.user)
     with released_on_failure(lease):
         prompts = await read_prompts(parts.backbone, body.prompts, lease.served.prompt_overhead)
         told = await dispatch(parts, lease, prompts)
