@@ -65,7 +65,7 @@ def new_writing(
 def _writing(
     parts: Parts,
     lease: Lease,
-    prompts: list[tuple[int, ...]],
+    prompts: Sequence[ReadPrompt],
     body: ChatRequest | CompletionRequest,
     told: Mapping[str, JsonValue] | None = None,
 ) -> Writing:
