@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
 from engine.grammar import Grammar
 from engine.token_rules import MAX_TOP_LOGPROBS as MAX_TOP_LOGPROBS
@@ -30,6 +30,10 @@ class PromptTooLong(EngineError, ValueError):
 
 class TimedOut(EngineError):
     """A request was past its deadline: nothing more is computed for it."""
+
+
+class EngineDied(EngineError):
+    """Nothing is computed any more, for nobody: the process must be started again."""
 
 
 class NotFinite(EngineError):
@@ -259,4 +263,14 @@ class Engine(Completes, Protocol):
 
     def close(self) -> None:
         """Ends what runs, each with an error, and gives back what the engine holds."""
+        ...
+
+
+@runtime_checkable
+class Mortal(Protocol):
+    """An engine that another process computes for: it may end while this one lives."""
+
+    @property
+    def death(self) -> str | None:
+        """Why every request is refused from now on; None while it lives."""
         ...

@@ -12,7 +12,7 @@ from service.front import Front
 from service.meters import exposition
 from service.parts import Parts
 from service.settings import Settings
-from service.startup import is_ready, running
+from service.startup import is_alive, is_ready, running
 
 app = new_application()
 settings = Settings.from_environment()
@@ -40,6 +40,9 @@ class Graftline:
 
     async def __is_ready__(self) -> bool:
         return is_ready(app)
+
+    async def __is_alive__(self) -> bool:
+        return is_alive(app)
 
     async def __metrics__(self, text: str) -> str:
         parts: Parts = app.state.parts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -334,13 +334,17 @@ def serve(
     backbone: Annotated[
         str | None, typer.Option(help="Backbone to serve [default: $GRAFTLINE_BACKBONE, else smollm2-135m-reasoner].")
     ] = None,
+    engine: Annotated[
+        Literal["torch", "vllm"] | None,
+        typer.Option(help="torch, or vllm where it is installed [default: $GRAFTLINE_ENGINE, else torch]."),
+    ] = None,
     home: Home = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Serve the backbone and every champion over HTTP in the OpenAI shape; promotions are picked up while it runs."""
     from service.commands.serve import serve as run
 
-    raise typer.Exit(run(host, port, backbone, home, tracking_uri, is_open))
+    raise typer.Exit(run(host, port, backbone, engine, home, tracking_uri, is_open))
 
 
 @app.command()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from engine.vllm.options import VLLMOptions
 from service.request_log import Format, Level
 
 PREFIX = "GRAFTLINE_"
@@ -27,6 +29,8 @@ class Settings(BaseModel):
     backbone: str = "smollm2-135m-reasoner"
     device: str | None = None
     """None: CUDA when there is one, else the CPU."""
+    engine: Literal["torch", "vllm"] = "torch"
+    """torch runs in this process and takes every kind of release; vllm needs vLLM installed, and takes LoRA and soft thoughts."""
     home: Path = Path(".graftline")
     tracking_uri: str | None = None
     """None: the SQLite store in the home directory."""
@@ -54,6 +58,18 @@ class Settings(BaseModel):
     """Of an adapter that is named by a path."""
     max_named_adapters: int = Field(default=64, ge=0)
     """Adapters that are loaded over HTTP at a time."""
+    vllm_max_loras: int = Field(default=8, ge=1)
+    """Different adapters in one batch of vLLM."""
+    vllm_max_lora_rank: int = 64
+    """1, 8, 16, 32, 64, 128, 256, 320 or 512: what vLLM reserves memory for, however small the adapters are."""
+    vllm_gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    """Of the GPU, for vLLM's weights and cache; the service's own copy of the backbone comes on top unless it is on the CPU."""
+    vllm_max_model_len: int | None = Field(default=None, ge=16)
+    """Tokens of a prompt and its completion; None: the backbone's context."""
+    vllm_cache_gib: float | None = Field(default=None, gt=0)
+    """Of vLLM's key-value cache; None: what is left of a GPU, 1 on a CPU."""
+    vllm_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: the backbone's, and bfloat16 where that is float32 on a device that computes bfloat16 fast."""
     request_timeout_s: float = Field(default=600.0, gt=0)
     host: str = "127.0.0.1"
     """Beyond this machine it must be `open`, or keys must have been made."""
@@ -74,6 +90,11 @@ class Settings(BaseModel):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("vllm_max_lora_rank")
+    @classmethod
+    def _one_that_vllm_reserves(cls, value: int) -> int:
+        return VLLMOptions(max_lora_rank=value).max_lora_rank
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:

@@ -11,7 +11,7 @@ import torch
 from fastapi import FastAPI
 
 from adapters.backbone import Backbone
-from engine.torch_engine import TorchEngine
+from engine.engine import Mortal
 from registry.home import home_directory
 from registry.tracking import Tracking
 from service import request_log, spans
@@ -20,6 +20,7 @@ from service.audit import AuditLog
 from service.canary import Canaries
 from service.canary_shadow import Shadows
 from service.catalogue import Catalogue, FrozenCatalogue, RegistryCatalogue
+from service.engines import engine_of
 from service.keys import KeyStore
 from service.meters import Forgetting
 from service.models import ServedModels
@@ -36,13 +37,7 @@ def start(settings: Settings) -> Parts:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     backbone, catalogue = open_parts(settings)
-    engine = TorchEngine(
-        backbone,
-        max_rows=settings.max_rows,
-        max_cache_tokens=settings.max_cache_tokens,
-        prefill_chunk_tokens=settings.prefill_chunk_tokens,
-        max_prefix_tokens=settings.max_prefix_tokens,
-    )
+    engine = engine_of(settings, backbone)
     models = ServedModels(engine, backbone, catalogue, settings.max_loaded, trails=catalogue.trails)
     models.refresh()
     canaries = Canaries(models, Shadows(models, engine, settings.max_rows), catalogue.roll_back_canary)
@@ -99,4 +94,10 @@ async def forget(models: ServedModels) -> None:
 def is_ready(app: FastAPI) -> bool:
     """Started, and nothing that must run beside the endpoints has ended."""
     beside: list[asyncio.Task[None]] | None = getattr(app.state, "beside", None)
-    return beside is not None and not any(task.done() for task in beside)
+    return beside is not None and not any(task.done() for task in beside) and is_alive(app)
+
+
+def is_alive(app: FastAPI) -> bool:
+    """False once nothing but another process can help: the engine's own has ended. True while it starts."""
+    parts: Parts | None = getattr(app.state, "parts", None)
+    return parts is None or not isinstance(parts.engine, Mortal) or parts.engine.death is None

@@ -20,6 +20,7 @@ from tuning.continuing import check_start, started
 from tuning.measurable import not_measurable
 from tuning.plan import data_digest, training_examples
 from tuning.recipe import Recipe
+from tuning.servable import check_servable
 from tuning.usable import check_lengths, check_usable
 
 
@@ -40,6 +41,7 @@ class Ground:
         check_usable(recipe, domain, examples)
         check_lengths(recipe, backbone, examples)
         check_start(recipe, backbone)
+        check_servable(recipe, backbone)
         return cls(backbone, domain, examples, not_measurable(recipe, backbone, cache, on_admission))
 
     def digest(

@@ -16,6 +16,7 @@ from adapters.lora import LoRASpec
 from adapters.softcot import SoftCoTSpec
 from adapters.spec import Choices, Range, Spec
 from adapters.steering import SteeringSpec
+from engine.vllm.options import MAX_RANK
 from registry.names import checked_name
 from tuning.errors import BadRecipe
 from tuning.methods import METHODS
@@ -133,6 +134,7 @@ class Recipe(Spec):
 
     name: str  # of a folder, a study and a registered model
     backbone: str = "smollm2-135m-reasoner"
+    engine: Literal["torch", "vllm"] = "torch"  # that is to serve it: vllm keeps a sweep from choosing what vLLM refuses
     domain: str  # a built-in task, or the path of a task's TOML
     protected: tuple[str, ...] = Field(default=(*REASONING_FAMILIES, "grammar", "text"), min_length=1)
     adapter: AdapterRecipe = AdapterRecipe()
@@ -186,6 +188,8 @@ class Recipe(Spec):
                     f"search and ranges name searchable fields, but {field!r} is none. Known: {', '.join(sorted(known))}."
                 )
         METHODS[self.method.name].check_kind(self.adapter.kind)
+        if self.engine == "vllm":
+            _check_vllm(self.adapter)
         chains = self.adapter.softcot.num_chains if "softcot" in self.adapter.kind.split("+") else 1
         if chains > 1 and self.methods() != (SOFTCOT,):
             raise ValueError(
@@ -279,7 +283,20 @@ class Recipe(Spec):
             raise BadRecipe(in_one_sentence(error)) from error
 
     def digest(self) -> str:
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+        told = self.model_dump(mode="json")
+        if self.engine == "torch":
+            del told["engine"]  # it narrows nothing: a recipe that names no engine is the same one
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _check_vllm(adapter: AdapterRecipe) -> None:
+    """What a backbone says of it stands in tuning.servable."""
+    if adapter.kind == "steering":
+        raise ValueError('engine = "vllm" serves LoRA and soft thoughts, but adapter.kind is \'steering\'. Set engine = "torch".')
+    if adapter.lora.rank > MAX_RANK:
+        raise ValueError(
+            f'engine = "vllm" serves a rank of at most {MAX_RANK}, but adapter.lora.rank is {adapter.lora.rank}. Lower it.'
+        )
 
 
 def _usual_search(values: dict[str, Any]) -> tuple[str, ...]:
@@ -339,6 +356,8 @@ def search_marks(method: str) -> dict[str, Range | Choices]:
 def narrowed(recipe: Recipe, field: str, method: str) -> Range | Choices:
     """The spec's range, or the recipe's narrower one."""
     mark, given = search_marks(method)[field], recipe.ranges.get(field)
+    if field == "adapter.lora.rank" and recipe.engine == "vllm" and isinstance(mark, Range):
+        mark = Range(mark.low, min(mark.high, MAX_RANK), mark.log)
     if given is None:
         return mark
     if isinstance(mark, Choices):

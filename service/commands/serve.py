@@ -11,12 +11,25 @@ from service.serve import serve as serve_settings
 from service.settings import Settings
 
 
-def serve(host: str, port: int, backbone: str | None, home: Path | None, tracking_uri: str | None, is_open: bool = False) -> int:
+def serve(
+    host: str,
+    port: int,
+    backbone: str | None,
+    engine: str | None,
+    home: Path | None,
+    tracking_uri: str | None,
+    is_open: bool = False,
+) -> int:
     """Becomes the server; what is not given comes from GRAFTLINE_* variables."""
     from adapters.backbone import sources_of
+    from service.engines import vllm_options
 
-    settings = _settings(host=host, port=port, backbone=backbone, home=home_directory(home), tracking_uri=tracking_uri)
+    settings = _settings(
+        host=host, port=port, backbone=backbone, engine=engine, home=home_directory(home), tracking_uri=tracking_uri
+    )
     settings = settings.model_copy(update={"open": is_open or settings.open})
+    if settings.engine == "vllm":
+        vllm_options(settings)
     sources_of(settings.backbone)  # a server that cannot start would be started again and again
     check_address(host, port)
     refuse_open(host, settings.home, settings.open)

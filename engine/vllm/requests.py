@@ -1,0 +1,132 @@
+"""A request in vLLM's words: what it reads, and how it draws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from uuid import uuid4
+
+import torch
+from vllm import SamplingParams
+from vllm.inputs import EmbedsPrompt, TokensPrompt
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+from adapters.adapter import Prompt
+from engine.decoding.intervention import CannotRun
+from engine.engine import GenerationRequest
+from engine.grammar import Grammar
+from engine.profile import DecodingPolicy
+from engine.vllm.chosen import FIELD, Asked
+
+# Legend: T tokens, H hidden
+
+_TAIL = 64  # tokens of a prompt, of which the last may begin a chain of thought
+
+
+def prompt_of(prompt: Prompt, salt: str, dtype: torch.dtype) -> TokensPrompt | EmbedsPrompt:
+    """`salt` keeps what one content has read from every other's prefixes, beside what vLLM does for a LoRA by its name."""
+    if prompt.soft_KH is None:
+        return TokensPrompt(prompt_token_ids=list(prompt.ids), cache_salt=salt)
+    count, (num_soft, width) = len(prompt.ids), prompt.soft_KH.shape
+    soft = slice(prompt.soft_at, prompt.soft_at + num_soft)
+    embeds_TH = torch.zeros(count, width, dtype=dtype)
+    embeds_TH[soft] = prompt.soft_KH.detach().to("cpu", dtype)
+    is_token = [not soft.start <= place < soft.stop for place in range(count)]
+    return EmbedsPrompt(
+        prompt_embeds=embeds_TH, prompt_token_ids=list(prompt.ids), prompt_is_token_ids=is_token, cache_salt=salt
+    )
+
+
+def params_of(request: GenerationRequest, policy: DecodingPolicy, ends: frozenset[int], seed: int | None) -> SamplingParams:
+    """Under a policy's interventions our processor draws, and vLLM takes the one token that it leaves."""
+    temperature = policy.temperature if request.temperature is None else request.temperature
+    top_p = policy.top_p if request.top_p is None else request.top_p
+    if temperature < 0 or not math.isfinite(temperature) or not 0 < top_p <= 1:
+        raise ValueError(
+            f"`temperature >= 0` and `0 < top_p <= 1` must hold, but got {temperature=}, {top_p=}. "
+            "Use temperature 0 for greedy and top_p 1 for all tokens."
+        )
+    common = {
+        "max_tokens": max(1, request.max_new_tokens),
+        "min_tokens": request.min_new_tokens,
+        "stop_token_ids": sorted(ends),
+        "ignore_eos": True,  # the ends are those above
+        "logprobs": request.top_logprobs,
+        "prompt_logprobs": request.num_prompt_logprobs,
+        "logit_bias": dict(request.logit_bias) or None,
+        "structured_outputs": None if request.grammar is None else _held_to(request.grammar, request),
+        "detokenize": False,
+        "output_kind": RequestOutputKind.DELTA,
+    }
+    if policy.interventions:
+        refuse_both(request)
+        asked = Asked(
+            key=uuid4().hex,
+            policy=policy.model_copy(update={"branches": None, "tracing": None}),
+            prompt_ids=request.prompt_ids[-_TAIL:],
+            begun_ids=request.begun_ids,
+            max_new_tokens=request.max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed or 0,
+        )
+        return SamplingParams(temperature=0.0, extra_args=extra(asked), **common)
+    return SamplingParams(
+        temperature=temperature,
+        top_p=top_p,
+        top_k=request.top_k,
+        min_p=request.min_p,
+        seed=seed,
+        repetition_penalty=request.repetition_penalty,
+        frequency_penalty=request.frequency_penalty,
+        presence_penalty=request.presence_penalty,
+        **common,
+    )
+
+
+def forcing(ids: tuple[int, ...], *, reads_prompt: bool) -> SamplingParams:
+    """These tokens stand, and are told with the log-probabilities that the model gave them."""
+    return SamplingParams(
+        temperature=0.0,
+        max_tokens=len(ids),
+        ignore_eos=True,
+        logprobs=0,
+        prompt_logprobs=0 if reads_prompt else None,
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+        extra_args=extra(Asked(key=uuid4().hex, forced_ids=ids)),
+    )
+
+
+def extra(asked: Asked) -> Mapping[str, str]:
+    return {FIELD: asked.model_dump_json(exclude_defaults=True)}
+
+
+def refuse_both(request: GenerationRequest) -> None:
+    """CannotRun for what a row under a policy's interventions cannot have besides."""
+    given = {
+        "repetition_penalty": request.repetition_penalty != 1,
+        "frequency_penalty": bool(request.frequency_penalty),
+        "presence_penalty": bool(request.presence_penalty),
+        "top_k": bool(request.top_k),
+        "min_p": bool(request.min_p),
+    }
+    if named := [name for name, is_given in given.items() if is_given]:
+        raise CannotRun(
+            f"On vLLM a reply under `tip` or `budget` is drawn by temperature and top_p alone, but {', '.join(named)} was asked "
+            "for. Leave that out, or ask a release without them."
+        )
+
+
+def _held_to(grammar: Grammar, request: GenerationRequest) -> StructuredOutputsParams:
+    if request.begun_ids:
+        raise CannotRun("On vLLM a grammar holds a reply from its first token, but this one is begun already. Leave one out.")
+    match grammar.kind:
+        case "json_schema":
+            return StructuredOutputsParams(json=grammar.texts[0])
+        case "json_object":
+            return StructuredOutputsParams(json_object=True)
+        case "regex":
+            return StructuredOutputsParams(regex=grammar.texts[0])
+        case "choice":
+            return StructuredOutputsParams(choice=list(grammar.texts))
