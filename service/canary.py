@@ -15,6 +15,7 @@ from registry.canary_chain import Canary, CanaryEntry, Trail
 from registry.errors import CanaryMoved, NoCanary, RegistryError
 from registry.names import ReleaseName
 from service import meters
+from service.audit import AuditLog, AuditUnavailable
 from service.canary_counts import Ending, Monitor, ReleaseCounts
 from service.canary_shadow import Again, Heard, Mirrored, Shadows
 from service.errors import ApiError
@@ -197,6 +198,20 @@ class Canaries:
             "seen": seen.wire(),
             **({"mirror": self.shadows.wire(canary)} if canary.shadow else {}),
         }
+
+
+def recorded_rollback(write: EndByRollback, audit: AuditLog) -> EndByRollback:
+    """Into the ledger, and then the audit log. A log that cannot be written keeps no broken release in service."""
+
+    def roll_back(canary: Canary, reason: str) -> None:
+        write(canary, reason)
+        try:
+            with audit.by_service("canary.rollback", str(canary.release)) as act:
+                act.detail["reason"] = reason
+        except AuditUnavailable as error:
+            log.error("The rollback of %s is in the ledger, but not in the audit log: %s", canary.release, error.message)
+
+    return roll_back
 
 
 def position_digest(release: ReleaseName, key: str) -> bytes:

@@ -41,13 +41,15 @@ class Heard:
     @classmethod
     def through(cls, writing: Writing) -> Heard:
         heard, generate = cls(writing.requests, [""] * len(writing.requests)), writing.generate
-        places = {id(request): place for place, request in enumerate(writing.requests)}
+        places: dict[int, list[int]] = {}  # several, where one request is asked as several choices
+        for place, request in enumerate(writing.requests):
+            places.setdefault(id(request), []).append(place)
 
         async def listening(request: GenerationRequest) -> AsyncIterator[Delta]:
-            stream = generate(request)
+            place, stream = places[id(request)].pop(0), generate(request)
             async with closed_at_the_end(stream):
                 async for delta in stream:
-                    heard.texts[places[id(request)]] += delta.text
+                    heard.texts[place] += delta.text
                     yield delta
 
         writing.generate = listening
@@ -83,6 +85,15 @@ class Agreement:
         }
 
 
+@dataclass
+class Tally:
+    """Of one shadow: how its requests ended, and how its greedy replies compare."""
+
+    id: int
+    outcomes: Counter[str] = field(default_factory=Counter)
+    greedy: Agreement = field(default_factory=Agreement)
+
+
 @dataclass(frozen=True)
 class Mirrored:
     canary: Canary
@@ -98,8 +109,7 @@ class Shadows:
     def __init__(self, models: ServedModels, engine: Engine, max_rows: int) -> None:
         self._models, self._engine, self._max_rows = models, engine, max_rows
         self._waiting: asyncio.Queue[Mirrored] = asyncio.Queue(MAX_WAITING)
-        self._outcomes: dict[int, Counter[str]] = {}
-        self._agreements: dict[int, Agreement] = {}
+        self._tallies: dict[str, Tally] = {}  # by name, of its latest shadow
 
     def offer(self, mirrored: Mirrored) -> None:
         try:
@@ -118,9 +128,8 @@ class Shadows:
                 log.exception("A request could not be mirrored on %s", mirrored.canary.release)
 
     def wire(self, canary: Canary) -> dict[str, JsonValue]:
-        outcomes = self._outcomes.get(canary.id, Counter())
-        agreement = self._agreements.get(canary.id, Agreement())
-        return {"waiting": self._waiting.qsize(), "outcomes": dict(sorted(outcomes.items())), "greedy": agreement.wire()}
+        tally = self._tally(canary)
+        return {"waiting": self._waiting.qsize(), "outcomes": dict(sorted(tally.outcomes.items())), "greedy": tally.greedy.wire()}
 
     async def _mirror(self, mirrored: Mirrored) -> None:
         canary = mirrored.canary
@@ -169,7 +178,7 @@ class Shadows:
             return
         mirrored.note(ending)
         if not ending.failed and mirrored.heard.is_greedy and all(map(_is_greedy, copy.requests)):
-            self._agreements.setdefault(canary.id, Agreement()).add(copy.texts, mirrored.heard.texts)
+            self._tally(canary).greedy.add(copy.texts, mirrored.heard.texts)
 
     @property
     def _has_room(self) -> bool:
@@ -177,8 +186,14 @@ class Shadows:
         return not stats.waiting and stats.running <= self._max_rows * MAX_BUSY
 
     def _count(self, canary: Canary, outcome: str) -> None:
-        self._outcomes.setdefault(canary.id, Counter())[outcome] += 1
+        self._tally(canary).outcomes[outcome] += 1
         meters.MIRRORED.labels(str(canary.release), outcome).inc()
+
+    def _tally(self, canary: Canary) -> Tally:
+        known = self._tallies.get(canary.release.name)
+        if known is None or known.id < canary.id:
+            known = self._tallies[canary.release.name] = Tally(canary.id)
+        return known if known.id == canary.id else Tally(canary.id)
 
 
 class _Copy:

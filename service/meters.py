@@ -57,6 +57,8 @@ _BY_MODEL: tuple[MetricWrapperBase, ...] = (
     QUEUE_TIME,
     TOKEN_TIME,
     RUNNING,
+    ROLLBACKS,
+    MIRRORED,
 )
 
 
@@ -76,7 +78,7 @@ class Forgetting:
 
     def look(self) -> None:
         served, now = {UNKNOWN, *self._served()}, self._clock()
-        counted = _models(REQUESTS) | _models(RUNNING)
+        counted = _models(REQUESTS) | _models(RUNNING) | _models(MIRRORED)
         self._gone_since = {model: self._gone_since.get(model, now) for model in counted - served}
         for model in [model for model, since in self._gone_since.items() if now - since >= KEPT_S]:
             del self._gone_since[model]

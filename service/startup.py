@@ -17,7 +17,7 @@ from registry.tracking import Tracking
 from service import request_log, spans
 from service.access import Access
 from service.audit import AuditLog
-from service.canary import Canaries
+from service.canary import Canaries, recorded_rollback
 from service.canary_shadow import Shadows
 from service.catalogue import Catalogue, FrozenCatalogue, RegistryCatalogue
 from service.engines import engine_of
@@ -40,11 +40,12 @@ def start(settings: Settings) -> Parts:
     engine = engine_of(settings, backbone)
     models = ServedModels(engine, backbone, catalogue, settings.max_loaded, trails=catalogue.trails)
     models.refresh()
-    canaries = Canaries(models, Shadows(models, engine, settings.max_rows), catalogue.roll_back_canary)
     limits = Limits(settings.max_adapter_bytes, settings.max_lora_rank)
     directory = settings.adapter_directory
     run_time = RunTimeAdapters(engine, backbone, catalogue, models, directory, limits, settings.max_named_adapters)
     audit = AuditLog(home_directory(settings.home))
+    roll_back = recorded_rollback(catalogue.roll_back_canary, audit)
+    canaries = Canaries(models, Shadows(models, engine, settings.max_rows), roll_back)
     return Parts(settings, backbone, engine, models, audit, canaries, run_time, int(time.time()))
 
 
