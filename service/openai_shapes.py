@@ -57,6 +57,8 @@ _NEUTRAL: dict[str, tuple[str, Callable[[JsonValue], bool]]] = {
 
 class StreamOptions(BaseModel):
     include_usage: bool = False
+    continuous_usage_stats: bool = False
+    """vLLM's: with `include_usage`, every chunk says what was used so far."""
 
 
 class Decoding(Narrowing):
@@ -156,10 +158,6 @@ class _Request(BaseModel):
         """The first field that asks for what branches do not give."""
         neutral = {"temperature": (None, 0), "top_p": (None, 1), "stop": ((),)}
         return next((param for param, allowed in neutral.items() if getattr(self, param) not in allowed), None)
-
-    @property
-    def include_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
 
     @property
     def token_limit(self) -> int | None:

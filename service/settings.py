@@ -71,6 +71,12 @@ class Settings(BaseModel):
     vllm_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: the backbone's, and bfloat16 where that is float32 on a device that computes bfloat16 fast."""
     request_timeout_s: float = Field(default=600.0, gt=0)
+    ping_s: float = Field(default=15.0, gt=0)
+    """Seconds of silence after which a stream sends a comment, so that no proxy takes it for dead."""
+    max_unread: int = Field(default=4096, ge=1)
+    """Steps of a reply that may wait for a client that does not read; more end the reply."""
+    send_timeout_s: float = Field(default=60.0, gt=0)
+    """Seconds that a client of a stream may take to read on; then its connection is closed."""
     host: str = "127.0.0.1"
     """Beyond this machine it must be `open`, or keys must have been made."""
     open: bool = False

@@ -5,46 +5,74 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 from pydantic import JsonValue
-from starlette.types import Receive, Scope, Send
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Scope, Send
 
 from service.errors import ApiError
-from service.openai_shapes import Choice, Reply
+from service.openai_shapes import Choice, Reply, StreamOptions
 from service.reply_parts import ReplyParts
+from service.settings import Settings
 from service.writing import Writing
 
 T = TypeVar("T")
+log = logging.getLogger("graftline.streaming")
 _POLL_S = 0.1
 _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 _DONE = "data: [DONE]\n\n"
+_PING = ": ping\n\n"  # a comment to every reader; proxies see that the connection lives
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """How one reply is streamed. `max_unread`: see `Writing.deltas`; `send_timeout_s`: for the client to take one event."""
+
+    include_usage: bool = False
+    continuous_usage: bool = False
+    ping_s: float | None = None
+    max_unread: int | None = None
+    send_timeout_s: float | None = None
+
+    @classmethod
+    def of(cls, asked: StreamOptions | None, settings: Settings) -> Streaming:
+        asked = asked or StreamOptions()
+        continuous = asked.include_usage and asked.continuous_usage_stats
+        return cls(asked.include_usage, continuous, settings.ping_s, settings.max_unread, settings.send_timeout_s)
 
 
 async def events(
-    writing: Writing, reply: Reply, *, include_usage: bool, parts: Sequence[ReplyParts] = ()
+    writing: Writing, reply: Reply, options: Streaming, parts: Sequence[ReplyParts] = ()
 ) -> AsyncGenerator[str, None]:
-    """The whole stream. What fails before the first token is raised; what fails later is an event.
+    """The whole stream. What fails before anything was sent is raised; what fails later is an event.
 
     `parts`: one a choice of a chat.
     """
     is_chat = reply.object == "chat.completion.chunk"
-    is_open = False
+    is_open, named = False, set[int]()
 
     def chunk(*choices: Choice, last: bool = False) -> str:
         # How the reply was made is told where a choice ends.
         told = writing.told() if any(choice.finish_reason for choice in choices) else None
-        return _event(reply.wire(choices, writing.usage if last else None, with_usage=include_usage, told=told))
+        usage = writing.usage if last or options.continuous_usage else None
+        return _event(reply.wire(choices, usage, with_usage=options.include_usage, told=told))
 
     try:
-        async with contextlib.aclosing(writing.deltas()) as deltas:
+        async with contextlib.aclosing(writing.deltas(options.ping_s, options.max_unread)) as deltas:
             async for index, delta in deltas:
-                if not is_open and is_chat:
-                    yield chunk(Choice(index=index, delta={"role": "assistant", "content": ""}))
                 is_open = True
+                if delta is None:
+                    yield _PING
+                    continue
+                if is_chat and index not in named:
+                    named.add(index)
+                    yield chunk(Choice(index=index, delta={"role": "assistant", "content": ""}))
                 reason: str | None = delta.finish_reason
                 if is_chat:
                     for piece in parts[index].wire(parts[index].add(delta)):
@@ -60,13 +88,18 @@ async def events(
             raise
         yield _event({**error.body()})
         return
-    if include_usage:
+    if options.include_usage:
         yield chunk(last=True)
     yield _DONE
 
 
+# Characters that are ends of a line to some readers of streams, though not to the standard: escaped, as JSON may.
+_LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
+
+
 def _event(body: dict[str, JsonValue] | dict[str, dict[str, str | None]]) -> str:
-    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+    text = json.dumps(body, ensure_ascii=False)
+    return f"data: {text if text.isascii() else text.translate(_LINE_ENDS)}\n\n"
 
 
 class _Started:
@@ -90,18 +123,36 @@ class _Started:
 class EventStream(StreamingResponse):
     """Ends its generator with the connection, also when the client left before the first byte."""
 
-    def __init__(self, stream: _Started) -> None:
+    def __init__(self, stream: _Started, send_timeout_s: float | None = None) -> None:
         super().__init__(stream, media_type="text/event-stream", headers=_HEADERS)
-        self._stream = stream
+        self._stream, self._send_timeout_s = stream, send_timeout_s
 
     @classmethod
-    async def started(cls, stream: AsyncGenerator[str, None]) -> EventStream:
-        """Waits for the first event, so that an early failure still has a status code of its own."""
-        return cls(_Started(await anext(stream), stream))
+    async def started(cls, stream: AsyncGenerator[str, None], send_timeout_s: float | None = None) -> EventStream:
+        """Waits for the first event, so that an early failure still has a status code of its own.
+
+        A client that takes nothing for `send_timeout_s` is left: its connection is closed.
+        """
+        return cls(_Started(await anext(stream), stream), send_timeout_s)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_late = False
+
+        async def send_in_time(message: Message) -> None:
+            nonlocal is_late
+            try:
+                async with asyncio.timeout(self._send_timeout_s):
+                    await send(message)
+            except TimeoutError:
+                is_late = True
+                raise
+
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, send_in_time)
+        except (TimeoutError, ClientDisconnect):
+            if not is_late:
+                raise
+            log.warning("A client took nothing for %g s: its connection is closed", self._send_timeout_s)
         finally:
             await self._stream.aclose()
 

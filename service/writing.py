@@ -22,6 +22,14 @@ log = logging.getLogger("graftline.writing")
 Generate = Callable[[GenerationRequest], AsyncIterator[Delta]]
 
 
+class NotRead(Exception):
+    """More waits for the reader than may."""
+
+    def __init__(self, num_waiting: int) -> None:
+        super().__init__(num_waiting)
+        self.num_waiting = num_waiting
+
+
 @dataclass
 class Writing:
     """`requests` is one a choice. The lease is released when `deltas` ends, however it ends."""
@@ -62,18 +70,31 @@ class Writing:
             "first_token_s": None if self.first_token_s is None else round(self.first_token_s, 6),
         }
 
-    async def deltas(self) -> AsyncGenerator[tuple[int, Delta], None]:
-        """Pairs of a choice's index and its next delta. Closing the generator frees the rows. Failures are ApiError."""
+    async def deltas(
+        self, ping_s: float | None = None, max_unread: int | None = None
+    ) -> AsyncGenerator[tuple[int, Delta | None], None]:
+        """Pairs of a choice's index and its next delta. Closing the generator frees the rows. Failures are ApiError.
+
+        None in place of a delta: nothing came for `ping_s` seconds. Rows end, and with them the reply, once more than
+        `max_unread` deltas were not taken: the engine does not wait for a reader.
+        """
         queue: asyncio.Queue[tuple[int, Delta | None]] = asyncio.Queue()
-        rows = [asyncio.create_task(self._write(index, queue)) for index in range(len(self.requests))]
+        rows = [asyncio.create_task(self._write(index, queue, max_unread)) for index in range(len(self.requests))]
         meters.RUNNING.labels(self.model).inc(len(rows))
         unfinished = len(rows)
         ends = asyncio.get_running_loop().time() + self.timeout_s
         try:
             while unfinished:
-                # Not wait_for: before Python 3.12 it drops a cancellation that comes together with an item.
-                async with asyncio.timeout_at(ends):
-                    index, delta = await queue.get()
+                now = asyncio.get_running_loop().time()
+                try:
+                    # Not wait_for: before Python 3.12 it drops a cancellation that comes together with an item.
+                    async with asyncio.timeout_at(ends if ping_s is None else min(ends, now + ping_s)):
+                        index, delta = await queue.get()
+                except TimeoutError:
+                    if asyncio.get_running_loop().time() >= ends:
+                        raise
+                    yield 0, None
+                    continue
                 if delta is None:
                     unfinished -= 1
                     await rows[index]  # raises what the row raised
@@ -93,6 +114,12 @@ class Writing:
             answer = from_engine(error, self.model)
             self.outcome = "refused" if answer.status < 500 else "failed"
             raise answer from error
+        except NotRead as error:
+            self.outcome = "cancelled"
+            message = (
+                f"{error.num_waiting} steps of the reply were not read, so it was ended. Read faster, or ask for fewer tokens."
+            )
+            raise ApiError(408, message, "reply_not_read", None, "server_error", {"x-should-retry": "false"}) from error
         except Exception as error:
             self.outcome = "failed"
             log.exception("A request on %s failed", self.model)
@@ -108,11 +135,13 @@ class Writing:
             else:
                 ended.add_done_callback(lambda _: self._finish(len(rows)))
 
-    async def _write(self, index: int, queue: asyncio.Queue[tuple[int, Delta | None]]) -> None:
+    async def _write(self, index: int, queue: asyncio.Queue[tuple[int, Delta | None]], max_unread: int | None) -> None:
         stream = self.generate(self.requests[index])
         try:
             async with closed_at_the_end(stream):
                 async for delta in stream:
+                    if max_unread is not None and queue.qsize() >= max_unread:
+                        raise NotRead(queue.qsize())
                     queue.put_nowait((index, delta))
         finally:
             queue.put_nowait((index, None))
@@ -154,6 +183,7 @@ async def collect(writing: Writing, hear: Callable[[int, Delta], object] = lambd
     choices = [Written() for _ in writing.requests]
     async with contextlib.aclosing(writing.deltas()) as deltas:
         async for index, delta in deltas:
+            assert delta is not None  # no pings are asked for
             hear(index, delta)
             choices[index].text += delta.text
             if delta.finish_reason is not None:

@@ -20,7 +20,7 @@ class SayingEngine(IdleEngine):
 
     backbone: Backbone
     text: str = ""
-    waits: asyncio.Event | None = None  # before the first token; None: it does not wait
+    waits_s: float = 0.0  # before the first token
     fails_after: int | None = None  # tokens
     asked: list[GenerationRequest] = field(default_factory=list)
     num_written: int = 0
@@ -32,8 +32,7 @@ class SayingEngine(IdleEngine):
         stream = TextStream(self.backbone.decode, request.stop, request.begun_ids)
         self.num_running += 1
         try:
-            if self.waits is not None:
-                await self.waits.wait()
+            await asyncio.sleep(self.waits_s)
             for place, token_id in enumerate(ids[: request.max_new_tokens]):
                 if place == self.fails_after:
                     raise RuntimeError("the engine broke")

@@ -13,7 +13,7 @@ from service.parts import PartsHere
 from service.prompts import read_chat
 from service.reply_parts import ReplyParts, reasoning_tokens
 from service.request_log import tell
-from service.streaming import EventStream, events, while_connected
+from service.streaming import EventStream, Streaming, events, while_connected
 from service.writing import collect
 
 router = APIRouter(route_class=JsonRoute)
@@ -34,8 +34,9 @@ async def chat(parts: PartsHere, request: Request, body: ChatRequest) -> Respons
     reply = new_reply(parts, writing, "chatcmpl", request, kind)
     tell(request, writing.facts)
     if body.stream:
-        stream = events(writing, reply, include_usage=body.include_usage, parts=replies)
-        return await while_connected(request, EventStream.started(stream))
+        options = Streaming.of(body.stream_options, parts.settings)
+        stream = events(writing, reply, options, replies)
+        return await while_connected(request, EventStream.started(stream, options.send_timeout_s))
     written = await while_connected(request, collect(writing, hear=lambda index, delta: replies[index].add(delta)))
     choices = [
         Choice(index=index, message=said.message(), finish_reason=said.finish_reason(choice.finish_reason))

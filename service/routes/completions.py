@@ -12,7 +12,7 @@ from service.openai_shapes import Choice, CompletionRequest
 from service.parts import PartsHere
 from service.prompts import ReadPrompt, read_prompts
 from service.request_log import tell
-from service.streaming import EventStream, events, while_connected
+from service.streaming import EventStream, Streaming, events, while_connected
 from service.writing import collect
 
 router = APIRouter(route_class=JsonRoute)
@@ -30,8 +30,8 @@ async def complete(parts: PartsHere, request: Request, body: CompletionRequest) 
     reply = new_reply(parts, writing, "cmpl", request, "text_completion")
     tell(request, writing.facts)
     if body.stream:
-        stream = events(writing, reply, include_usage=body.include_usage)
-        return await while_connected(request, EventStream.started(stream))
+        options = Streaming.of(body.stream_options, parts.settings)
+        return await while_connected(request, EventStream.started(events(writing, reply, options), options.send_timeout_s))
     written = await while_connected(request, collect(writing))
     choices = [Choice(index=index, text=c.text, finish_reason=c.finish_reason) for index, c in enumerate(written)]
     return JSONResponse(reply.wire(choices, writing.usage, told=writing.told()))
