@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 from adapters.errors import UnknownBackbone
 from adapters.markers import Markers
 from adapters.token_text import TokenText
+from adapters.vocabulary import Vocabulary
 
 RAW, REASONER = "smollm2-135m", "smollm2-135m-reasoner"
 BUILT_IN = (RAW, REASONER)
@@ -119,6 +120,10 @@ class Backbone:
     def markers(self) -> Markers | None:
         """Between which it thinks; None: it writes its reasoning as plain text, or has none."""
         return self._text.markers
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.tokenizer, self.embeddings.num_embeddings, sorted(self.stop_ids))
 
     def begins_chain(self, prompt_ids: Sequence[int]) -> bool:
         """Whether a reply to the prompt starts inside a chain of thought, since the prompt ends with its beginning."""

@@ -175,6 +175,12 @@ class Continuation:
     ids: tuple[int, ...]
     scored_from: int = 0
 
+    def refuse_unscored(self) -> None:
+        """ValueError where no token is asked for."""
+        first, count = self.scored_from, len(self.ids)
+        if not 0 <= first < count:
+            raise ValueError(f"`0 <= scored_from < len(ids)` must hold, but got {first} and {count}. Ask for at least one token.")
+
 
 @dataclass(frozen=True)
 class BankStats:

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from adapters.adapter import Prompt
 from engine.bank import AdapterBank
-from engine.engine import Continuation, Engine
+from engine.engine import Continuation, Engine, EngineError
 from engine.twin import Twin
 
 # Legend: B rows, T tokens, P asked places, L asked layers, H hidden
@@ -62,6 +62,17 @@ class Inspected:
     def embed(self, embeddings: nn.Embedding) -> Tensor:
         ids_T = torch.tensor(self.asked.ids, dtype=torch.long, device=embeddings.weight.device)
         return torch.cat((self.prompt.embed(embeddings), embeddings(ids_T)))
+
+
+def refuse_unknown_layers(layers: Sequence[int], count: int) -> None:
+    if not layers or not all(0 <= layer < count for layer in layers):
+        raise ValueError(f"Layers are counted from 0 to {count - 1} on this backbone, but got {list(layers)}. Ask for those.")
+
+
+def routes_between_two(name: str) -> EngineError:
+    return EngineError(
+        f"What is looked into is one model, but {name!r} routes between two. Load its adapters alone under a name of their own."
+    )
 
 
 def inspect_batch(rows: Sequence[Inspected], layers: Sequence[int], twin: Twin, bank: AdapterBank) -> list[Tensor]:

@@ -52,6 +52,18 @@ class DecodingPolicy(Spec):
     def end_on(self, backbone: Vocabulary) -> str:
         return backbone.markers.end if backbone.markers is not None and self.trace_end == ANSWER_CUE else self.trace_end
 
+    def under_grammar(self, backbone: Backbone) -> DecodingPolicy:
+        """What of it acts on a reply that is held to a grammar.
+
+        A budget holds for a chain between markers, behind which the grammar begins. Without markers the grammar is all there is:
+        no cue is forced into it.
+        """
+        if self.budget is None:
+            return self
+        is_marked = backbone.markers is not None and self.end_on(backbone) == backbone.markers.end
+        budget = self.budget.model_copy(update={"answer_is_line": False}) if is_marked else None
+        return self.model_copy(update={"budget": budget})
+
     @property
     def interventions(self) -> Mapping[str, Spec]:
         """Those that act on a row's tokens and are on, by field."""

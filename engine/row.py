@@ -11,11 +11,12 @@ from torch import Tensor
 from adapters.adapter import Prompt
 from engine.bank import BASE
 from engine.decoding.row_policy import RowPolicy
-from engine.engine import Completion, Delta, FinishReason, Journey, TokenLogprob
+from engine.engine import BadGrammar, Completion, Delta, FinishReason, Journey, TokenLogprob
 from engine.oracle import Oracle
 from engine.prefix import Reader, Text
 from engine.sampling import Sampler
 from engine.text import TextStream
+from engine.token_choice import TokenChoice
 
 # Legend: V vocabulary
 
@@ -37,6 +38,9 @@ class Row:
     sampler: Sampler
     stream: TextStream
     policy: RowPolicy | None = None  # None: no interventions
+    asked: TokenChoice | None = None  # None: the request says nothing of its tokens
+    includes_stop: bool = False  # the text that ends it is returned
+    min_new_tokens: int = 0  # no stop text is looked for before
     oracle: Oracle | None = None  # None: the adapters write themselves
     num_top: int = 0  # of the likeliest tokens that are kept at every place
     source: int = 0  # of the weights that it reads with; see engine.prefix.Reader
@@ -130,20 +134,41 @@ class Row:
         return len(self.prompt.ids) + self.max_new_tokens
 
     def choose(self, logits_V: Tensor) -> int:
-        return self.sampler.choose(logits_V) if self.policy is None else self.policy.choose(self.sampler, logits_V)
+        """0 where the row fails at it."""
+        try:
+            if self.asked is not None:
+                logits_V = self.asked.biased(logits_V)
+            if self.policy is not None:
+                logits_V = self.policy.adjust(logits_V)
+            if self.asked is not None:
+                logits_V = self.asked.allowed(logits_V)
+        except BadGrammar as error:  # of this row alone
+            self.fail(error)
+            return 0
+        token_id = self.sampler.choose(logits_V)
+        return token_id if self.policy is None else self.policy.force(token_id)
 
     def take(self, token_id: int, logprob: float) -> None:
-        """One more token; the row finishes on a stop token, a stop text or its last allowed token."""
+        """One more token; the row finishes on a stop token, a stop text or its last allowed token. Nothing of a failed row."""
+        if self.error is not None:
+            return
         if self.policy is not None:
             self.policy.take(token_id)
+        if self.asked is not None:
+            try:
+                self.asked.take(token_id)
+            except BadGrammar as error:
+                self.fail(error)
+                return
         self.token_ids.append(token_id)
         self.logprobs.append(logprob)
-        self.stream.add(token_id)
         ended = token_id in self.stop_ids
+        if not ended or self.includes_stop:
+            self.stream.add(token_id)
         over = None if self.policy is None else self.policy.finish_reason
         final = ended or over is not None or len(self.token_ids) == self.max_new_tokens
         needed = final or self.listener is not None or self.stream.has_stop
-        text = self.stream.advance(final=final) if needed else ""
+        text = self.stream.advance(final=final, watch=len(self.token_ids) > self.min_new_tokens) if needed else ""
         if ended or self.stream.stopped:
             self.finish_reason = "stop"
         elif final:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adapters.adapter import Prompt
 from engine.bank import AdapterBank
-from engine.engine import Continuation
+from engine.engine import Continuation, ReadToken, TokenLogprob
 from engine.trie import Place, Trie, batches, plant
 from engine.twin import Twin
 
@@ -38,6 +38,11 @@ class Work:
     @property
     def num_unshared(self) -> int:
         return sum(len(place.nodes) for place in self.places)
+
+    def members(self, batch: Sequence[int]) -> list[int]:
+        """The continuations whose trees are in the batch."""
+        trees = frozenset(batch)
+        return [index for index, place in enumerate(self.places) if place.tree in trees]
 
     def asked(self, index: int) -> Iterator[tuple[int, int]]:
         """The node that each returned token is read from, and the token."""
@@ -70,14 +75,28 @@ def lay_out(continuations: Sequence[Continuation], prompts: Sequence[Prompt], ma
 
 def score_batch(work: Work, batch: Sequence[int], twin: Twin, bank: AdapterBank, name: str) -> dict[int, tuple[float, ...]]:
     """Log-probabilities of the continuations whose trees are in the batch, by their index."""
+    logprobs, _ = _computed(work, batch, twin, bank, name)
+    taken = iter(logprobs)
+    return {index: tuple(next(taken) for _ in work.asked(index)) for index in work.members(batch)}
+
+
+def read_batch(
+    work: Work, batch: Sequence[int], twin: Twin, bank: AdapterBank, name: str, num_top: int
+) -> dict[int, tuple[ReadToken, ...]]:
+    """The same with the likeliest tokens of every place."""
+    logprobs, tops = _computed(work, batch, twin, bank, name, num_top)
+    taken = iter(zip(logprobs, tops, strict=True))
+    return {index: tuple(ReadToken(token, *next(taken)) for _, token in work.asked(index)) for index in work.members(batch)}
+
+
+def _computed(
+    work: Work, batch: Sequence[int], twin: Twin, bank: AdapterBank, name: str, num_top: int = 0
+) -> tuple[list[float], list[tuple[TokenLogprob, ...]]]:
     row_of = {tree: row for row, tree in enumerate(batch)}
-    members = [index for index, place in enumerate(work.places) if place.tree in row_of]
-    asked = [(row_of[work.places[index].tree], node, token) for index in members for node, token in work.asked(index)]
+    asked = [(row_of[work.places[index].tree], node, token) for index in work.members(batch) for node, token in work.asked(index)]
     with twin.running(), bank.rows([name] * len(batch)):
         states_BNH = _states([work.trees[tree] for tree in batch], work.soft_KH, twin)
-        logprobs = _read(states_BNH, asked, twin)
-    taken = iter(logprobs)
-    return {index: tuple(next(taken) for _ in work.asked(index)) for index in members}
+        return _read(states_BNH, asked, twin, num_top)
 
 
 def _states(trees: Sequence[Trie], soft_KH: Tensor | None, twin: Twin) -> Tensor:
@@ -95,8 +114,10 @@ def _states(trees: Sequence[Trie], soft_KH: Tensor | None, twin: Twin) -> Tensor
     return twin.states(embeds_BNH, depths_BN, mask_BNN[:, None].to(twin.device))
 
 
-def _read(states_BNH: Tensor, asked: Sequence[tuple[int, int, int]], twin: Twin) -> list[float]:
-    """Log-softmax at the asked tokens; a place that is asked twice is computed once."""
+def _read(
+    states_BNH: Tensor, asked: Sequence[tuple[int, int, int]], twin: Twin, num_top: int
+) -> tuple[list[float], list[tuple[TokenLogprob, ...]]]:
+    """Log-softmax at the asked tokens, and the likeliest tokens there; a place that is asked twice is computed once."""
     places = sorted({(row, node) for row, node, _ in asked})
     slot = {place: index for index, place in enumerate(places)}
     rows, nodes = (torch.tensor(part, device=twin.device) for part in zip(*places, strict=True))
@@ -104,10 +125,19 @@ def _read(states_BNH: Tensor, asked: Sequence[tuple[int, int, int]], twin: Twin)
     slots_Q = torch.tensor([slot[row, node] for row, node, _ in asked], device=twin.device)
     tokens_Q = torch.tensor([token for *_, token in asked], device=twin.device)
     logprobs_Q = torch.empty(len(asked), device=twin.device)
+    tops: list[tuple[TokenLogprob, ...]] = []  # by place
     for low in range(0, len(places), _LOGIT_ROWS):
         logits_PV = twin.logits(states_PH[low : low + _LOGIT_ROWS])
         norms_P = logits_PV.logsumexp(dim=-1)
         here_Q = (slots_Q >= low) & (slots_Q < low + _LOGIT_ROWS)
         local_Q = slots_Q[here_Q] - low
         logprobs_Q[here_Q] = logits_PV[local_Q, tokens_Q[here_Q]] - norms_P[local_Q]
-    return [float(value) for value in logprobs_Q.cpu()]
+        if num_top:
+            tops.extend(_tops(logits_PV, norms_P, num_top))
+    return logprobs_Q.tolist(), [tops[place] for place in slots_Q.tolist()] if num_top else [()] * len(asked)
+
+
+def _tops(logits_PV: Tensor, norms_P: Tensor, count: int) -> Iterator[tuple[TokenLogprob, ...]]:
+    best = logits_PV.topk(min(count, logits_PV.shape[-1]))
+    for ids, logprobs in zip(best.indices.tolist(), (best.values - norms_P[:, None]).tolist(), strict=True):
+        yield tuple(TokenLogprob(*pair) for pair in zip(ids, logprobs, strict=True))

@@ -11,8 +11,15 @@ _CONTEXT = 8  # tokens of a beginning; a character takes four at most
 class TextStream:
     """`add` tokens, `advance` to get the text that is certain by now."""
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = (), begun: Sequence[int] = ()) -> None:
-        """The text of the `begun` tokens, which stand before, is not given again."""
+    def __init__(
+        self,
+        decode: Callable[[Sequence[int]], str],
+        stop: Sequence[str] = (),
+        begun: Sequence[int] = (),
+        includes_stop: bool = False,
+    ) -> None:
+        """The text of the `begun` tokens, which stand before, is not given again; a stop text is, if `includes_stop`."""
+        self._includes_stop = includes_stop
         self._decode = decode
         self._stop = tuple(text for text in stop if text)
         self._ids: list[int] = list(begun[-_CONTEXT:])
@@ -28,17 +35,21 @@ class TextStream:
     def add(self, token_id: int) -> None:
         self._ids.append(token_id)
 
-    def advance(self, *, final: bool = False) -> str:
-        """The text since the last call; with `final`, all that is left except a character that never became whole."""
+    def advance(self, *, final: bool = False, watch: bool = True) -> str:
+        """The text since the last call; with `final`, all that is left except a character that never became whole.
+
+        Without `watch` no stop text is looked for in it, now or later.
+        """
         if self.stopped:
             return ""
         self._held += self._fresh(final)
-        places = [(place, text) for text in self._stop if (place := self._held.find(text)) >= 0]
+        places = [(place, text) for text in self._stop if (place := self._held.find(text)) >= 0] if watch else []
         if places:
             self.stopped = True
-            text, self._held = self._held[: min(places)[0]], ""
+            place, found = min(places)
+            text, self._held = self._held[: place + len(found) if self._includes_stop else place], ""
             return text
-        keep = 0 if final else self._open_stop()
+        keep = self._open_stop() if watch and not final else 0
         cut = len(self._held) - keep
         text, self._held = self._held[:cut], self._held[cut:]
         return text

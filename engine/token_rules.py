@@ -19,6 +19,7 @@ MAX_TOP_LOGPROBS = 20
 
 def refuse_out_of_range(request: GenerationRequest) -> None:
     """ValueError with the field, its range and the value."""
+    _refuse_bad_counts(request)
     _within("min_p", request.min_p, 0.0, 1.0)
     _within("presence_penalty", request.presence_penalty, *PENALTY)
     _within("frequency_penalty", request.frequency_penalty, *PENALTY)
@@ -33,12 +34,25 @@ def refuse_out_of_range(request: GenerationRequest) -> None:
         )
     if len(request.stop_ids) > MAX_STOP_IDS or any(token_id < 0 for token_id in request.stop_ids):
         raise ValueError(f"stop_ids are at most {MAX_STOP_IDS} token ids, none below 0, but got {len(request.stop_ids)}.")
-    if request.num_prompt_logprobs is not None and not 0 <= request.num_prompt_logprobs <= MAX_TOP_LOGPROBS:
-        raise ValueError(
-            f"num_prompt_logprobs must be at least 0 and at most {MAX_TOP_LOGPROBS}, but got {request.num_prompt_logprobs}."
-        )
     if request.grammar is not None and request.ignore_end:
         raise ValueError("ignore_end goes on after the end that a grammar asks for. Leave out one of the two.")
+
+
+def _refuse_bad_counts(request: GenerationRequest) -> None:
+    least = 1 if request.num_prompt_logprobs is None else 0
+    if request.max_new_tokens < least:
+        raise ValueError(f"max_new_tokens must be at least {least}, but got {request.max_new_tokens}.")
+    for name, count in (("top_logprobs", request.top_logprobs), ("num_prompt_logprobs", request.num_prompt_logprobs or 0)):
+        if not 0 <= count <= MAX_TOP_LOGPROBS:
+            raise ValueError(f"{name} must be at least 0 and at most {MAX_TOP_LOGPROBS}, but got {count}.")
+
+
+def refuse_unknown_ids(request: GenerationRequest, vocabulary: int) -> None:
+    """ValueError where a token id is none of a backbone with so many."""
+    named = {"logit_bias": [token_id for token_id, _ in request.logit_bias], "stop_ids": request.stop_ids}
+    for name, ids in named.items():
+        if ids and max(ids) >= vocabulary:
+            raise ValueError(f"Token ids are below {vocabulary} here, but {name} holds {max(ids)}. Use its own tokenizer.")
 
 
 def _refuse_bad_bias(bias: tuple[tuple[int, float], ...]) -> None:

@@ -18,10 +18,10 @@ from adapters.adapter import Prompt, Stack
 from adapters.backbone import Backbone
 from adapters.errors import DamagedAdapter
 from engine.bank import BASE, AdapterBank, BankLimits
+from engine.constraint import Grammars
 from engine.counts import Counts
 from engine.decoding.row_policy import COMPILED, CompiledPolicy, refuse_unable
 from engine.engine import (
-    MAX_TOP_LOGPROBS,
     Completion,
     Continuation,
     Delta,
@@ -32,19 +32,22 @@ from engine.engine import (
     PromptTooLong,
     UnknownProfile,
 )
-from engine.inspect import Inspected, Inspector, inspect_batch
+from engine.inspect import Inspected, Inspector, inspect_batch, refuse_unknown_layers, routes_between_two
 from engine.limits import Limits
 from engine.line import Order, by_priority
 from engine.listening import deltas_of
 from engine.loop import StepLoop
 from engine.oracle import Oracle, Router
-from engine.profile import Profile
+from engine.profile import DecodingPolicy, Profile
+from engine.prompt_reading import PromptReader, ReadAs
 from engine.routed_score import routed_score
 from engine.row import Listener, Row
 from engine.sampling import Sampler
 from engine.scheduler import Scheduler
 from engine.score import lay_out, score_batch
 from engine.text import TextStream
+from engine.token_choice import TokenChoice
+from engine.token_rules import refuse_unknown_ids
 from engine.trie import batches
 from engine.twin import Precision, Twin
 from engine.voting import elected, elected_stream, voters_of
@@ -85,6 +88,8 @@ class TorchEngine:
         self._loop: StepLoop | None = None
         self._counts = Counts()  # of calls that ran without the loop
         self._scored = self._scored_unshared = 0
+        self._grammars = Grammars(backbone)
+        self._reader = PromptReader(backbone, self._twin, self._bank, max_batch_tokens, self._run, self._read_as)
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -121,7 +126,13 @@ class TorchEngine:
 
         self._run(work)
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
+    def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
+        asks = request.num_prompt_logprobs is not None
+        return self._reader.stream(request, self._elected) if asks else self._elected(request)
+
+    async def _elected(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
+        if request.grammar is not None:
+            await self._grammars.prepare(request.grammar)
         voters = self._voters(request)
         if len(voters) == 1:
             async with aclosing(self._written(voters[0])) as deltas:
@@ -143,6 +154,10 @@ class TorchEngine:
         return deltas_of(self._started_loop(), submit)
 
     def complete(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        asks = any(request.num_prompt_logprobs is not None for request in requests)
+        return self._reader.complete(requests, self._completed) if asks else self._completed(requests)
+
+    def _completed(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         seeds = [index if request.seed is None else request.seed for index, request in enumerate(requests)]
         voters = [self._voters(request) for request in requests]
         rows = self._run(lambda: [self._row(voter, seed) for each, seed in zip(voters, seeds, strict=True) for voter in each])
@@ -206,8 +221,8 @@ class TorchEngine:
             prompt_tokens=counts.prefilled,
             steered_tokens=dict(counts.steered),
             beside_tokens=counts.beside,
-            scored_tokens=self._scored,
-            scored_tokens_unshared=self._scored_unshared,
+            scored_tokens=self._scored + self._reader.num_tokens,
+            scored_tokens_unshared=self._scored_unshared + self._reader.num_tokens_unshared,
             cached_tokens=counts.cached,
             steps=counts.steps,
             decode_rows=counts.decode_rows,
@@ -219,6 +234,8 @@ class TorchEngine:
 
     def close(self) -> None:
         """Ends what runs, and lets go of the twin's hooks. The backbone was never touched."""
+        self._reader.close()
+        self._grammars.close()
         if self._loop is not None:
             self._loop.close()
         with self._lock:
@@ -279,15 +296,17 @@ class TorchEngine:
         return voters_of(request, 1 if request.profile is None else self.profile(request.profile).num_chains)
 
     def _row(self, request: GenerationRequest, seed: int) -> Row:
-        policy = request.policy or (Profile() if request.profile is None else self.profile(request.profile)).policy
-        if request.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, but got {request.max_new_tokens}.")
-        if not 0 <= request.top_logprobs <= MAX_TOP_LOGPROBS:
-            raise ValueError(f"top_logprobs must be at least 0 and at most {MAX_TOP_LOGPROBS}, but got {request.top_logprobs}.")
+        policy = self._policy(request)
+        refuse_unknown_ids(request, self.backbone.embeddings.num_embeddings)
         temperature = policy.temperature if request.temperature is None else request.temperature
         top_p = policy.top_p if request.top_p is None else request.top_p
         num_more = len(request.begun_ids) + request.max_new_tokens
         prompt = self._prompt(request.prompt_ids, request.profile, num_more, request.chain or 0)
+        ends = frozenset(request.stop_ids) | (frozenset() if request.ignore_end else self.backbone.stop_ids)
+        constraint = None
+        if request.grammar is not None:
+            policy = policy.under_grammar(self.backbone)
+            constraint = self._grammars.constraint(request.grammar, request.prompt_ids, request.begun_ids)
         read = replace(prompt, ids=(*prompt.ids, *request.begun_ids))
         router, source = self._router(request.profile), self._sources.get(request.profile or BASE, 0)
         row = Row(
@@ -295,9 +314,12 @@ class TorchEngine:
             prompt=read if router is None else Prompt((*request.prompt_ids, *request.begun_ids)),
             prompt_tokens=len(request.prompt_ids) + len(request.begun_ids),
             max_new_tokens=request.max_new_tokens,
-            stop_ids=self.backbone.stop_ids,
-            sampler=Sampler.seeded(temperature, top_p, seed),
-            stream=TextStream(self.backbone.decode, request.stop, request.begun_ids),
+            stop_ids=ends,
+            sampler=Sampler.seeded(temperature, top_p, seed, request.top_k, request.min_p),
+            stream=TextStream(self.backbone.decode, request.stop, request.begun_ids, request.includes_stop),
+            asked=TokenChoice.of(request, ends, constraint),
+            includes_stop=request.includes_stop,
+            min_new_tokens=request.min_new_tokens,
             policy=self._compiled(policy).for_row(request.begun_ids, request.max_new_tokens, request.prompt_ids),
             num_top=request.top_logprobs,
             source=source if router is None else 0,
@@ -309,6 +331,17 @@ class TorchEngine:
             row.oracle = Oracle(row, router, read, request.begun_ids, source)
         return row
 
+    def _read_as(self, request: GenerationRequest) -> ReadAs:
+        """Of a routed row the prompt as it is, under the backbone."""
+        router, policy = self._router(request.profile), self._policy(request)
+        profile = None if router else request.profile
+        num_more = len(request.begun_ids) + request.max_new_tokens
+        prompt = self._prompt(request.prompt_ids, profile, num_more, request.chain or 0)
+        return ReadAs(profile or BASE, prompt, router is None and not policy.interventions)
+
+    def _policy(self, request: GenerationRequest) -> DecodingPolicy:
+        return request.policy or (Profile() if request.profile is None else self.profile(request.profile)).policy
+
     def _router(self, profile: str | None) -> Router | None:
         """None where the profile's adapters write themselves."""
         routing = None if profile is None else self.profile(profile).routing
@@ -318,11 +351,7 @@ class TorchEngine:
         """One object for equal prompts: their soft thoughts are then the same nodes."""
         prompts: dict[tuple[int, ...], Prompt] = {}
         for continuation in continuations:
-            first, count = continuation.scored_from, len(continuation.ids)
-            if not 0 <= first < count:
-                raise ValueError(
-                    f"`0 <= scored_from < len(ids)` must hold, but got {first} and {count}. Ask for at least one token."
-                )
+            continuation.refuse_unscored()
             key = continuation.prompt_ids
             if key not in prompts:
                 prompts[key] = self._prompt(key, profile, 0)
@@ -332,14 +361,9 @@ class TorchEngine:
     def _inspected(
         self, continuations: Sequence[Continuation], profiles: Sequence[str | None], layers: Sequence[int]
     ) -> list[Inspected]:
-        count = self._twin.num_layers
-        if not layers or not all(0 <= layer < count for layer in layers):
-            raise ValueError(f"Layers are counted from 0 to {count - 1} on this backbone, but got {list(layers)}. Ask for those.")
+        refuse_unknown_layers(layers, self._twin.num_layers)
         for name in {profile for profile in profiles if profile is not None and self._router(profile)}:
-            raise EngineError(
-                f"What is looked into is one model, but {name!r} routes between two. Load its adapters alone under a "
-                "name of their own."
-            )
+            raise routes_between_two(name)
         return [
             Inspected(asked, self._prompt(asked.prompt_ids, profile, len(asked.ids)), profile or BASE)
             for asked, profile in zip(continuations, profiles, strict=True)

@@ -18,7 +18,7 @@ from engine.engine import Completion, Delta, GenerationRequest
 
 def voters_of(request: GenerationRequest, num_chains: int) -> list[GenerationRequest]:
     """One request a set of thoughts; itself where it names a set, or where its replies hold no answer to vote with."""
-    has_answer = not request.begun_ids and not any(text in ANSWER_CUE for text in request.stop)
+    has_answer = not request.begun_ids and request.grammar is None and not any(text in ANSWER_CUE for text in request.stop)
     if num_chains == 1 or request.chain is not None or not has_answer:
         return [request]
     return [replace(request, chain=chain) for chain in range(num_chains)]

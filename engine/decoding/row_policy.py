@@ -82,12 +82,17 @@ class RowPolicy:
         return "length" if self.trace.num_answer_tokens >= self.budget.max_answer_tokens else None
 
     def choose(self, sampler: Sampler, logits_V: Tensor) -> int:
+        return self.force(sampler.choose(self.adjust(logits_V)))
+
+    def adjust(self, logits_V: Tensor) -> Tensor:
         for part in self.parts:
             logits_V = part.adjust(logits_V, self.trace)
-        token_id = sampler.choose(logits_V)
+        return logits_V
+
+    def force(self, drawn: int) -> int:
         for part in self.parts:
-            token_id = part.force(token_id, self.trace)
-        return token_id
+            drawn = part.force(drawn, self.trace)
+        return drawn
 
     def take(self, token_id: int) -> None:
         self.trace.take(token_id)
