@@ -213,6 +213,8 @@ def test_the_index_finds_only_what_was_added_and_gives_no_place_twice() -> None:
             known, places = index.add(reader, wanted)
             for offset, place in enumerate(places, known + 1):
                 held[place] = (reader, tuple(wanted[:offset]))
+            numbers = {node.number for node in index._nodes.values()}
+            assert all(before in numbers for before, _ in index._nodes if isinstance(before, int)), "nothing finds an orphan"
             assert len(index) <= 12 and len(places) == len(set(places)) and all(0 <= place < 12 for place in places)
             assert index.find(reader, wanted)[known:] == places
 

@@ -47,6 +47,17 @@ def test_what_was_kept_is_another_under_another_policy(backbone: Backbone, tmp_p
         assert writer.num_generated == len(plain.token_ids) + len(capped.token_ids)
 
 
+def test_when_a_request_runs_decides_nothing_of_what_is_kept(backbone: Backbone, tmp_path: Path) -> None:
+    (asked,) = requests(backbone, 1)
+    with rollouts(backbone, directory=tmp_path) as writer:
+        (written,) = writer.write([asked])
+        assert writer.write([replace(asked, priority=3, cache_salt="mine")]) == [written]
+        assert writer.num_generated == len(written.token_ids) and written.journey is not None
+        writer.write([replace(asked, max_new_tokens=5)])
+        assert writer.num_generated > len(written.token_ids)
+    assert "waited_s" not in (tmp_path / "rollouts.jsonl").read_text()
+
+
 def test_a_kill_in_the_middle_of_a_line_costs_that_line_alone(backbone: Backbone, tmp_path: Path) -> None:
     with rollouts(backbone, directory=tmp_path) as writer:
         whole = writer.write(requests(backbone, 3))

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ WRITER = "writer"  # the profile of the adapters that write
 MAX_ROWS = 64
 CHUNK = 2 * MAX_ROWS  # requests that are written and kept together: what a kill costs, and how long there is no sign of life
 _COMPLETION = TypeAdapter(Completion)
+_WHEN = ("priority", "deadline", "cache_salt")  # decide when a request runs, not what is written
 
 
 @dataclass
@@ -66,7 +67,7 @@ class Rollouts:
                 self.num_generated += len(written.token_ids)
                 self._kept[key] = written
                 if self.journal:
-                    self.journal.append({"key": key, "written": asdict(written)})
+                    self.journal.append({"key": key, "written": asdict(replace(written, journey=None))})
             if self.on_chunk:
                 self.on_chunk()
         self.num_used += sum(len(self._kept[key].token_ids) for key in keys)
@@ -128,5 +129,10 @@ def own_words(backbone: Backbone, purpose: str) -> Path:
 
 
 def _key(request: GenerationRequest) -> str:
+    """Of what decides what is written; a field that is left as it is usually is no part of it, so that new ones change no key."""
+    told = asdict(request)
+    names = [one.name for one in fields(request) if one.name not in _WHEN and told[one.name] != one.default]
     policy = None if request.policy is None else request.policy.model_dump(mode="json")
-    return hashlib.sha256(json.dumps({**asdict(request), "policy": policy}, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps({**{name: told[name] for name in names}, "policy": policy}, sort_keys=True).encode()
+    ).hexdigest()
