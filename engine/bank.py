@@ -1,8 +1,8 @@
 """The adapter bank: what many profiles add inside one model, each applied to its own rows of a batch.
 
 Every loaded profile lies packed on a shelf in main memory. Those that rows run under are also in the bank: their low-rank pairs
-stand in stacks of pages, module by module, and a forward multiplies all rows at once, so that it takes as many operations for eight
-adapters as for one. Where the bank is full, the profile that has been idle longest leaves it for the shelf.
+stand in stacks of pages, module by module, and a forward multiplies all rows at once, so that it takes as many operations for
+eight adapters as for one. Where the bank is full, the profile that has been idle longest leaves it for the shelf.
 
 Nothing here locks: calls come between forwards, from the thread that runs them. `pack` alone may be called from any thread.
 """
@@ -28,7 +28,6 @@ from engine.stacks import Stacks, Writing
 
 BASE = ""  # the name of rows without any update
 _KEPT = 8  # compositions of a batch that are remembered
-_MEBIBYTE = 2**20
 
 
 @dataclass(frozen=True)
@@ -180,9 +179,8 @@ class AdapterBank:
             kept = {*keep, name}
             if not self._pages.has_room(packed.num_pages, kept):
                 raise RefusedAdapter(
-                    f"The adapters of one forward stand in the bank together, but {len(names)} of them do not fit beside each "
-                    f"other in {self._limits.adapters} adapters and {self._limits.bytes // _MEBIBYTE} MiB. Ask for fewer at once, "
-                    "or give the bank more."
+                    f"The adapters of one forward stand in the bank together, at most {self._limits.adapters} and in "
+                    f"{_mebibytes(self._limits.bytes)}, but {len(names)} do not fit. Ask for fewer at once, or raise the limit."
                 )
             gone = self._pages.take(name, packed.num_pages, kept)
             self._stacks.reserve(self._pages.size, self._pages.max_pages)
@@ -233,17 +231,16 @@ class AdapterBank:
         taken = self._loaded_bytes(shelf)
         if taken > self._limits.loaded_bytes:
             raise RefusedAdapter(
-                f"Loaded profiles take at most {self._limits.loaded_bytes // _MEBIBYTE} MiB, but with {name!r} it would be "
-                f"{-(-taken // _MEBIBYTE)} MiB. Unload another first, or raise the limit."
+                f"Loaded profiles take at most {_mebibytes(self._limits.loaded_bytes)}, but with {name!r} it would be "
+                f"{_mebibytes(taken)}. Unload another first, or raise the limit."
             )
         paths = {path for one in shelf.values() for path in one.updates} | self._stacks.paths
         page_bytes = sum(self._page_bytes(path) for path in paths)
         for other, one in shelf.items():
             if one.updates and 1 + one.num_pages > self._max_pages(page_bytes):
                 raise RefusedAdapter(
-                    f"An adapter stands in the bank whole, in at most {self._limits.bytes // _MEBIBYTE} MiB, but with {name!r} "
-                    f"loaded {other!r} of rank {one.num_pages * PAGE} takes {-(-one.num_pages * page_bytes // _MEBIBYTE)} MiB. "
-                    "Raise the limit, or fit a lower rank."
+                    f"An adapter stands in the bank whole, in at most {_mebibytes(self._limits.bytes)}, but with {name!r} loaded "
+                    f"{other!r} takes {_mebibytes(one.num_pages * page_bytes)}. Raise the limit, or fit a lower rank."
                 )
 
     def _page_bytes(self, path: str) -> int:
@@ -254,3 +251,7 @@ class AdapterBank:
     @staticmethod
     def _loaded_bytes(shelf: Mapping[str, Packed]) -> int:
         return sum(one.num_bytes for one in shelf.values())
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:.3g} MiB"

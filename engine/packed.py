@@ -38,12 +38,18 @@ class Packed:
     held: Mapping[int, Held] = field(default_factory=dict)
 
     @property
+    def is_empty(self) -> bool:
+        """Whether nothing acts in any layer."""
+        return not (self.updates or self.residual or self.held)
+
+    @property
     def num_pages(self) -> int:
         return max((len(update.a_KRI) for update in self.updates.values()), default=0)
 
     @property
     def num_bytes(self) -> int:
-        return sum(update.num_bytes for update in self.updates.values()) + sum(part.nbytes for part in self.residual.values())
+        vectors = [*self.residual.values(), *(part for one in self.held.values() for part in (one.vector_H, one.hold.encoder_H))]
+        return sum(update.num_bytes for update in self.updates.values()) + sum(vector_H.nbytes for vector_H in vectors)
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ class Scheduler:
             self._seats.leave()
 
     def _join(self) -> None:
-        """Those in the line that fit: into the batch, into the cache with all that they may write, and their adapters into the bank."""
+        """Those in the line that fit: into the batch, the cache with all that they may write, and their adapters the bank."""
         longest = max((seat.max_length for seat in self._seats), default=0)
         count = len(self._seats)
         names = {row.name for row in self.running}

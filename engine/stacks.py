@@ -143,13 +143,17 @@ class Stacks:
         self._writings = {path: Writing(reading, path, linears[path]) for reading in self._readings for path in reading.paths}
 
     @property
+    def _parts(self) -> tuple[Reading | Writing, ...]:
+        return (*self._readings, *self._writings.values())
+
+    @property
     def paths(self) -> frozenset[str]:
         return frozenset(self._writings)
 
     @property
     def page_bytes(self) -> int:
         """Of one page in all modules."""
-        return sum(part.page_bytes for part in (*self._readings, *self._writings.values()))
+        return sum(part.page_bytes for part in self._parts)
 
     def __iter__(self) -> Iterator[Writing]:
         return iter(self._writings.values())
@@ -176,13 +180,13 @@ class Stacks:
         """Room for so many pages, and for as many again as there were, so that growing is rare. What is there stays."""
         if num_pages > self.num_pages:
             self.num_pages = min(max_pages, max(num_pages, 2 * self.num_pages))
-            for part in (*self._readings, *self._writings.values()):
+            for part in self._parts:
                 part.grow(self.num_pages)
 
     @torch.inference_mode()
     def move(self, moves: Mapping[int, int]) -> None:
         """Every page to where it belongs now, all at once."""
-        for part in (*self._readings, *self._writings.values()):
+        for part in self._parts:
             part.move(moves)
 
     def forget(self) -> None:
@@ -199,4 +203,3 @@ def _grown(pages_PXY: Tensor, count: int) -> Tensor:
 
 def _move(pages_PXY: Tensor, moves: Mapping[int, int]) -> None:
     pages_PXY[list(moves.values())] = pages_PXY[list(moves)]
-

@@ -16,11 +16,10 @@ from torch import Tensor
 
 from adapters.adapter import Prompt, Stack
 from adapters.backbone import Backbone
-from adapters.errors import DamagedAdapter
 from engine.bank import BASE, AdapterBank, BankLimits
 from engine.constraint import Grammars
 from engine.counts import Counts
-from engine.decoding.row_policy import COMPILED, CompiledPolicy, refuse_unable
+from engine.decoding.row_policy import COMPILED, CompiledPolicy
 from engine.engine import (
     Completion,
     Continuation,
@@ -36,6 +35,7 @@ from engine.inspect import Inspected, Inspector, inspect_batch, refuse_unknown_l
 from engine.limits import Limits
 from engine.line import Order, by_priority
 from engine.listening import deltas_of
+from engine.loading import refuse_unservable
 from engine.loop import StepLoop
 from engine.oracle import Oracle, Router
 from engine.profile import DecodingPolicy, Profile
@@ -103,10 +103,10 @@ class TorchEngine:
         """Atomic. A name that has rows in flight is not replaced."""
         if not name:
             raise EngineError("A profile needs a name: the empty one is the backbone.")
-        self._run(lambda: self._load(name, profile))
+        self._load(name, profile)
 
     def refresh(self, name: str) -> None:
-        self._run(lambda: self._load(name, self.profile(name)))
+        self._load(name, self.profile(name))
 
     def profile(self, name: str) -> Profile:
         if name not in self._profiles:
@@ -256,27 +256,21 @@ class TorchEngine:
         return self._loop
 
     def _load(self, name: str, profile: Profile) -> None:
-        self._refuse_busy(name)
-        refuse_unable(profile.policy, self.capabilities, "the engine", profile.routing)
-        if profile.routing is not None:
-            if not profile.adapters:
-                raise EngineError(f"A routing stands between the backbone and an adapter, but {name!r} has none. Leave it out.")
-            profile.routing.check(self.backbone)
-        self._compiled(profile.policy)
-        with torch.no_grad():
-            probe = profile.transform(self.backbone, self.backbone.chat_ids("?"))
-        if probe.soft_KH is not None and not torch.isfinite(probe.soft_KH).all():
-            raise DamagedAdapter(
-                f"Weights must be finite, but the soft thoughts of {name!r} hold NaN or infinity. The fit that made them "
-                "diverged: fit again with a lower learning rate."
-            )
-        contribution = Stack(profile.adapters).contribution()
-        self._bank.load(name, contribution)
-        self._forget(name)
-        if not contribution.is_empty:
-            self._last_source += 1
-            self._sources[name] = self._last_source
-        self._profiles[name] = profile
+        # Checked and copied in the caller's thread: rows that run are held up for no longer than the copy is put in its place.
+        packed = self._bank.pack(name, Stack(profile.adapters).contribution())
+
+        def work() -> None:
+            self._refuse_busy(name)
+            refuse_unservable(name, profile, self.backbone, self.capabilities)
+            self._compiled(profile.policy)
+            self._bank.put(name, packed)
+            self._forget(name)
+            if not packed.is_empty:
+                self._last_source += 1
+                self._sources[name] = self._last_source
+            self._profiles[name] = profile
+
+        self._run(work)
 
     def _forget(self, name: str) -> None:
         """What the name's weights have read."""
