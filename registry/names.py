@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import re
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from registry.errors import NoChampion, RefusedName, UnknownRelease
 from registry.tracking import Tracking
 
 LEDGER_SUFFIX = ".releases"
-CHAMPION = "champion"
+CHAMPION, CANDIDATE = "champion", "candidate"
 _REFUSED = "/:@%'\""  # what MLflow refuses, or reads as syntax, and the mark before a version
 _VERSION = re.compile(r"v?([1-9][0-9]*)")
 
@@ -98,6 +99,9 @@ def registered_names(tracking: Tracking) -> list[str]:
 
 
 def current_actor() -> str:
+    """Who acts: $GRAFTLINE_ACTOR, which a service sets for whom it acts, else the user of this process."""
+    if named := os.environ.get("GRAFTLINE_ACTOR"):
+        return named
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from registry.errors import BackboneMismatch, DamagedRelease, NoRoom, UnknownRelease, lacks_room
 from registry.manifest import MANIFEST, Manifest, file_digest, verify, verify_tensors
-from registry.names import ReleaseName, checked_name, current_actor, unknown_release
+from registry.names import CANDIDATE, ReleaseName, checked_name, current_actor, unknown_release
 from registry.policy import Policy, set_policy
 from registry.tracking import Tracking, is_lost_connection
 
@@ -78,6 +78,12 @@ def publish(
             raise
     cached = _place(directory, tracking.cache, manifest_digest)
     return Release(name, int(version.version), cached, manifest, run_id)
+
+
+def mark_candidate(tracking: Tracking, release: ReleaseName) -> None:
+    """Lets NAME@candidate mean this version, until a later one is marked. It promotes nothing."""
+    with tracking.client() as client:
+        client.set_registered_model_alias(release.name, CANDIDATE, str(release.version))
 
 
 def published(tracking: Tracking, name: str, directory: Path) -> Release | None:

@@ -6,7 +6,35 @@ from fastapi import FastAPI
 
 from service.asgi import answer_errors
 from service.front import Front
-from service.routes import adapters, chat, completions, metrics, models, releases, tokens, version
+from service.routes import (
+    adapters,
+    chat,
+    completions,
+    files,
+    fine_tuning,
+    ledger,
+    metrics,
+    models,
+    promotions,
+    releases,
+    tokens,
+    version,
+)
+
+_ROUTES = (
+    adapters,
+    chat,
+    completions,
+    files,
+    fine_tuning,
+    ledger,
+    tokens,
+    models,
+    promotions,
+    releases,
+    version,
+    metrics,
+)
 
 
 def new_application() -> FastAPI:
@@ -14,6 +42,6 @@ def new_application() -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Front)
     answer_errors(app)
-    for routes in (adapters, chat, completions, tokens, models, releases, version, metrics):
+    for routes in _ROUTES:
         app.include_router(routes.router)
     return app

@@ -1,4 +1,4 @@
-"""Who may change a running server: the holder of a key of the right scope, or everybody where the operator opened it."""
+"""Who may change a running server: whoever has a key of the right scope, and nobody on an open one that has no keys."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from service.parts import PartsHere
 
 
 def _opened(parts: PartsHere, request: Request) -> None:
-    """Keys and their scopes were looked at before anything was routed; this is for a server that has none."""
-    if caller_of(request).key is None and not parts.settings.open_control:
-        message = "A server without keys is not changed over HTTP. Make a key, or set GRAFTLINE_OPEN_CONTROL=true."
+    """Keys and their scopes, or that the caller is on this machine, was looked at before anything was routed."""
+    settings = parts.settings
+    if caller_of(request).key is None and settings.open and not settings.open_control:
+        message = "A server that is open to everybody is not changed over HTTP. Make a key, or set GRAFTLINE_OPEN_CONTROL=true."
         raise ApiError(403, message, "not_allowed", None, "permission_error")
 
 

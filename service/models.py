@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import threading
@@ -34,6 +35,7 @@ RETRY_REFUSED_S = 60.0
 # A disk that was full, a file that could not be read at that moment: nothing of the release's own.
 RETRY_FAILED_S = 2.0
 MAX_ALIASES = 256
+MIN_LOOK_S = 0.25  # between two looks at the ledger, however many hints come
 _FORESEEN = (RegistryError, AdapterError, EngineError)
 _VERSION = re.compile(r"v?([1-9][0-9]*)")
 
@@ -81,19 +83,27 @@ class ServedModels:
         self._trails: dict[str, Trail] = {}  # what the ledger says of canaries
         self._read_trails = trails
         self._registry_problem: str | None = "not asked yet"
+        self._hinted = asyncio.Event()
 
     @property
     def backbone_id(self) -> str:
         return self._backbone.served.id
 
     async def follow(self, poll_s: float) -> None:
-        """Looks at the ledger for ever."""
+        """Looks at the ledger for ever, and after a hint at once; two looks are never nearer than MIN_LOOK_S."""
         while True:
+            self._hinted.clear()
             try:
                 await asyncio.to_thread(self.refresh)
             except Exception:  # one look that fails must not be the last one
                 log.exception("A look at the ledger failed; the next one is in %g s", poll_s)
-            await asyncio.sleep(poll_s)
+            await asyncio.sleep(min(poll_s, MIN_LOOK_S))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._hinted.wait(), max(0.0, poll_s - MIN_LOOK_S))
+
+    def look_soon(self) -> None:
+        """A hint that the ledger may have moved: call it in the event loop."""
+        self._hinted.set()
 
     def refresh(self) -> None:
         """Blocks. Loads what the ledger promoted, then lets its name point there, then drops what nobody uses."""

@@ -11,6 +11,8 @@ from adapters.backbone import Backbone
 from engine.engine import Engine
 from service.audit import AuditLog
 from service.canary import Canaries
+from service.jobs.runner import Jobs
+from service.jobs.uploads import Uploads
 from service.models import ServedModels
 from service.run_time import RunTimeAdapters
 from service.settings import Settings
@@ -27,6 +29,8 @@ class Parts:
     audit: AuditLog
     canaries: Canaries
     run_time: RunTimeAdapters
+    jobs: Jobs | None  # None where there is no registry
+    uploads: Uploads
     started_at: int  # seconds since 1970
 
 

@@ -56,6 +56,23 @@ TABLE: tuple[Rule, ...] = (
     # Adapters at run time.
     _rule("POST", "/v1/load_lora_adapter", ADMIN),
     _rule("POST", "/v1/unload_lora_adapter", ADMIN),
+    # Training data and jobs.
+    _rule("POST GET", "/v1/files", TUNE),
+    _rule("GET DELETE", "/v1/files/{file_id}", TUNE),
+    _rule("GET", "/v1/files/{file_id}/content", TUNE),
+    _rule("POST GET", "/v1/fine_tuning/jobs", TUNE),
+    _rule("GET", "/v1/fine_tuning/jobs/{job_id}", TUNE),
+    _rule("GET", "/v1/fine_tuning/jobs/{job_id}/events", TUNE),
+    _rule("GET", "/v1/fine_tuning/jobs/{job_id}/checkpoints", TUNE),
+    _rule("POST", "/v1/fine_tuning/jobs/{job_id}/cancel", TUNE),
+    # What a name serves. A webhook has no key: its endpoint asks for MLflow's signature.
+    _rule("POST", "/v1/releases/{name}/promote", PROMOTE),
+    _rule("POST", "/v1/releases/{name}/rollback", PROMOTE),
+    _rule("GET", "/v1/releases/promotions/{job_id}", PROMOTE),
+    _rule("GET", "/v1/releases/promotions/{job_id}/events", PROMOTE),
+    _rule("POST", "/v1/releases/promotions/{job_id}/cancel", PROMOTE),
+    _rule("POST", "/v1/ledger/hint", PROMOTE),
+    _rule("POST", "/v1/ledger/webhook", None),
     # The server itself; the guard opens /metrics where a setting says so. The last ones are BentoML's own.
     _rule("GET", "/metrics", ADMIN),
     _rule("GET", "/", ADMIN),

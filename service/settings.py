@@ -49,7 +49,7 @@ class Settings(BaseModel):
     max_loaded: int = Field(default=16, ge=1)
     """Releases kept in the engine beside the champions, for NAME@VERSION and NAME@ALIAS; the least recently used leaves first."""
     open_control: bool = False
-    """Whether everybody may change a server without keys: load adapters, start jobs, promote. With keys, their scopes decide."""
+    """Whether everybody may change an open server without keys: load adapters, start jobs, promote."""
     adapter_directory: Path | None = None
     """Where adapters that are named by a path lie; None: only releases of the registry may be named."""
     max_adapter_bytes: int = Field(default=2 * 2**30, ge=1)
@@ -70,6 +70,19 @@ class Settings(BaseModel):
     """Of vLLM's key-value cache; None: what is left of a GPU, 1 on a CPU."""
     vllm_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: the backbone's, and bfloat16 where that is float32 on a device that computes bfloat16 fast."""
+    job_recipe: Path | None = None
+    """A recipe that fine-tuning jobs begin with: what is protected, the margins, how long a sweep searches."""
+    jobs_at_once: int = Field(default=1, ge=1)
+    """Fine-tuning jobs that run; more wait. Promotions run one at a time beside them."""
+    max_queued_jobs: int = Field(default=100, ge=1)
+    max_job_s: float = Field(default=86400.0, gt=0)
+    """Seconds after which a job is ended."""
+    max_file_bytes: int = Field(default=512 * 2**20, ge=1)
+    """Of an uploaded file."""
+    max_files_bytes: int = Field(default=10 * 2**30, ge=1)
+    """Of all uploaded files together."""
+    webhook_secret: str | None = Field(default=None, min_length=16, repr=False)
+    """What MLflow signs its webhooks with; None: no webhook is taken."""
     request_timeout_s: float = Field(default=600.0, gt=0)
     ping_s: float = Field(default=15.0, gt=0)
     """Seconds of silence after which a stream sends a comment, so that no proxy takes it for dead."""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import torch
 from fastapi import FastAPI
@@ -21,6 +22,8 @@ from service.canary import Canaries, recorded_rollback
 from service.canary_shadow import Shadows
 from service.catalogue import Catalogue, FrozenCatalogue, RegistryCatalogue
 from service.engines import engine_of
+from service.jobs.runner import Jobs
+from service.jobs.uploads import Uploads
 from service.keys import KeyStore
 from service.meters import Forgetting
 from service.models import ServedModels
@@ -43,10 +46,18 @@ def start(settings: Settings) -> Parts:
     limits = Limits(settings.max_adapter_bytes, settings.max_lora_rank)
     directory = settings.adapter_directory
     run_time = RunTimeAdapters(engine, backbone, catalogue, models, directory, limits, settings.max_named_adapters)
-    audit = AuditLog(home_directory(settings.home))
+    home = home_directory(settings.home)
+    audit = AuditLog(home)
     roll_back = recorded_rollback(catalogue.roll_back_canary, audit)
     canaries = Canaries(models, Shadows(models, engine, settings.max_rows), roll_back)
-    return Parts(settings, backbone, engine, models, audit, canaries, run_time, int(time.time()))
+    uploads = Uploads(home / "files", settings.max_file_bytes, settings.max_files_bytes)
+    jobs = _jobs(settings, home) if settings.frozen is None else None
+    return Parts(settings, backbone, engine, models, audit, canaries, run_time, jobs, uploads, int(time.time()))
+
+
+def _jobs(settings: Settings, home: Path) -> Jobs:
+    read = {**settings.environment(), "GRAFTLINE_WEBHOOK_SECRET": ""}
+    return Jobs(home, read, {"fine_tuning": settings.jobs_at_once, "promotion": 1}, settings.max_queued_jobs, settings.max_job_s)
 
 
 def open_parts(settings: Settings) -> tuple[Backbone, Catalogue]:
@@ -71,6 +82,7 @@ async def running(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
         forget(parts.models),
         parts.canaries.watch(),
         parts.canaries.shadows.run(),
+        *([parts.jobs.follow()] if parts.jobs else []),
     )
     beside = [asyncio.create_task(work) for work in works]
     app.state.beside = beside
@@ -80,6 +92,8 @@ async def running(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
         for task in beside:
             task.cancel()
         await asyncio.gather(*beside, return_exceptions=True)
+        if parts.jobs is not None:
+            parts.jobs.close()
         await asyncio.to_thread(parts.engine.close)
         await asyncio.to_thread(spans.close)
 

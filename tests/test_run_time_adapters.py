@@ -46,7 +46,6 @@ def server(
     settings = small(
         backbone_directory,
         home,
-        open_control=True,
         adapter_directory=allowed,
         max_lora_rank=MAX_RANK,
         max_adapter_bytes=2**20,
@@ -319,7 +318,7 @@ def test_a_name_that_was_never_loaded_cannot_be_unloaded(server: Live) -> None:
     assert (answer.status_code, code(answer)) == (404, "adapter_not_found")
 
 
-def test_without_the_setting_nothing_is_loaded_over_http(tmp_path: Path, backbone_directory: Path) -> None:
+def test_a_server_that_is_open_to_everybody_loads_nothing_over_http(tmp_path: Path, backbone_directory: Path) -> None:
     Tracking.at(tmp_path).create()
-    with live(small(backbone_directory, tmp_path)) as server:
+    with live(small(backbone_directory, tmp_path, open=True)) as server:
         assert [load(server, "mine", "plain").status_code, unload(server, "mine").status_code] == [403, 403]

@@ -69,10 +69,32 @@ def promote(
     as_json: bool,
 ) -> int:
     """0 when promoted, 1 when the gate did not pass. An undecided gate of the release is continued."""
-    place = home_directory(home)
-    checked_seconds(time_budget_s)
-    tracking = Tracking.at(place, tracking_uri).existing()
     console = Console(stderr=as_json, markup=False, width=None if sys.stdout.isatty() else 140)
+    report, promoted = gate_and_promote(reference, reason, override, time_budget_s, gate_file, home, tracking_uri, console)
+    if as_json:
+        print(json.dumps({"release": report.subject, "promoted": promoted, "report": report.model_dump(mode="json")}))
+    else:
+        console.print(gate_table(report))
+        console.print(report.sentence)
+        name = report.subject.partition("@")[0]
+        console.print(f"{report.subject} is the champion of {name}" if promoted else f"{report.subject} was not promoted")
+    return 0 if promoted else 1
+
+
+def gate_and_promote(
+    reference: str,
+    reason: str,
+    override: bool,
+    time_budget_s: float | None,
+    gate_file: Path | None,
+    home: Path | None,
+    tracking_uri: str | None,
+    console: Console,
+) -> tuple[GateReport, bool]:
+    """The gate's report, and whether the ledger took the release."""
+    checked_seconds(time_budget_s)
+    place = home_directory(home)
+    tracking = Tracking.at(place, tracking_uri).existing()
     named = resolve(tracking, reference)
     refuse_early(tracking, named, override, reason)
     ledger = Ledger(tracking, named.name)
@@ -81,15 +103,7 @@ def promote(
     promoted = report.passed or override
     if promoted:
         ledger.promote(release.version, report, reason=reason, override=override, expected_head=head)
-    if as_json:
-        print(json.dumps({"release": str(release.full_name), "promoted": promoted, "report": report.model_dump(mode="json")}))
-    else:
-        console.print(gate_table(report))
-        console.print(report.sentence)
-        console.print(
-            f"{release.full_name} is the champion of {release.name}" if promoted else f"{release.full_name} was not promoted"
-        )
-    return 0 if promoted else 1
+    return report, promoted
 
 
 def gated(

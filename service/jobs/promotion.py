@@ -1,0 +1,45 @@
+"""A promotion: the gate of a published version, and the ledger's entry where it passes. It never overrides one that does not."""
+
+from __future__ import annotations
+
+import io
+
+from pydantic import JsonValue
+from rich.console import Console
+
+from service.commands.releases import gate_and_promote
+from service.jobs.process import Telling
+from service.jobs.record import Job
+from service.settings import Settings
+
+
+def promotion(job: Job, settings: Settings, tell: Telling) -> dict[str, JsonValue]:
+    asked = job.request
+    budget = asked.get("time_budget_s")
+    report, promoted = gate_and_promote(
+        str(asked["release"]),
+        str(asked["reason"]),
+        override=False,
+        time_budget_s=float(budget) if isinstance(budget, int | float) else None,
+        gate_file=None,
+        home=settings.home.absolute(),
+        tracking_uri=settings.tracking_uri,
+        console=Console(file=Lines(tell), markup=False, width=140),
+    )
+    tell(report.sentence)
+    return {"release": str(asked["release"]), "promoted": promoted, "verdict": report.verdict, "sentence": report.sentence}
+
+
+class Lines(io.StringIO):
+    """What is written line by line, as events."""
+
+    def __init__(self, tell: Telling) -> None:
+        super().__init__()
+        self._tell, self._begun = tell, ""
+
+    def write(self, text: str) -> int:
+        *lines, self._begun = (self._begun + text).split("\n")
+        for line in lines:
+            if line.strip():
+                self._tell(line.strip())
+        return len(text)

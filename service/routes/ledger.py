@@ -1,0 +1,55 @@
+"""Hints that the ledger has moved. What one says is never believed: the service looks for itself."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import time
+from collections.abc import Mapping
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from service.control import CONTROLLED
+from service.errors import ApiError
+from service.parts import PartsHere
+
+router = APIRouter()
+MAX_BYTES = 2**16
+MAX_AGE_S = 300.0
+
+
+@router.post("/v1/ledger/hint", dependencies=[CONTROLLED])
+async def hint(parts: PartsHere) -> Response:
+    parts.models.look_soon()
+    return JSONResponse({"object": "ledger.hint", "looking": True}, 202)
+
+
+@router.post("/v1/ledger/webhook")
+async def webhook(parts: PartsHere, request: Request) -> Response:
+    """MLflow's webhook, by its signature: it can send no key."""
+    secret = parts.settings.webhook_secret
+    if secret is None:
+        message = "No webhook is taken here. Set GRAFTLINE_WEBHOOK_SECRET to the secret of MLflow's webhook."
+        raise ApiError(403, message, "not_allowed", None, "permission_error")
+    body = b""
+    async for block in request.stream():
+        body += block
+        if len(body) > MAX_BYTES:
+            raise ApiError(413, f"A webhook has at most {MAX_BYTES} bytes.", "too_many_bytes")
+    if not is_signed(secret, request.headers, body, time.time()):
+        message = "A webhook carries MLflow's signature of the last five minutes, but this one's is not. Check the secret."
+        raise ApiError(401, message, "invalid_signature", None, "authentication_error")
+    parts.models.look_soon()
+    return JSONResponse({"object": "ledger.hint", "looking": True}, 202)
+
+
+def is_signed(secret: str, headers: Mapping[str, str], body: bytes, now: float) -> bool:
+    """Whether MLflow signed this delivery: HMAC-SHA256 over its id, its time and its body."""
+    delivery, sent = headers.get("x-mlflow-delivery-id", ""), headers.get("x-mlflow-timestamp", "")
+    if not sent.isdecimal() or abs(now - int(sent)) > MAX_AGE_S:
+        return False
+    signed = f"{delivery}.{sent}.".encode() + body
+    expected = "v1," + base64.b64encode(hmac.new(secret.encode(), signed, hashlib.sha256).digest()).decode()
+    return hmac.compare_digest(expected.encode(), headers.get("x-mlflow-signature", "").encode())

@@ -1,0 +1,127 @@
+"""`/v1/releases/{name}/promote` and `/rollback`: promotions through the gate, and rollbacks through the ledger."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from registry.errors import ChampionMoved, RegistryError, RegistryUnreachable, UnknownRelease
+from registry.home import home_directory
+from registry.ledger import Ledger
+from registry.names import checked_name, resolve
+from registry.tracking import Tracking
+from service.caller import caller_of
+from service.control import CONTROLLED
+from service.errors import ApiError
+from service.jobs import shapes
+from service.jobs.record import Job
+from service.jobs.runner import TooManyJobs
+from service.parts import Parts, PartsHere
+from service.routes.fine_tuning import full, jobs_of
+
+router = APIRouter(dependencies=[CONTROLLED])
+T = TypeVar("T")
+
+
+class PromoteRequest(BaseModel):
+    """An override of the gate is for the command line: there is no field for it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: int = Field(ge=1)
+    reason: str = Field(default="", max_length=2000)
+    time_budget_s: float | None = Field(default=None, gt=0, le=86400)
+
+
+class RollbackRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    reason: str = Field(min_length=1, max_length=2000)
+    to: int | None = Field(default=None, ge=1)
+
+
+@router.post("/v1/releases/{name}/promote")
+async def promote(parts: PartsHere, request: Request, name: str, body: PromoteRequest) -> Response:
+    """Begins a gate in a process of its own and answers at once; the ledger's entry follows where it passes."""
+    with parts.audit.during(request, "release.promote", f"{name}@{body.version}") as act:
+        jobs = jobs_of(parts)
+        release = str(await asyncio.to_thread(_of_registry, lambda: resolve(_tracking(parts), f"{name}@{body.version}")))
+        asked: dict[str, JsonValue] = {"release": release, "reason": body.reason, "time_budget_s": body.time_budget_s}
+        try:
+            job = await asyncio.to_thread(jobs.submit, "promotion", asked, caller_of(request).name)
+        except TooManyJobs as error:
+            raise full(error) from error
+        act.detail["id"] = job.id
+    return JSONResponse(shapes.promotion(job), 202)
+
+
+@router.get("/v1/releases/promotions/{job_id}")
+async def one_promotion(parts: PartsHere, job_id: str) -> Response:
+    return JSONResponse(shapes.promotion(await _promotion(parts, job_id)))
+
+
+@router.get("/v1/releases/promotions/{job_id}/events")
+async def events(parts: PartsHere, job_id: str) -> Response:
+    job = await _promotion(parts, job_id)
+    told = await asyncio.to_thread(jobs_of(parts).store.events, job.id)
+    return JSONResponse(shapes.page(shapes.events(job.id, told), None, 1000))
+
+
+@router.post("/v1/releases/promotions/{job_id}/cancel")
+async def cancel(parts: PartsHere, request: Request, job_id: str) -> Response:
+    """What the gate has read is kept: the next promotion of the version goes on from there."""
+    job = await _promotion(parts, job_id)
+    with parts.audit.during(request, "promotion.cancel", job_id):
+        ended = await asyncio.to_thread(jobs_of(parts).cancel, job.id)
+    return JSONResponse(shapes.promotion(ended or job))
+
+
+@router.post("/v1/releases/{name}/rollback")
+async def rollback(parts: PartsHere, request: Request, name: str, body: RollbackRequest) -> Response:
+    """Makes an earlier champion the champion again, and has this service look at once."""
+    with parts.audit.during(request, "release.rollback", name) as act:
+        jobs_of(parts)
+        actor = caller_of(request).name
+
+        def done() -> tuple[int, int]:
+            recorded = Ledger(_tracking(parts), checked_name(name)).rollback(body.reason, body.to, actor=actor)
+            assert recorded.entry is not None
+            return recorded.number, recorded.entry.adapter_version
+
+        number, version = await asyncio.to_thread(_of_registry, done)
+        act.detail |= {"entry": number, "version": version}
+    parts.models.look_soon()
+    return JSONResponse({"object": "release.rollback", "name": name, "version": version, "entry": number, "by": actor})
+
+
+async def _promotion(parts: Parts, job_id: str) -> Job:
+    job = await asyncio.to_thread(jobs_of(parts).store.find, job_id)
+    if job is None or job.kind != "promotion":
+        raise ApiError(404, f"There is no promotion {job_id!r}.", "promotion_not_found", "id")
+    return job
+
+
+def _tracking(parts: Parts) -> Tracking:
+    return Tracking.at(home_directory(parts.settings.home), parts.settings.tracking_uri).existing()
+
+
+def _of_registry(work: Callable[[], T]) -> T:
+    """What the registry says, as an answer. Its sentences name commands and names, and no files."""
+    try:
+        return work()
+    except RegistryUnreachable as error:
+        message = "The registry does not answer now. Ask again later."
+        raise ApiError(503, message, "registry_unreachable", None, "server_error", {"retry-after": "10"}) from error
+    except UnknownRelease as error:
+        raise ApiError(
+            404, "There is no such release. `graftline status` lists what was published.", "release_not_found"
+        ) from error
+    except ChampionMoved as error:
+        raise ApiError(409, str(error), "champion_moved", None, headers={"x-should-retry": "false"}) from error
+    except RegistryError as error:
+        raise ApiError(400, str(error), "refused_by_the_ledger") from error

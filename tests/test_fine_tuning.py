@@ -1,0 +1,243 @@
+"""Files and fine-tuning jobs over HTTP, driven by the OpenAI client."""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from live_service import Live, live, small
+from running_service import client_of, write
+from small_studies import PROTECTED, knowing_home
+
+from adapters.backbone import Backbone
+from registry.errors import NoChampion
+from registry.ledger import Ledger
+from registry.names import resolve
+from registry.tracking import Tracking
+
+RECIPE = f"""
+protected = {json.dumps(PROTECTED)}
+search = ["method.learning_rate"]
+[adapter.lora]
+rank = 4
+[method]
+steps = 2
+batch_size = 2
+num_examples = 20
+[study]
+trials = 1
+scales = [1.0]
+[evaluation]
+domain_items = 8
+chain_items = 4
+generated_items = 1
+"""
+WAIT_S = 300
+ROWS = [{"question": f"What is {n} modulo 3?", "answer": str(n % 3)} for n in range(200)]
+MESSAGES = [
+    {
+        "messages": [
+            {"role": "system", "content": "Add."},
+            {"role": "user", "content": r["question"]},
+            {"role": "assistant", "content": r["answer"]},
+        ]
+    }
+    for r in ROWS
+]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, session_backbone: Backbone) -> Path:
+    home = knowing_home(session_backbone, tmp_path_factory.mktemp("home"))
+    Tracking.at(home).create()
+    (home / "job.toml").write_text(RECIPE)
+    return home
+
+
+@pytest.fixture(scope="module")
+def server(home: Path, backbone_directory: Path) -> Iterator[Live]:
+    with live(small(backbone_directory, home, job_recipe=home / "job.toml", max_file_bytes=2**20)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server: Live) -> openai.OpenAI:
+    return client_of(server)
+
+
+def jsonl(rows: list[dict[str, object]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def upload(client: openai.OpenAI, content: bytes, name: str = "rows.jsonl") -> openai.types.FileObject:
+    return client.files.create(file=(name, io.BytesIO(content)), purpose="fine-tune")
+
+
+def test_a_file_is_listed_described_read_back_and_deleted(client: openai.OpenAI) -> None:
+    content = jsonl(ROWS[:3])
+    kept = upload(client, content)
+    assert (kept.bytes, kept.filename, kept.purpose, kept.status) == (len(content), "rows.jsonl", "fine-tune", "processed")
+    assert client.files.retrieve(kept.id) == kept
+    assert kept.id in [file.id for file in client.files.list()]
+    assert client.files.content(kept.id).read() == content
+    assert client.files.delete(kept.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.files.retrieve(kept.id)
+
+
+def test_files_of_one_second_keep_their_order(client: openai.OpenAI) -> None:
+    kept = [upload(client, jsonl(ROWS[:2])).id for _ in range(5)]
+    assert [file.id for file in client.files.list()][:5] == list(reversed(kept))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("rows.jsonl", b'{"question": "a", "answer": "b"}\n\n{"question": \n', "Line 3: a line is one JSON object"),
+        (
+            "rows.jsonl",
+            b'{"question": "a", "answer": "b"}\n[1]\n',
+            "Line 2: a line is one JSON object, but this one holds a list",
+        ),
+        ("rows.jsonl", b'{"question": "a", "answer": "\xff"}\n', "Line 1: a line is UTF-8"),
+        ("rows.jsonl", b"[" * 100_000 + b"\n", "Line 1:"),
+        ("rows.jsonl", b'{"question": "' + b"a" * 2**19 * 3 + b'"}\n', "may have 1048576 bytes"),
+        ("rows.jsonl", b"\n\n", "has none"),
+        ("rows.jsonl", b"", "has none"),
+        ("rows.jsonl", b'{"messages": [{"role": "user", "content": "a"}]}\n', "Line 1: messages is a list"),
+        (
+            "rows.jsonl",
+            jsonl([{"messages": [{"role": "user", "content": "a"}] * 2}]),
+            "Line 1: the last message is the assistant's",
+        ),
+        ("rows.jsonl", jsonl([*ROWS[:2], *MESSAGES[:1]]), "Line 3: all rows are of one kind"),
+        ("rows.csv", b"question,answer\na,b\nc\n", "Line 3: a row has the 2 cells of the header"),
+        ("rows.csv", b'question,answer\na,"b\n', "a row is CSV"),
+        ("rows.txt", b"a\n", "NAME.jsonl or NAME.csv"),
+        ("../../etc/rows.parquet", b"a\n", "NAME.jsonl or NAME.csv"),
+    ],
+)
+def test_a_file_with_a_wrong_line_is_refused_with_its_number_and_not_kept(
+    client: openai.OpenAI, name: str, content: bytes, told: str
+) -> None:
+    before = len(client.files.list().data)
+    with pytest.raises(openai.APIStatusError) as refused:
+        upload(client, content, name)
+    assert refused.value.status_code in (400, 413) and told in str(refused.value)
+    assert len(client.files.list().data) == before
+
+
+def test_an_upload_that_says_it_is_too_large_is_refused_unread(server: Live) -> None:
+    head = b"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: %d\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as connection:
+        connection.sendall(head % 2**40)
+        assert b"413" in connection.recv(100)
+
+
+def test_what_is_no_form_is_refused(server: Live) -> None:
+    for content, kind in (
+        (b"{}", "application/json"),
+        (b"garbage", "multipart/form-data; boundary=x"),
+        (b"", "multipart/form-data"),
+    ):
+        answer = httpx.post(f"{server.openai_url}/files", content=content, headers={"content-type": kind})
+        assert answer.status_code == 400, answer.text
+
+
+@pytest.fixture(scope="module")
+def rows(client: openai.OpenAI) -> str:
+    return upload(client, jsonl(ROWS)).id
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "told"),
+    [
+        ({"model": "gpt-4o"}, 404, "fits adapters around"),
+        ({"training_file": "file-never"}, 404, "There is no file"),
+        ({"suffix": "a/b"}, 400, "suffix"),
+        ({"validation_file": "file-x"}, 400, "validation_file"),
+        ({"method": {"type": "dpo"}}, 400, "method"),
+        ({"hyperparameters": {"n_epochs": -1}}, 400, "above 0"),
+        ({"extra_body": {"recipe": {"gate": {"margin": 0.9}}}}, 400, "'gate'"),
+        ({"extra_body": {"recipe": {"protected": ["boxes"]}}}, 400, "'protected'"),
+        ({"extra_body": {"recipe": {"adapter": {"warm_start": "secret"}}}}, 400, "names no files"),
+        ({"extra_body": {"recipe": {"adapter": {"orthogonal_to": ["/etc"]}}}}, 400, "names no files"),
+        ({"extra_body": {"recipe": {"study": {"trials": 0}}}}, 400, "study.trials"),
+        ({"extra_body": {"recipe": {"method": {"name": "magic"}}}}, 400, "magic"),
+        ({"extra_body": {"columns": {"question": "q", "answer": "answer"}}}, 400, "'q'"),
+        ({"extra_body": {"columns": {"question": "answer", "answer": "question"}}}, 400, "has 200 and no such column"),
+    ],
+)
+def test_a_job_that_cannot_be_run_is_refused_before_there_is_one(
+    server: Live, client: openai.OpenAI, base: str, rows: str, changes: dict[str, object], status: int, told: str
+) -> None:
+    with pytest.raises(openai.APIStatusError) as refused:
+        client.fine_tuning.jobs.create(**{"model": base, "training_file": rows, **changes})  # type: ignore[arg-type]
+    assert refused.value.status_code == status and told in str(refused.value)
+    assert str(server.parts.settings.home) not in str(refused.value)
+    assert not client.fine_tuning.jobs.list().data
+
+
+def test_rows_that_make_no_task_are_refused_by_their_line(client: openai.OpenAI, base: str) -> None:
+    file = upload(client, b"\n" + jsonl([*ROWS[:100], {"question": "", "answer": "1"}]))
+    with pytest.raises(openai.BadRequestError, match="line 102 of 'rows.jsonl'"):
+        client.fine_tuning.jobs.create(model=base, training_file=file.id)
+
+
+def ended(client: openai.OpenAI, job_id: str) -> openai.types.fine_tuning.FineTuningJob:
+    ends = time.monotonic() + WAIT_S
+    while (job := client.fine_tuning.jobs.retrieve(job_id)).finished_at is None:
+        assert time.monotonic() < ends
+        time.sleep(0.2)
+    return job
+
+
+def test_jobs_queue_in_their_order_tell_events_and_are_cancelled(client: openai.OpenAI, base: str, rows: str) -> None:
+    jobs = [client.fine_tuning.jobs.create(model=base, training_file=rows, suffix=f"sums-{n}", seed=n) for n in range(3)]
+    assert [job.status for job in jobs] == ["running", "queued", "queued"]
+    assert [job.id for job in client.fine_tuning.jobs.list(limit=2)] == [job.id for job in reversed(jobs)], "page by page"
+    assert (jobs[1].seed, jobs[1].object, jobs[1].training_file) == (1, "fine_tuning.job", rows)
+    for job in reversed(jobs):
+        assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
+    told = [event.message for event in client.fine_tuning.jobs.list_events(jobs[0].id)]
+    assert told[-2:] == ["The job has begun.", "The job is queued."], "the newest first"
+    assert not client.fine_tuning.jobs.checkpoints.list(jobs[0].id).data
+    with pytest.raises(openai.NotFoundError):
+        client.fine_tuning.jobs.retrieve("ftjob-never")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("content", [jsonl(ROWS), jsonl(MESSAGES)], ids=["columns", "messages"])
+def test_a_sweep_over_uploaded_rows_publishes_a_candidate_and_promotes_nothing(
+    home: Path, client: openai.OpenAI, base: str, content: bytes
+) -> None:
+    file = upload(client, content)
+    name = f"sums-{len(content)}"
+    fixed = {"n_epochs": 1, "batch_size": 64, "learning_rate_multiplier": 0.5}
+    recipe = {"method": {"learning_rate": 4e-4}, "evaluation": {"margins": dict.fromkeys(PROTECTED, 1e6)}}
+    made = client.fine_tuning.jobs.create(
+        model=base,
+        training_file=file.id,
+        suffix=name,
+        hyperparameters=fixed,  # type: ignore[arg-type]
+        extra_body={"recipe": recipe},
+    )
+    client.files.delete(file.id)  # the job has its rows
+    job = ended(client, made.id)
+    assert (job.status, job.error) == ("succeeded", None)
+    assert job.fine_tuned_model == f"{name}@1"
+    assert [str(resolve(Tracking.at(home), f"{name}@candidate"))] == [f"{name}@1"]
+    with pytest.raises(NoChampion):
+        Ledger(Tracking.at(home), name).champion_version()
+    assert write(client, f"{name}@1") != ""
+    assert [point.fine_tuned_model_checkpoint for point in client.fine_tuning.jobs.checkpoints.list(made.id)] == [f"{name}@1"]
+    numbers = [event.data for event in client.fine_tuning.jobs.list_events(made.id) if event.type == "metrics"]
+    assert numbers and "domain_gain" in numbers[0]  # type: ignore[operator]
+    assert str(home) not in str([event.message for event in client.fine_tuning.jobs.list_events(made.id)])
