@@ -207,13 +207,16 @@ def killed_worker(world: World, target: Target, size: Size) -> Outcome:
     with traffic.flowing(down=True):
         time.sleep(1.0)
         old = target.worker()
-        os.kill(old, signal.SIGKILL)
+        ended = _killed_in_mid_stream(target.url, old)
         back = wait_until(lambda: target.worker() != old and httpx.get(f"{target.url}/readyz").status_code == 200, 180.0)
         before = traffic.tally.answered.total()
         answers = wait_until(lambda: traffic.tally.answered.total() > before + 3, size.settle_s)
     broken = traffic.tally.refused.total()
-    told = f"another worker was ready: {back}, and answered: {answers}; {broken} requests broke off or were refused meanwhile"
-    return Outcome.of("the worker is killed", traffic, held=back and answers, told=told)
+    told = (
+        f"the stream that was open ended as {ended}; another worker was ready: {back}, and answered: {answers}; {broken} other "
+        "requests broke off meanwhile"
+    )
+    return Outcome.of("the worker is killed", traffic, held=ended != "whole" and back and answers, told=told)
 
 
 FAULTS: dict[str, Fault] = {
@@ -297,6 +300,21 @@ def _ask_and_never_read(url: str, model: str) -> socket.socket:
 def _request(body: str) -> bytes:
     head = ("POST /v1/completions HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {len(body)}")
     return "\r\n".join((*head, "", body)).encode()
+
+
+def _killed_in_mid_stream(url: str, worker: int) -> str:
+    """How a stream ended whose server was killed after its first chunk."""
+    body = {"model": NAMES[0], "prompt": "?", "stream": True, "max_tokens": 400}
+    lines = []
+    try:
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as reply:
+            for line in reply.iter_lines():
+                if not lines:
+                    os.kill(worker, signal.SIGKILL)
+                lines.append(line)
+    except httpx.TransportError as error:
+        return type(error).__name__
+    return "whole" if "data: [DONE]" in lines else "cut short without an error"
 
 
 def _refusal(url: str, body: bytes) -> tuple[int, bool]:

@@ -24,12 +24,13 @@ _SOFT = 0.02  # of the low-rank part, which is there to be gathered like any oth
 
 
 def name_tokens(backbone: Backbone, count: int) -> tuple[int, ...]:
-    """Tokens that are plain words, each of them the likeliest where its own embedding stands in the residual stream."""
+    """Printable tokens without spaces, each of them the likeliest where its own embedding stands in the residual stream."""
     embeddings_VH = backbone.embeddings.weight.detach().float()
     found: dict[str, int] = {}
     for token in range(len(embeddings_VH)):
         text = backbone.decode([token])
-        if token in backbone.stop_ids or not text.isalpha() or text in found or backbone.encode(text) != [token]:
+        is_word = text.isprintable() and text.strip() == text != "" and text not in found
+        if token in backbone.stop_ids or not is_word or list(backbone.encode(text)) != [token]:
             continue
         if int((embeddings_VH @ embeddings_VH[token]).argmax()) == token:
             found[text] = token

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeVar
 
 from jinja2 import TemplateError
@@ -47,6 +47,7 @@ async def read_chat(backbone: Backbone, body: ChatFields, overhead: int = 0) -> 
 def chat_prompt(backbone: Backbone, body: ChatFields, overhead: int = 0) -> ReadPrompt:
     """ApiError where the template does not know what the request asks of it, or refuses the messages."""
     text, begun = rendered(backbone, body)
+    _refuse_hopeless(backbone, text, "messages")
     ids, begun_ids = tuple(backbone.encode(text)), tuple(backbone.encode(begun))
     _checked(backbone, ids, overhead + len(begun_ids), "messages")
     return ReadPrompt(ids, begun_ids)
@@ -60,6 +61,9 @@ async def read_prompts(backbone: Backbone, prompts: Sequence[str | tuple[int, ..
 
 def completion_prompts(backbone: Backbone, prompts: Sequence[str | tuple[int, ...]], overhead: int = 0) -> list[tuple[int, ...]]:
     """Texts are tokenized as they are: no chat template, no special tokens."""
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            _refuse_hopeless(backbone, prompt, "prompt")
     ids = [tuple(backbone.encode(prompt)) if isinstance(prompt, str) else prompt for prompt in prompts]
     return [_checked(backbone, each, overhead, "prompt") for each in ids]
 
@@ -114,6 +118,26 @@ def _values(body: ChatFields, template: str) -> dict[str, JsonValue]:
         message = f"tools need a chat template that knows them ({known}), but this backbone's {lack}. Leave them out."
         raise ApiError(400, message, "unsupported_parameter", "tools")
     return values | {"tools": [tool.read for tool in body.tools]}
+
+
+@lru_cache(maxsize=8)
+def _longest_token(backbone: Backbone) -> int:
+    """Characters of the longest token."""
+    return max(map(len, backbone.tokenizer.get_vocab()))
+
+
+def _refuse_hopeless(backbone: Backbone, text: str, param: str) -> None:
+    """Refuses before it is tokenized, which takes a second for every megabyte, what no tokenizer brings into the context.
+
+    Twice the longest token for every place: a tokenizer may drop some characters before it begins.
+    """
+    most = 2 * _longest_token(backbone) * backbone.context_length
+    if len(text) > most:
+        message = (
+            f"This model's context is {backbone.context_length} tokens, which hold fewer than {most} characters, but {param} has "
+            f"{len(text)}. Shorten it."
+        )
+        raise ApiError(400, message, "context_length_exceeded", param)
 
 
 def _checked(backbone: Backbone, ids: tuple[int, ...], overhead: int, param: str) -> tuple[int, ...]:
