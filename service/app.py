@@ -34,8 +34,8 @@ class Graftline:
     async def start(self) -> None:
         self.open = contextlib.AsyncExitStack()
         await self.open.enter_async_context(running(app, settings))
-        # What is loaded now stays. Among the old objects, its 700,000 would put off every full collection until requests have left
-        # a quarter as many: memory that grows for hours before it is found free.
+        # What is loaded now stays. Among the old objects, its 700,000 would put off every full collection until requests have
+        # left a quarter as many: memory that grows for hours before it is found to be free.
         gc.collect()
         gc.freeze()
 
