@@ -53,6 +53,7 @@ TABLE: tuple[Rule, ...] = (
     _rule("POST", "/detokenize", COMPLETE),
     _rule("GET", "/tokenizer_info", COMPLETE),
     _rule("GET", "/version", COMPLETE),
+    _rule("GET", "/openapi.json", COMPLETE),
     # Adapters at run time.
     _rule("POST", "/v1/load_lora_adapter", ADMIN),
     _rule("POST", "/v1/unload_lora_adapter", ADMIN),

@@ -28,7 +28,7 @@ class UnloadRequest(BaseModel):
     lora_name: str = Field(min_length=1)
 
 
-@router.post("/v1/load_lora_adapter")
+@router.post("/v1/load_lora_adapter", summary="Serve an adapter under a name", response_class=PlainTextResponse)
 async def load(parts: PartsHere, request: Request, body: LoadRequest) -> PlainTextResponse:
     with parts.audit.during(request, "adapter.load", body.lora_name) as act:
         act.detail["path"] = body.lora_path
@@ -39,7 +39,7 @@ async def load(parts: PartsHere, request: Request, body: LoadRequest) -> PlainTe
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
 
-@router.post("/v1/unload_lora_adapter")
+@router.post("/v1/unload_lora_adapter", summary="Serve it no longer", response_class=PlainTextResponse)
 async def unload(parts: PartsHere, request: Request, body: UnloadRequest) -> PlainTextResponse:
     with parts.audit.during(request, "adapter.unload", body.lora_name):
         running = await asyncio.to_thread(parts.run_time.unload, body.lora_name)

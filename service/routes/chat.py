@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from service.answering import leased, new_reply, new_writing, released_on_failure
+from service.described import ChatCompletion, answers
 from service.dispatch import dispatch
 from service.json_body import JsonRoute
 from service.openai_shapes import ChatRequest, Choice, ObjectName
@@ -19,7 +20,7 @@ from service.writing import collect
 router = APIRouter(route_class=JsonRoute)
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", summary="A chat", responses=answers(ChatCompletion, streams=True))
 async def chat(parts: PartsHere, request: Request, body: ChatRequest) -> Response:
     lease = await leased(parts, body.model, request, body.user)
     with released_on_failure(lease):

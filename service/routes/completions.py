@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from service.answering import leased, new_reply, new_writing, released_on_failure
+from service.described import TextCompletion, answers
 from service.dispatch import dispatch
 from service.json_body import JsonRoute
 from service.openai_shapes import Choice, CompletionRequest
@@ -18,7 +19,7 @@ from service.writing import collect
 router = APIRouter(route_class=JsonRoute)
 
 
-@router.post("/v1/completions")
+@router.post("/v1/completions", summary="Texts that go on", responses=answers(TextCompletion, streams=True))
 async def complete(parts: PartsHere, request: Request, body: CompletionRequest) -> Response:
     lease = await leased(parts, body.model, request, body.user)
     with released_on_failure(lease):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from service.meters import exposition
@@ -11,6 +12,6 @@ from service.parts import PartsHere
 router = APIRouter()
 
 
-@router.get("/metrics")
+@router.get("/metrics", summary="In Prometheus' text format", response_class=PlainTextResponse)
 async def metrics(parts: PartsHere) -> Response:
     return Response(exposition(parts.engine.stats), media_type=CONTENT_TYPE_LATEST)

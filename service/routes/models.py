@@ -8,19 +8,20 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
 from service.answering import leased
+from service.described import ModelCard, ModelList, answers
 from service.parts import Parts, PartsHere
 
 router = APIRouter()
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", summary="What may be asked for", responses=answers(ModelList))
 async def list_models(parts: PartsHere) -> Response:
     readiness = parts.models.readiness()
     detail = {"registry": readiness.registry or "ok", "refused": readiness.refused, "loaded": readiness.loaded}
     return JSONResponse({"object": "list", "data": [_card(parts, name) for name in parts.models.ids()], "graftline": detail})
 
 
-@router.get("/v1/models/{model:path}")
+@router.get("/v1/models/{model:path}", summary="One of them", responses=answers(ModelCard))
 async def one_model(parts: PartsHere, model: str) -> Response:
     lease = await leased(parts, model)
     lease.release()

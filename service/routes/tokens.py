@@ -68,7 +68,7 @@ class TokenizerInfo(BaseModel):
     chat_template: str | None
 
 
-@router.post("/tokenize")
+@router.post("/tokenize", summary="The tokens of a text or a chat")
 async def tokenize(parts: PartsHere, body: ToTokenize) -> Tokenized:
     await known(parts, body.model)
     backbone, text = parts.backbone, body.prompt
@@ -78,7 +78,7 @@ async def tokenize(parts: PartsHere, body: ToTokenize) -> Tokenized:
     return Tokenized(count=len(ids), max_model_len=backbone.context_length, tokens=ids, token_strs=strings)
 
 
-@router.post("/detokenize")
+@router.post("/detokenize", summary="The text of tokens")
 async def detokenize(parts: PartsHere, body: ToDetokenize) -> Detokenized:
     await known(parts, body.model)
     vocabulary = parts.backbone.embeddings.num_embeddings
@@ -91,7 +91,7 @@ async def detokenize(parts: PartsHere, body: ToDetokenize) -> Detokenized:
     return Detokenized(prompt=str(await off_the_loop(4 * len(body.tokens), decode)))
 
 
-@router.get("/tokenizer_info")
+@router.get("/tokenizer_info", summary="The tokenizer")
 async def tokenizer_info(parts: PartsHere) -> TokenizerInfo:
     tokenizer = parts.backbone.tokenizer
     named = {name: getattr(tokenizer, name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}

@@ -14,9 +14,13 @@ class Version(BaseModel):
     version: str
 
 
-@router.get("/version")
-async def tell_version() -> Version:
+def own_version() -> str:
     try:
-        return Version(version=version("graftline"))
+        return version("graftline")
     except PackageNotFoundError:  # run from its files, as a Bento is
-        return Version(version="unknown")
+        return "unknown"
+
+
+@router.get("/version", summary="Of Graftline")
+async def tell_version() -> Version:
+    return Version(version=own_version())
