@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -14,8 +14,10 @@ from service.canary_cli import canary_app
 from service.keys_cli import audit_app, keys_app
 from service.options import Home, Json, TrackingUri, listed, numbers, seconds
 from service.policy_cli import policy_app
+from service.registry_cli import registry_app
 from service.router_cli import router_app
 from service.sae_cli import sae_app
+from service.serving_cli import serving_app
 from service.steering_cli import steering_app
 
 app = typer.Typer(
@@ -29,6 +31,8 @@ app = typer.Typer(
 )
 backbone_app = typer.Typer(no_args_is_help=True, help="The frozen models that come with Graftline.")
 app.add_typer(backbone_app, name="backbone")
+app.add_typer(registry_app)
+app.add_typer(serving_app)
 app.add_typer(steering_app)
 app.add_typer(policy_app)
 app.add_typer(sae_app, name="sae")
@@ -253,110 +257,11 @@ def trace_reliance(
     raise typer.Exit(run(recipe, seeds, trace_loss, time_budget_s, home, as_json))
 
 
-@app.command()
-def publish(
-    source: Annotated[
-        str, typer.Argument(metavar="DIRECTORY|STUDY", help="A trial's adapter directory, or a study's name (its best trial).")
-    ],
-    name: Annotated[str | None, typer.Option(help="Registered model [default: the recipe's name].")] = None,
-    trial: Annotated[int | None, typer.Option(help="Of the study, also one that lost more than a margin.")] = None,
-    home: Home = None,
-    tracking_uri: TrackingUri = None,
-    as_json: Json = False,
-) -> None:
-    """Publish an adapter as a new version of a registered model. It is not served before it is promoted."""
-    from service.commands.releases import publish as run
-
-    run(source, name, home, tracking_uri, as_json, trial)
-
-
-@app.command()
-def promote(
-    release: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="The published version.")],
-    reason: Annotated[str, typer.Option(help="Kept in the ledger for ever.")] = "",
-    override: Annotated[
-        bool, typer.Option("--override", help="Promote although the gate did not pass; needs --reason and stays visible.")
-    ] = False,
-    time_budget_s: Annotated[
-        float | None, typer.Option(help="Seconds for the gate, instead of the policy's.", callback=seconds)
-    ] = None,
-    gate: Annotated[
-        Path | None,
-        typer.Option(help="A TOML file with a stricter policy for this gate; with --reason, a laxer one for the name."),
-    ] = None,
-    home: Home = None,
-    tracking_uri: TrackingUri = None,
-    as_json: Json = False,
-) -> None:
-    """Run the gate on fresh items and, if it passes, make the version its name's champion. Exit code 1: not promoted."""
-    from service.commands.releases import promote as run
-
-    raise typer.Exit(run(release, reason, override, time_budget_s, gate, home, tracking_uri, as_json))
-
-
-@app.command()
-def rollback(
-    name: Annotated[str, typer.Argument(help="Registered model.")],
-    reason: Annotated[str, typer.Option(help="Kept in the ledger for ever.")],
-    to: Annotated[int | None, typer.Option(help="An earlier champion's version [default: the previous one].")] = None,
-    home: Home = None,
-    tracking_uri: TrackingUri = None,
-    as_json: Json = False,
-) -> None:
-    """Make an earlier champion the champion again; nothing is deleted."""
-    from service.commands.releases import rollback as run
-
-    run(name, reason, to, home, tracking_uri, as_json)
-
-
-@app.command()
-def status(home: Home = None, tracking_uri: TrackingUri = None, as_json: Json = False) -> None:
-    """Champions, candidates, their gate verdicts, and any alias that was moved past the ledger."""
-    from service.commands.releases import status as run
-
-    run(home, tracking_uri, as_json)
-
-
 app.command()(combining_cli.merge)
 app.command("softcot-arms")(combining_cli.softcot_arms)
 app.command("reduce-intruders")(combining_cli.reduce_intruders)
 app.command()(reading_cli.hybrid)
 app.command()(reading_cli.thoughts)
-
-
-@app.command()
-def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 3000,
-    is_open: Annotated[
-        bool, typer.Option("--open", help="Let everybody in who reaches the address, though no key was made.")
-    ] = False,
-    backbone: Annotated[
-        str | None, typer.Option(help="Backbone to serve [default: $GRAFTLINE_BACKBONE, else smollm2-135m-reasoner].")
-    ] = None,
-    engine: Annotated[
-        Literal["torch", "vllm"] | None,
-        typer.Option(help="torch, or vllm where it is installed [default: $GRAFTLINE_ENGINE, else torch]."),
-    ] = None,
-    home: Home = None,
-    tracking_uri: TrackingUri = None,
-) -> None:
-    """Serve the backbone and every champion over HTTP in the OpenAI shape; promotions are picked up while it runs."""
-    from service.commands.serve import serve as run
-
-    raise typer.Exit(run(host, port, backbone, engine, home, tracking_uri, is_open))
-
-
-@app.command()
-def build(
-    backbone: Annotated[str | None, typer.Option(help="Backbone to include [default: as `graftline serve`].")] = None,
-    home: Home = None,
-    tracking_uri: TrackingUri = None,
-) -> None:
-    """Build a Bento that runs from its own files: the backbone and every champion inside, no registry needed."""
-    from service.commands.serve import build as run
-
-    run(backbone, home, tracking_uri)
 
 
 @app.command()

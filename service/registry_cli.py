@@ -1,0 +1,76 @@
+"""The commands of releases: options and help only, as in service.cli."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from service.options import Home, Json, TrackingUri, seconds
+
+registry_app = typer.Typer()
+
+
+@registry_app.command()
+def publish(
+    source: Annotated[
+        str, typer.Argument(metavar="DIRECTORY|STUDY", help="A trial's adapter directory, or a study's name (its best trial).")
+    ],
+    name: Annotated[str | None, typer.Option(help="Registered model [default: the recipe's name].")] = None,
+    trial: Annotated[int | None, typer.Option(help="Of the study, also one that lost more than a margin.")] = None,
+    home: Home = None,
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Publish an adapter as a new version of a registered model. It is not served before it is promoted."""
+    from service.commands.releases import publish as run
+
+    run(source, name, home, tracking_uri, as_json, trial)
+
+
+@registry_app.command()
+def promote(
+    release: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="The published version.")],
+    reason: Annotated[str, typer.Option(help="Kept in the ledger for ever.")] = "",
+    override: Annotated[
+        bool, typer.Option("--override", help="Promote although the gate did not pass; needs --reason and stays visible.")
+    ] = False,
+    time_budget_s: Annotated[
+        float | None, typer.Option(help="Seconds for the gate, instead of the policy's.", callback=seconds)
+    ] = None,
+    gate: Annotated[
+        Path | None,
+        typer.Option(help="A TOML file with a stricter policy for this gate; with --reason, a laxer one for the name."),
+    ] = None,
+    home: Home = None,
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Run the gate on fresh items and, if it passes, make the version its name's champion. Exit code 1: not promoted."""
+    from service.commands.releases import promote as run
+
+    raise typer.Exit(run(release, reason, override, time_budget_s, gate, home, tracking_uri, as_json))
+
+
+@registry_app.command()
+def rollback(
+    name: Annotated[str, typer.Argument(help="Registered model.")],
+    reason: Annotated[str, typer.Option(help="Kept in the ledger for ever.")],
+    to: Annotated[int | None, typer.Option(help="An earlier champion's version [default: the previous one].")] = None,
+    home: Home = None,
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Make an earlier champion the champion again; nothing is deleted."""
+    from service.commands.releases import rollback as run
+
+    run(name, reason, to, home, tracking_uri, as_json)
+
+
+@registry_app.command()
+def status(home: Home = None, tracking_uri: TrackingUri = None, as_json: Json = False) -> None:
+    """Champions, candidates, their gate verdicts, and any alias that was moved past the ledger."""
+    from service.commands.releases import status as run
+
+    run(home, tracking_uri, as_json)
