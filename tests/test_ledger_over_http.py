@@ -1,0 +1,177 @@
+"""The ledger moves while requests run: hints, webhooks, promotions and rollbacks over HTTP, and no reply of two versions."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from live_service import Live, live, small
+from mlflow.webhooks.delivery import _generate_hmac_signature
+from running_service import client_of, write
+from small_releases import promote, random_lora, write_release
+
+from adapters.backbone import Backbone
+from registry.ledger import Ledger
+from registry.release import publish
+from registry.tracking import Tracking
+
+SECRET = "a secret of the webhook"
+PROMPT = "Start with 12. Add 5. What is the result?"
+
+
+@pytest.fixture(scope="module")
+def tracking(tmp_path_factory: pytest.TempPathFactory, session_backbone: Backbone) -> Tracking:
+    """law 1 (champion) and 2; tax 1 (champion) and 2."""
+    home = tmp_path_factory.mktemp("home")
+    tracking = Tracking.at(home).create()
+    for seed, name in ((1, "law"), (2, "law"), (3, "tax"), (4, "tax")):
+        write_release(home / f"{name}-{seed}", session_backbone, random_lora(session_backbone, seed))
+        publish(tracking, name, home / f"{name}-{seed}")
+    promote(tracking, "law", 1)
+    promote(tracking, "tax", 1)
+    return tracking
+
+
+@pytest.fixture(scope="module")
+def server(tracking: Tracking, backbone_directory: Path) -> Iterator[Live]:
+    """Looks at the ledger every half minute, unless it is hinted to."""
+    with live(small(backbone_directory, tracking.cache.parent, poll_s=30, webhook_secret=SECRET)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server: Live) -> openai.OpenAI:
+    return client_of(server)
+
+
+def becomes(server: Live, name: str, release: str, within_s: float = 10.0) -> None:
+    ends = time.monotonic() + within_s
+    while server.parts.models.served_as(name) != release:
+        assert time.monotonic() < ends, f"{name} is {server.parts.models.served_as(name)}, not {release}"
+        time.sleep(0.02)
+
+
+def post(server: Live, path: str, **fields: object) -> httpx.Response:
+    return httpx.post(f"{server.openai_url}/{path}", json=fields)
+
+
+def test_a_hint_has_the_service_look_at_once_and_believes_nothing_else(server: Live, tracking: Tracking) -> None:
+    promote(tracking, "law", 2)
+    assert post(server, "ledger/hint", name="law", version=1, champion="tax@2").status_code == 202
+    becomes(server, "law", "law@2")
+    assert server.parts.models.served_as("tax") == "tax@1"
+    promote(tracking, "law", 1)
+    post(server, "ledger/hint")
+    becomes(server, "law", "law@1")
+
+
+def test_hints_without_end_make_no_more_looks_than_the_least_distance_allows(server: Live) -> None:
+    looks = 0
+    look = server.parts.models.refresh
+
+    def counted() -> None:
+        nonlocal looks
+        looks += 1
+        look()
+
+    server.parts.models.refresh = counted  # type: ignore[method-assign]
+    try:
+        ends = time.monotonic() + 1.0
+        while time.monotonic() < ends:
+            post(server, "ledger/hint")
+    finally:
+        server.parts.models.refresh = look  # type: ignore[method-assign]
+    assert 1 <= looks <= 5
+
+
+def delivered(server: Live, secret: str, sent: float, body: bytes = b'{"entity": "model_version_alias"}') -> httpx.Response:
+    """As MLflow signs it."""
+    signature = _generate_hmac_signature(secret, "1", str(int(sent)), body.decode())
+    headers = {"x-mlflow-signature": signature, "x-mlflow-timestamp": str(int(sent)), "x-mlflow-delivery-id": "1"}
+    return httpx.post(f"{server.openai_url}/ledger/webhook", content=body, headers=headers)
+
+
+def test_a_webhook_of_mlflow_is_a_hint_where_its_signature_is_right_and_fresh(server: Live) -> None:
+    assert delivered(server, SECRET, time.time()).status_code == 202
+    assert delivered(server, "another secret altogether", time.time()).status_code == 401
+    assert delivered(server, SECRET, time.time() - 3600).status_code == 401
+    assert delivered(server, SECRET, time.time(), json.dumps("a" * 2**17).encode()).status_code == 413
+    assert post(server, "ledger/webhook").status_code == 401
+
+
+def test_a_rollback_goes_through_the_ledger_and_is_served_at_once(server: Live, tracking: Tracking) -> None:
+    promote(tracking, "tax", 2)
+    post(server, "ledger/hint")
+    becomes(server, "tax", "tax@2")
+    answer = post(server, "releases/tax/rollback", reason="it was worse")
+    assert (answer.status_code, answer.json()["version"]) == (200, 1)
+    becomes(server, "tax", "tax@1")
+    entry = Ledger(tracking, "tax").entries()[-1].entry
+    assert entry is not None and (entry.kind, entry.reason, entry.actor) == ("rollback", "it was worse", "anyone")
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "status", "code"),
+    [
+        ("releases/tax/rollback", {}, 400, "missing_parameter"),
+        ("releases/tax/rollback", {"reason": "x", "to": 9}, 400, "refused_by_the_ledger"),
+        ("releases/never/rollback", {"reason": "x"}, 400, "refused_by_the_ledger"),
+        ("releases/tax/promote", {"version": 9}, 404, "release_not_found"),
+        ("releases/never/promote", {"version": 1}, 404, "release_not_found"),
+        ("releases/tax/promote", {"version": 2, "override": True}, 400, "invalid_value"),
+    ],
+)
+def test_what_the_ledger_would_not_take_is_refused(
+    server: Live, path: str, fields: dict[str, object], status: int, code: str
+) -> None:
+    answer = post(server, path, **fields)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), answer.text
+    assert str(server.parts.settings.home) not in answer.text
+
+
+def test_a_promotion_begins_beside_the_service_and_can_be_cancelled(server: Live, tracking: Tracking) -> None:
+    begun = post(server, "releases/law/promote", version=2, reason="a better one")
+    assert begun.status_code == 202
+    told = begun.json()
+    assert (told["status"], told["release"], told["promoted"]) == ("running", "law@2", None)
+    assert httpx.get(f"{server.openai_url}/releases/promotions/{told['id']}").json()["id"] == told["id"]
+    cancelled = post(server, f"releases/promotions/{told['id']}/cancel").json()
+    assert cancelled["status"] == "cancelled" and Ledger(tracking, "law").champion_version() == 1
+    assert httpx.get(f"{server.openai_url}/fine_tuning/jobs/{told['id']}").status_code == 404, "it is no fine-tuning job"
+
+
+def test_while_the_ledger_flips_no_reply_mixes_versions_and_pins_stay_what_they_are(
+    server: Live, client: openai.OpenAI, tracking: Tracking
+) -> None:
+    alone = {f"law@{version}": write(client, f"law@{version}", max_tokens=48) for version in (1, 2)}
+    assert len(set(alone.values())) == 2
+    stop = False
+
+    def ask(model: str) -> list[tuple[str, str]]:
+        found = []
+        while not stop:
+            stream = client.completions.create(model=model, prompt=PROMPT, max_tokens=48, stream=True)
+            chunks = list(stream)
+            assert len({chunk.model for chunk in chunks}) == 1
+            found.append((chunks[0].model, "".join(chunk.choices[0].text for chunk in chunks)))
+        return found
+
+    with ThreadPoolExecutor(5) as pool:
+        flipping = [pool.submit(ask, "law") for _ in range(3)]
+        pinned = [pool.submit(ask, f"law@{version}") for version in (1, 2)]
+        for version in (2, 1, 2, 1):
+            promote(tracking, "law", version)
+            post(server, "ledger/hint")
+            becomes(server, "law", f"law@{version}")
+        stop = True
+        told = [one for asked in flipping for one in asked.result()]
+        kept = [{model for model, _ in asked.result()} for asked in pinned]
+    assert {model for model, _ in told} == {"law@1", "law@2"}
+    assert all(text == alone[model] for model, text in told)
+    assert kept == [{"law@1"}, {"law@2"}]
