@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from fastapi import Request
 from pydantic import JsonValue
 
-from engine.engine import GenerationRequest
+from engine.engine import Completes, GenerationRequest
 from engine.profile import DecodingPolicy
 from service import meters
 from service.asgi import request_id
 from service.caller import caller_of
 from service.canary import sticky_key
+from service.deadline import Allowed, allowed
 from service.decoding import branches_of, generating, narrowed
 from service.errors import ApiError
 from service.lease import Lease
@@ -23,7 +24,10 @@ from service.parts import Parts
 from service.prompts import ReadPrompt, template_of
 from service.thinking import within_thought
 from service.thoughts import traced
-from service.writing import Writing
+from service.writing import Generate, Writing
+
+# The service's own answer to a request whose time is over comes first.
+_ENGINES_GRACE_S = 1.0
 
 
 async def leased(parts: Parts, model: str, request: Request | None = None, user: str | None = None) -> Lease:
@@ -51,14 +55,24 @@ def released_on_failure(lease: Lease) -> Iterator[None]:
 
 def new_writing(
     parts: Parts,
+    request: Request,
     lease: Lease,
     prompts: Sequence[ReadPrompt],
     body: ChatRequest | CompletionRequest,
     told: Mapping[str, JsonValue] | None = None,
 ) -> Writing:
-    """`told`: what is known already of how the reply is made. Its end is counted, for its release and for a canary."""
-    writing = _writing(parts, lease, prompts, body, told)
-    parts.canaries.follow(writing, lambda other: _writing(parts, other, prompts, body))
+    """Admitted, or refused by an ApiError. Its end is counted, for its release and for a canary.
+
+    `told`: what is known already of how the reply is made.
+    """
+    engine, time_allowed = parts.engine, allowed(request, body.timeout, parts.settings.request_timeout_s)
+    ticket = parts.admission.ticket(caller_of(request), lambda asked: num_voters(engine, asked))
+    writing = _writing(parts, lease, prompts, body, ticket.through(engine.generate), time_allowed, told)
+    ticket.enter(writing.requests, writing.rows_each)
+    writing.at_end.append(ticket.close)
+    # What is mirrored is nobody's request: it waits behind no one and costs no quota.
+    shadowed = Allowed(parts.settings.request_timeout_s)
+    parts.canaries.follow(writing, lambda other: _writing(parts, other, prompts, body, engine.generate, shadowed))
     return writing
 
 
@@ -67,6 +81,8 @@ def _writing(
     lease: Lease,
     prompts: Sequence[ReadPrompt],
     body: ChatRequest | CompletionRequest,
+    rows: Generate,
+    time_allowed: Allowed,
     told: Mapping[str, JsonValue] | None = None,
 ) -> Writing:
     # What the release adds to the prompt takes its part of the context.
@@ -89,16 +105,24 @@ def _writing(
             stop=body.stop,
             policy=policy,
             cache_salt=body.cache_salt,
+            deadline=time.monotonic() + time_allowed.left_s + _ENGINES_GRACE_S,
         )
         for prompt, room in zip(prompts, rooms, strict=True)
     )
-    generate = generating(engine.generate, backbone, branches_of(policy, body), policy, requests)
-    if policy.tracing is None:
-        return Writing(generate, lease, requests, parts.settings.request_timeout_s, told=lambda: told or {})
-    turns = body.plain_turns if isinstance(body, ChatRequest) else None
-    tracer = traced(engine, generate, backbone, policy.tracing, turns)
-    timeout_s = parts.settings.request_timeout_s
-    return Writing(tracer.generate, lease, requests, timeout_s, told=lambda: {**(told or {}), **tracer.told})
+    branches = branches_of(policy, body)
+    generate = generating(rows, backbone, branches, policy, requests)
+    rows_each = 1 if branches is None else branches.num_branches
+    writing = Writing(generate, lease, requests, time_allowed, lambda: told or {}, rows_each=rows_each)
+    if policy.tracing is not None:
+        turns = body.plain_turns if isinstance(body, ChatRequest) else None
+        tracer = traced(engine, generate, backbone, policy.tracing, turns)
+        writing.generate, writing.told = tracer.generate, lambda: {**(told or {}), **tracer.told}
+    return writing
+
+
+def num_voters(engine: Completes, request: GenerationRequest) -> int:
+    """Rows of the engine that one request takes: as many as its profile has sets of soft thoughts, unless it names one."""
+    return 1 if request.profile is None or request.chain is not None else engine.profile(request.profile).num_chains
 
 
 def new_reply(parts: Parts, writing: Writing, prefix: str, request: Request, kind: ObjectName) -> Reply:

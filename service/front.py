@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
+from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
-from starlette.types import ASGIApp, Receive, Send
+from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as ConnectionScope
 
 from service.access import Access
 from service.asgi import RequestIds
 from service.caller import let_in
+from service.deadline import note_arrival
 from service.errors import ApiError
+from service.parts import Parts
 from service.request_log import RequestLog
 from service.scopes import TABLE, Rule, methods_of, rule_for
 
@@ -35,6 +40,7 @@ class Front:
             await send({"type": "websocket.close", "code": 1008})  # nothing here speaks it
         else:
             scope[_PASSED] = True
+            note_arrival(scope)
             await self._whole(scope, receive, send)
 
 
@@ -46,21 +52,28 @@ class Guard:
 
     async def __call__(self, scope: ConnectionScope, receive: Receive, send: Send) -> None:
         try:
-            self._let_in(scope)
+            limits = self._let_in(scope)
         except ApiError as error:
             await JSONResponse(error.body(), error.status, dict(error.headers))(scope, receive, send)
             return
-        await self._app(scope, receive, send)
 
-    def _let_in(self, scope: ConnectionScope) -> None:
+        async def send_with_limits(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(limits())
+            await send(message)
+
+        await self._app(scope, receive, send_with_limits)
+
+    def _let_in(self, scope: ConnectionScope) -> Callable[[], Mapping[str, str]]:
+        """What to tell of the caller's limits at the time of the answer."""
         method, path = scope["method"], scope["path"]
         rule = rule_for(method, path)
-        application = self._application or scope["app"]
-        access: Access | None = getattr(application.state, "access", None)
+        state = (self._application or scope["app"]).state
+        access: Access | None = getattr(state, "access", None)
         if rule is not None and (rule.scope is None or (access is not None and access.leaves_open(rule))):
-            return
+            return dict
         if access is None:
-            raise ApiError(503, "The server is starting. Try again soon.", "starting", None, "server_error", {"retry-after": "5"})
+            raise _starting()
         caller = access.caller(HTTPConnection(scope))
         if rule is None and (methods := methods_of(path)):
             allowed = ", ".join(sorted(methods))
@@ -71,7 +84,23 @@ class Guard:
             raise ApiError(404, f"{method} {path[:200]} is not offered here. There are {offered}.", "unknown_url")
         if rule.scope is not None and not caller.may(rule.scope):
             raise _without_scope(rule, method)
+        parts: Parts | None = getattr(state, "parts", None)
+        if parts is None:
+            raise _starting()
         let_in(scope, caller)
+        quotas = parts.admission.quotas
+        try:
+            quotas.count_request(caller)
+            if rule.joins_engine:
+                parts.admission.refuse_when_full(caller)
+        except ApiError as error:
+            error.headers = {**error.headers, **quotas.headers(caller)}
+            raise
+        return lambda: quotas.headers(caller)
+
+
+def _starting() -> ApiError:
+    return ApiError(503, "The server is starting. Try again soon.", "starting", None, "server_error", {"retry-after": "5"})
 
 
 def _without_scope(rule: Rule, method: str) -> ApiError:

@@ -102,6 +102,7 @@ class _Request(BaseModel):
     decoding: Decoding = Decoding()
     user: str | None = Field(default=None, max_length=512)  # whose requests one side of a canary answers
     cache_salt: str = Field(default="", max_length=256)
+    timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # seconds from the request's arrival
     """Requests of different salts share nothing of what is kept of their prompts."""
 
     @model_validator(mode="before")

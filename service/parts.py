@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 
 from adapters.backbone import Backbone
 from engine.engine import Engine
+from service.admission import Admission
 from service.audit import AuditLog
 from service.canary import Canaries
 from service.jobs.runner import Jobs
@@ -31,6 +32,7 @@ class Parts:
     run_time: RunTimeAdapters
     jobs: Jobs | None  # None where there is no registry
     uploads: Uploads
+    admission: Admission
     started_at: int  # seconds since 1970
 
 

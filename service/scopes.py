@@ -24,6 +24,7 @@ class Rule:
     methods: frozenset[str]
     path: str
     scope: Scope | None
+    joins_engine: bool = False  # its rows wait for the engine
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
@@ -33,9 +34,9 @@ class Rule:
         return method in self.methods and self._pattern.match(path) is not None
 
 
-def _rule(methods: str, path: str, scope: Scope | None) -> Rule:
+def _rule(methods: str, path: str, scope: Scope | None, *, joins_engine: bool = False) -> Rule:
     named = frozenset(methods.split())
-    return Rule(named | {"HEAD"} if "GET" in named else named, path, scope)
+    return Rule(named | {"HEAD"} if "GET" in named else named, path, scope, joins_engine)
 
 
 TABLE: tuple[Rule, ...] = (
@@ -47,8 +48,8 @@ TABLE: tuple[Rule, ...] = (
     _rule("GET", "/v1/models", COMPLETE),
     _rule("GET", "/v1/models/{model:path}", COMPLETE),
     _rule("GET", "/v1/releases/{name}", COMPLETE),
-    _rule("POST", "/v1/chat/completions", COMPLETE),
-    _rule("POST", "/v1/completions", COMPLETE),
+    _rule("POST", "/v1/chat/completions", COMPLETE, joins_engine=True),
+    _rule("POST", "/v1/completions", COMPLETE, joins_engine=True),
     _rule("POST", "/tokenize", COMPLETE),
     _rule("POST", "/detokenize", COMPLETE),
     _rule("GET", "/tokenizer_info", COMPLETE),

@@ -84,12 +84,17 @@ class Settings(BaseModel):
     webhook_secret: str | None = Field(default=None, min_length=16, repr=False)
     """What MLflow signs its webhooks with; None: no webhook is taken."""
     request_timeout_s: float = Field(default=600.0, gt=0)
+    """Of one request from its arrival to its end, waiting included; a request may ask for less."""
     ping_s: float = Field(default=15.0, gt=0)
     """Seconds of silence after which a stream sends a comment, so that no proxy takes it for dead."""
     max_unread: int = Field(default=4096, ge=1)
     """Steps of a reply that may wait for a client that does not read; more end the reply."""
     send_timeout_s: float = Field(default=60.0, gt=0)
     """Seconds that a client of a stream may take to read on; then its connection is closed."""
+    max_queued_rows: int = Field(default=512, ge=1)
+    """Completions that wait for a place in the batch; beyond them a request is refused with 429 at once."""
+    max_queued_tokens: int = Field(default=2**20, ge=1)
+    """The same in tokens: of the prompts that wait and of the replies that they ask for."""
     host: str = "127.0.0.1"
     """Beyond this machine it must be `open`, or keys must have been made."""
     open: bool = False

@@ -17,6 +17,7 @@ from registry.home import home_directory
 from registry.tracking import Tracking
 from service import request_log, spans
 from service.access import Access
+from service.admission import Admission, Bounds
 from service.audit import AuditLog
 from service.canary import Canaries, recorded_rollback
 from service.canary_shadow import Shadows
@@ -28,6 +29,7 @@ from service.keys import KeyStore
 from service.meters import Forgetting
 from service.models import ServedModels
 from service.parts import Parts
+from service.quota import Quotas
 from service.run_time import RunTimeAdapters
 from service.run_time_files import Limits
 from service.settings import Settings
@@ -52,7 +54,9 @@ def start(settings: Settings) -> Parts:
     canaries = Canaries(models, Shadows(models, engine, settings.max_rows), roll_back)
     uploads = Uploads(home / "files", settings.max_file_bytes, settings.max_files_bytes)
     jobs = _jobs(settings, home) if settings.frozen is None else None
-    return Parts(settings, backbone, engine, models, audit, canaries, run_time, jobs, uploads, int(time.time()))
+    bounds = Bounds(settings.max_rows + max(1, settings.max_rows // 8), settings.max_queued_rows, settings.max_queued_tokens)
+    admission = Admission(bounds, Quotas())
+    return Parts(settings, backbone, engine, models, audit, canaries, run_time, jobs, uploads, admission, int(time.time()))
 
 
 def _jobs(settings: Settings, home: Path) -> Jobs:

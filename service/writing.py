@@ -14,6 +14,7 @@ from pydantic import JsonValue
 from adapters.errors import AdapterError
 from engine.engine import Completion, Delta, EngineError, GenerationRequest
 from service import meters
+from service.deadline import Allowed
 from service.errors import ApiError, from_engine
 from service.lease import Lease
 from service.openai_shapes import Usage
@@ -37,8 +38,9 @@ class Writing:
     generate: Generate
     lease: Lease
     requests: tuple[GenerationRequest, ...]
-    timeout_s: float
+    allowed: Allowed
     told: Callable[[], Mapping[str, JsonValue]] = dict  # of how the reply was made; known by the end of its deltas
+    rows_each: int = 1  # of the engine at one time, for every request
     reasoning_tokens: Callable[[], int | None] = lambda: None  # of those generated so far; None: there is no chain to count
     started: float = field(default_factory=time.perf_counter)
     generated_tokens: int = 0
@@ -82,7 +84,7 @@ class Writing:
         rows = [asyncio.create_task(self._write(index, queue, max_unread)) for index in range(len(self.requests))]
         meters.RUNNING.labels(self.model).inc(len(rows))
         unfinished = len(rows)
-        ends = asyncio.get_running_loop().time() + self.timeout_s
+        ends = asyncio.get_running_loop().time() + self.allowed.left_s
         try:
             while unfinished:
                 now = asyncio.get_running_loop().time()
@@ -108,7 +110,7 @@ class Writing:
             self.outcome = "completed"
         except TimeoutError as error:
             self.outcome = "timeout"
-            message = f"A request may take {self.timeout_s:g} s, and this one was not done. Ask for fewer tokens."
+            message = f"A request may take {self.allowed.timeout_s:g} s, and this one was not done. Ask for fewer tokens."
             raise ApiError(504, message, "timeout", None, "server_error", {"x-should-retry": "false"}) from error
         except (EngineError, AdapterError) as error:
             answer = from_engine(error, self.model)

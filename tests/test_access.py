@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -14,9 +15,11 @@ from live_service import Live, live, small
 
 from registry.tracking import Tracking
 from service.access import Access
+from service.admission import Admission, Bounds
 from service.caller import Quota, Scope
 from service.front import Front
 from service.keys import KeyStore
+from service.quota import Quotas
 from service.scopes import TABLE, Rule
 
 
@@ -111,6 +114,7 @@ async def told(access: Access, server: str, **headers: str) -> int:
     """The status for somebody who dialled the address `server` and sent these headers."""
     application = FastAPI()
     application.state.access = access
+    application.state.parts = SimpleNamespace(admission=Admission(Bounds(1, 1, 1), Quotas()))
     statuses: list[int] = []
 
     async def send(message: object) -> None:

@@ -28,7 +28,7 @@ async def chat(parts: PartsHere, request: Request, body: ChatRequest) -> Respons
         told = await dispatch(parts, lease, [prompt.ids])
         if told:
             prompt = await read_chat(parts.backbone, body, lease.served.prompt_overhead)
-        writing = new_writing(parts, lease, [prompt], body, told)
+        writing = new_writing(parts, request, lease, [prompt], body, told)
     replies = [ReplyParts.of(parts.backbone, prompt, body) for _ in writing.requests]
     writing.reasoning_tokens = lambda: reasoning_tokens(replies)
     kind: ObjectName = "chat.completion.chunk" if body.stream else "chat.completion"

@@ -27,7 +27,7 @@ async def complete(parts: PartsHere, request: Request, body: CompletionRequest) 
         told = await dispatch(parts, lease, prompts)
         if told:
             prompts = await read_prompts(parts.backbone, body.prompts, lease.served.prompt_overhead)
-        writing = new_writing(parts, lease, [ReadPrompt(ids) for ids in prompts], body, told)
+        writing = new_writing(parts, request, lease, [ReadPrompt(ids) for ids in prompts], body, told)
     reply = new_reply(parts, writing, "cmpl", request, "text_completion")
     tell(request, writing.facts)
     if body.stream:

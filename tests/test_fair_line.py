@@ -1,0 +1,56 @@
+"""A line that is fair between keys, by tokens and not by requests."""
+
+from __future__ import annotations
+
+from service.fair_line import FairLine
+
+
+def drawn(line: FairLine[str], count: int = 100) -> str:
+    found = [line.next() for _ in range(min(count, len(line)))]
+    return "".join(item or "?" for item in found)
+
+
+def line_of(entries: list[tuple[str, int, str]], quantum: int = 10) -> FairLine[str]:
+    line = FairLine[str](quantum)
+    for key, tokens, item in entries:
+        line.add(key, tokens, item)
+    return line
+
+
+def test_one_keys_requests_keep_their_order() -> None:
+    assert drawn(line_of([("a", tokens, item) for tokens, item in ((30, "1"), (1, "2"), (10, "3"))])) == "123"
+
+
+def test_a_flood_of_one_key_does_not_move_anothers_turn() -> None:
+    flood = [("a", 10, "a")] * 50
+    late = [("b", 10, "B")]
+    assert drawn(line_of(flood + late)).index("B") == 1
+    assert drawn(line_of(flood * 20 + late)).index("B") == 1
+
+
+def test_keys_get_equal_tokens_and_not_equal_requests() -> None:
+    line = line_of([("a", 40, "A")] * 10 + [("b", 10, "b")] * 40)
+    order = drawn(line, 25)
+    assert order.count("A") * 40 == order.count("b") * 10
+
+
+def test_small_requests_pass_a_large_one_of_another_key() -> None:
+    assert drawn(line_of([("a", 100, "A"), *[("b", 10, "b")] * 3])) == "bbbA"
+
+
+def test_nobody_saves_up_credit_by_not_asking() -> None:
+    line = line_of([("a", 10, "a"), *[("b", 10, "b")] * 30])
+    drawn(line, 15)  # a is long gone
+    for _ in range(10):
+        line.add("a", 10, "a")
+    assert drawn(line, 8).count("a") == 4
+
+
+def test_who_gives_up_leaves_the_line() -> None:
+    line = FairLine[list[str]](10)
+    one, two = ["x"], ["x"]
+    line.add("a", 10, one)
+    line.add("a", 10, two)
+    line.remove("a", one)
+    line.remove("never", one)
+    assert len(line) == 1 and line.next() is two and line.next() is None
