@@ -68,10 +68,16 @@ async def settled() -> None:
 def test_a_flood_of_one_key_does_not_move_anothers_wait() -> None:
     async def order(num_flood: int) -> list[str]:
         admission, desk = of(rows=1, queued_rows=1000), Desk()
+        desk.waits = True
         flood = [(key("a"), row(f"a{number}", 200)) for number in range(num_flood)]
         asked = [*flood, (key("b"), row("b0", 200)), (key("b"), row("b1", 200))]
         tickets = [(entered(admission, caller, request), request) for caller, request in asked]
-        await asyncio.gather(*(whole(ticket.through(desk.generate), request) for ticket, request in tickets))
+        tasks = [asyncio.create_task(whole(ticket.through(desk.generate), request)) for ticket, request in tickets]
+        await settled()
+        for place in range(len(asked)):
+            desk.end(desk.began[place])
+            await settled()
+        await asyncio.gather(*tasks)
         return desk.began
 
     few, many = asyncio.run(order(5)), asyncio.run(order(90))
