@@ -220,7 +220,7 @@ class _Copy:
                         self._tokens += 1
 
         try:
-            async with asyncio.timeout(self._writing.timeout_s), asyncio.TaskGroup() as rows:
+            async with asyncio.timeout(self._writing.allowed.left_s), asyncio.TaskGroup() as rows:
                 for place, request in enumerate(self.requests):
                     rows.create_task(row(place, request))
         except* (EngineError, AdapterError) as group:

@@ -282,7 +282,7 @@ def test_mirrored_requests_are_bounded_and_make_way(process: Process) -> None:
 
     def offer() -> None:
         heard = Heard((request,), [""])
-        shadows.offer(Mirrored(canary, heard, lambda lease: Writing(engine.generate, lease, (request,), 60.0), notes.append))
+        shadows.offer(Mirrored(canary, heard, lambda lease: Writing(engine.generate, lease, (request,), Allowed(60.0)), notes.append))
 
     async def scene() -> None:
         engine.running = 5  # more than half of the rows: no room
