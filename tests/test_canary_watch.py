@@ -26,6 +26,7 @@ from registry.tracking import Tracking
 from service.canary import REWRITE_S, Canaries, position, position_digest, sticky_key
 from service.canary_counts import PERIOD_REQUESTS, Ending, Monitor
 from service.canary_shadow import MAX_WAITING, Heard, Mirrored, Shadows
+from service.deadline import Allowed
 from service.errors import ApiError
 from service.models import ServedModels
 from service.writing import Writing
@@ -282,7 +283,8 @@ def test_mirrored_requests_are_bounded_and_make_way(process: Process) -> None:
 
     def offer() -> None:
         heard = Heard((request,), [""])
-        shadows.offer(Mirrored(canary, heard, lambda lease: Writing(engine.generate, lease, (request,), Allowed(60.0)), notes.append))
+        in_time = Allowed(60.0)
+        shadows.offer(Mirrored(canary, heard, lambda lease: Writing(engine.generate, lease, (request,), in_time), notes.append))
 
     async def scene() -> None:
         engine.running = 5  # more than half of the rows: no room
