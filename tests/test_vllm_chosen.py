@@ -58,6 +58,17 @@ def test_the_tokens_are_those_of_the_pytorch_engine(backbone: Backbone, policy: 
     assert tuple(written_by(backbone, row, len(expected.token_ids))) == expected.token_ids
 
 
+def test_penalties_act_after_the_policy_as_in_the_pytorch_engine(backbone: Backbone) -> None:
+    engine = TorchEngine(backbone)
+    given = {"repetition_penalty": 1.5, "presence_penalty": 2.0, "frequency_penalty": 0.5, "top_k": 20, "min_p": 0.01}
+    prompt = backbone.chat_ids(PROMPT)
+    (expected,) = engine.complete([GenerationRequest(prompt, None, NUM_TOKENS, 0.8, seed=3, policy=PENALISED, **given)])  # type: ignore[arg-type]
+    engine.close()
+    row = ChosenRows(words_of(backbone)).of(asked(PENALISED, temperature=0.8, seed=3, prompt_ids=prompt, **given))
+    assert row is not None
+    assert tuple(written_by(backbone, row, len(expected.token_ids))) == expected.token_ids
+
+
 def test_a_step_that_is_computed_twice_changes_nothing(backbone: Backbone) -> None:
     policy = CAPPED.model_copy(update={"temperature": 0.9})
     found = []

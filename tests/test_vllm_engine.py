@@ -157,9 +157,12 @@ def test_a_policy_draws_the_tokens_that_it_draws_in_the_pytorch_engine(
     assert (found.token_ids, found.finish_reason) == (expected.token_ids, expected.finish_reason)
 
 
-def test_a_penalty_of_the_request_beside_a_policy_is_refused_by_name(engine: VLLMEngine, backbone: Backbone) -> None:
-    with pytest.raises(CannotRun, match="presence_penalty"):
-        engine.complete([asked(backbone, policy=PENALISED, presence_penalty=1.0)])
+def test_penalties_beside_a_policy_are_those_of_the_pytorch_engine(
+    engine: VLLMEngine, reference: TorchEngine, backbone: Backbone
+) -> None:
+    given = {"repetition_penalty": 1.5, "presence_penalty": 2.0, "top_k": 20, "temperature": 0.8, "seed": 3}
+    request = asked(backbone, "one", max_new_tokens=24, policy=PENALISED, **given)
+    assert engine.complete([request])[0].token_ids == reference.complete([request])[0].token_ids
 
 
 @pytest.mark.parametrize(

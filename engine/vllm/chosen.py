@@ -18,8 +18,10 @@ from torch import Tensor
 from adapters.spec import Spec
 from engine.decoding.row_policy import CompiledPolicy, RowPolicy
 from engine.decoding.vocabulary import Vocabulary
+from engine.engine import GenerationRequest
 from engine.profile import DecodingPolicy
 from engine.sampling import Sampler
+from engine.token_choice import TokenChoice
 
 # Legend: V vocabulary
 
@@ -32,13 +34,29 @@ class Asked(Spec):
 
     key: str  # of the request, used once
     policy: DecodingPolicy = DecodingPolicy()
-    prompt_ids: tuple[int, ...] = ()  # as they were asked: without what the profile adds
+    prompt_ids: tuple[int, ...] = ()  # as they were asked, without what the profile adds; their end alone where that is enough
     begun_ids: tuple[int, ...] = ()
     max_new_tokens: int = 1
     temperature: float = 0.0
     top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
     seed: int = 0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
     forced_ids: tuple[int, ...] = ()
+
+    @property
+    def penalised(self) -> GenerationRequest:
+        """Of the request, what is subtracted from tokens that stand already. vLLM would subtract it from the one token left."""
+        return GenerationRequest(
+            self.prompt_ids,
+            begun_ids=self.begun_ids,
+            repetition_penalty=self.repetition_penalty,
+            frequency_penalty=self.frequency_penalty,
+            presence_penalty=self.presence_penalty,
+        )
 
     @classmethod
     def of(cls, extra: Mapping[str, object] | None) -> Asked | None:
@@ -56,7 +74,8 @@ class ChosenRow:
     def __init__(self, asked: Asked, policy: RowPolicy | None) -> None:
         self._asked = asked
         self._policy = policy
-        self._sampler = Sampler.seeded(asked.temperature, asked.top_p, asked.seed)
+        self._sampler = Sampler.seeded(asked.temperature, asked.top_p, asked.seed, asked.top_k, asked.min_p)
+        self._penalties = TokenChoice.of(asked.penalised, frozenset(), None)
         self._num_taken = 0
         self._drawn: tuple[int, RowPolicy] | None = None  # how much was written, and the policy after it drew there
         self._draws: Tensor | None = None  # the generator before that
@@ -71,12 +90,14 @@ class ChosenRow:
         """`written`: all tokens of the reply so far."""
         if self._asked.forced_ids:
             return self._asked.forced_ids[min(len(written), len(self._asked.forced_ids) - 1)]
-        if self._policy is None:
-            return self._sampler.choose(logits_V)
+        assert self._policy is not None, "a row is chosen here for its policy, or forced"
         self._catch_up(self._policy, written)
         drawing = replace(self._policy, parts=tuple(map(copy.copy, self._policy.parts)))
         self._draws, self._drawn = self._sampler.generator.get_state(), (len(written), drawing)
-        return drawing.choose(self._sampler, logits_V)
+        adjusted_V = drawing.adjust(logits_V)
+        if self._penalties is not None:
+            adjusted_V = self._penalties.allowed(adjusted_V)
+        return drawing.force(self._sampler.choose(adjusted_V))
 
     def _catch_up(self, policy: RowPolicy, written: Sequence[int]) -> None:
         if self._drawn is not None and self._draws is not None:
@@ -87,6 +108,8 @@ class ChosenRow:
                 self._sampler.generator.set_state(self._draws)
         for token_id in written[self._num_taken :]:
             policy.take(token_id)
+            if self._penalties is not None:
+                self._penalties.take(token_id)
         self._num_taken = len(written)
 
 

@@ -61,7 +61,7 @@ class Reply:
             self.stream.add(token_id)
         over = None if self.policy is None else self.policy.finish_reason
         final = ended or over is not None or self.num_tokens == self.request.max_new_tokens
-        text = self.stream.advance(final=final)
+        text = self.stream.advance(final=final, watch=self.num_tokens > self.request.min_new_tokens)
         if ended or self.stream.stopped:
             self.finish_reason = "stop"
         elif final:

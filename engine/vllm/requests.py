@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Mapping
+from typing import Any
 from uuid import uuid4
 
 import torch
@@ -46,7 +48,16 @@ def params_of(request: GenerationRequest, policy: DecodingPolicy, ends: frozense
             f"`temperature >= 0` and `0 < top_p <= 1` must hold, but got {temperature=}, {top_p=}. "
             "Use temperature 0 for greedy and top_p 1 for all tokens."
         )
-    common = {
+    drawing: dict[str, Any] = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": request.top_k,
+        "min_p": request.min_p,
+        "repetition_penalty": request.repetition_penalty,
+        "frequency_penalty": request.frequency_penalty,
+        "presence_penalty": request.presence_penalty,
+    }
+    common: dict[str, Any] = {
         "max_tokens": max(1, request.max_new_tokens),
         "min_tokens": request.min_new_tokens,
         "stop_token_ids": sorted(ends),
@@ -59,29 +70,17 @@ def params_of(request: GenerationRequest, policy: DecodingPolicy, ends: frozense
         "output_kind": RequestOutputKind.DELTA,
     }
     if policy.interventions:
-        refuse_both(request)
         asked = Asked(
             key=uuid4().hex,
             policy=policy.model_copy(update={"branches": None, "tracing": None}),
-            prompt_ids=request.prompt_ids[-_TAIL:],
+            prompt_ids=request.prompt_ids if request.repetition_penalty != 1 else request.prompt_ids[-_TAIL:],
             begun_ids=request.begun_ids,
             max_new_tokens=request.max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed or 0,
+            seed=secrets.randbits(63) if seed is None else seed,
+            **drawing,
         )
         return SamplingParams(temperature=0.0, extra_args=extra(asked), **common)
-    return SamplingParams(
-        temperature=temperature,
-        top_p=top_p,
-        top_k=request.top_k,
-        min_p=request.min_p,
-        seed=seed,
-        repetition_penalty=request.repetition_penalty,
-        frequency_penalty=request.frequency_penalty,
-        presence_penalty=request.presence_penalty,
-        **common,
-    )
+    return SamplingParams(seed=seed, **drawing, **common)
 
 
 def forcing(ids: tuple[int, ...], *, reads_prompt: bool) -> SamplingParams:
@@ -100,22 +99,6 @@ def forcing(ids: tuple[int, ...], *, reads_prompt: bool) -> SamplingParams:
 
 def extra(asked: Asked) -> Mapping[str, str]:
     return {FIELD: asked.model_dump_json(exclude_defaults=True)}
-
-
-def refuse_both(request: GenerationRequest) -> None:
-    """CannotRun for what a row under a policy's interventions cannot have besides."""
-    given = {
-        "repetition_penalty": request.repetition_penalty != 1,
-        "frequency_penalty": bool(request.frequency_penalty),
-        "presence_penalty": bool(request.presence_penalty),
-        "top_k": bool(request.top_k),
-        "min_p": bool(request.min_p),
-    }
-    if named := [name for name, is_given in given.items() if is_given]:
-        raise CannotRun(
-            f"On vLLM a reply under `tip` or `budget` is drawn by temperature and top_p alone, but {', '.join(named)} was asked "
-            "for. Leave that out, or ask a release without them."
-        )
 
 
 def _held_to(grammar: Grammar, request: GenerationRequest) -> StructuredOutputsParams:

@@ -257,6 +257,7 @@ class VLLMEngine:
 
     def _policy(self, request: GenerationRequest, loaded: Loaded) -> DecodingPolicy:
         policy = request.policy or loaded.profile.policy
+        policy = policy if request.grammar is None else policy.under_grammar(self.backbone)
         refuse_unable(policy, self.capabilities, "the vLLM engine")
         return policy
 
