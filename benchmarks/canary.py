@@ -2,9 +2,9 @@
 
     python -m benchmarks.canary --results
 
-A request fails, or takes its time a token, at random; the times spread by 0.5 in their log. `users` says how many keys send them:
-each has a failure rate and a pace of its own, and half of the requests come from a tenth of them. Without it every request is drawn
-on its own.
+A request fails, or takes its time a token, at random; the times spread by 0.5 in their log. `users` says how many keys send
+them: each has a failure rate and a pace of its own, and half of the requests come from a tenth of them. Without it every request
+is drawn on its own.
 """
 
 from __future__ import annotations
