@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from adapters.adapter import Prompt
 from engine.bank import AdapterBank
 from engine.engine import Continuation, Engine, EngineError
+from engine.slices import states_in_slices
 from engine.twin import Twin
 
 # Legend: B rows, T tokens, P asked places, L asked layers, H hidden
@@ -75,17 +76,31 @@ def routes_between_two(name: str) -> EngineError:
     )
 
 
-def inspect_batch(rows: Sequence[Inspected], layers: Sequence[int], twin: Twin, bank: AdapterBank) -> list[Tensor]:
-    """The asked states of each row, [L, P, H]; rows of several profiles share the forward."""
+def inspect_batch(
+    rows: Sequence[Inspected], layers: Sequence[int], twin: Twin, bank: AdapterBank, max_tokens: int
+) -> Iterator[list[Tensor] | None]:
+    """The asked states of each row, [L, P, H]; rows of several profiles share the forward. None after each slice before."""
     width, device = max(row.length for row in rows), twin.device
-    with twin.running(), bank.rows([row.name for row in rows]), kept_outputs(twin, layers) as kept:
+    kept: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+
+    @contextmanager
+    def computing() -> Iterator[None]:
+        with twin.running(), bank.rows([row.name for row in rows]), kept_outputs(twin, layers) as found:
+            yield
+        for layer in kept:
+            kept[layer].append(found[layer])
+
+    with twin.running():
         embeds_BTH = pad_sequence([row.embed(twin.embeddings) for row in rows], batch_first=True)
         positions_BT = torch.arange(width, device=device).expand(len(rows), -1)
         # Padding stands at the end, where no token of the row looks.
         causal_11TT = torch.ones(width, width, dtype=torch.bool, device=device).tril()[None, None]
-        twin.states(embeds_BTH, positions_BT, causal_11TT)
-    return [
-        torch.stack([kept[layer][place, row.first : row.length].float().cpu() for layer in layers])
+    for low, states_BTH in states_in_slices(embeds_BTH, positions_BT, causal_11TT, twin, computing, max_tokens):
+        if low + states_BTH.shape[1] < width:
+            yield None
+    whole = {layer: torch.cat(parts, dim=1) if len(parts) > 1 else parts[0] for layer, parts in kept.items()}
+    yield [
+        torch.stack([whole[layer][place, row.first : row.length].float().cpu() for layer in layers])
         for place, row in enumerate(rows)
     ]
 

@@ -7,14 +7,14 @@ import math
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from adapters.adapter import Prompt
 from adapters.backbone import Backbone
-from engine.bank import AdapterBank
+from engine.bank import BASE, AdapterBank
 from engine.engine import (
     Completion,
     Continuation,
@@ -26,6 +26,7 @@ from engine.engine import (
     ReadToken,
 )
 from engine.score import lay_out, read_batch
+from engine.slices import Run, in_steps
 from engine.text import TextStream
 from engine.twin import Twin
 
@@ -108,23 +109,28 @@ class PromptReader:
         backbone: Backbone,
         twin: Twin,
         bank: AdapterBank,
-        max_batch_tokens: int,
-        run: Callable[[Callable[[], Any]], Any],
+        run: Run,
+        max_tokens: Callable[[], int],
+        using: Callable[..., AbstractContextManager[None]],
         read_as: Callable[[GenerationRequest], ReadAs],
     ) -> None:
-        """`run` calls its argument between two steps, and so is `read_as` called."""
-        self._backbone, self._twin, self._bank, self._max_batch_tokens = backbone, twin, bank, max_batch_tokens
-        self._run, self._read_as = run, read_as
+        """`run` calls its argument between two steps, and so is `read_as` called. Inside `using` a name keeps its weights.
+
+        `max_tokens` says what one forward may hold.
+        """
+        self._backbone, self._twin, self._bank, self._max_tokens = backbone, twin, bank, max_tokens
+        self._run, self._read_as, self._using = run, read_as, using
         self._queue = ReadingQueue(self.read)
         self.num_tokens = self.num_tokens_unshared = 0  # that went through a forward, and that would have without sharing
 
     def read(self, requests: Sequence[GenerationRequest]) -> list[PromptRead]:
         found: dict[int, PromptRead] = {}
-        as_read: list[ReadAs] = [self._run(partial(self._read_as, request)) for request in requests]
-        for name in {read.name for read in as_read}:
-            places = [place for place, read in enumerate(as_read) if read.name == name]
-            layouts = [Layout.of(requests[place], as_read[place]) for place in places]
-            found.update(zip(places, self._read(layouts, name), strict=True))
+        with self._using(*(request.profile or BASE for request in requests)):
+            as_read: list[ReadAs] = [self._run(partial(self._read_as, request)) for request in requests]
+            for name in {read.name for read in as_read}:
+                places = [place for place, read in enumerate(as_read) if read.name == name]
+                layouts = [Layout.of(requests[place], as_read[place]) for place in places]
+                found.update(zip(places, self._read(layouts, name), strict=True))
         return [found[place] for place in range(len(requests))]
 
     async def stream(self, request: GenerationRequest, write: Callable[[GenerationRequest], Stream]) -> Stream:
@@ -158,12 +164,13 @@ class PromptReader:
 
     def _read(self, layouts: Sequence[Layout], name: str) -> list[PromptRead]:
         parts = [part for layout in layouts for part in layout.parts]
-        work = lay_out([continuation for continuation, _ in parts], [prompt for _, prompt in parts], self._max_batch_tokens)
+        limit = self._max_tokens()
+        work = lay_out([continuation for continuation, _ in parts], [prompt for _, prompt in parts], limit)
         # One more than any asks for: the likeliest token behind the prompt is always known.
         count = max(1, *(max(layout.request.num_prompt_logprobs or 0, layout.request.top_logprobs) for layout in layouts))
         found: dict[int, tuple[ReadToken, ...]] = {}
         for batch in work.batches:
-            found.update(self._run(partial(read_batch, work, batch, self._twin, self._bank, name, count)))
+            found.update(in_steps(self._run, read_batch(work, batch, self._twin, self._bank, name, limit, count)))
         self.num_tokens += work.num_nodes
         self.num_tokens_unshared += work.num_unshared
         taken = iter(range(len(parts)))

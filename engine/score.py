@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from adapters.adapter import Prompt
 from engine.bank import AdapterBank
 from engine.engine import Continuation, ReadToken, TokenLogprob
+from engine.slices import states_in_slices
 from engine.trie import Place, Trie, batches, plant
 from engine.twin import Twin
 
@@ -73,33 +75,62 @@ def lay_out(continuations: Sequence[Continuation], prompts: Sequence[Prompt], ma
     return Work(tuple(continuations), trees, places, tuple(starts), torch.cat(table) if table else None, packed)
 
 
-def score_batch(work: Work, batch: Sequence[int], twin: Twin, bank: AdapterBank, name: str) -> dict[int, tuple[float, ...]]:
-    """Log-probabilities of the continuations whose trees are in the batch, by their index."""
-    logprobs, _ = _computed(work, batch, twin, bank, name)
-    taken = iter(logprobs)
-    return {index: tuple(next(taken) for _ in work.asked(index)) for index in work.members(batch)}
+def score_batch(
+    work: Work, batch: Sequence[int], twin: Twin, bank: AdapterBank, name: str, max_tokens: int
+) -> Iterator[dict[int, tuple[float, ...]] | None]:
+    """Log-probabilities of the continuations whose trees are in the batch, by their index; None after each slice before."""
+    for read in _computed(work, batch, twin, bank, name, max_tokens):
+        if read is None:
+            yield None
+            continue
+        taken = iter(read)
+        yield {index: tuple(next(taken)[0] for _ in work.asked(index)) for index in work.members(batch)}
 
 
 def read_batch(
-    work: Work, batch: Sequence[int], twin: Twin, bank: AdapterBank, name: str, num_top: int
-) -> dict[int, tuple[ReadToken, ...]]:
+    work: Work, batch: Sequence[int], twin: Twin, bank: AdapterBank, name: str, max_tokens: int, num_top: int
+) -> Iterator[dict[int, tuple[ReadToken, ...]] | None]:
     """The same with the likeliest tokens of every place."""
-    logprobs, tops = _computed(work, batch, twin, bank, name, num_top)
-    taken = iter(zip(logprobs, tops, strict=True))
-    return {index: tuple(ReadToken(token, *next(taken)) for _, token in work.asked(index)) for index in work.members(batch)}
+    for read in _computed(work, batch, twin, bank, name, max_tokens, num_top):
+        if read is None:
+            yield None
+            continue
+        taken = iter(read)
+        yield {index: tuple(ReadToken(token, *next(taken)) for _, token in work.asked(index)) for index in work.members(batch)}
+
+
+_Read = tuple[float, tuple[TokenLogprob, ...]]
 
 
 def _computed(
-    work: Work, batch: Sequence[int], twin: Twin, bank: AdapterBank, name: str, num_top: int = 0
-) -> tuple[list[float], list[tuple[TokenLogprob, ...]]]:
+    work: Work, batch: Sequence[int], twin: Twin, bank: AdapterBank, name: str, max_tokens: int, num_top: int = 0
+) -> Iterator[list[_Read] | None]:
+    """What was asked of the batch, after None for every slice but the last."""
     row_of = {tree: row for row, tree in enumerate(batch)}
     asked = [(row_of[work.places[index].tree], node, token) for index in work.members(batch) for node, token in work.asked(index)]
-    with twin.running(), bank.rows([name] * len(batch)):
-        states_BNH = _states([work.trees[tree] for tree in batch], work.soft_KH, twin)
-        return _read(states_BNH, asked, twin, num_top)
+    trees = [work.trees[tree] for tree in batch]
+    width = max(map(len, trees))
+    found: dict[int, _Read] = {}
+
+    @contextmanager
+    def computing() -> Iterator[None]:
+        with twin.running(), bank.rows([name] * len(batch)):
+            yield
+
+    with twin.running():
+        inputs = _inputs(trees, work.soft_KH, twin)
+    for low, states_BTH in states_in_slices(*inputs, twin, computing, max_tokens):
+        high = low + states_BTH.shape[1]
+        here = [place for place, (_, node, _) in enumerate(asked) if low <= node < high]
+        if here:
+            there = [(row, node - low, token) for row, node, token in (asked[place] for place in here)]
+            with computing():
+                found.update(zip(here, zip(*_read(states_BTH, there, twin, num_top), strict=True), strict=True))
+        yield None if high < width else [found[place] for place in range(len(asked))]
 
 
-def _states(trees: Sequence[Trie], soft_KH: Tensor | None, twin: Twin) -> Tensor:
+def _inputs(trees: Sequence[Trie], soft_KH: Tensor | None, twin: Twin) -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings, positions and the mask of the trees, each a row."""
     width = max(map(len, trees))
     keys_BN = torch.tensor([tree.keys + [0] * (width - len(tree)) for tree in trees], device=twin.device)
     depths_BN = torch.tensor([tree.depths + [0] * (width - len(tree)) for tree in trees], device=twin.device)
@@ -111,7 +142,7 @@ def _states(trees: Sequence[Trie], soft_KH: Tensor | None, twin: Twin) -> Tensor
     if soft_KH is not None:
         soft_BN = keys_BN < 0
         embeds_BNH[soft_BN] = soft_KH.to(embeds_BNH)[-1 - keys_BN[soft_BN]]
-    return twin.states(embeds_BNH, depths_BN, mask_BNN[:, None].to(twin.device))
+    return embeds_BNH, depths_BN, mask_BNN[:, None].to(twin.device)
 
 
 def _read(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, TypeVar
@@ -31,7 +32,7 @@ from engine.engine import (
     PromptTooLong,
     UnknownProfile,
 )
-from engine.inspect import Inspected, Inspector, inspect_batch, refuse_unknown_layers, routes_between_two
+from engine.inspect import Inspector
 from engine.limits import Limits
 from engine.line import Order, by_priority
 from engine.listening import deltas_of
@@ -40,15 +41,13 @@ from engine.loop import StepLoop
 from engine.oracle import Oracle, Router
 from engine.profile import DecodingPolicy, Profile
 from engine.prompt_reading import PromptReader, ReadAs
-from engine.routed_score import routed_score
 from engine.row import Listener, Row
 from engine.sampling import Sampler
 from engine.scheduler import Scheduler
-from engine.score import lay_out, score_batch
 from engine.text import TextStream
+from engine.text_reading import TextReader
 from engine.token_choice import TokenChoice
 from engine.token_rules import refuse_unknown_ids
-from engine.trie import batches
 from engine.twin import Precision, Twin
 from engine.voting import elected, elected_stream, voters_of
 
@@ -87,9 +86,12 @@ class TorchEngine:
         self._scheduler = self._new_scheduler(prefill_chunk_tokens)
         self._loop: StepLoop | None = None
         self._counts = Counts()  # of calls that ran without the loop
-        self._scored = self._scored_unshared = 0
+        self._readings: Counter[str] = Counter()  # of texts that are read under a name now
+        self._counting = threading.Lock()
         self._grammars = Grammars(backbone)
-        self._reader = PromptReader(backbone, self._twin, self._bank, max_batch_tokens, self._run, self._read_as)
+        reading = (self._run, self._step_tokens, self._using)
+        self._texts = TextReader(self._twin, self._bank, *reading, self._prompt, self._router)
+        self._reader = PromptReader(backbone, self._twin, self._bank, *reading, self._read_as)
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -177,39 +179,12 @@ class TorchEngine:
         return [elected([next(written) for _ in each]) for each in voters]
 
     def score(self, continuations: Sequence[Continuation], profile: str | None = None) -> list[tuple[float, ...]]:
-        if not continuations:
-            return []
-        name, router = profile or BASE, self._router(profile)
-        if router is not None:
-            return [self._routed_score(continuation, name, router) for continuation in continuations]
-        work = self._run(lambda: lay_out(continuations, self._prompts(continuations, profile), self._limits.max_batch_tokens))
-        found: dict[int, tuple[float, ...]] = {}
-        for batch in work.batches:
-            # One call a batch: rows that stream get their steps in between.
-            found.update(self._run(partial(score_batch, work, batch, self._twin, self._bank, name)))
-        self._scored += work.num_nodes
-        self._scored_unshared += work.num_unshared
-        return [found[index] for index in range(len(continuations))]
-
-    def _routed_score(self, continuation: Continuation, name: str, router: Router) -> tuple[float, ...]:
-        (prompt,) = self._run(lambda: self._prompts([continuation], name))
-        found = self._run(lambda: routed_score(continuation, prompt, router, name, self._twin, self._bank))
-        self._scored += found.num_tokens
-        self._scored_unshared += found.num_tokens
-        return found.logprobs
+        return self._texts.score(continuations, profile) if continuations else []
 
     def hidden_states(
         self, continuations: Sequence[Continuation], profiles: Sequence[str | None], layers: Sequence[int]
     ) -> list[Tensor]:
-        rows = self._run(lambda: self._inspected(continuations, profiles, layers))
-        found: dict[int, Tensor] = {}
-        for batch in batches([row.length for row in rows], self._limits.max_batch_tokens):
-            states = self._run(partial(inspect_batch, [rows[index] for index in batch], layers, self._twin, self._bank))
-            found.update(zip(batch, states, strict=True))
-        num_tokens = sum(row.length for row in rows)
-        self._scored += num_tokens
-        self._scored_unshared += num_tokens
-        return [found[index] for index in range(len(rows))]
+        return self._texts.hidden_states(continuations, profiles, layers)
 
     def stats(self) -> EngineStats:
         scheduler = self._scheduler
@@ -221,8 +196,8 @@ class TorchEngine:
             prompt_tokens=counts.prefilled,
             steered_tokens=dict(counts.steered),
             beside_tokens=counts.beside,
-            scored_tokens=self._scored + self._reader.num_tokens,
-            scored_tokens_unshared=self._scored_unshared + self._reader.num_tokens_unshared,
+            scored_tokens=self._texts.num_tokens + self._reader.num_tokens,
+            scored_tokens_unshared=self._texts.num_tokens_unshared + self._reader.num_tokens_unshared,
             cached_tokens=counts.cached,
             steps=counts.steps,
             decode_rows=counts.decode_rows,
@@ -249,6 +224,21 @@ class TorchEngine:
             return self._loop.call(work).result()
         with self._lock:
             return work()
+
+    def _step_tokens(self) -> int:
+        """How many tokens one forward may hold: while rows may stream, no more than a step's share of prompts."""
+        return self._limits.max_batch_tokens if self._loop is None else self._limits.prefill_chunk_tokens
+
+    @contextmanager
+    def _using(self, *names: str) -> Iterator[None]:
+        """Inside, these names are not unloaded and not replaced, though they have no rows."""
+        with self._counting:
+            self._readings.update(names)
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._readings.subtract(names)
 
     def _started_loop(self) -> StepLoop:
         if self._loop is None:
@@ -279,7 +269,7 @@ class TorchEngine:
             self._scheduler.prefixes.drop(source)
 
     def _refuse_busy(self, name: str) -> None:
-        count = self._scheduler.rows_of(name)
+        count = self._scheduler.rows_of(name) + self._readings[name]
         if count:
             raise EngineError(
                 f"A profile changes only while no request uses it, but {name!r} has {count} in flight. "
@@ -340,28 +330,6 @@ class TorchEngine:
         """None where the profile's adapters write themselves."""
         routing = None if profile is None else self.profile(profile).routing
         return None if routing is None else Router(routing, self.backbone.decode)
-
-    def _prompts(self, continuations: Sequence[Continuation], profile: str | None) -> list[Prompt]:
-        """One object for equal prompts: their soft thoughts are then the same nodes."""
-        prompts: dict[tuple[int, ...], Prompt] = {}
-        for continuation in continuations:
-            continuation.refuse_unscored()
-            key = continuation.prompt_ids
-            if key not in prompts:
-                prompts[key] = self._prompt(key, profile, 0)
-            self._refuse_too_long(len(prompts[key].ids), len(continuation.ids))
-        return [prompts[continuation.prompt_ids] for continuation in continuations]
-
-    def _inspected(
-        self, continuations: Sequence[Continuation], profiles: Sequence[str | None], layers: Sequence[int]
-    ) -> list[Inspected]:
-        refuse_unknown_layers(layers, self._twin.num_layers)
-        for name in {profile for profile in profiles if profile is not None and self._router(profile)}:
-            raise routes_between_two(name)
-        return [
-            Inspected(asked, self._prompt(asked.prompt_ids, profile, len(asked.ids)), profile or BASE)
-            for asked, profile in zip(continuations, profiles, strict=True)
-        ]
 
     def _prompt(self, ids: tuple[int, ...], profile: str | None, num_more: int, chain: int = 0) -> Prompt:
         if not ids:
