@@ -1,4 +1,4 @@
-"""What every request passes first: its id, its log line, the guard. BentoML has it before its own routes too."""
+"""What every request passes first, before BentoML's own routes too: its id, its log line, the guard, the bounds of its body."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from starlette.types import Scope as ConnectionScope
 
 from service.access import Access
 from service.asgi import RequestIds
+from service.bounded_body import BoundedBodies
 from service.caller import let_in
 from service.deadline import note_arrival
 from service.errors import ApiError
@@ -31,7 +32,7 @@ class Front:
 
     def __init__(self, app: ASGIApp, application: FastAPI | None = None) -> None:
         self._inside = app
-        self._whole = RequestIds(RequestLog(Guard(app, application)))
+        self._whole = RequestIds(RequestLog(Guard(BoundedBodies(app, application), application)))
 
     async def __call__(self, scope: ConnectionScope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or scope.get(_PASSED):

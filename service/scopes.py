@@ -25,6 +25,7 @@ class Rule:
     path: str
     scope: Scope | None
     joins_engine: bool = False  # its rows wait for the engine
+    bounds_its_body: bool = False  # it reads large ones piece by piece, and bounds them itself
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
@@ -34,9 +35,9 @@ class Rule:
         return method in self.methods and self._pattern.match(path) is not None
 
 
-def _rule(methods: str, path: str, scope: Scope | None, *, joins_engine: bool = False) -> Rule:
+def _rule(methods: str, path: str, scope: Scope | None, *, joins_engine: bool = False, bounds_its_body: bool = False) -> Rule:
     named = frozenset(methods.split())
-    return Rule(named | {"HEAD"} if "GET" in named else named, path, scope, joins_engine)
+    return Rule(named | {"HEAD"} if "GET" in named else named, path, scope, joins_engine, bounds_its_body)
 
 
 TABLE: tuple[Rule, ...] = (
@@ -59,7 +60,7 @@ TABLE: tuple[Rule, ...] = (
     _rule("POST", "/v1/load_lora_adapter", ADMIN),
     _rule("POST", "/v1/unload_lora_adapter", ADMIN),
     # Training data and jobs.
-    _rule("POST GET", "/v1/files", TUNE),
+    _rule("POST GET", "/v1/files", TUNE, bounds_its_body=True),
     _rule("GET DELETE", "/v1/files/{file_id}", TUNE),
     _rule("GET", "/v1/files/{file_id}/content", TUNE),
     _rule("POST GET", "/v1/fine_tuning/jobs", TUNE),

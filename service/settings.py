@@ -91,6 +91,10 @@ class Settings(BaseModel):
     """Steps of a reply that may wait for a client that does not read; more end the reply."""
     send_timeout_s: float = Field(default=60.0, gt=0)
     """Seconds that a client of a stream may take to read on; then its connection is closed."""
+    max_body_bytes: int = Field(default=10 * 2**20, ge=1)
+    """Of one request; files for jobs have a bound of their own."""
+    body_timeout_s: float = Field(default=30.0, gt=0)
+    """Seconds in which a request's body must arrive."""
     max_queued_rows: int = Field(default=512, ge=1)
     """Completions that wait for a place in the batch; beyond them a request is refused with 429 at once."""
     max_queued_tokens: int = Field(default=2**20, ge=1)
