@@ -75,7 +75,6 @@ class Admission:
             return
         wait_s = self._estimated_wait_s()
         message = f"The server has as many requests as it can take ({waiting} completions wait). Try again in {wait_s:.0f} s."
-        meters.count_refusal()
         raise too_many(message, "overloaded", "server_overloaded", wait_s)
 
     def ticket(self, caller: Caller, rows_of: Callable[[GenerationRequest], int] = lambda _: 1) -> Ticket:
@@ -87,6 +86,8 @@ class Admission:
         held = self._by_key.setdefault(key, Load())
         for load in (self.queued, held):
             load.rows, load.tokens = load.rows + rows, load.tokens + tokens
+        meters.QUEUED_ROWS.set(self.queued.rows)
+        meters.QUEUED_TOKENS.set(self.queued.tokens)
         if not held.rows and not held.tokens:
             del self._by_key[key]
 
@@ -145,8 +146,12 @@ class Ticket:
         """ApiError 429 where there is no room or the key's quota does not allow it; then nothing is taken."""
         rows = sum(self._rows_of(request) for request in requests) * rows_each
         tokens = sum(self._rows_of(request) * _most_tokens(request) for request in requests) * rows_each
-        self._admission.refuse_when_full(self._caller, rows, tokens)
-        self._reserved = self._admission.quotas.reserve(self._caller, tokens)
+        try:
+            self._admission.refuse_when_full(self._caller, rows, tokens)
+            self._reserved = self._admission.quotas.reserve(self._caller, tokens)
+        except ApiError as error:
+            meters.TURNED_AWAY.labels(error.code).inc()
+            raise
         self._waiting = Load(rows, tokens)
         self._admission._note(self._caller.key, rows, tokens)
 

@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service import meters
 from service.errors import ApiError
 from service.parts import Parts
 from service.quota import too_many
@@ -40,6 +41,7 @@ class BoundedBodies:
             await self._read(Headers(scope=scope), receive, body, parts.settings.max_body_bytes, parts.settings.body_timeout_s)
             await self._app(scope, _replayed(bytes(body), receive), send)
         except _Refused as refused:
+            meters.TURNED_AWAY.labels(refused.error.code).inc()
             answer = JSONResponse(refused.error.body(), refused.error.status, dict(refused.error.headers))
             await answer(scope, receive, send)
         except _Gone:

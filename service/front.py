@@ -11,6 +11,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as ConnectionScope
 
+from service import meters
 from service.access import Access
 from service.asgi import RequestIds
 from service.bounded_body import BoundedBodies
@@ -55,6 +56,7 @@ class Guard:
         try:
             limits = self._let_in(scope)
         except ApiError as error:
+            meters.TURNED_AWAY.labels(error.code).inc()
             await JSONResponse(error.body(), error.status, dict(error.headers))(scope, receive, send)
             return
 

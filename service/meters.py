@@ -33,7 +33,7 @@ FIRST_TOKEN = Histogram(
     "graftline_first_token_seconds", "From the request to its first token", ["model"], buckets=_SECONDS, registry=SERIES
 )
 QUEUE_TIME = Histogram(
-    "graftline_queue_seconds", "From the engine's taking a row to its first step", ["model"], buckets=_SECONDS, registry=SERIES
+    "graftline_queue_seconds", "From a row's admission to its first step", ["model"], buckets=_SECONDS, registry=SERIES
 )
 TOKEN_TIME = Histogram(
     "graftline_token_seconds",
@@ -43,6 +43,9 @@ TOKEN_TIME = Histogram(
     registry=SERIES,
 )
 RUNNING = Gauge("graftline_running_rows", "Completions being written now", ["model"], registry=SERIES)
+QUEUED_ROWS = Gauge("graftline_queued_rows", "Completions that were admitted and wait for the engine", registry=SERIES)
+QUEUED_TOKENS = Gauge("graftline_queued_tokens", "Tokens that those may cost at most", registry=SERIES)
+TURNED_AWAY = Counter("graftline_turned_away", "Requests that access, quotas or bounds refused", ["code"], registry=SERIES)
 ROLLBACKS = Counter("graftline_canary_rollbacks", "Canaries that this process took the traffic from", ["model"], registry=SERIES)
 MIRRORED = Counter(
     "graftline_mirrored_requests", "Requests for a shadow by how they ended", ["model", "outcome"], registry=SERIES

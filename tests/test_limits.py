@@ -12,6 +12,7 @@ import pytest
 from live_service import Live, live, small
 
 from registry.tracking import Tracking
+from service import meters
 from service.caller import Quota, Scope
 from service.keys import KeyStore
 
@@ -110,6 +111,17 @@ def test_a_timeout_that_is_no_time_is_refused(client_with: openai.OpenAI, base: 
     for short in ({"extra_headers": {"x-request-timeout": "soon"}}, {"extra_body": {"timeout": -1}}):
         with pytest.raises(openai.BadRequestError, match="timeout"):
             complete(client_with, base, **short)
+
+
+@pytest.mark.parametrize("client_with", [{}], indirect=True)
+def test_what_is_turned_away_is_counted_by_its_code(server: Live, client_with: openai.OpenAI) -> None:
+    def count() -> float:
+        return meters.TURNED_AWAY.labels("invalid_api_key")._value.get()  # type: ignore[no-any-return]
+
+    before = count()
+    with pytest.raises(openai.AuthenticationError):
+        client_with.with_options(api_key="none").models.list()
+    assert count() == before + 1
 
 
 @pytest.mark.parametrize("client_with", [{}], indirect=True)

@@ -37,6 +37,11 @@ def test_every_endpoint_has_a_line_of_its_own(route: Route) -> None:
         assert rule is not None and rule.path == route.path, f"add {method} {route.path} to service/scopes.py"
 
 
+def test_the_table_names_nothing_that_is_not_there() -> None:
+    by_bentoml = {"/livez", "/readyz", "/healthz", "/", "/schema.json", "/docs.json", "/static_content/{path:path}"}
+    assert {rule.path for rule in TABLE} - {route.path for route in ROUTES} == by_bentoml
+
+
 def test_nothing_is_open_but_probes_and_what_asks_for_a_signature() -> None:
     assert {rule.path for rule in TABLE if rule.scope is None} == {"/livez", "/readyz", "/healthz", "/v1/ledger/webhook"}
 
