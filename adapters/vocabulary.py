@@ -32,6 +32,10 @@ class Vocabulary:
             )
         return from_tokenizer(self._tokenizer, self.size, self._ends)
 
+    def prepare(self) -> None:
+        """Makes the table, where it is not there yet: not in a thread that others wait for."""
+        assert self.table
+
     def bytes_of(self, token_id: int) -> bytes:
         """What the token writes, a special token its name."""
         found = self.table.decode_bytes([token_id])

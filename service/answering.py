@@ -11,6 +11,7 @@ from pydantic import JsonValue
 
 from engine.engine import Completes, GenerationRequest
 from engine.profile import DecodingPolicy
+from engine.token_rules import refuse_unknown_ids
 from service import meters
 from service.asgi import request_id
 from service.caller import caller_of
@@ -93,27 +94,40 @@ def _writing(
     if isinstance(body, ChatRequest):
         template = template_of(backbone, with_tools=body.offers_tools)
         policy = within_thought(policy, body, backbone, template, min(body.token_limit or context, *rooms))
-    requests = tuple(
-        GenerationRequest(
-            prompt_ids=prompt.ids,
-            begun_ids=prompt.begun_ids,
-            profile=profile,
-            max_new_tokens=min(body.token_limit or context, room),
-            temperature=body.temperature,
-            top_p=body.top_p,
-            seed=body.seed,
-            stop=body.stop,
-            policy=policy,
-            cache_salt=body.cache_salt,
-            deadline=time.monotonic() + time_allowed.left_s + _ENGINES_GRACE_S,
+    limit = context if body.token_limit is None else body.token_limit
+    with _values_in_range():
+        requests = tuple(
+            body.of_choice(
+                GenerationRequest(
+                    prompt_ids=prompt.ids,
+                    begun_ids=prompt.begun_ids,
+                    profile=profile,
+                    max_new_tokens=min(limit, room),
+                    temperature=body.temperature,
+                    top_p=body.top_p,
+                    seed=body.seed,
+                    stop=body.stop,
+                    policy=policy,
+                    cache_salt=body.cache_salt,
+                    deadline=time.monotonic() + time_allowed.left_s + _ENGINES_GRACE_S,
+                    top_logprobs=body.num_top or 0,
+                    num_prompt_logprobs=_of_the_prompt(body),
+                ),
+                place,
+            )
+            for prompt, room in zip(prompts, rooms, strict=True)
+            for place in range(body.num_rows)
         )
-        for prompt, room in zip(prompts, rooms, strict=True)
-    )
+        refuse_unknown_ids(requests[0], backbone.embeddings.num_embeddings)
     branches = branches_of(policy, body)
     generate = generating(rows, backbone, branches, policy, requests)
     rows_each = 1 if branches is None else branches.num_branches
     writing = Writing(generate, lease, requests, time_allowed, lambda: told or {}, rows_each=rows_each)
+    writing.rows_per_prompt = body.num_rows
     if policy.tracing is not None:
+        if (param := body.not_of_one_row) is not None:
+            message = f"A traced reply is written in several rounds, which {param} does not reach. Leave one of the two out."
+            raise ApiError(400, message, "invalid_value", param)
         turns = body.plain_turns if isinstance(body, ChatRequest) else None
         tracer = traced(engine, generate, backbone, policy.tracing, turns)
         writing.generate, writing.told = tracer.generate, lambda: {**(told or {}), **tracer.told}
@@ -123,6 +137,30 @@ def _writing(
 def num_voters(engine: Completes, request: GenerationRequest) -> int:
     """Rows of the engine that one request takes: as many as its profile has sets of soft thoughts, unless it names one."""
     return 1 if request.profile is None or request.chain is not None else engine.profile(request.profile).num_chains
+
+
+def _of_the_prompt(body: ChatRequest | CompletionRequest) -> int | None:
+    """How many likely tokens are listed at each place of the prompt; None: it is not read back."""
+    if isinstance(body, ChatRequest) or not body.echo:
+        return None
+    return body.logprobs if body.logprobs is not None else 0 if body.max_tokens == 0 else None
+
+
+@contextlib.contextmanager
+def _values_in_range() -> Iterator[None]:
+    """What the engine refuses of a request's values is the client's to correct."""
+    try:
+        yield
+    except ValueError as error:
+        message = str(error)
+        param = next((param for name, param in _NAMES.items() if name in message), None)
+        for name, known in _NAMES.items():
+            message = message.replace(name, known)
+        raise ApiError(400, message, "invalid_value", param) from error
+
+
+# The engine's fields as they are called here.
+_NAMES = {"logit_bias": "logit_bias", "stop_ids": "stop_token_ids", "min_new_tokens": "min_tokens"}
 
 
 def new_reply(parts: Parts, writing: Writing, prefix: str, request: Request, kind: ObjectName) -> Reply:

@@ -10,7 +10,7 @@ from pathlib import Path
 from adapters.errors import AdapterError
 from engine.decoding.intervention import CannotRun
 from engine.decoding.narrowing import NotNarrower
-from engine.engine import EngineDied, EngineError, NotFinite, PromptTooLong, TimedOut
+from engine.engine import BadGrammar, EngineDied, EngineError, NotFinite, PromptTooLong, TimedOut
 
 
 # Not frozen: whoever passes an exception on writes its traceback into it.
@@ -60,6 +60,8 @@ def from_engine(error: EngineError | AdapterError, model: str) -> ApiError:
             return ApiError(504, str(error), "timeout", None, "server_error", _FINAL)
         case EngineDied():
             return ApiError(503, str(error), "engine_ended", None, "server_error", {"retry-after": "10"})
+        case BadGrammar():
+            return ApiError(400, str(error), "invalid_value", "response_format")
         case NotFinite():
             message = f"The model {model!r} computed values that are not finite, so it cannot answer. Roll it back."
             return ApiError(500, message, "model_not_finite", "model", "server_error", _FINAL)

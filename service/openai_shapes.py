@@ -6,7 +6,7 @@ service does not honour are refused with a sentence, never dropped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -22,37 +22,15 @@ from pydantic import (
 
 from engine.decoding.branches import Branches
 from engine.decoding.narrowing import Narrowing
+from engine.engine import MAX_TOP_LOGPROBS
 from engine.profile import DecodingPolicy
 from service.chat_fields import ChatFields
 from service.shortened import shortened
-from service.unsupported import UnsupportedField
+from service.token_fields import MAX_CHOICES, TokenFields
+from service.unsupported import NEUTRAL, NOT_OF_A_CHAT, UnsupportedField, refuse_unsupported
 
 MAX_STOPS = 4
-
-
-# What each known but unsupported field may hold: its neutral value, which asks for nothing.
-_NEUTRAL: dict[str, tuple[str, Callable[[JsonValue], bool]]] = {
-    "n": ("1", lambda value: value == 1),
-    "best_of": ("1", lambda value: value == 1),
-    "logprobs": ("false", lambda value: value is False),
-    "top_logprobs": ("0", lambda value: value == 0),
-    "functions": ("an empty list", lambda value: value == []),
-    "function_call": ("'none' or 'auto'", lambda value: value in ("none", "auto")),
-    "response_format": ("{'type': 'text'}", lambda value: isinstance(value, dict) and value.get("type") == "text"),
-    "modalities": ("['text']", lambda value: value == ["text"]),
-    "audio": ("left out", lambda value: False),
-    "logit_bias": ("an empty object", lambda value: value == {}),
-    "presence_penalty": ("0", lambda value: value == 0),
-    "frequency_penalty": ("0", lambda value: value == 0),
-    "repetition_penalty": ("1", lambda value: value == 1),
-    "echo": ("false", lambda value: value is False),
-    "suffix": ("left out or empty", lambda value: value == ""),
-    "top_k": ("0 or -1", lambda value: value in (0, -1)),
-    "min_p": ("0", lambda value: value == 0),
-    "min_tokens": ("0", lambda value: value == 0),
-    "ignore_eos": ("false", lambda value: value is False),
-    "stop_token_ids": ("an empty list", lambda value: value == []),
-}
+MAX_REPLIES = 1024
 
 
 class StreamOptions(BaseModel):
@@ -86,7 +64,7 @@ class Decoding(Narrowing):
         return self
 
 
-class _Request(BaseModel):
+class _Request(TokenFields):
     """What both kinds of request hold. `temperature` and `top_p` left out: as the release's decoding policy says."""
 
     model_config = ConfigDict(extra="ignore")
@@ -107,13 +85,8 @@ class _Request(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_unsupported(cls, value: object) -> object:
-        if isinstance(value, dict):
-            for param, (neutral, is_neutral) in _NEUTRAL.items():
-                given = value.get(param)
-                if given is not None and not is_neutral(given):
-                    rule = f"{param} is not supported here: it must be {neutral} or absent"
-                    raise UnsupportedField(param, f"{rule}, but got {shortened(given)}.")
+    def _only_what_is_honoured(cls, value: object) -> object:
+        refuse_unsupported(value, NEUTRAL)
         return value
 
     @field_validator("stop", mode="before")
@@ -158,7 +131,18 @@ class _Request(BaseModel):
     def not_beside_branches(self) -> str | None:
         """The first field that asks for what branches do not give."""
         neutral = {"temperature": (None, 0), "top_p": (None, 1), "stop": ((),)}
-        return next((param for param, allowed in neutral.items() if getattr(self, param) not in allowed), None)
+        drawn = next((param for param, allowed in neutral.items() if getattr(self, param) not in allowed), None)
+        return drawn or self.says_of_tokens or self.not_of_one_row
+
+    @property
+    def num_rows(self) -> int:
+        """Replies written to each prompt."""
+        return self.n
+
+    @property
+    def not_of_one_row(self) -> str | None:
+        """The first field that only a reply which is one row of the engine can have."""
+        return None if self.n == 1 else "n"
 
     @property
     def token_limit(self) -> int | None:
@@ -168,6 +152,31 @@ class _Request(BaseModel):
 
 class ChatRequest(ChatFields, _Request):
     max_completion_tokens: int | None = Field(default=None, ge=1)
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_a_chat(cls, value: object) -> object:
+        refuse_unsupported(value, NOT_OF_A_CHAT)
+        return value
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> ChatRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs are listed beside logprobs: set logprobs to true, or leave top_logprobs out")
+        if self.grammar is not None and self.offers_tools:
+            raise ValueError("a call of a tool is nothing that the reply's grammar allows: leave out the tools, or the grammar")
+        return self
+
+    @property
+    def not_of_one_row(self) -> str | None:
+        return "logprobs" if self.logprobs else super().not_of_one_row
+
+    @property
+    def num_top(self) -> int | None:
+        """How many of the likeliest stand beside each token; None: no log-probabilities are asked for."""
+        return self.top_logprobs if self.logprobs else None
 
     @property
     def token_limit(self) -> int | None:
@@ -182,6 +191,55 @@ class CompletionRequest(_Request):
     """`prompt` is a text, several texts, token ids, or several lists of token ids."""
 
     prompt: str | TokenIds | Texts | Annotated[tuple[TokenIds, ...], Field(min_length=1)]
+    max_tokens: int | None = Field(default=None, ge=0)
+    echo: bool = False
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    """None: as many as `n`."""
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
+    """The last so many tokens of each prompt are read; -1: as many as the context holds."""
+    add_special_tokens: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_a_completion(cls, value: object) -> object:
+        if isinstance(value, dict) and value.get("logprobs") is False:
+            return {**value, "logprobs": None}
+        return value
+
+    @field_validator("echo", "add_special_tokens", mode="before")
+    @classmethod
+    def _null_asks_for_none(cls, value: object) -> object:
+        return False if value is None else value
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> CompletionRequest:
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("max_tokens is 0 only where echo has the prompt read back: set echo to true, or ask for a token")
+        if self.truncate_prompt_tokens == 0:
+            raise ValueError("truncate_prompt_tokens keeps at least one token of the prompt, but got 0")
+        if self.best_of is not None and self.best_of < self.n:
+            raise ValueError(f"best_of writes at least n replies, but got {self.best_of} and n is {self.n}")
+        if len(self.prompts) * self.num_rows > MAX_REPLIES:
+            asked = f"{len(self.prompts)} prompts with {self.num_rows} each"
+            raise ValueError(f"a request has at most {MAX_REPLIES} replies, but got {asked}: send several requests")
+        if self.stream and self.num_rows > self.n:
+            raise ValueError("best_of chooses among whole replies, which a stream does not wait for: leave out one of the two")
+        return self
+
+    @property
+    def num_rows(self) -> int:
+        return self.best_of or self.n
+
+    @property
+    def not_of_one_row(self) -> str | None:
+        asked = {"logprobs": self.logprobs is not None, "echo": self.echo, "best_of": self.num_rows > 1}
+        return next((param for param, is_asked in asked.items() if is_asked), super().not_of_one_row)
+
+    @property
+    def num_top(self) -> int | None:
+        """As of a chat."""
+        return self.logprobs
 
     @field_validator("prompt", mode="wrap")
     @classmethod
@@ -194,7 +252,7 @@ class CompletionRequest(_Request):
 
     @property
     def token_limit(self) -> int | None:
-        return self.max_tokens or 16  # OpenAI's default for this endpoint
+        return 16 if self.max_tokens is None else self.max_tokens  # OpenAI's default for this endpoint
 
     @property
     def prompts(self) -> list[str | tuple[int, ...]]:
@@ -231,7 +289,7 @@ class Choice(BaseModel):
     message: dict[str, JsonValue] | None = None
     delta: dict[str, JsonValue] | None = None
     text: str | None = None
-    logprobs: None = None
+    logprobs: dict[str, JsonValue] | None = None
     finish_reason: str | None = None
 
     def wire(self) -> dict[str, JsonValue]:

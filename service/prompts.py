@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from jinja2 import TemplateError
 from pydantic import JsonValue
@@ -53,19 +53,41 @@ def chat_prompt(backbone: Backbone, body: ChatFields, overhead: int = 0) -> Read
     return ReadPrompt(ids, begun_ids)
 
 
-async def read_prompts(backbone: Backbone, prompts: Sequence[str | tuple[int, ...]], overhead: int = 0) -> list[tuple[int, ...]]:
+async def read_prompts(backbone: Backbone, body: CompletionFields, overhead: int = 0) -> list[tuple[int, ...]]:
     """`completion_prompts`, off the event loop where the texts are long."""
-    size = sum(len(prompt) for prompt in prompts)
-    return await off_the_loop(size, partial(completion_prompts, backbone, prompts, overhead))
+    size = sum(len(prompt) for prompt in body.prompts)
+    return await off_the_loop(size, partial(completion_prompts, backbone, body, overhead))
 
 
-def completion_prompts(backbone: Backbone, prompts: Sequence[str | tuple[int, ...]], overhead: int = 0) -> list[tuple[int, ...]]:
-    """Texts are tokenized as they are: no chat template, no special tokens."""
-    for prompt in prompts:
+class CompletionFields(Protocol):
+    """What a completion's request says of its prompts."""
+
+    truncate_prompt_tokens: int | None
+    add_special_tokens: bool
+
+    @property
+    def prompts(self) -> Sequence[str | tuple[int, ...]]: ...
+
+    @property
+    def token_limit(self) -> int | None: ...
+
+
+def completion_prompts(backbone: Backbone, body: CompletionFields, overhead: int = 0) -> list[tuple[int, ...]]:
+    """Texts are tokenized as they are: no chat template, and no special tokens unless they are asked for."""
+    keep = body.truncate_prompt_tokens
+    if keep == -1:
+        keep = max(1, backbone.context_length - overhead - max(1, body.token_limit or 1))
+    for prompt in body.prompts if keep is None else ():
         if isinstance(prompt, str):
             _refuse_hopeless(backbone, prompt, "prompt")
-    ids = [tuple(backbone.encode(prompt)) if isinstance(prompt, str) else prompt for prompt in prompts]
-    return [_checked(backbone, each, overhead, "prompt") for each in ids]
+    ids = [_encoded(backbone, prompt, body.add_special_tokens) for prompt in body.prompts]
+    return [_checked(backbone, each if keep is None else each[-keep:], overhead, "prompt") for each in ids]
+
+
+def _encoded(backbone: Backbone, prompt: str | tuple[int, ...], with_specials: bool) -> tuple[int, ...]:
+    if not isinstance(prompt, str):
+        return prompt
+    return tuple(backbone.tokenizer(prompt)["input_ids"] if with_specials else backbone.encode(prompt))
 
 
 def template_of(backbone: Backbone, *, with_tools: bool = False) -> str:

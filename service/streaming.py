@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from service.errors import ApiError
+from service.logprobs import ChoiceLog
 from service.openai_shapes import Choice, Reply, StreamOptions
 from service.reply_parts import ReplyParts
 from service.settings import Settings
@@ -48,14 +49,20 @@ class Streaming:
 
 
 async def events(
-    writing: Writing, reply: Reply, options: Streaming, parts: Sequence[ReplyParts] = ()
+    writing: Writing,
+    reply: Reply,
+    options: Streaming,
+    parts: Sequence[ReplyParts] = (),
+    logs: Sequence[ChoiceLog] = (),
+    echoes: Sequence[str] = (),
 ) -> AsyncGenerator[str, None]:
     """The whole stream. What fails before anything was sent is raised; what fails later is an event.
 
-    `parts`: one a choice of a chat.
+    `parts`: one a choice of a chat. `logs`, `echoes`: one a choice, where they are asked for.
     """
     is_chat = reply.object == "chat.completion.chunk"
     is_open, named = False, set[int]()
+    echo = dict(enumerate(echoes))  # what is not sent yet
 
     def chunk(*choices: Choice, last: bool = False) -> str:
         # How the reply was made is told where a choice ends.
@@ -74,12 +81,14 @@ async def events(
                     named.add(index)
                     yield chunk(Choice(index=index, delta={"role": "assistant", "content": ""}))
                 reason: str | None = delta.finish_reason
+                logprobs = logs[index].add(delta) if logs else None
                 if is_chat:
-                    for piece in parts[index].wire(parts[index].add(delta)):
-                        yield chunk(Choice(index=index, delta=piece))
+                    pieces = parts[index].wire(parts[index].add(delta)) or ([{"content": ""}] if logprobs else [])
+                    for place, piece in enumerate(pieces):
+                        yield chunk(Choice(index=index, delta=piece, logprobs=None if place else logprobs))
                     reason = None if reason is None else parts[index].finish_reason(reason)
-                elif delta.text:
-                    yield chunk(Choice(index=index, text=delta.text))
+                elif (text := echo.pop(index, "") + delta.text) or logprobs:
+                    yield chunk(Choice(index=index, text=text, logprobs=logprobs))
                 if reason is not None:
                     end = Choice(index=index, delta={}) if is_chat else Choice(index=index, text="")
                     yield chunk(end.model_copy(update={"finish_reason": reason}))

@@ -42,6 +42,7 @@ class Writing:
     told: Callable[[], Mapping[str, JsonValue]] = dict  # of how the reply was made; known by the end of its deltas
     rows_each: int = 1  # of the engine at one time, for every request
     reasoning_tokens: Callable[[], int | None] = lambda: None  # of those generated so far; None: there is no chain to count
+    rows_per_prompt: int = 1  # replies to the same prompt stand together
     started: float = field(default_factory=time.perf_counter)
     generated_tokens: int = 0
     cached_tokens: dict[int, int] = field(default_factory=dict)  # of the prompt of each choice that has begun
@@ -56,8 +57,10 @@ class Writing:
 
     @property
     def usage(self) -> Usage:
-        prompt = sum(len(request.prompt_ids) + len(request.begun_ids) for request in self.requests)
-        usage = Usage.of(prompt, self.generated_tokens, min(prompt, sum(self.cached_tokens.values())))
+        first = self.requests[:: self.rows_per_prompt]  # a prompt counts once, however many replies it has
+        prompt = sum(len(request.prompt_ids) + len(request.begun_ids) for request in first)
+        cached = sum(count for index, count in self.cached_tokens.items() if index % self.rows_per_prompt == 0)
+        usage = Usage.of(prompt, self.generated_tokens, min(prompt, cached))
         thought = self.reasoning_tokens()
         return usage if thought is None else usage.model_copy(update={"completion_tokens_details": {"reasoning_tokens": thought}})
 
@@ -178,6 +181,12 @@ class Written:
 
     text: str = ""
     finish_reason: str = "stop"
+    num_tokens: int = 0
+    logprob: float = 0.0  # of all of them together
+
+    @property
+    def mean_logprob(self) -> float:
+        return self.logprob / max(1, self.num_tokens)
 
 
 async def collect(writing: Writing, hear: Callable[[int, Delta], object] = lambda index, delta: None) -> list[Written]:
@@ -188,6 +197,9 @@ async def collect(writing: Writing, hear: Callable[[int, Delta], object] = lambd
             assert delta is not None  # no pings are asked for
             hear(index, delta)
             choices[index].text += delta.text
+            if delta.logprob is not None:
+                choices[index].num_tokens += 1
+                choices[index].logprob += delta.logprob
             if delta.finish_reason is not None:
                 choices[index].finish_reason = delta.finish_reason
     return choices
