@@ -95,6 +95,8 @@ def invalid_request(error: RequestValidationError) -> ApiError:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == 400:
+        return _answer(ApiError(400, f"The body cannot be read: {error.detail}.", "invalid_body"))
     message = f"{request.method} {request.url.path} is not offered here ({error.detail})."
     return _answer(ApiError(error.status_code, message, "unknown_url"))
 

@@ -20,10 +20,11 @@ from service.jobs.record import Job
 from service.jobs.rows import write_task
 from service.jobs.runner import Jobs, TooManyJobs
 from service.jobs.uploads import UploadedFile
+from service.json_body import JsonRoute
 from service.parts import Parts, PartsHere
 from service.routes.files import uploaded
 
-router = APIRouter(dependencies=[CONTROLLED])
+router = APIRouter(route_class=JsonRoute, dependencies=[CONTROLLED])
 Limit = Annotated[int, Query(ge=1, le=100)]
 
 

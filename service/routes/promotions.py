@@ -21,10 +21,11 @@ from service.errors import ApiError
 from service.jobs import shapes
 from service.jobs.record import Job
 from service.jobs.runner import TooManyJobs
+from service.json_body import JsonRoute
 from service.parts import Parts, PartsHere
 from service.routes.fine_tuning import full, jobs_of
 
-router = APIRouter(dependencies=[CONTROLLED])
+router = APIRouter(route_class=JsonRoute, dependencies=[CONTROLLED])
 T = TypeVar("T")
 
 
