@@ -17,6 +17,7 @@ from saying_engine import SayingEngine
 from starlette.types import Message
 
 from engine.engine import GenerationRequest
+from service.deadline import Allowed
 from service.errors import ApiError
 from service.models import ServedModels
 from service.openai_shapes import Reply
@@ -164,7 +165,7 @@ REPLY = Reply(id="cmpl-1", object="text_completion", created=1, model="law@2", s
 
 async def new_writing(models: ServedModels, engine: SayingEngine) -> Writing:
     lease = await models.lease(models.backbone_id)
-    return Writing(engine.generate, lease, (GenerationRequest((5, 6), max_new_tokens=400),), 60.0)
+    return Writing(engine.generate, lease, (GenerationRequest((5, 6), max_new_tokens=400),), Allowed(60.0))
 
 
 def test_a_failure_before_anything_was_sent_is_raised(server: Live, engine: SayingEngine) -> None:
