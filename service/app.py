@@ -9,12 +9,14 @@ import bentoml
 
 from service.application import new_application
 from service.bento_image import self_contained
+from service.bento_timeout import take_away
 from service.front import Front
 from service.meters import exposition
 from service.parts import Parts
 from service.settings import Settings
 from service.startup import is_alive, is_ready, running
 
+take_away()
 app = new_application()
 settings = Settings.from_environment()
 

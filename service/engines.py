@@ -18,6 +18,7 @@ def engine_of(settings: Settings, backbone: Backbone) -> Engine:
     return TorchEngine(
         backbone,
         max_rows=settings.max_rows,
+        precision=settings.precision,
         max_cache_tokens=settings.max_cache_tokens,
         prefill_chunk_tokens=settings.prefill_chunk_tokens,
         max_prefix_tokens=settings.max_prefix_tokens,

@@ -38,6 +38,8 @@ class Settings(BaseModel):
     """The registered models to serve; empty: every one that has a champion. A comma separates names in the environment."""
     poll_s: float = Field(default=10.0, gt=0, le=30)
     """Seconds between two looks at the ledger. At most 30: that is how soon a promotion is promised to be served."""
+    precision: Literal["float32", "bfloat16"] | None = None
+    """What the PyTorch engine computes in; None: what the backbone is stored in. bfloat16 on a CPU without it is left at float32."""
     max_rows: int = Field(default=16, ge=1)
     """Completions that run in one batch; more wait."""
     max_cache_tokens: int = Field(default=65536, ge=1)
