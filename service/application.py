@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 from service.asgi import answer_errors
+from service.drain import Draining
 from service.front import Front
 from service.routes import (
     adapters,
@@ -42,7 +43,8 @@ _ROUTES = (
 def new_application() -> FastAPI:
     """Answers once `service.startup.running` has given it its parts."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(Front)
+    app.add_middleware(Draining)
+    app.add_middleware(Front)  # the outermost is added last
     answer_errors(app)
     for routes in _ROUTES:
         app.include_router(routes.router)

@@ -21,8 +21,8 @@ from typing import NoReturn
 from service.settings import Settings
 
 SERVICE = "service.app:Graftline"
-# Without a limit, BentoML waits for open streams for ever.
-GRACE_S = 30
+# What is left for BentoML to wait after the service has drained; without a limit, it waits for open streams for ever.
+LAST_S = 5
 _ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -74,7 +74,7 @@ def start_server(settings: Settings, *, log_file: Path, timeout_s: float = 120.0
         _wait_until_ready(process, server_url, log_file, timeout_s)
         yield Server(server_url, process.pid, log_file)
     finally:
-        _stop(process)
+        _stop(process, settings.grace_s)
 
 
 def check_address(host: str, port: int) -> None:
@@ -96,7 +96,7 @@ def check_address(host: str, port: int) -> None:
 
 def _command(settings: Settings, target: str = SERVICE) -> list[str]:
     address = ["--host", settings.host, "--port", str(settings.port)]
-    return [sys.executable, "-m", "bentoml", "serve", target, *address, "--timeout-graceful-shutdown", str(GRACE_S)]
+    return [sys.executable, "-m", "bentoml", "serve", target, *address, "--timeout-graceful-shutdown", str(LAST_S)]
 
 
 def _environment(settings: Settings, target: str = SERVICE) -> dict[str, str]:
@@ -140,12 +140,12 @@ def _last_lines(log_file: Path, count: int = 20) -> str:
     return "\n".join([*lines, f"(all of it: {log_file})"])
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _stop(process: subprocess.Popen[bytes], grace_s: float) -> None:
     """Asks, waits for running streams, and after the grace ends the whole session."""
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE_S + 5)
+            process.wait(grace_s + LAST_S + 5)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -85,6 +85,8 @@ class Settings(BaseModel):
     """Of all uploaded files together."""
     webhook_secret: str | None = Field(default=None, min_length=16, repr=False)
     """What MLflow signs its webhooks with; None: no webhook is taken."""
+    grace_s: float = Field(default=30.0, gt=0)
+    """Seconds after SIGTERM in which what runs may end; then it is cut off."""
     request_timeout_s: float = Field(default=600.0, gt=0)
     """Of one request from its arrival to its end, waiting included; a request may ask for less."""
     ping_s: float = Field(default=15.0, gt=0)

@@ -22,6 +22,7 @@ from service.audit import AuditLog
 from service.canary import Canaries, recorded_rollback
 from service.canary_shadow import Shadows
 from service.catalogue import Catalogue, FrozenCatalogue, RegistryCatalogue
+from service.drain import Drain, drain_of, drain_on_sigterm
 from service.engines import engine_of
 from service.jobs.runner import Jobs
 from service.jobs.uploads import Uploads
@@ -81,6 +82,8 @@ async def running(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
     app.state.access.announce()
     parts = await asyncio.to_thread(start, settings)
     app.state.parts = parts
+    app.state.drain = Drain()
+    drain_on_sigterm(app.state.drain, settings.grace_s)
     works = (
         parts.models.follow(settings.poll_s),
         forget(parts.models),
@@ -111,8 +114,11 @@ async def forget(models: ServedModels) -> None:
 
 
 def is_ready(app: FastAPI) -> bool:
-    """Started, and nothing that must run beside the endpoints has ended."""
+    """Started, not going away, and nothing that must run beside the endpoints has ended."""
     beside: list[asyncio.Task[None]] | None = getattr(app.state, "beside", None)
+    drain = drain_of(app)
+    if drain is not None and drain.is_begun:
+        return False
     return beside is not None and not any(task.done() for task in beside) and is_alive(app)
 
 

@@ -39,7 +39,7 @@ domain_items = 8
 chain_items = 4
 generated_items = 1
 """
-WAIT_S = 300
+WAIT_S = 1200
 ROWS = [{"question": f"What is {n} modulo 3?", "answer": str(n % 3)} for n in range(200)]
 MESSAGES = [
     {
