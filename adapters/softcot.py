@@ -12,6 +12,7 @@ the thought places of what the assistant reads; they share the projection. The s
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,8 @@ ASSISTANT_INSTRUCTION = (
     "the names and numbers that matter, and what to do with them.\n"
 )
 _MAX_CACHED = 100_000
+# The hook that stops a forward hangs on the backbone itself: one thread's would stop another's, and take its states for its own.
+_STOPPING = threading.Lock()
 
 
 class SoftCoTSpec(Spec):
@@ -289,13 +292,14 @@ def _states(backbone: Backbone, embeds_NTD: Tensor, depth: int | None) -> Tensor
         reached.append(output if isinstance(output, Tensor) else output[0])
         raise _Reached
 
-    hook = backbone.layers[depth - 1].register_forward_hook(stop)
-    try:
-        backbone.decoder(inputs_embeds=embeds_NTD, use_cache=False)
-    except _Reached:
-        pass
-    finally:
-        hook.remove()
+    with _STOPPING:
+        hook = backbone.layers[depth - 1].register_forward_hook(stop)
+        try:
+            backbone.decoder(inputs_embeds=embeds_NTD, use_cache=False)
+        except _Reached:
+            pass
+        finally:
+            hook.remove()
     return reached[0]
 
 
