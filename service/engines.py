@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 from adapters.backbone import Backbone
+from engine.bank import BankLimits
 from engine.engine import Engine
 from engine.torch_engine import TorchEngine
 from engine.vllm.options import VLLMOptions
@@ -22,6 +23,7 @@ def engine_of(settings: Settings, backbone: Backbone) -> Engine:
         max_cache_tokens=settings.max_cache_tokens,
         prefill_chunk_tokens=settings.prefill_chunk_tokens,
         max_prefix_tokens=settings.max_prefix_tokens,
+        bank=BankLimits(settings.max_adapters, settings.max_bank_bytes, settings.max_shelf_bytes),
     )
 
 

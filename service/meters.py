@@ -107,6 +107,13 @@ class EngineCounts:
         yield CounterMetricFamily("graftline_engine_decoded_rows", "Rows times steps that wrote a token", stats.decode_rows)
         yield GaugeMetricFamily("graftline_engine_cache_tokens", "Places of the cache that running rows hold", stats.cache_tokens)
         yield GaugeMetricFamily("graftline_engine_prefix_tokens", "Tokens of prompts that are kept", stats.prefix_tokens)
+        bank = stats.bank
+        yield GaugeMetricFamily("graftline_engine_resident_adapters", "Adapters that stand in the bank", bank.resident)
+        yield GaugeMetricFamily("graftline_engine_loaded_adapters", "Adapters in main memory", bank.loaded)
+        yield GaugeMetricFamily("graftline_engine_bank_bytes", "Bytes that the bank takes", bank.resident_bytes)
+        yield CounterMetricFamily("graftline_engine_bank_hits", "Completions whose adapter stood in the bank", bank.hits)
+        yield CounterMetricFamily("graftline_engine_bank_loads", "Adapters that came into the bank", bank.loads)
+        yield CounterMetricFamily("graftline_engine_bank_evictions", "Adapters that left the bank for another", bank.evictions)
         mixes = CounterMetricFamily(
             "graftline_engine_mixed_steps", "Steps by how many profiles wrote in them", labels=["profiles"]
         )

@@ -48,6 +48,12 @@ class Settings(BaseModel):
     """Tokens of prompts that one step reads beside one token for every completion that runs."""
     max_prefix_tokens: int = Field(default=16384, ge=0)
     """Tokens of prompts and replies that are kept for later requests that begin alike; 0: none."""
+    max_adapters: int = Field(default=32, ge=1)
+    """Different low-rank adapters that completions run under at the same time; completions under more wait."""
+    max_bank_bytes: int = Field(default=2**30, ge=1)
+    """Of the weights of those adapters."""
+    max_shelf_bytes: int = Field(default=4 * 2**30, ge=1)
+    """Of the weights of all loaded adapters, in main memory; one beyond that is refused."""
     max_loaded: int = Field(default=16, ge=1)
     """Releases kept in the engine beside the champions, for NAME@VERSION and NAME@ALIAS; the least recently used leaves first."""
     open_control: bool = False

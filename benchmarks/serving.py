@@ -1,0 +1,350 @@
+"""What serving many adapters costs, part by part.
+
+    python -m benchmarks.serving PART [--rounds 12] [--threads 2] [--smoke]
+
+`mix`      a step of 16 rows under 8 different adapters, one adapter and none, and PEFT's `adapter_names` with the 8
+`loaded`   the same step while 1, 8, 64 and 256 adapters are loaded, of which the rows draw anew each time
+`context`  the same step behind prompts of 16 to 1024 tokens
+
+All arms of a part run in turn, round after round, in one process; what is compared is the ratio within a round, by the clock and
+by the seconds of processor time that the process took (which other work on the machine moves less). One line a round in
+runs/benchmarks/serving.jsonl; a round that is there is not run again. Each part writes its own section of docs/results.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from adapters.backbone import REASONER, Backbone
+from adapters.lora import LoRA, LoRASpec
+from adapters.whole_file import written_whole
+from benchmarks.results import RESULTS, provenance, table, write_section
+from engine.bank import BankLimits
+from engine.engine import GenerationRequest
+from engine.profile import Profile
+from engine.torch_engine import TorchEngine
+
+ROWS, DIFFERENT, RANK = 16, 8, 16
+NONE, ONE, EIGHT, PEFT = "no adapter", "one adapter", f"{DIFFERENT} adapters", f"PEFT, {DIFFERENT} adapters"
+
+Arm = Callable[[int], None]  # one round's work, by the round's number
+
+
+class Size(NamedTuple):
+    """Prompts are one token longer than whole blocks of what the engine keeps: a round reads that token and writes the rest."""
+
+    tokens: int = 16  # written by every row
+    prompt: int = 33
+    loaded: tuple[int, ...] = (1, 8, 64, 256)
+    contexts: tuple[int, ...] = (17, 65, 257, 1025)
+
+
+SMOKE = Size(2, 17, (1, 8), (17, 33))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--backbone", default=REASONER)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rows", type=Path, default=Path("runs/benchmarks/serving.jsonl"))
+    parser.add_argument("--smoke", action="store_true", help="A little of everything, and nothing into docs/results.md.")
+    parser.add_argument("--note", default="", help="What else is to be known of the run, such as other work on the machine.")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    size = SMOKE if args.smoke else Size()
+    backbone = Backbone.load(args.backbone)
+    cell = [args.part, backbone.fingerprint[:12], args.threads, *size]
+    rounds = measured(args.rows, cell, lambda: PARTS[args.part](backbone, size), 1 if args.smoke else args.rounds)
+    section = TOLD[args.part](rounds, size)
+    print(section.body)
+    if not args.smoke:
+        body = section.body if section.picture is None else f"![]({draw(section.picture)})\n\n{section.body}"
+        about = f"{backbone.name} in bfloat16, LoRA of rank {RANK} on all linear layers, {ROWS} rows that write"
+        about += f" {size.tokens} tokens each; {len(rounds)} rounds, {args.threads} threads. {args.note}"
+        write_section(f"serving_{args.part}", section.title, f"{provenance('serving')}\n\n{about.strip()}\n\n{body}")
+
+
+class Taken(NamedTuple):
+    """Seconds that an arm took in a round."""
+
+    wall: float
+    cpu: float
+
+
+Round = Mapping[str, Taken]
+
+
+class Picture(NamedTuple):
+    name: str
+    along: str
+    lines: Mapping[str, Sequence[tuple[float, float]]]
+
+
+class Section(NamedTuple):
+    title: str
+    body: str
+    picture: Picture | None = None
+
+
+def measured(file: Path, cell: Sequence[object], arms_of: Callable[[], Mapping[str, Arm]], count: int) -> list[Round]:
+    """The rounds of this cell, those that are in the file and as many more as are missing."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    key = json.loads(json.dumps(cell))
+    lines = file.read_text().splitlines() if file.exists() else []
+    done = [row["arms"] for row in map(json.loads, lines) if row["cell"] == key]
+    if len(done) < count:
+        arms = dict(arms_of())
+        for arm in arms.values():
+            arm(-1)  # to warm up
+        for number in range(len(done), count):
+            order = list(arms)
+            random.Random(number).shuffle(order)
+            taken = {name: timed(arms[name], number) for name in order}
+            with file.open("a") as out:
+                out.write(json.dumps({"cell": key, "arms": taken}) + "\n")
+            done.append(taken)
+            print(number, {name: tuple(round(value, 1) for value in reading) for name, reading in taken.items()}, flush=True)
+    return [{name: Taken(*values) for name, values in row.items()} for row in done]
+
+
+def timed(arm: Arm, number: int) -> tuple[float, float]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    arm(number)
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def ratio(rounds: Sequence[Round], one: str, other: str, by: str = "cpu") -> str:
+    """How fast `one` is beside `other`: the mean of the rounds' ratios of time, geometric, with its 95 % interval."""
+    from scipy.stats import t
+
+    logs = [math.log(getattr(row[other], by) / getattr(row[one], by)) for row in rounds]
+    mean = sum(logs) / len(logs)
+    if len(logs) < 2:
+        return f"{math.exp(mean):.2f}"
+    spread = math.sqrt(sum((value - mean) ** 2 for value in logs) / (len(logs) - 1) / len(logs)) * t.ppf(0.975, len(logs) - 1)
+    return f"{math.exp(mean):.2f} [{math.exp(mean - spread):.2f}, {math.exp(mean + spread):.2f}]"
+
+
+def median_ms(rounds: Sequence[Round], arm: str, by: str, steps: int) -> float:
+    values = sorted(getattr(row[arm], by) for row in rounds)
+    return 1000 * values[len(values) // 2] / steps
+
+
+# -- what is run
+
+
+def adapters(backbone: Backbone, count: int) -> list[LoRA]:
+    """Of random weights, none of them zero."""
+    made = []
+    for seed in range(count):
+        lora, generator = LoRA(LoRASpec(rank=RANK, alpha=RANK, seed=seed)), torch.Generator().manual_seed(seed)
+        with lora.attach(backbone), torch.no_grad():
+            for parameter in lora.parameters():
+                parameter.copy_(0.01 * torch.randn(parameter.shape, generator=generator))
+        made.append(lora)
+    return made
+
+
+class Bench:
+    """An engine whose prompts are read before: what is timed are steps that write."""
+
+    def __init__(self, backbone: Backbone, size: Size, loaded: int = DIFFERENT, made: Sequence[LoRA] | None = None) -> None:
+        limits = BankLimits(loaded_bytes=2**33)
+        self.engine = TorchEngine(backbone, max_rows=ROWS, precision="bfloat16", max_prefix_tokens=2**17, bank=limits)
+        self.size = size
+        made = adapters(backbone, DIFFERENT) if made is None else made
+        for number in range(loaded):
+            self.engine.load(str(number), Profile((made[number % len(made)],)))
+        self.loaded = loaded
+        asyncio.run(self._start(backbone))
+
+    async def _start(self, backbone: Backbone) -> None:
+        """From the first stream on the engine keeps what it has read of prompts."""
+        async for _ in self.engine.generate(GenerationRequest(backbone.chat_ids("Hello"), max_new_tokens=1)):
+            pass
+
+    def write(self, names: Sequence[str | None]) -> None:
+        """Each row after a prompt of its own."""
+        prompts = [tuple(100 + row + place for place in range(self.size.prompt)) for row in range(len(names))]
+        self._write(prompts, names)
+
+    def write_after(self, length: int, names: Sequence[str | None]) -> None:
+        """All rows after one prompt, which rows under the same adapter read once."""
+        self._write([tuple(100 + place % 500 for place in range(length))] * len(names), names)
+
+    def _write(self, prompts: Sequence[tuple[int, ...]], names: Sequence[str | None]) -> None:
+        pairs = zip(prompts, names, strict=True)
+        self.engine.complete([GenerationRequest(ids, name, self.size.tokens, ignore_end=True) for ids, name in pairs])
+
+
+def mixed(count: int) -> list[str]:
+    return [str(row % count) for row in range(ROWS)]
+
+
+def mix(backbone: Backbone, size: Size) -> dict[str, Arm]:
+    made = adapters(backbone, DIFFERENT)
+    bench = Bench(backbone, size, made=made)
+    peft = peft_arm(backbone, made, size)
+    return {
+        NONE: lambda _: bench.write([None] * ROWS),
+        ONE: lambda _: bench.write(mixed(1)),
+        EIGHT: lambda _: bench.write(mixed(DIFFERENT)),
+        PEFT: lambda _: peft(),
+    }
+
+
+def peft_arm(backbone: Backbone, made: Sequence[LoRA], size: Size) -> Callable[[], None]:
+    """A static batch through PEFT's own mixed path, its weights in bfloat16 too."""
+    import copy
+    import tempfile
+
+    from peft import PeftModel
+
+    model = None
+    with tempfile.TemporaryDirectory() as folder:
+        for number, lora in enumerate(made):
+            place = Path(folder, str(number))
+            place.mkdir()
+            lora.save(place)
+            if model is None:
+                model = PeftModel.from_pretrained(copy.deepcopy(backbone.model), place, adapter_name="0")
+            else:
+                model.load_adapter(place, adapter_name=str(number))
+    assert model is not None
+    low, ids_BT = model.to(torch.bfloat16).eval(), torch.tensor([[100 + place for place in range(size.prompt)]] * ROWS)
+
+    def run() -> None:
+        with torch.inference_mode():
+            low.generate(
+                input_ids=ids_BT,
+                attention_mask=torch.ones_like(ids_BT),
+                adapter_names=mixed(DIFFERENT),
+                max_new_tokens=size.tokens,
+                min_new_tokens=size.tokens,
+                do_sample=False,
+                pad_token_id=0,
+            )
+
+    return run
+
+
+def loaded(backbone: Backbone, size: Size) -> dict[str, Arm]:
+    """Which of the loaded ones a batch is of is drawn for every round: those that were drawn long ago have left the bank."""
+    made = adapters(backbone, DIFFERENT)
+
+    def arm(bench: Bench, different: int) -> Arm:
+        def run(number: int) -> None:
+            drawn = random.Random(f"{bench.loaded}/{number}").sample(range(bench.loaded), different)
+            bench.write([str(drawn[row % different]) for row in range(ROWS)])
+
+        return run
+
+    benches = {count: Bench(backbone, size, count, made) for count in size.loaded}
+    return {
+        f"{different} of {count}": arm(bench, different)
+        for count, bench in benches.items()
+        for different in (1, DIFFERENT)
+        if different <= count
+    }
+
+
+def context(backbone: Backbone, size: Size) -> dict[str, Arm]:
+    bench = Bench(backbone, size)
+    names: dict[str, Sequence[str | None]] = {NONE: [None] * ROWS, ONE: mixed(1), EIGHT: mixed(DIFFERENT)}
+
+    def arm(length: int, rows: Sequence[str | None]) -> Arm:
+        return lambda _: bench.write_after(length, rows)
+
+    return {f"{name} @ {length}": arm(length, rows) for length in size.contexts for name, rows in names.items()}
+
+
+# -- what is told
+
+
+def told_mix(rounds: Sequence[Round], size: Size) -> Section:
+    rows = []
+    for arm in (NONE, ONE, EIGHT, PEFT):
+        times = [f"{median_ms(rounds, arm, by, size.tokens):.0f}" for by in ("wall", "cpu")]
+        beside = [ratio(rounds, arm, other, by) if arm != other else "1" for other in (ONE, NONE) for by in ("cpu", "wall")]
+        rows.append([arm, *times, *beside])
+    headings = ["rows are under", "ms a step", "processor ms a step"]
+    headings += [f"speed beside {other}, {by}" for other in (ONE, NONE) for by in ("processor", "clock")]
+    return Section("Mixed batches", table(headings, rows))
+
+
+def told_loaded(rounds: Sequence[Round], size: Size) -> Section:
+    first = f"1 of {size.loaded[0]}"
+    arms = list(rounds[0])
+    rows = [
+        [*arm.split(" of "), f"{median_ms(rounds, arm, 'cpu', size.tokens):.0f}", ratio(rounds, arm, first)]
+        for arm in sorted(arms, key=lambda arm: [int(part) for part in arm.split(" of ")])
+    ]
+    lines = {
+        f"{different} in the batch": [
+            (count, median_ms(rounds, f"{different} of {count}", "cpu", size.tokens))
+            for count in size.loaded
+            if f"{different} of {count}" in arms
+        ]
+        for different in (1, DIFFERENT)
+    }
+    body = table(["different in the batch", "loaded", "processor ms a step", f"speed beside {first}"], rows)
+    return Section("Cost against the number of loaded adapters", body, Picture("serving_loaded.png", "adapters loaded", lines))
+
+
+def told_context(rounds: Sequence[Round], size: Size) -> Section:
+    rows = []
+    for length in size.contexts:
+        times = [f"{median_ms(rounds, f'{arm} @ {length}', 'cpu', size.tokens):.0f}" for arm in (NONE, ONE, EIGHT)]
+        beside = [ratio(rounds, f"{EIGHT} @ {length}", f"{other} @ {length}") for other in (ONE, NONE)]
+        rows.append([str(length), *times, *beside])
+    lines = {
+        arm: [(length, median_ms(rounds, f"{arm} @ {length}", "cpu", size.tokens)) for length in size.contexts]
+        for arm in (NONE, ONE, EIGHT)
+    }
+    headings = ["tokens of the prompt", *(f"{arm}, processor ms a step" for arm in (NONE, ONE, EIGHT))]
+    headings += [f"speed of {EIGHT} beside {other}" for other in (ONE, NONE)]
+    picture = Picture("serving_context.png", "tokens of the prompt", lines)
+    return Section("Cost against the context length", table(headings, rows), picture)
+
+
+def draw(picture: Picture) -> str:
+    """Beside the results; its name there."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for label, points in picture.lines.items():
+        axes.plot(*zip(*points, strict=True), marker="o", label=label)
+    axes.set(xlabel=picture.along, ylabel="processor ms a step of 16 rows", xscale="log", ylim=(0, None))
+    ticks = sorted({place for points in picture.lines.values() for place, _ in points})
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.legend()
+    with written_whole(RESULTS.parent / picture.name) as part:
+        figure.savefig(part, format="png", dpi=90)
+    return picture.name
+
+
+PARTS: dict[str, Callable[[Backbone, Size], dict[str, Arm]]] = {"mix": mix, "loaded": loaded, "context": context}
+TOLD: dict[str, Callable[[Sequence[Round], Size], Section]] = {
+    "mix": told_mix,
+    "loaded": told_loaded,
+    "context": told_context,
+}
+
+if __name__ == "__main__":
+    main()
