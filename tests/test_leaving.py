@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
 import threading
 import tracemalloc
 from collections.abc import Iterator
@@ -131,6 +132,25 @@ def test_the_cache_never_holds_more_than_its_bound(backbone: Backbone) -> None:
         stepped.step()
         rows, columns = stepped.engine._scheduler._cache.size
         assert rows * columns <= 6 * 128
+
+
+def test_a_place_that_its_row_has_left_holds_zeros(backbone: Backbone) -> None:
+    # A masked NaN or infinity would spoil a sum; what is finite today need not be tomorrow.
+    stepped, draw = Stepped(loaded(backbone, max_rows=5, prefill_chunk_tokens=16)), random.Random(3)
+    for place in range(20):
+        ids = prompt_of(backbone, draw.randrange(9, 60), place)
+        stepped.submit(GenerationRequest(ids, draw.choice(KINDS), draw.randrange(1, 9)))
+    while stepped.engine._scheduler.is_busy:
+        stepped.step()
+        if draw.random() < 0.2:
+            draw.choice(stepped.rows).cancelled = True
+        scheduler = stepped.engine._scheduler
+        held = [seat.held for seat in scheduler._seats]
+        for keys, values in filter(None, scheduler._cache._stored):
+            for place in range(len(keys)):
+                free = held[place] if place < len(held) else 0
+                assert not keys[place, :, free:].any() and not values[place, :, free:].any()
+    stepped.engine.close()
 
 
 def alive(*kinds: type) -> dict[str, int]:
