@@ -11,6 +11,7 @@ from service.described import ErrorBody
 from service.scopes import TABLE
 
 _METHODS = ("get", "post", "put", "patch", "delete")
+_PROBES = ("/livez", "/readyz", "/healthz")  # BentoML's
 _ERROR = {"$ref": "#/components/schemas/ErrorBody"}
 _ABOUT = "One frozen backbone and every promoted adapter. `model` names what answers: the backbone, NAME or NAME@VERSION."
 _KEY = {"type": "http", "scheme": "bearer", "description": "A key of `graftline keys create`."}
@@ -29,10 +30,11 @@ def document(app: FastAPI, version: str) -> dict[str, Any]:
     components["securitySchemes"] = {"key": _KEY}
     described = found.setdefault("paths", {})
     for rule in TABLE:
-        path, operations = rule.path.replace(":path}", "}"), {}
-        if rule.path in ("/livez", "/readyz", "/healthz"):
-            operations = described.setdefault(path, {})
-            operations.setdefault("get", {"summary": "Probe", "responses": {"200": {"description": "Yes"}}})
+        path = rule.path.replace(":path}", "}")
+        if rule.path in _PROBES:
+            answers = {"200": {"description": "Yes"}, "503": {"description": "No"}}
+            described[path] = {"get": {"summary": "Probe", "responses": answers, "security": []}}
+            continue
         for method in set(_METHODS) & described.get(path, {}).keys() & {name.lower() for name in rule.methods}:
             operation = described[path][method]
             operation["responses"].pop("422", None)

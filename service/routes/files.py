@@ -22,7 +22,16 @@ Limit = Annotated[int, Query(ge=1, le=10_000)]
 _FORM_BYTES = 2**16  # of the form around the file
 
 
-@router.post("/v1/files")
+_FORM = {
+    "type": "object",
+    "required": ["file", "purpose"],
+    "properties": {"file": {"type": "string", "format": "binary"}, "purpose": {"type": "string", "enum": ["fine-tune"]}},
+}
+
+
+@router.post(
+    "/v1/files", openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}}
+)
 async def upload(parts: PartsHere, request: Request) -> Response:
     limited = Request(request.scope, _limited(request.receive, parts.uploads.max_bytes))
     with parts.audit.during(request, "file.create", "") as act:

@@ -20,13 +20,13 @@ MAX_BYTES = 2**16
 MAX_AGE_S = 300.0
 
 
-@router.post("/v1/ledger/hint", dependencies=[CONTROLLED])
+@router.post("/v1/ledger/hint", status_code=202, dependencies=[CONTROLLED])
 async def hint(parts: PartsHere) -> Response:
     parts.models.look_soon()
     return JSONResponse({"object": "ledger.hint", "looking": True}, 202)
 
 
-@router.post("/v1/ledger/webhook")
+@router.post("/v1/ledger/webhook", status_code=202)
 async def webhook(parts: PartsHere, request: Request) -> Response:
     """MLflow's webhook, by its signature: it can send no key."""
     secret = parts.settings.webhook_secret

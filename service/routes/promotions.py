@@ -46,7 +46,7 @@ class RollbackRequest(BaseModel):
     to: int | None = Field(default=None, ge=1)
 
 
-@router.post("/v1/releases/{name}/promote")
+@router.post("/v1/releases/{name}/promote", status_code=202)
 async def promote(parts: PartsHere, request: Request, name: str, body: PromoteRequest) -> Response:
     """Begins a gate in a process of its own and answers at once; the ledger's entry follows where it passes."""
     with parts.audit.during(request, "release.promote", f"{name}@{body.version}") as act:
