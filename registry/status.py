@@ -7,6 +7,8 @@ from itertools import pairwise
 
 from pydantic import BaseModel, ConfigDict
 
+from registry.canary import CanaryLedger
+from registry.canary_chain import Trail
 from registry.ledger import Ledger
 from registry.ledger_chain import Recorded
 from registry.names import registered_names
@@ -51,6 +53,7 @@ class NameStatus(_Value):
     history: tuple[HistoryEntry, ...]  # valid entries, oldest first
     drift: str | None
     warnings: tuple[str, ...]
+    canary: str | None = None  # a sentence on what stands beside the champion; None: nothing does
 
 
 class Status(_Value):
@@ -73,6 +76,7 @@ def name_status(tracking: Tracking, name: str) -> NameStatus:
     warnings = [f"Entry {recorded.number} of the ledger is void: {recorded.void}." for recorded in records if recorded.void]
     warnings.extend(_policy_changes(policies(tracking, name)))
     warnings.extend(_overrides_in_force(name, champion, history))
+    trail = CanaryLedger(tracking, name).history().trail
     if drift is not None:
         warnings.insert(0, drift.repair)
     return NameStatus(
@@ -82,7 +86,16 @@ def name_status(tracking: Tracking, name: str) -> NameStatus:
         history=history,
         drift=drift.repair if drift is not None else None,
         warnings=tuple(warnings),
+        canary=_canary(trail, name),
     )
+
+
+def _canary(trail: Trail, name: str) -> str | None:
+    canary = trail.under_way(name)
+    if canary is None:
+        return None
+    override = ", by an override" if canary.overridden else ""
+    return f"{canary.release} is {canary.word} with a share of {canary.share:g} since {canary.since}{override}"
 
 
 def _candidates(tracking: Tracking, name: str, champion: int | None, overridden: set[int]) -> tuple[VersionStatus, ...]:

@@ -12,6 +12,7 @@ from registry.canary_chain import Bounds, checked_bounds
 from registry.errors import CanaryMoved, CanaryRefused, NoCanary, NoChampion, PromotionRefused, UnknownRelease
 from registry.ledger import Ledger, LedgerReader
 from registry.ledger_chain import CANARY_TAG, DIGEST_TAG, ENTRY_TAG, LedgerEntry
+from registry.status import name_status
 from registry.tracking import Tracking
 
 
@@ -34,6 +35,14 @@ def test_a_start_is_under_way_for_every_reader(canaries: CanaryLedger) -> None:
         0.1,
         bounds,
     )
+
+
+def test_the_status_of_a_name_tells_of_its_canary(canaries: CanaryLedger) -> None:
+    assert name_status(canaries.tracking, NAME).canary is None
+    canaries.start(2, 0.1, None, override=True, reason="a demo")
+    shown = name_status(canaries.tracking, NAME)
+    assert shown.canary is not None and "medicine@2 is canary with a share of 0.1" in shown.canary
+    assert "by an override" in shown.canary and shown.warnings == ()
 
 
 def test_a_share_that_grows_is_the_same_canary(canaries: CanaryLedger) -> None:

@@ -288,6 +288,8 @@ def status(home: Path | None, tracking_uri: str | None, as_json: bool) -> None:
             mark = "champion" if version.champion else ("overridden" if version.overridden else "")
             table.add_row(str(version.version), version.verdict, version.created, ", ".join(version.aliases), mark)
         console.print(table)
+        if name.canary is not None:
+            console.print(f"  {name.canary}")
         for entry in name.history:
             console.print(
                 f"  {entry.number}. {entry.kind} @{entry.version} ({entry.verdict}) by {entry.actor}, {entry.created}: "
