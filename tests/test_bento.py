@@ -48,6 +48,13 @@ def test_a_bento_serves_its_backbone_and_its_release_without_a_registry(
     bento = build_bento(Settings(backbone=str(backbone_directory), device="cpu", home=home), tmp_path / "store")
     assert not (ROOT / "frozen").exists()
     assert "torch==" in (bento / "env" / "python" / "requirements.txt").read_text()
+    dockerfile = (bento / "env" / "docker" / "Dockerfile").read_text()
+    assert dockerfile.index("requirements.txt") < dockerfile.index("COPY --chown=bentoml:bentoml . ./"), (
+        "packages are a layer below"
+    )
+    assert "\nEXPOSE 3000\n" in dockerfile and dockerfile.rindex("\nUSER bentoml\n") < dockerfile.index("\nENTRYPOINT ")
+    for secret in (str(home), str(backbone_directory)):
+        assert not [file for file in bento.rglob("*") if file.is_file() and secret.encode() in file.read_bytes()], secret
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

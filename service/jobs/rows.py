@@ -10,8 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from adapters.whole_file import whole_directory
-from evaluation.errors import DataError
-from evaluation.tasks.user_data import Columns, load_task
 from service.errors import ApiError
 
 TASK, CHOICES = "task.toml", "choices"
@@ -44,6 +42,10 @@ def write_task(
     file: Path, filename: str, directory: Path, name: str, columns: Mapping[str, str | tuple[str, ...]] | None, separator: str
 ) -> Path:
     """A task file over the rows, in a folder that is named by all of this: the same data makes the same task."""
+    # A Bento, which starts no jobs, holds no tasks.
+    from evaluation.errors import DataError
+    from evaluation.tasks.user_data import Columns, load_task
+
     lines, rows = zip(*rows_of(file, filename), strict=True)
     if "messages" in rows[0]:
         rows = tuple(_of_messages(row) for row in rows)
