@@ -49,6 +49,8 @@ def live(settings: Settings) -> Iterator[Live]:
     app.router.lifespan_context = lifespan
     _add_what_bentoml_adds(app)
     with socket.create_server(("127.0.0.1", 0)) as listening:
+        # asyncio does so only for sockets that say their protocol: else each reply waits 40 ms for the client's acknowledgement.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         server = uvicorn.Server(uvicorn.Config(app, lifespan="on", log_level="warning", ws="none", timeout_graceful_shutdown=5))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
