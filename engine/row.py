@@ -104,11 +104,6 @@ class Row:
         return len(self.prompt.ids) - 1
 
     @property
-    def is_read(self) -> bool:
-        """Whether every seat has its whole prompt in the cache."""
-        return all(seat.to_read == 0 for seat in self.seats)
-
-    @property
     def written(self) -> Sequence[int]:
         return self.token_ids
 
