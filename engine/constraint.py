@@ -21,7 +21,7 @@ from torch import Tensor
 
 from adapters.backbone import Backbone
 from engine.decoding.trace import Trace
-from engine.engine import BadGrammar
+from engine.engine import BadGrammar, GenerationRequest
 from engine.grammar import Grammar
 
 if TYPE_CHECKING:
@@ -30,13 +30,14 @@ if TYPE_CHECKING:
 # Legend: V vocabulary
 
 MAX_COMPILED = 64
+CompiledGrammar = llguidance.LLMatcher
 # About 20 ms for the first, 10 ms for a step; items are of the parser's rows.
 _LIMITS = llguidance.LLParserLimits(
     initial_lexer_fuel=1_000_000,
     step_lexer_fuel=150_000,
     step_max_items=40_000,
     max_items_in_row=2_000,
-    max_lexer_states=50_000,
+    max_lexer_states=20_000,
     max_grammar_size=100_000,
     verbose_errors=False,
 )
@@ -49,18 +50,18 @@ class Grammars:
 
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
-        self._kept: OrderedDict[Grammar, llguidance.LLMatcher] = OrderedDict()
+        self._kept: OrderedDict[Grammar, CompiledGrammar] = OrderedDict()
         self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(1, "graftline-grammar")  # what is hostile holds up grammars alone
 
-    async def prepare(self, grammar: Grammar) -> None:
-        """As `compile`, without holding up the event loop."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self.compile, grammar)
+    async def prepare(self, grammar: Grammar) -> CompiledGrammar:
+        """As `compile`, without holding up the event loop. What is returned is had even where others have taken its place."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self.compile, grammar)
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def compile(self, grammar: Grammar) -> llguidance.LLMatcher:
+    def compile(self, grammar: Grammar) -> CompiledGrammar:
         """Kept for the rows to come. BadGrammar where it cannot be compiled, with the library's reason."""
         with self._lock:
             compiled = self._kept.pop(grammar, None)
@@ -71,10 +72,13 @@ class Grammars:
                 self._kept.popitem(last=False)
         return compiled
 
-    def constraint(self, grammar: Grammar, prompt_ids: Sequence[int] = (), begun_ids: Sequence[int] = ()) -> Constraint:
-        """For one row. BadGrammar also where the ids that its reply begins with break the grammar."""
-        constraint = Constraint(self.compile(grammar).deep_copy(), self._chain(prompt_ids))
-        for token_id in begun_ids:
+    def constraint(self, asked: GenerationRequest, compiled: CompiledGrammar | None = None) -> Constraint | None:
+        """For one row; None where the request has no grammar. BadGrammar also where what its reply begins with breaks it."""
+        if asked.grammar is None:
+            return None
+        compiled = compiled or self.compile(asked.grammar)
+        constraint = Constraint(compiled.deep_copy(), self._chain(asked.prompt_ids))
+        for token_id in asked.begun_ids:
             constraint.take(token_id)
         return constraint
 
@@ -87,7 +91,7 @@ class Grammars:
         trace = Trace(self._backbone.decode, markers.end)
         return Chain(trace, begin[0] if len(begin) == 1 else None, is_begun=self._backbone.begins_chain(prompt_ids))
 
-    def _compiled(self, grammar: Grammar) -> llguidance.LLMatcher:
+    def _compiled(self, grammar: Grammar) -> CompiledGrammar:
         try:
             source = _source(grammar)
         except ValueError as error:
@@ -114,7 +118,7 @@ class Chain:
 class Constraint:
     """One row's place in its grammar, which begins behind a chain of thought between markers, where there is one."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, chain: Chain | None = None) -> None:
+    def __init__(self, matcher: CompiledGrammar, chain: Chain | None = None) -> None:
         self._matcher, self._chain = matcher, chain
         self._num_taken = 0
 
@@ -164,6 +168,6 @@ def _source(grammar: Grammar) -> str:
             return llguidance.LLMatcher.grammar_from_lark(f"start: {texts}")
 
 
-def _reason(matcher: llguidance.LLMatcher) -> str:
+def _reason(matcher: CompiledGrammar) -> str:
     """The library's own, on one line."""
     return " ".join(matcher.get_error().replace("<non-verbose/>", "").split()).rstrip(".") or "it allows nothing"

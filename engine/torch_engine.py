@@ -18,7 +18,7 @@ from torch import Tensor
 from adapters.adapter import Prompt, Stack
 from adapters.backbone import Backbone
 from engine.bank import BASE, AdapterBank, BankLimits
-from engine.constraint import Grammars
+from engine.constraint import CompiledGrammar, Grammars
 from engine.counts import Counts
 from engine.decoding.row_policy import COMPILED, CompiledPolicy
 from engine.engine import (
@@ -133,22 +133,21 @@ class TorchEngine:
         return self._reader.stream(request, self._elected) if asks else self._elected(request)
 
     async def _elected(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
-        if request.grammar is not None:
-            await self._grammars.prepare(request.grammar)
+        compiled = None if request.grammar is None else await self._grammars.prepare(request.grammar)
         voters = self._voters(request)
         if len(voters) == 1:
-            async with aclosing(self._written(voters[0])) as deltas:
+            async with aclosing(self._written(voters[0], compiled)) as deltas:
                 async for delta in deltas:
                     yield delta
             return
         for delta in await elected_stream([self._written(voter) for voter in voters]):
             yield delta
 
-    def _written(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
+    def _written(self, request: GenerationRequest, compiled: CompiledGrammar | None = None) -> AsyncGenerator[Delta, None]:
         """One row's deltas; closing it frees the row."""
 
         def submit(listener: Listener) -> Row:
-            row = self._row(request, secrets.randbits(63) if request.seed is None else request.seed)
+            row = self._row(request, secrets.randbits(63) if request.seed is None else request.seed, compiled)
             row.listener = listener
             self._scheduler.submit(row)
             return row
@@ -279,7 +278,7 @@ class TorchEngine:
     def _voters(self, request: GenerationRequest) -> list[GenerationRequest]:
         return voters_of(request, 1 if request.profile is None else self.profile(request.profile).num_chains)
 
-    def _row(self, request: GenerationRequest, seed: int) -> Row:
+    def _row(self, request: GenerationRequest, seed: int, compiled: CompiledGrammar | None = None) -> Row:
         policy = self._policy(request)
         refuse_unknown_ids(request, self.backbone.embeddings.num_embeddings)
         temperature = policy.temperature if request.temperature is None else request.temperature
@@ -287,10 +286,8 @@ class TorchEngine:
         num_more = len(request.begun_ids) + request.max_new_tokens
         prompt = self._prompt(request.prompt_ids, request.profile, num_more, request.chain or 0)
         ends = frozenset(request.stop_ids) | (frozenset() if request.ignore_end else self.backbone.stop_ids)
-        constraint = None
-        if request.grammar is not None:
-            policy = policy.under_grammar(self.backbone)
-            constraint = self._grammars.constraint(request.grammar, request.prompt_ids, request.begun_ids)
+        policy = policy if request.grammar is None else policy.under_grammar(self.backbone)
+        constraint = self._grammars.constraint(request, compiled)
         read = replace(prompt, ids=(*prompt.ids, *request.begun_ids))
         router, source = self._router(request.profile), self._sources.get(request.profile or BASE, 0)
         row = Row(

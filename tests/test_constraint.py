@@ -15,6 +15,7 @@ import torch
 from thinking_backbones import thinking_directory
 
 from adapters.backbone import Backbone
+from engine.constraint import MAX_COMPILED
 from engine.decoding.budget import Budget
 from engine.decoding.tip import SwitchPenalty
 from engine.engine import BadGrammar, Completion, GenerationRequest
@@ -137,6 +138,22 @@ def test_a_grammar_that_becomes_too_large_on_its_way_fails_its_row_and_no_other(
 
     good, bad = asyncio.run(both())
     assert set(json.loads(good)) == {"a", "b"} and bad is BadGrammar
+
+
+def test_a_grammar_that_others_have_pushed_out_is_followed_all_the_same(session_backbone: Backbone) -> None:
+    engine, words = TorchEngine(session_backbone), [f"{place}a" for place in range(MAX_COMPILED + 8)]
+
+    async def text(word: str) -> str:
+        request = GenerationRequest((5, 6), max_new_tokens=20, temperature=0.0, grammar=Grammar("choice", (word,)))
+        return "".join([delta.text async for delta in engine.generate(request)])
+
+    async def all_of_them() -> list[str]:
+        return list(await asyncio.gather(*map(text, words)))
+
+    try:
+        assert asyncio.run(all_of_them()) == words
+    finally:
+        engine.close()
 
 
 def test_a_release_with_a_penalty_and_a_budget_still_writes_what_fits(engine: TorchEngine) -> None:

@@ -106,6 +106,17 @@ def test_n_replies_differ_repeat_and_count_their_prompt_once(server: Live) -> No
     assert three["usage"]["completion_tokens"] > one["usage"]["completion_tokens"]
 
 
+def test_streamed_replies_each_begin_and_end(server: Live) -> None:
+    asked = {"n": 3, "temperature": 1, "seed": 7}
+    messages = [{"role": "user", "content": PROMPT}]
+    pieces = [piece["choices"][0] for piece in streamed(server, "chat/completions", messages=messages, **asked)]
+    whole = chatted(server, **asked)["choices"]
+    for index in range(3):
+        own = [piece for piece in pieces if piece["index"] == index]
+        assert own[0]["delta"]["role"] == "assistant" and own[-1]["finish_reason"] == whole[index]["finish_reason"]
+        assert "".join(piece["delta"].get("content", "") for piece in own) == whole[index]["message"]["content"]
+
+
 def test_choices_stand_prompt_by_prompt(server: Live) -> None:
     reply = completed(server, prompt=["Add 5", "Take 3"], n=2, echo=True)
     assert [choice["index"] for choice in reply["choices"]] == [0, 1, 2, 3]
@@ -171,6 +182,14 @@ def test_echoed_log_probabilities_are_those_that_the_engine_scores(server: Live,
     (scored,) = server.parts.engine.score([Continuation(ids[:1], ids[1:])])
     assert told["logprobs"]["token_logprobs"][1:] == pytest.approx(scored, abs=1e-5)
     assert told["text"] == PROMPT and told["finish_reason"] == "length"
+
+
+def test_one_greedy_token_behind_an_echoed_prompt_costs_no_second_reading(server: Live) -> None:
+    before = server.parts.engine.stats()
+    told = completed(server, max_tokens=1, logprobs=1, echo=True)["choices"][0]
+    after = server.parts.engine.stats()
+    assert after.prompt_tokens == before.prompt_tokens and after.scored_tokens > before.scored_tokens
+    assert told["text"] == PROMPT + text(completed(server, max_tokens=1))
 
 
 SCHEMA = {
