@@ -165,6 +165,10 @@ class ChatRequest(ChatFields, _Request):
     def _fit_together(self) -> ChatRequest:
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs are listed beside logprobs: set logprobs to true, or leave top_logprobs out")
+        asked = (("tools", self.offers_tools), ("continue_final_message", self.continue_final_message))
+        if self.decoding.tracing is not None and (param := next((name for name, is_on in asked if is_on), None)):
+            rule = f"{param} cannot be given together with decoding.tracing, which asks questions of its own"
+            raise UnsupportedField(param, f"{rule}. Leave one of them out.")
         if self.grammar is not None and self.offers_tools:
             raise ValueError("a call of a tool is nothing that the reply's grammar allows: leave out the tools, or the grammar")
         return self

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 from live_service import Live, live, small
 
 from adapters.backbone import Backbone
+from service.prompts import LONG, off_the_loop
 
 HELLO = [{"role": "user", "content": "Add 5."}]
 
@@ -73,6 +76,14 @@ def test_what_cannot_be_read_is_refused_by_its_field(
 ) -> None:
     reply = httpx.post(f"{server.url}/{path}", json=body)
     assert (reply.status_code, reply.json()["error"]["param"]) == (status, param)
+
+
+def test_only_a_long_text_leaves_the_event_loop() -> None:
+    async def threads() -> tuple[int, int]:
+        return await off_the_loop(LONG, threading.get_ident), await off_the_loop(LONG + 1, threading.get_ident)
+
+    short, long = asyncio.run(threads())
+    assert short == threading.get_ident() != long
 
 
 def test_the_version_is_told(server: Live) -> None:

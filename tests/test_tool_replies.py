@@ -124,6 +124,7 @@ def test_earlier_calls_and_their_outcomes_are_read_by_the_template(client: opena
     ("fields", "param"),
     [
         ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice"),
+        ({"tools": [TOOL], "extra_body": {"decoding": {"tracing": True}}}, "tools"),
         ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "weather"}}}, "tool_choice"),
         ({"tools": [{"type": "function", "function": {"name": "two words"}}]}, "tools"),
         ({"tools": [TOOL] * 129}, "tools"),
