@@ -33,11 +33,12 @@ class Ending:
 
     @classmethod
     def of(cls, writing: Writing) -> Ending:
-        failed = writing.outcome in ("failed", "timeout")
+        in_vain = writing.outcome == "timeout" and writing.allowed.is_clients  # in a time of the client's choice
+        failed = writing.outcome in ("failed", "timeout") and not in_vain
         per_choice, token_s = writing.generated_tokens / max(len(writing.requests), 1), None
         if writing.first_token_s is not None and writing.ended_s is not None and per_choice > 1:
             token_s = (writing.ended_s - writing.first_token_s) / (per_choice - 1)
-        is_clients = writing.outcome in ("cancelled", "refused")
+        is_clients = in_vain or writing.outcome in ("cancelled", "refused")
         return cls(failed, is_clients, writing.generated_tokens, writing.first_token_s, token_s)
 
 

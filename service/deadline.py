@@ -17,10 +17,11 @@ _ARRIVED = "graftline.arrived"
 
 @dataclass(frozen=True)
 class Allowed:
-    """`spent_s` of `timeout_s` are over."""
+    """`spent_s` of `timeout_s` are over. `is_clients`: the client asked for less than the server allows."""
 
     timeout_s: float
     spent_s: float = 0.0
+    is_clients: bool = False
 
     @property
     def left_s(self) -> float:
@@ -42,4 +43,5 @@ def allowed(connection: HTTPConnection, asked_s: float | None, most_s: float) ->
         message = f"The header {HEADER} is a number of seconds above 0, but got {given!r:.80}. Correct it or leave it out."
         raise ApiError(400, message, "invalid_value", HEADER)
     spent_s = time.monotonic() - connection.scope.get(_ARRIVED, time.monotonic())
-    return Allowed(min(most_s, header_s, math.inf if asked_s is None else asked_s), spent_s)
+    wished_s = min(header_s, math.inf if asked_s is None else asked_s)
+    return Allowed(min(most_s, wished_s), spent_s, wished_s < most_s)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pydantic import JsonValue
 
 from adapters.errors import AdapterError
-from engine.engine import Completion, Delta, EngineError, GenerationRequest
+from engine.engine import Completion, Delta, EngineError, GenerationRequest, TimedOut
 from service import meters
 from service.deadline import Allowed
 from service.errors import ApiError, from_engine
@@ -117,7 +117,7 @@ class Writing:
             raise ApiError(504, message, "timeout", None, "server_error", {"x-should-retry": "false"}) from error
         except (EngineError, AdapterError) as error:
             answer = from_engine(error, self.model)
-            self.outcome = "refused" if answer.status < 500 else "failed"
+            self.outcome = "refused" if answer.status < 500 else ("timeout" if isinstance(error, TimedOut) else "failed")
             raise answer from error
         except NotRead as error:
             self.outcome = "cancelled"

@@ -239,6 +239,24 @@ def test_a_release_that_goes_bad_late_is_found_in_the_next_period() -> None:
     assert fed(monitor, PERIOD_REQUESTS, lambda on_canary, _: FAILED if on_canary else FINE, first=2 * PERIOD_REQUESTS)
 
 
+@pytest.mark.parametrize(
+    ("outcome", "is_clients", "failed"),
+    [
+        ("completed", False, False),
+        ("failed", False, True),
+        ("timeout", False, True),
+        ("timeout", True, False),  # less time than the server allows
+        ("cancelled", False, False),
+        ("refused", False, False),
+    ],
+)
+def test_what_counts_against_a_release(process: Process, outcome: str, is_clients: bool, failed: bool) -> None:
+    lease = asyncio.run(process.models.lease("law"))
+    writing = Writing(process.engine.generate, lease, (), Allowed(1.0, is_clients=is_clients), outcome=outcome)
+    ending = Ending.of(writing)
+    assert (ending.failed, ending.is_clients) == (failed, outcome != "completed" and not failed)
+
+
 def test_a_client_that_leaves_is_never_a_failure() -> None:
     monitor = monitor_of()
     assert fed(monitor, 600, lambda on_canary, _: Ending(False, True, 0, None, None) if on_canary else FINE) is None
