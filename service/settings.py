@@ -39,7 +39,7 @@ class Settings(BaseModel):
     poll_s: float = Field(default=10.0, gt=0, le=30)
     """Seconds between two looks at the ledger. At most 30: that is how soon a promotion is promised to be served."""
     precision: Literal["float32", "bfloat16"] | None = None
-    """What the PyTorch engine computes in; None: what the backbone is stored in. bfloat16 on a CPU without it is left at float32."""
+    """What the PyTorch engine computes in; None: what the backbone is loaded in. bfloat16 where the device computes it fast."""
     max_rows: int = Field(default=16, ge=1)
     """Completions that run in one batch; more wait."""
     max_cache_tokens: int = Field(default=65536, ge=1)
