@@ -61,6 +61,7 @@ class Ground:
             write_files(ground.folder / "releases" / name_of(index), backbone, adapter)
             publish(tracking, name_of(index), ground.folder / "releases" / name_of(index))
             Ledger(tracking, name_of(index)).promote(1, None, override=True, reason="a benchmark of serving")
+            ground.adapter(index).mkdir(parents=True)
             adapter.save(ground.adapter(index))
         done.write_text(json.dumps({"vocabulary": ground.vocabulary}))
         return ground
