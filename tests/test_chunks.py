@@ -20,7 +20,7 @@ from engine.torch_engine import TorchEngine
 
 WORDS = "Take the number 7, then add 3, then take away 2, then times 4. What number do you get? "
 CHUNK = 24
-KINDS = (None, "lora", "other", "soft", "both", "steered", "routed")
+KINDS = (None, "lora", "other", "soft", "both", "steered", "routed", "thoughts")
 
 
 def drawn_routing(backbone: Backbone) -> Routing:
@@ -39,6 +39,8 @@ def loaded(backbone: Backbone, **limits: int) -> TorchEngine:
     engine.load("both", Profile((fitted_lora(backbone, 4), fitted_softcot(backbone, 5))))
     engine.load("steered", Profile((random_steering(backbone),)))
     engine.load("routed", Profile((lora,), routing=drawn_routing(backbone)))
+    # Its oracle's prompt is longer than the row's own.
+    engine.load("thoughts", Profile((fitted_softcot(backbone, 6),), routing=drawn_routing(backbone)))
     return engine
 
 
@@ -151,7 +153,7 @@ def rows_of_lengths(stepped: Stepped, *lengths: int, profile: str | None = None)
 
 
 @pytest.mark.parametrize("budget", [1, 16, 24, 64, 256])
-@pytest.mark.parametrize("profile", [None, "routed"])
+@pytest.mark.parametrize("profile", [None, "routed", "thoughts"])
 def test_a_plan_is_within_its_budget_and_always_goes_on(chunked: Stepped, budget: int, profile: str | None) -> None:
     draw = random.Random(budget)
     for _ in range(20):

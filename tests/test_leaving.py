@@ -16,7 +16,7 @@ from stepped import Clock, Stepped
 from test_chunks import KINDS, loaded, prompt_of
 
 from adapters.backbone import Backbone
-from engine.engine import Delta, EngineError, GenerationRequest, TimedOut, UnknownProfile
+from engine.engine import Delta, EngineError, GenerationRequest, PromptTooLong, TimedOut, UnknownProfile
 from engine.loop import StepLoop
 from engine.oracle import Oracle
 from engine.profile import Profile
@@ -183,6 +183,8 @@ def test_nothing_of_a_request_outlives_it_not_even_until_the_next_collection(bac
         await asyncio.gather(*(stream(engine, request, 2 if place % 3 == 0 else None) for place, request in enumerate(asked)))
         with pytest.raises(UnknownProfile):
             await stream(engine, GenerationRequest((1, 2), "absent"))
+        with pytest.raises(PromptTooLong):  # found out in the loop's thread
+            await stream(engine, GenerationRequest((1, 2), None, 10_000))
         await asyncio.to_thread(engine.complete, asked)
         while engine.stats().running + engine.stats().waiting:
             await asyncio.sleep(0.001)
