@@ -47,6 +47,7 @@ class Writing:
     generated_tokens: int = 0
     cached_tokens: dict[int, int] = field(default_factory=dict)  # of the prompt of each choice that has begun
     first_token_s: float | None = None  # from `started`; None until one is there
+    queue_s: float | None = None  # the longest that a row of it waited for its place; None until one has it
     ended_s: float | None = None
     outcome: str = "cancelled"
     at_end: list[Callable[[], None]] = field(default_factory=list)  # called once, when all is known
@@ -72,6 +73,8 @@ class Writing:
             "choices": len(self.requests),
             "prompt_tokens": self.usage.prompt_tokens,
             "generated_tokens": self.generated_tokens,
+            "cached_tokens": sum(self.cached_tokens.values()),
+            "queue_s": None if self.queue_s is None else round(self.queue_s, 6),
             "first_token_s": None if self.first_token_s is None else round(self.first_token_s, 6),
         }
 
@@ -106,6 +109,7 @@ class Writing:
                     continue
                 if delta.journey is not None and index not in self.cached_tokens:
                     meters.QUEUE_TIME.labels(self.model).observe(delta.journey.waited_s)
+                    self.queue_s = max(self.queue_s or 0.0, delta.journey.waited_s)
                     self.cached_tokens[index] = delta.journey.cached_tokens
                 if delta.token_id is not None:
                     self._count_token()

@@ -84,7 +84,7 @@ def test_a_request_is_one_json_line_with_its_cost_and_its_end(server: Live, kept
     assert (told["model"], told["outcome"], told["choices"]) == (base, "completed", 1)
     usage = reply.json()["usage"]
     assert (told["prompt_tokens"], told["generated_tokens"]) == (usage["prompt_tokens"], usage["completion_tokens"])
-    assert 0 < told["first_token_s"] <= told["seconds"]
+    assert 0 <= told["queue_s"] <= told["first_token_s"] <= told["seconds"]
 
 
 def test_a_streams_line_stands_at_its_end(server: Live, kept: Kept, base: str) -> None:
@@ -126,8 +126,8 @@ def test_a_request_is_a_span_below_the_callers(server: Live, kept: Kept, exporte
     assert whole.attributes is not None
     assert whole.attributes["gen_ai.response.model"] == base and whole.attributes["http.response.status_code"] == 200
     assert whole.attributes["gen_ai.usage.output_tokens"] == reply["usage"]["completion_tokens"]
-    first, decode = found["first token"], found["decode"]
-    assert whole.start_time <= first.start_time <= first.end_time == decode.start_time < decode.end_time == whole.end_time  # type: ignore[operator]
+    queue, first, decode = found["queue"], found["first token"], found["decode"]
+    assert whole.start_time == queue.start_time <= queue.end_time == first.start_time <= first.end_time == decode.start_time < decode.end_time == whole.end_time  # type: ignore[operator]
     assert line(kept)["trace_id"] == trace
 
 
