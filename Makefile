@@ -31,7 +31,7 @@ test-slow: install
 # vLLM on the CPU, in an environment of its own: a test run of some minutes, and three gigabytes. Its wheel takes PyTorch's CPU
 # build, which pip must find: in PIP_FIND_LINKS, or at PyTorch's own index in PIP_EXTRA_INDEX_URL.
 test-vllm: $(VLLM_VENV)/.installed
-	$(VLLM_BIN)/python -m pytest -m vllm -W default
+	$(VLLM_BIN)/python -m pytest -m vllm -W default tests/test_vllm_*.py
 
 # torchvision, torchaudio and torchcodec come with it as CUDA builds, which break its import where PyTorch has no CUDA.
 $(VLLM_VENV)/.installed: pyproject.toml constraints-vllm.txt
