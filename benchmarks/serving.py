@@ -4,7 +4,7 @@
 
 `mix`      a step of 16 rows under 8 different adapters, one adapter and none, and PEFT's `adapter_names` with the 8
 `loaded`   the same step while 1, 8, 64 and 256 adapters are loaded, of which the rows draw anew each time
-`context`  the same step behind prompts of 16 to 1024 tokens
+`context`  the same step behind prompts of 17 to 513 tokens
 
 All arms of a part run in turn, round after round, in one process; what is compared is the ratio within a round, by the clock and
 by the seconds of processor time that the process took (which other work on the machine moves less). One line a round in
@@ -46,7 +46,7 @@ class Size(NamedTuple):
     tokens: int = 16  # written by every row
     prompt: int = 33
     loaded: tuple[int, ...] = (1, 8, 64, 256)
-    contexts: tuple[int, ...] = (17, 65, 257, 1025)
+    contexts: tuple[int, ...] = (17, 65, 257, 513)
 
 
 SMOKE = Size(2, 17, (1, 8), (17, 33))
