@@ -3,7 +3,7 @@
     python -m benchmarks.serving PART [--rounds 12] [--threads 2] [--smoke]
 
 `mix`      a step of 16 rows under 8 different adapters, one adapter and none, and PEFT's `adapter_names` with the 8
-`loaded`   the same step while 1, 8, 64 and 256 adapters are loaded, of which the rows draw anew each time
+`loaded`   the same, the reading of short prompts with it, while 1 to 256 adapters are loaded, of which each round draws
 `context`  the same step behind prompts of 17 to 513 tokens
 
 All arms of a part run in turn, round after round, in one process; what is compared is the ratio within a round, by the clock and
@@ -175,18 +175,18 @@ class Bench:
         async for _ in self.engine.generate(GenerationRequest(backbone.chat_ids("Hello"), max_new_tokens=1)):
             pass
 
-    def write(self, names: Sequence[str | None]) -> None:
-        """Each row after a prompt of its own."""
+    def write(self, names: Sequence[str | None], salt: str = "") -> None:
+        """Each row after a prompt of its own, which a new salt has read again."""
         prompts = [tuple(100 + row + place for place in range(self.size.prompt)) for row in range(len(names))]
-        self._write(prompts, names)
+        self._write(prompts, names, salt)
 
     def write_after(self, length: int, names: Sequence[str | None]) -> None:
         """All rows after one prompt, which rows under the same adapter read once."""
         self._write([tuple(100 + place % 500 for place in range(length))] * len(names), names)
 
-    def _write(self, prompts: Sequence[tuple[int, ...]], names: Sequence[str | None]) -> None:
-        pairs = zip(prompts, names, strict=True)
-        self.engine.complete([GenerationRequest(ids, name, self.size.tokens, ignore_end=True) for ids, name in pairs])
+    def _write(self, prompts: Sequence[tuple[int, ...]], names: Sequence[str | None], salt: str = "") -> None:
+        pairs, count = zip(prompts, names, strict=True), self.size.tokens
+        self.engine.complete([GenerationRequest(ids, name, count, ignore_end=True, cache_salt=salt) for ids, name in pairs])
 
 
 def mixed(count: int) -> list[str]:
@@ -247,7 +247,8 @@ def loaded(backbone: Backbone, size: Size) -> dict[str, Arm]:
     def arm(bench: Bench, different: int) -> Arm:
         def run(number: int) -> None:
             drawn = random.Random(f"{bench.loaded}/{number}").sample(range(bench.loaded), different)
-            bench.write([str(drawn[row % different]) for row in range(ROWS)])
+            # Prompts are read in every round and arm alike: what was drawn before would else find its own.
+            bench.write([str(drawn[row % different]) for row in range(ROWS)], salt=f"{different}/{number}")
 
         return run
 
