@@ -79,5 +79,5 @@ def _add_what_bentoml_adds(app: FastAPI) -> None:
     async def readyz() -> Response:
         return Response(status_code=200 if is_ready(app) else 503)
 
-    for path, answer in (("/livez", livez), ("/readyz", readyz)):
+    for path, answer in (("/livez", livez), ("/healthz", livez), ("/readyz", readyz)):
         app.add_api_route(path, answer)
