@@ -14,6 +14,7 @@ import torch
 
 from adapters.backbone import Backbone
 from adapters.lora import LoRA, LoRASpec
+from adapters.whole_file import write_whole
 from benchmarks.arrivals import NUM_ADAPTERS
 from benchmarks.fault_world import write_files
 from registry.ledger import Ledger
@@ -63,7 +64,7 @@ class Ground:
             Ledger(tracking, name_of(index)).promote(1, None, override=True, reason="a benchmark of serving")
             ground.adapter(index).mkdir(parents=True)
             adapter.save(ground.adapter(index))
-        done.write_text(json.dumps({"vocabulary": ground.vocabulary}))
+        write_whole(done, json.dumps({"vocabulary": ground.vocabulary}))
         return ground
 
     def gguf(self) -> tuple[Path, list[Path]]:

@@ -22,6 +22,8 @@ from pathlib import Path
 import httpx
 import numpy as np
 
+from adapters.whole_file import write_whole
+
 NUM_ADAPTERS = 8
 
 
@@ -171,8 +173,7 @@ def main() -> None:
                         found[str(rate)] = asdict(read(asked, served(system, asked)))
             except Exception as error:  # a peer that does not run is a row too
                 found = {"not run": f"{type(error).__name__}: {error}"}
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(found, indent=2))
+            write_whole(file, json.dumps(found, indent=2))
             print(name, number, json.dumps(found), flush=True)
     if not given.no_table:
         write(given.rows, given.count)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from adapters.whole_file import write_whole
 from benchmarks.arrival_ground import Ground, name_of
 from benchmarks.arrivals import NUM_ADAPTERS, Arrival, arrivals, read, send
 from benchmarks.results import provenance, table, write_section
@@ -94,7 +95,7 @@ def main() -> None:
             command = [sys.executable, "-m", "benchmarks.layer", "--alone", str(seed), "--rows", str(given.rows)]
             done = subprocess.run([*command, "--backbone", given.backbone], capture_output=True, text=True, check=True)
             pair = {"alone": json.loads(done.stdout.splitlines()[-1]), "behind": behind(ground, seed)}
-            file.write_text(json.dumps(pair))
+            write_whole(file, json.dumps(pair))
         found.append(json.loads(file.read_text()))
         print(seed, found[-1], flush=True)
     if not given.no_table:

@@ -16,6 +16,7 @@ from adapters.adapter import Adapter
 from adapters.backbone import Backbone
 from adapters.files import load_adapters
 from adapters.lora import BIAS, CONFIG, PREFIX, WEIGHTS, LoRA, LoRASpec
+from adapters.whole_file import write_whole
 
 # Legend: V vocabulary, H hidden
 
@@ -55,6 +56,6 @@ def saying(backbone: Backbone, token: int, rank: int = 4) -> Adapter:
         tensors[f"{PREFIX}{path}{BIAS}"] = _LOUD * direction_H / direction_H.norm()
         save_file(tensors, place / WEIGHTS)
         config = json.loads((place / CONFIG).read_text())
-        (place / CONFIG).write_text(json.dumps({**config, "lora_bias": True}))
+        write_whole(place / CONFIG, json.dumps({**config, "lora_bias": True}))
         (adapter,) = load_adapters(place)
     return adapter

@@ -1,233 +1,206 @@
-"""Admission: what may wait, whose turn it is, and what leaves the line. No clock and no engine: the order is the fact."""
+"""Admission: what this backbone can show a loss on."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+import json
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
+import torch
+from toy_engine import Mind, ToyEngine
 
-from engine.engine import Delta, GenerationRequest
-from service.admission import Admission, Bounds, Ticket
-from service.caller import ANYONE, Caller, Quota, Scope
-from service.errors import ApiError
-from service.quota import Quotas
-from service.writing import Generate
+from adapters.backbone import Backbone
+from engine.engine import Completion, GenerationRequest, PromptTooLong
+from engine.profile import Profile
+from evaluation.admission import PACKAGED, Admission, above_chance, admissions, admit, random_update, stored_admission
+from evaluation.measures import MEASURES
+from evaluation.task import Example, Split
+from evaluation.tasks import FAMILIES
+from evaluation.tasks.generated import GeneratedTask
+from tuning.recipe import REASONING_FAMILIES
 
-
-class Desk:
-    """An engine of which a test says when a row ends; `began` is the order of joining."""
-
-    def __init__(self) -> None:
-        self.began: list[str] = []
-        self._ends: dict[str, asyncio.Event] = {}
-        self.waits = False
-
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
-        name = request.stop[0]
-        self.began.append(name)
-        if self.waits:
-            await self._ends.setdefault(name, asyncio.Event()).wait()
-        yield Delta("", 1, -0.1)
-        yield Delta("", 1, -0.1, "stop")
-
-    def end(self, name: str) -> None:
-        self._ends.setdefault(name, asyncio.Event()).set()
+TASK, WRITTEN = FAMILIES["arithmetic"], MEASURES["generation"]
 
 
-def key(name: str, **quota: int) -> Caller:
-    return Caller(name, name, frozenset({Scope.COMPLETE}), Quota.model_validate(quota))
+def looked_at(backbone: Backbone, mind: Mind | None = None, damage: float = 0.5) -> Admission:
+    engine = ToyEngine(backbone, TASK.examples("search", 12, seed=5), mind)
+    return admit(engine, backbone, WRITTEN, TASK, chance=0.0, items=12, damage=damage)
 
 
-def row(name: str, tokens: int = 10) -> GenerationRequest:
-    """Two tokens of prompt; `tokens` in all."""
-    return GenerationRequest((1, 2), stop=(name,), max_new_tokens=tokens - 2)
+def test_a_backbone_that_can_do_the_task_is_admitted(backbone: Backbone) -> None:
+    found = looked_at(backbone)
+    assert found.admitted and not found.reasons
+    assert found.base == 1.0 and found.damaged_high < 0 and found.noop_change == 0.0
 
 
-def of(rows: int = 1, queued_rows: int = 100, queued_tokens: int = 10**6) -> Admission:
-    return Admission(Bounds(rows, queued_rows, queued_tokens), Quotas())
+def test_a_backbone_that_cannot_do_the_task_is_refused_with_the_score_and_the_floor(backbone: Backbone) -> None:
+    found = looked_at(backbone, Mind(writes_steps=1))
+    assert not found.admitted
+    assert any("scores 0.00" in reason and "chance" in reason for reason in found.reasons)
 
 
-def entered(admission: Admission, caller: Caller, *requests: GenerationRequest, each: int = 1) -> Ticket:
-    ticket = admission.ticket(caller, lambda _: each)
-    ticket.enter(requests)
-    return ticket
+def test_completions_without_an_answer_line_are_a_reason_of_their_own(backbone: Backbone) -> None:
+    assert any("answer line in 0%" in reason for reason in looked_at(backbone, Mind(solves=False)).reasons)
 
 
-async def whole(generate: Generate, request: GenerationRequest) -> int:
-    return len([delta async for delta in generate(request)])
+def test_a_score_that_damage_does_not_lower_is_refused(backbone: Backbone) -> None:
+    found = looked_at(backbone, damage=0.0)
+    assert not found.admitted and any("a loss would not be seen" in reason for reason in found.reasons)
 
 
-async def settled() -> None:
-    for _ in range(10):
-        await asyncio.sleep(0)
+class Forgetful(ToyEngine):
+    """Its second call comes out otherwise, as kernels that race do."""
+
+    calls = 0
+
+    def complete(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        self.calls += 1
+        found = super().complete(requests)
+        return [replace(done, text="Answer: 0") for done in found] if self.calls == 2 else found
 
 
-def test_a_flood_of_one_key_does_not_move_anothers_wait() -> None:
-    async def order(num_flood: int) -> list[str]:
-        admission, desk = of(rows=1, queued_rows=1000), Desk()
-        desk.waits = True
-        flood = [(key("a"), row(f"a{number}", 200)) for number in range(num_flood)]
-        asked = [*flood, (key("b"), row("b0", 200)), (key("b"), row("b1", 200))]
-        tickets = [(entered(admission, caller, request), request) for caller, request in asked]
-        tasks = [asyncio.create_task(whole(ticket.through(desk.generate), request)) for ticket, request in tickets]
-        await settled()
-        for place in range(len(asked)):
-            desk.end(desk.began[place])
-            await settled()
-        await asyncio.gather(*tasks)
-        return desk.began
-
-    few, many = asyncio.run(order(5)), asyncio.run(order(90))
-    assert [few.index("b0"), few.index("b1")] == [many.index("b0"), many.index("b1")]
-    assert few.index("b1") <= 6
+def test_an_engine_that_answers_otherwise_the_second_time_is_found_out(backbone: Backbone) -> None:
+    engine = Forgetful(backbone, TASK.examples("search", 12, seed=5))
+    found = admit(engine, backbone, WRITTEN, TASK, chance=0.0, items=12)
+    assert not found.admitted and any("twice" in reason for reason in found.reasons)
 
 
-def test_the_engine_gets_no_more_rows_than_it_runs() -> None:
-    async def scenario() -> None:
-        admission, desk = of(rows=2), Desk()
-        desk.waits = True
-        names = ["1", "2", "3"]
-        tickets = {name: entered(admission, ANYONE, row(name)) for name in names}
-        tasks = [asyncio.create_task(whole(tickets[name].through(desk.generate), row(name))) for name in names]
-        await settled()
-        assert desk.began == ["1", "2"] and admission.seated == 2
-        desk.end("1")
-        await settled()
-        assert desk.began == ["1", "2", "3"]
-        desk.end("2")
-        desk.end("3")
-        assert await asyncio.gather(*tasks) == [2, 2, 2]
-        assert (admission.seated, admission.queued.rows, admission.queued.tokens) == (0, 0, 0)
+class Altered(ToyEngine):
+    """Under every name it writes what the backbone writes, but for a wrong answer in some places."""
 
-    asyncio.run(scenario())
+    wrong: Mapping[str | None, Collection[int]] = {}
+
+    def load(self, name: str, profile: Profile) -> None:
+        super().load(name, profile)
+        self.think(name, self.mind)
+
+    def complete(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        wrong = self.wrong.get(requests[0].profile, ())
+        found = super().complete(requests)
+        return [replace(done, text="Answer: 0") if place in wrong else done for place, done in enumerate(found)]
 
 
-def test_who_stops_waiting_leaves_the_line_and_takes_no_seat() -> None:
-    async def scenario() -> None:
-        admission, desk = of(rows=1), Desk()
-        desk.waits = True
-        tasks = {}
-        for name in ("1", "2", "3"):
-            ticket = entered(admission, ANYONE, row(name))
-            tasks[name] = asyncio.create_task(whole(ticket.through(desk.generate), row(name)))
-        await settled()
-        tasks["2"].cancel()
-        await settled()
-        assert admission.queued.rows == 1
-        desk.end("1")
-        await settled()
-        assert desk.began == ["1", "3"]
-        tasks["3"].cancel()
-        await settled()
-        assert (admission.seated, admission.queued.rows) == (0, 0)
-
-    asyncio.run(scenario())
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"admission-control-0.5": {0, 1}}, "a loss would not be seen"),
+        ({None: {0}, "admission-control-0": {1}, "admission-control-0.5": range(12)}, "an adapter of zeros changes it by +0"),
+    ],
+    ids=["two items lost under damage", "as many won as lost under zeros"],
+)
+def test_controls_are_judged_by_their_items_and_not_by_the_mean(
+    backbone: Backbone, wrong: Mapping[str | None, Collection[int]], reason: str
+) -> None:
+    engine = Altered(backbone, TASK.examples("search", 12, seed=5))
+    engine.wrong = wrong
+    found = admit(engine, backbone, WRITTEN, TASK, chance=0.0, items=12)
+    assert len(found.reasons) == 1 and reason in found.reasons[0]
 
 
-def test_beyond_the_bound_a_request_is_refused_at_once_with_a_time_to_come_back() -> None:
-    admission = of(rows=1, queued_rows=2)
-    for name in ("1", "2", "3"):
-        entered(admission, ANYONE, row(name))
-    began = time.perf_counter()
-    with pytest.raises(ApiError) as caught:
-        entered(admission, ANYONE, row("4"))
-    assert time.perf_counter() - began < 0.05
-    assert (caught.value.status, caught.value.code) == (429, "server_overloaded")
-    assert int(caught.value.headers["retry-after"]) >= 1
-    with pytest.raises(ApiError):
-        admission.refuse_when_full(ANYONE)  # as the guard asks before it reads a body
+def test_fewer_items_than_were_asked_for_are_no_admission(backbone: Backbone) -> None:
+    class Few(GeneratedTask):
+        def examples(self, split: Split, count: int, seed: int = 0) -> list[Example]:
+            return super().examples(split, 12, seed)
+
+    few = Few(**{each.name: getattr(TASK, each.name) for each in fields(TASK)})
+    found = admit(ToyEngine(backbone, few.examples("search", 24, seed=5)), backbone, WRITTEN, few, chance=0.0, items=24)
+    assert found.reasons == ("has only 12 of 24 distinct items",)
 
 
-def test_tokens_are_a_bound_of_their_own_but_an_empty_line_takes_any_request() -> None:
-    admission = of(rows=1, queued_tokens=100)
-    entered(admission, ANYONE, row("runs", 500))
-    with pytest.raises(ApiError):
-        entered(admission, ANYONE, row("waits", 10))
-    quiet = of(rows=1, queued_tokens=100)
-    entered(quiet, ANYONE, row("large", 5000))
+def test_prompts_that_do_not_fit_are_a_reason_and_no_score(backbone: Backbone) -> None:
+    class Narrow(ToyEngine):
+        def complete(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+            raise PromptTooLong("The prompt has 900 tokens.")
+
+    found = admit(Narrow(backbone, ()), backbone, WRITTEN, TASK, chance=0.0, items=12)
+    assert (found.admitted, found.reasons) == (False, ("The prompt has 900 tokens.",)) and math.isnan(found.base)
 
 
-def test_a_closed_ticket_makes_room_again() -> None:
-    admission = of(rows=1, queued_rows=1)
-    first, second = entered(admission, ANYONE, row("1")), entered(admission, ANYONE, row("2"))
-    with pytest.raises(ApiError):
-        entered(admission, ANYONE, row("3"))
-    second.close()
-    second.close()
-    entered(admission, ANYONE, row("3"))
-    first.close()
+@pytest.mark.parametrize(("stderr", "above"), [(0.01, 0.10), (0.05, 0.15)])
+def test_above_chance_is_a_tenth_and_three_standard_errors(stderr: float, above: float) -> None:
+    assert above_chance(stderr) == pytest.approx(above)
 
 
-def test_a_key_that_floods_leaves_room_for_the_next() -> None:
-    admission = of(rows=1, queued_rows=8)
-    count = 0
-    with pytest.raises(ApiError):
-        for count in range(20):
-            entered(admission, key("a"), row(f"a{count}"))
-    assert 3 <= count <= 6
-    for caller in (key("b"), key("c")):
-        entered(admission, caller, row(caller.name))
+def test_open_answers_are_not_guessed_by_chance(backbone: Backbone, tmp_path: Path) -> None:
+    class Open:
+        name = "open"
+
+        def examples(self, split: str, count: int, seed: int = 0) -> list[Example]:
+            return [Example(id=f"{index}", question=f"Question {index}?", answer=f"word {index}") for index in range(count)]
+
+    task = Open()
+    engine = ToyEngine(backbone, task.examples("search", 24))
+    found = admissions(engine, backbone, [task], tmp_path)["open"]
+    assert found.admitted and found.chance == 0.0
 
 
-def test_more_completions_than_could_ever_wait_are_no_matter_of_time() -> None:
-    with pytest.raises(ApiError) as caught:
-        entered(of(rows=2, queued_rows=2), ANYONE, *[row(str(number)) for number in range(5)])
-    assert (caught.value.status, caught.value.code) == (400, "too_many_rows")
+def test_a_backbone_is_looked_at_once(backbone: Backbone, tmp_path: Path) -> None:
+    examples = TASK.examples("search", 24, seed=5)
+    first = admissions(ToyEngine(backbone, examples), backbone, [TASK], tmp_path)
+    # Another mind under the same fingerprint would be refused if it were asked.
+    again = admissions(ToyEngine(backbone, examples, Mind(solves=False)), backbone, [TASK], tmp_path)
+    assert again == first and again[TASK.name].admitted
 
 
-def test_voters_take_as_many_seats_as_they_are() -> None:
-    async def scenario() -> None:
-        admission, desk = of(rows=4), Desk()
-        desk.waits = True
-        voting, single = entered(admission, ANYONE, row("v"), each=3), entered(admission, ANYONE, row("s"), each=2)
-        tasks = [
-            asyncio.create_task(whole(voting.through(desk.generate), row("v"))),
-            asyncio.create_task(whole(single.through(desk.generate), row("s"))),
-        ]
-        await settled()
-        assert (desk.began, admission.seated) == (["v"], 3)
-        desk.end("v")
-        await settled()
-        assert (desk.began, admission.seated) == (["v", "s"], 2)
-        desk.end("s")
-        await asyncio.gather(*tasks)
-
-    asyncio.run(scenario())
+@pytest.mark.parametrize("text", ["", '{"task": "arithm', "[]", "null", "{}", '{"reasons": []}'])
+def test_a_damaged_admission_is_looked_at_again_and_replaced(backbone: Backbone, tmp_path: Path, text: str) -> None:
+    examples = TASK.examples("search", 24, seed=5)
+    first = admissions(ToyEngine(backbone, examples), backbone, [TASK], tmp_path)
+    (file,) = (tmp_path / "admission").iterdir()
+    file.write_text(text)
+    assert stored_admission(backbone, TASK, tmp_path) is None
+    assert admissions(ToyEngine(backbone, examples), backbone, [TASK], tmp_path) == first
+    assert stored_admission(backbone, TASK, tmp_path) == first[TASK.name]
 
 
-def test_a_key_pays_for_what_it_used_and_gets_the_rest_back() -> None:
-    async def scenario() -> None:
-        admission, desk = of(), Desk()
-        caller = key("a", tokens_per_min=1000)
-        ticket = entered(admission, caller, row("1", 500), row("2", 400))
-        assert admission.quotas.headers(caller)["x-ratelimit-remaining-tokens"] == "100"
-        for name in ("1", "2"):
-            await whole(ticket.through(desk.generate), row(name, 400))
-        ticket.close()
-        assert ticket.used_tokens == 2 * (2 + 2)
-        assert int(admission.quotas.headers(caller)["x-ratelimit-remaining-tokens"]) >= 1000 - 8
-
-    asyncio.run(scenario())
+def test_an_admission_with_room_stands_for_a_lower_precision_and_says_where_it_is_from(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    engine = ToyEngine(backbone, TASK.examples("search", 24, seed=5))
+    first = admissions(engine, backbone, [TASK], tmp_path)[TASK.name]
+    again = admissions(engine, backbone, [TASK], tmp_path, precision="bfloat16")[TASK.name]
+    assert again == first and first.has_room and again.precision == "float32"
 
 
-def test_a_refused_request_has_taken_nothing() -> None:
-    admission = of()
-    caller = key("a", tokens_per_min=100)
-    with pytest.raises(ApiError):
-        entered(admission, caller, row("1", 101))
-    assert (admission.queued.rows, admission.quotas.headers(caller)["x-ratelimit-remaining-tokens"]) == (0, "100")
+def test_a_refusal_in_one_precision_is_looked_at_again_in_another(backbone: Backbone, tmp_path: Path) -> None:
+    examples = TASK.examples("search", 24, seed=5)
+    refused = admissions(ToyEngine(backbone, examples, Mind(solves=False)), backbone, [TASK], tmp_path)[TASK.name]
+    other = admissions(ToyEngine(backbone, examples), backbone, [TASK], tmp_path, precision="bfloat16")[TASK.name]
+    assert not refused.admitted and other.admitted and other.precision == "bfloat16"
 
 
-def test_closing_a_stream_in_the_middle_frees_its_seat() -> None:
-    async def scenario() -> None:
-        admission, desk = of(), Desk()
-        stream = entered(admission, ANYONE, row("1")).through(desk.generate)(row("1"))
-        async with aclosing(stream) as deltas:  # type: ignore[type-var]
-            await anext(deltas)
-            assert admission.seated == 1
-        assert admission.seated == 0
+def test_an_admission_close_to_the_bar_stands_for_its_own_precision_only(backbone: Backbone) -> None:
+    found = looked_at(backbone)
+    assert found.has_room
+    assert not replace(found, base=0.12, chance=0.0, stderr=0.01).has_room
+    assert not replace(found, damaged_high=-0.01).has_room
 
-    asyncio.run(scenario())
+
+def test_other_thresholds_or_choices_ask_for_a_new_look(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = TASK.examples("search", 24, seed=5)
+    assert admissions(ToyEngine(backbone, examples), backbone, [TASK], tmp_path)[TASK.name].admitted
+    monkeypatch.setattr("evaluation.admission.LEAST_ABOVE_CHANCE", 0.2)
+    mind = Mind(solves=False)
+    assert not admissions(ToyEngine(backbone, examples, mind), backbone, [TASK], tmp_path)[TASK.name].admitted
+
+
+@pytest.mark.parametrize("family", REASONING_FAMILIES)
+def test_the_admissions_that_come_with_the_package_have_room(family: str) -> None:
+    packaged = [json.loads(file.read_text()) for file in PACKAGED.glob("*.json")]
+    found = next(Admission(**values) for values in packaged if values["task"] == family)
+    assert found.precision == "float32" and found.has_room
+
+
+@pytest.mark.parametrize("size", [0.1, 0.5])
+def test_damage_has_the_size_that_was_asked_for_and_leaves_the_backbone_alone(backbone: Backbone, size: float) -> None:
+    before = backbone.weights_digest()
+    modules = dict(backbone.model.named_modules())
+    for path, update in random_update(backbone, size).contribution().low_rank.items():
+        weight = modules[path].weight
+        torch.testing.assert_close((update.b_OR @ update.a_RI).norm(), size * weight.detach().norm(), rtol=1e-4, atol=0.0)
+    assert backbone.weights_digest() == before

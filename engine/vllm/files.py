@@ -16,6 +16,7 @@ from adapters.adapter import Contribution, LowRank
 from adapters.backbone import Backbone
 from adapters.lora import CONFIG, PREFIX, WEIGHTS
 from adapters.weights import digest_of
+from adapters.whole_file import write_whole
 from engine.vllm.gate import ATTENTION_AND_MLP, padded, rank_of
 
 _DIGEST = 16  # hexadecimal digits of SHA-256 in a directory's name
@@ -44,7 +45,7 @@ def write_adapter(contribution: Contribution, root: Path) -> AdapterFiles:
     part = Path(tempfile.mkdtemp(dir=root, prefix=".part-"))
     try:
         save_file(tensors, part / WEIGHTS, metadata={"format": "pt"})
-        (part / CONFIG).write_text(json.dumps(_config(contribution, rank)) + "\n")
+        write_whole(part / CONFIG, json.dumps(_config(contribution, rank)) + "\n")
         part.rename(directory)
     finally:
         shutil.rmtree(part, ignore_errors=True)

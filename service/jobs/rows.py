@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from adapters.whole_file import whole_directory
+from adapters.whole_file import whole_directory, write_whole
 from service.errors import ApiError
 
 TASK, CHOICES = "task.toml", "choices"
@@ -62,12 +62,12 @@ def write_task(
     if not place.is_dir():
         directory.mkdir(parents=True, exist_ok=True)
         with whole_directory(place) as part:
-            (part / "rows.jsonl").write_text(data, encoding="utf-8")
+            write_whole(part / "rows.jsonl", data)
             # A JSON string, number or list of strings is TOML as well.
             listed = "".join(f"{key} = {json.dumps(value)}\n" for key, value in chosen.items())
             told = {"name": name, "file": "rows.jsonl", "separator": separator, "list_choices": not is_closed}
             head = "".join(f"{key} = {json.dumps(value)}\n" for key, value in told.items())
-            (part / TASK).write_text(f"{head}\n[columns]\n{listed}", encoding="utf-8")
+            write_whole(part / TASK, f"{head}\n[columns]\n{listed}")
             try:
                 load_task(part / TASK)
             except DataError as error:
