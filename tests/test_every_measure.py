@@ -88,7 +88,8 @@ def test_choice_reads_the_text_of_the_options_and_prefers_what_was_made_likely(b
     task = TASKS["icd10-chapter"]
     examples = task.examples("search", 6)
     lora = LoRA(LoRASpec(rank=8))
-    SFT(SFTSpec(steps=60, batch_size=6, learning_rate=2e-2)).fit(backbone, [lora], examples)
+    # Asked as it is read: what was learnt after another prompt is likelier here only by chance.
+    SFT(SFTSpec(prompt="matching", steps=60, batch_size=6, learning_rate=1e-2)).fit(backbone, [lora], examples)
     engine = TorchEngine(backbone)
     engine.load("fitted", Profile((lora,)))
     found = evaluate(engine, backbone, "fitted", [Planned(MEASURES["choice_accuracy"], task, examples, "domain")])
