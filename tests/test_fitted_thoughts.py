@@ -103,7 +103,7 @@ def read_with(backbone: Backbone, softcot: SoftCoT) -> dict[tuple[int, ...], Pro
 def teach(backbone: Backbone, softcot: SoftCoT, lora: LoRA) -> None:
     """The thoughts learn to spell the answers to a LoRA that listens, and learns nothing more."""
     with lora.attach(backbone):
-        learn(backbone, [softcot, AnyQuestion(read_with(backbone, softcot))], ITEMS, 120, 2e-2)
+        learn(backbone, [softcot, AnyQuestion(read_with(backbone, softcot))], ITEMS, 120, 4e-2)
 
 
 def knowing(backbone: Backbone, softcot: SoftCoT, lora: LoRA) -> LoRA:
@@ -116,7 +116,7 @@ def knowing(backbone: Backbone, softcot: SoftCoT, lora: LoRA) -> LoRA:
 @pytest.fixture(scope="module")
 def engine(testbed: Backbone, backbone_directory: Path) -> Iterator[TorchEngine]:
     # The test-bed's own states of two questions differ by 2 % of their length; those of a random model by half of it.
-    softcot = SoftCoT(SoftCoTSpec(num_thoughts=3, assistant=str(backbone_directory), gate=2.0))
+    softcot = SoftCoT(SoftCoTSpec(num_thoughts=3, assistant=str(backbone_directory), gate=1.0))
     lora = listener(testbed, softcot)
     teach(testbed, softcot, lora)
     engine = TorchEngine(testbed, max_rows=64)
