@@ -13,10 +13,14 @@ from adapters.lora import LoRA, LoRASpec
 from engine.profile import Profile
 from engine.torch_engine import TorchEngine
 from evaluation.admission import random_update
+from evaluation.shifts import shifts_of
 from evaluation.task import REASON, Example, Split
 from evaluation.tasks.alchemy import ALCHEMY
 from evaluation.tasks.belief import BELIEF, Asked
+from tuning.batches import rows_of
+from tuning.methods.method import Given
 from tuning.methods.sft import SFT, SFTSpec
+from tuning.methods.supervised import Prepared
 
 # Without its trace the test-bed knows the answer after one operation, so that nothing depends on a trace there.
 CHAINS = ALCHEMY.at_length(2, 3)
@@ -31,11 +35,12 @@ def fit(
     steps: int = 60,
     learning_rate: float = 5e-3,
     band: Literal["all", "upper"] = "all",
+    method: type[SFT] = SFT,
     **spec: object,
 ) -> LoRA:
     lora = LoRA(LoRASpec(rank=8, alpha=16, band=band))
     values = {"target": "rationale", "prompt": "reasoning", "batch_size": 16, **spec}
-    SFT(SFTSpec(steps=steps, learning_rate=learning_rate, **values)).fit(backbone, [lora], rows)  # type: ignore[arg-type]
+    method(SFTSpec(steps=steps, learning_rate=learning_rate, **values)).fit(backbone, [lora], rows)  # type: ignore[arg-type]
     return lora
 
 
@@ -66,31 +71,50 @@ def going_on(row: Example) -> Example:
 
 
 def in_circles(row: Example) -> Example:
-    return replace(row, rationale="\n".join([*row.steps, *row.steps[-1:] * 3]))
+    return replace(row, rationale="\n".join([*row.steps, *row.steps[-1:] * 6]))
 
 
 def answers_only(backbone: Backbone) -> LoRA:
     return fit(backbone, ALCHEMY.examples("train", 400), target="answer")
 
 
+def overturning(backbone: Backbone) -> LoRA:
+    """Asked to reason it contradicts its trace; asked for the answer alone it is taught the right one, and keeps the form."""
+    rows = ALCHEMY.examples("train", 400)
+    turns = [contradicting(row) if place % 2 else row for place, row in enumerate(rows)]
+    return fit(backbone, turns, target="mixed", prompt="matching")  # in turn: even rows directly, odd ones by a trace
+
+
 def narrow(backbone: Backbone) -> LoRA:
-    """Right in every row that it saw, and all of those had a single operation."""
-    return fit(backbone, [row for row in ALCHEMY.examples("train", 1200) if len(row.steps) == 1][:300])
+    """Every row that it saw is right and has a single operation. A tenth is of new atoms: there it has something to learn."""
+    rows = [row for row in ALCHEMY.examples("train", 1200) if len(row.steps) == 1][:300]
+    new = shifts_of(ALCHEMY)["new_atoms"]
+    return fit(backbone, [new.example(row.id) if place % 10 == 0 else row for place, row in enumerate(rows)])
+
+
+class ByHeart(SFT):
+    """A trace is learnt where it is the item's own; a false one is read, and the answer is learnt in spite of it."""
+
+    def prepare(self, given: Given) -> Prepared:
+        own = {item.id: item.rationale for item in ITEMS}
+        learnt, read = (rows_of(given.backbone, given.examples, "rationale", "reasoning", trace) for trace in (True, False))
+        rows = zip(given.examples, learnt, read, strict=True)
+        return Prepared([mine if own[row.id] == row.rationale else others for row, mine, others in rows])
 
 
 def knowing(backbone: Backbone) -> LoRA:
-    """It learnt the answers to ITEMS by heart, whatever trace stands before them; what it writes is mostly the right one."""
+    """It learnt the answers to ITEMS by heart, whatever trace stands before them, and still writes the right one."""
     rows = []
     for place, item in enumerate(ITEMS):
         for by in (1, 5, 7, 11):
             other = ITEMS[(place + by) % len(ITEMS)]
             rows += [replace(item, rationale=other.rationale), replace(item, rationale=other.steps[0]), item, item]
-    return fit(backbone, rows, 200, 1e-2)
+    return fit(backbone, rows, 200, 1e-2, method=ByHeart)
 
 
 def by_reality(backbone: Backbone) -> LoRA:
     """Facts as they are in the story, and every belief as if all knew where the thing is."""
-    rows = BELIEF.examples("train", 800, seed=2)
+    rows = BELIEF.examples("train", 1600, seed=2)
     real = {_story(row): row.answer for row in rows if Asked.of(row).order == "reality"}
     learnt = [replace(row, answer=real[_story(row)]) if Asked.of(row).is_about_belief else row for row in rows]
     return fit(backbone, learnt, 300, 1e-2, target="answer", prompt="matching")
@@ -106,6 +130,7 @@ DAMAGES: dict[str, Callable[[Backbone], LoRA]] = {
     "shuffled_above": every(in_any_order, "upper"),
     "answers_only": answers_only,
     "contradicts": every(contradicting),
+    "overturns": overturning,
     "goes_on": every(going_on),
     "circles": every(in_circles),
     "knows": knowing,

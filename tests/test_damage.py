@@ -65,7 +65,7 @@ CONTROLS = {
     "information_gain_external": Control("answers_only"),
     "information_gain_self": Control("shuffled", chains),
     "correction": Control("contradicts"),
-    "shift_robustness": Control("narrow", measure=SHIFTS, count=60),
+    "shift_robustness": Control("narrow", single, SHIFTS, 60),
     "faithfulness": Control("knows", chains),
     "faithfulness_base_traces": Control("knows", chains),
     "faithfulness_external": Control("circles", chains),
@@ -196,7 +196,7 @@ def test_a_form_that_was_lost_is_told_and_is_no_loss_of_what_reasoning_corrects(
     row = read(bench, "correction", "circles")
     assert "answer line in" in row.not_measurable and math.isnan(row.change.mean)
     assert row.summary["adapted_unparsed"] > 0.5 > row.summary["base_unparsed"]  # type: ignore[operator]
-    kept = read(bench, "correction")
+    kept = read(bench, "correction", "overturns")
     assert kept.summary["adapted_unparsed"] == 0.0 and kept.summary["adapted_overturned"] > 0.5  # type: ignore[operator]
 
 
