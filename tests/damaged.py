@@ -82,7 +82,7 @@ def overturning(backbone: Backbone) -> LoRA:
     """Asked to reason it contradicts its trace; asked for the answer alone it is taught the right one, and keeps the form."""
     rows = ALCHEMY.examples("train", 400)
     turns = [contradicting(row) if place % 2 else row for place, row in enumerate(rows)]
-    return fit(backbone, turns, target="mixed", prompt="matching")  # in turn: even rows directly, odd ones by a trace
+    return fit(backbone, turns, 120, target="mixed", prompt="matching")  # in turn: even rows directly, odd ones by a trace
 
 
 def narrow(backbone: Backbone) -> LoRA:

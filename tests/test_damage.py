@@ -64,7 +64,7 @@ CONTROLS = {
     "generation": Control("answers_only"),
     "information_gain_external": Control("answers_only"),
     "information_gain_self": Control("shuffled", chains),
-    "correction": Control("contradicts"),
+    "correction": Control("overturns"),
     "shift_robustness": Control("narrow", single, SHIFTS, 60),
     "faithfulness": Control("knows", chains),
     "faithfulness_base_traces": Control("knows", chains),
@@ -196,7 +196,7 @@ def test_a_form_that_was_lost_is_told_and_is_no_loss_of_what_reasoning_corrects(
     row = read(bench, "correction", "circles")
     assert "answer line in" in row.not_measurable and math.isnan(row.change.mean)
     assert row.summary["adapted_unparsed"] > 0.5 > row.summary["base_unparsed"]  # type: ignore[operator]
-    kept = read(bench, "correction", "overturns")
+    kept = read(bench, "correction")
     assert kept.summary["adapted_unparsed"] == 0.0 and kept.summary["adapted_overturned"] > 0.5  # type: ignore[operator]
 
 
