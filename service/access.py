@@ -93,9 +93,9 @@ def _refuse_from_elsewhere(connection: HTTPConnection) -> None:
     server = connection.scope.get("server")
     if server is None or not _is_address(server[0]):
         return  # a socket file, or a test without a network
-    names = [server[0], urlsplit(f"//{connection.headers.get('host', '')}").hostname]
+    names = [server[0], _host_of(f"//{connection.headers.get('host', '')}")]
     if (origin := connection.headers.get("origin")) is not None:
-        names.append(urlsplit(origin).hostname)
+        names.append(_host_of(origin))
     for name in names:
         if name is None or not (name == "localhost" or (_is_address(name) and ipaddress.ip_address(name).is_loopback)):
             message = (
@@ -103,6 +103,14 @@ def _refuse_from_elsewhere(connection: HTTPConnection) -> None:
                 "`graftline keys create NAME`, or set GRAFTLINE_OPEN=true to let everybody in."
             )
             raise ApiError(403, message, "keys_needed")
+
+
+def _host_of(url: str) -> str | None:
+    """None where it names no host."""
+    try:
+        return urlsplit(url).hostname
+    except ValueError:  # a bracket that is not closed, say
+        return None
 
 
 def _is_address(name: str) -> bool:

@@ -171,7 +171,8 @@ class Ticket:
                     stream = generate(request)
                     async with closed_at_the_end(stream):
                         async for delta in stream:
-                            self.used_tokens += delta.token_id is not None
+                            # Of voters the elected one is told; the others wrote about as much.
+                            self.used_tokens += rows * (delta.token_id is not None)
                             yield _with_wait(delta, waited_s)
 
         return seated

@@ -12,6 +12,7 @@ from pydantic import JsonValue
 from engine.engine import Completes, GenerationRequest
 from engine.profile import DecodingPolicy
 from engine.token_rules import refuse_unknown_ids
+from engine.voting import voters_of
 from service import meters
 from service.asgi import request_id
 from service.caller import caller_of
@@ -135,8 +136,8 @@ def _writing(
 
 
 def num_voters(engine: Completes, request: GenerationRequest) -> int:
-    """Rows of the engine that one request takes: as many as its profile has sets of soft thoughts, unless it names one."""
-    return 1 if request.profile is None or request.chain is not None else engine.profile(request.profile).num_chains
+    """Rows of the engine that one request takes: as many as its profile has sets of soft thoughts, where those vote."""
+    return 1 if request.profile is None else len(voters_of(request, engine.profile(request.profile).num_chains))
 
 
 def _of_the_prompt(body: ChatRequest | CompletionRequest) -> int | None:

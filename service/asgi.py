@@ -20,6 +20,7 @@ from service.unsupported import UnsupportedField
 
 log = logging.getLogger("graftline.requests")
 _ID = "x-request-id"
+_PLACES = ("body", "query", "path", "header")  # where FastAPI found a field: no part of its name
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.:-]")
 
 
@@ -84,7 +85,7 @@ def invalid_request(error: RequestValidationError) -> ApiError:
         return ApiError(400, str(cause), "unsupported_parameter", cause.param)
     if first["type"] == "json_invalid":
         return ApiError(400, "The body must be a JSON object, but it is not JSON. Check its quotes and commas.", "invalid_json")
-    path = [str(part) for part in first["loc"] if part != "body"]
+    path = [str(part) for place, part in enumerate(first["loc"]) if place or part not in _PLACES]
     if not path and first["type"] == "value_error":
         return ApiError(400, f"{first['msg'].removeprefix('Value error, ').rstrip('.')}.", "invalid_value")
     if not path:

@@ -9,7 +9,6 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
 import torch
 
@@ -27,33 +26,16 @@ from registry.release import check_backbone
 from service.catalogue import Catalogue
 from service.errors import ApiError, without_paths
 from service.lease import Lease, Served, Slot, served_id
+from service.shortened import shortened
+from service.unserved import REGISTRY_AWAY, RETRY_FAILED_S, RETRY_REFUSED_S, Readiness, Refusal, registry_away, unavailable
 
 log = logging.getLogger("graftline.models")
 
-# A refused release is looked at again after this time, as its files may have been restored.
-RETRY_REFUSED_S = 60.0
-# A disk that was full, a file that could not be read at that moment: nothing of the release's own.
-RETRY_FAILED_S = 2.0
 MAX_ALIASES = 256
+MAX_MODEL = 512  # characters of what a client may ask for
 MIN_LOOK_S = 0.25  # between two looks at the ledger, however many hints come
 _FORESEEN = (RegistryError, AdapterError, EngineError)
-_VERSION = re.compile(r"v?([1-9][0-9]*)")
-
-
-@dataclass(frozen=True)
-class Refusal:
-    reason: str
-    at: float
-    retry_s: float = RETRY_REFUSED_S
-
-
-@dataclass(frozen=True)
-class Readiness:
-    """`registry` is None while the registry answers, else its error; `refused` is by NAME@VERSION."""
-
-    registry: str | None
-    refused: dict[str, str] = field(default_factory=dict)
-    loaded: tuple[str, ...] = ()
+_VERSION = re.compile(r"v?([1-9][0-9]{0,17})")
 
 
 class ServedModels:
@@ -72,6 +54,7 @@ class ServedModels:
         self._frozen, self._max_loaded = backbone, max_loaded
         self._backbone = Slot(Served(served_id(backbone.name), None, backbone.fingerprint))
         self._state = threading.Lock()  # held for moments: names and counts
+        self._looking = threading.Lock()  # held for a whole look: of two at a time the older could have the last word
         self._loading = threading.Lock()  # held while files are read and the engine changes
         self._known: dict[str, int | None] = {}  # the ledger's word
         self._champions: dict[str, ReleaseName] = {}  # what answers for NAME; the last good one
@@ -107,6 +90,10 @@ class ServedModels:
 
     def refresh(self) -> None:
         """Blocks. Loads what the ledger promoted, then lets its name point there, then drops what nobody uses."""
+        with self._looking:
+            self._refresh()
+
+    def _refresh(self) -> None:
         try:
             known = dict(self._catalogue.champions())
             aliases = self._resolved_aliases()
@@ -133,6 +120,8 @@ class ServedModels:
 
     async def lease(self, model: str) -> Lease:
         """What the name means now, kept loaded until the lease is released. ApiError when it means nothing."""
+        if len(model) > MAX_MODEL:
+            raise self._unknown(model)
         slot = self._take(model)
         if slot is None:
             release = await asyncio.to_thread(self._fetch, model)
@@ -213,7 +202,8 @@ class ServedModels:
     def answering(self) -> set[str]:
         """All that a reply may name as its model: NAME@VERSION of what is loaded, and the backbone."""
         with self._state:
-            return {self._backbone.served.id, *(slot.served.id for slot in self._slots.values())}
+            held = (self._backbone, *self._slots.values(), *self._named.values(), *self._leaving)
+            return {slot.served.id for slot in held}
 
     def readiness(self) -> Readiness:
         with self._state:
@@ -307,7 +297,8 @@ class ServedModels:
         try:
             release = self._catalogue.resolve(model)
         except RegistryUnreachable as error:
-            raise ApiError(503, str(error), "registry_unreachable", "model", "server_error", {"retry-after": "10"}) from error
+            log.warning("%s cannot be looked up: %s", model, error)
+            raise registry_away() from error
         except RegistryError as error:
             raise self._unknown(model, str(error)) from error
         self._load(release, as_champion=False)
@@ -362,12 +353,12 @@ class ServedModels:
     def _note_registry(self, problem: str) -> None:
         log.warning("The registry cannot be read; what is loaded stays served. %s", problem)
         with self._state:
-            self._registry_problem = problem
+            self._registry_problem = REGISTRY_AWAY
 
     def _unknown(self, model: str, reason: str = "") -> ApiError:
         names = ", ".join([self._backbone.served.id, *sorted(self._champions), *sorted(self._named)])
         reason = reason or f"Served here: {names}, and NAME@VERSION or NAME@ALIAS of them."
-        return ApiError(404, f"The model {model!r} does not exist. {reason}", "model_not_found", "model")
+        return ApiError(404, f"The model {shortened(model, 200)} does not exist. {reason}", "model_not_found", "model")
 
     def _without_champion(self, model: str, name: str) -> ApiError:
         """Called with the state's lock held."""
@@ -378,21 +369,13 @@ class ServedModels:
                 404, f"{rule} Run `graftline promote {name}@VERSION`, or ask for a version.", "model_not_found", "model"
             )
         refusal = self._refused.get(ReleaseName(name, version))
-        return _unavailable(f"{name}@{version}", refusal)
+        return unavailable(f"{name}@{version}", refusal)
 
     def _unavailable(self, release: ReleaseName) -> ApiError:
         with self._state:
-            return _unavailable(str(release), self._refused.get(release))
+            return unavailable(str(release), self._refused.get(release))
 
 
 def _under_way(trails: Mapping[str, Trail]) -> dict[str, Canary]:
     found = {name: trail.under_way(name) for name, trail in trails.items()}
     return {name: canary for name, canary in found.items() if canary is not None}
-
-
-def _unavailable(release: str, refusal: Refusal | None) -> ApiError:
-    if refusal is None:
-        message, code, headers = f"{release} is not loaded yet. Try again soon.", "model_not_loaded", {"retry-after": "5"}
-    else:
-        message, code, headers = f"{release} was refused: {refusal.reason}", "model_refused", {"x-should-retry": "false"}
-    return ApiError(503, message, code, "model", "server_error", headers)

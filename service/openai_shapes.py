@@ -100,7 +100,8 @@ class _Request(TokenFields):
     @classmethod
     def _at_most_four(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(value) > MAX_STOPS or "" in value:
-            raise ValueError(f"stop is a text or a list of at most {MAX_STOPS} texts, none empty, but got {list(value)!r}")
+            given = shortened(list(value))
+            raise ValueError(f"stop is a text or a list of at most {MAX_STOPS} texts, none empty, but got {given}")
         return value
 
     @field_validator("decoding", mode="before")

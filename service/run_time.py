@@ -6,6 +6,7 @@ import itertools
 import logging
 import re
 import tempfile
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -24,10 +25,11 @@ from service.errors import ApiError
 from service.lease import Served
 from service.models import ServedModels
 from service.run_time_files import Limits, checked_profile, private_copy, refused
+from service.shortened import shortened
 
 log = logging.getLogger("graftline.models")
 MAX_NAME = 128
-_RELEASE = re.compile(r"[^/@]+@v?[1-9][0-9]*")
+_RELEASE = re.compile(r"[^/@]+@v?[1-9][0-9]{0,17}")
 
 
 class RunTimeAdapters:
@@ -47,9 +49,14 @@ class RunTimeAdapters:
         self._engine, self._backbone, self._catalogue, self._models = engine, backbone, catalogue, models
         self._allowed, self._limits, self._max_adapters = allowed, limits, max_adapters
         self._numbers = itertools.count(1)
+        self._loading = threading.Lock()  # one at a time, from the count of names to the name
 
     def load(self, name: str, path: str) -> str:
         """What the name now means: NAME@VERSION of a release, or the name itself."""
+        with self._loading:
+            return self._load(name, path)
+
+    def _load(self, name: str, path: str) -> str:
         self._check_name(name)
         if len(self._models.named()) >= self._max_adapters:
             message = f"At most {self._max_adapters} adapters are loaded by name at a time. Unload one before {name!r}."
@@ -68,7 +75,7 @@ class RunTimeAdapters:
         running = self._models.remove(name)
         if running is None:
             names = ", ".join(self._models.named()) or "none"
-            message = f"No adapter was loaded under the name {name!r}. Loaded by name: {names}."
+            message = f"No adapter was loaded under the name {shortened(name)}. Loaded by name: {names}."
             raise ApiError(404, message, "adapter_not_found", "lora_name")
         return running
 

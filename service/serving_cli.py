@@ -13,8 +13,10 @@ serving_app = typer.Typer()
 
 @serving_app.command()
 def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 3000,
+    host: Annotated[str | None, typer.Option(help="Address to listen on [default: $GRAFTLINE_HOST, else 127.0.0.1].")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port to listen on [default: $GRAFTLINE_PORT, else 3000].", min=1, max=65535)
+    ] = None,
     is_open: Annotated[
         bool, typer.Option("--open", help="Let everybody in who reaches the address, though no key was made.")
     ] = False,

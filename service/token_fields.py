@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated
@@ -15,6 +16,7 @@ from service.shortened import shortened
 
 MAX_CHOICES = 128  # OpenAI's
 _SEEDS = 2**64
+_TOKEN = re.compile(r"[0-9]{1,18}")
 
 Penalty = Annotated[float, Field(ge=PENALTY[0], le=PENALTY[1], allow_inf_nan=False)]
 Repetition = Annotated[float, Field(ge=REPETITION_PENALTY[0], le=REPETITION_PENALTY[1], allow_inf_nan=False)]
@@ -49,7 +51,7 @@ class TokenFields(GrammarFields):
     @classmethod
     def _by_token(cls, value: object) -> object:
         """JSON has no keys but texts."""
-        if not isinstance(value, dict) or not all(str(key).isascii() and str(key).isdecimal() for key in value):
+        if not isinstance(value, dict) or not all(_TOKEN.fullmatch(str(key)) for key in value):
             raise ValueError(f"logit_bias maps token ids to numbers from {BIAS[0]:g} to {BIAS[1]:g}, but got {shortened(value)}")
         if len({int(key) for key in value}) < len(value):
             raise ValueError("logit_bias names a token twice: once with zeros before its id")

@@ -147,6 +147,8 @@ def test_a_server_without_keys_answers_this_machine_alone(tmp_path: Path) -> Non
         ("127.0.0.1", {**local, "origin": "null"}, 403),
         ("127.0.0.1", {**local, "origin": "http://localhost:8080"}, 200),
         ("127.0.0.1", {}, 403),
+        ("127.0.0.1", {"host": "[::1"}, 403),  # no host at all, and no failure of the server
+        ("127.0.0.1", {**local, "origin": "http://[x"}, 403),
     ]
     for server, headers, status in cases:
         assert asyncio.run(told(access, server, **headers)) == status, (server, headers)

@@ -213,6 +213,15 @@ def test_a_key_pays_for_what_it_used_and_gets_the_rest_back() -> None:
     asyncio.run(scenario())
 
 
+def test_voters_are_paid_for_each() -> None:
+    async def scenario() -> None:
+        ticket = entered(of(rows=4), ANYONE, row("v"), each=3)
+        await whole(ticket.through(Desk().generate), row("v"))
+        assert ticket.used_tokens == 3 * (2 + 2)  # prompt and reply of each set of thoughts, though one reply is told
+
+    asyncio.run(scenario())
+
+
 def test_a_refused_request_has_taken_nothing() -> None:
     admission = of()
     caller = key("a", tokens_per_min=100)

@@ -108,6 +108,8 @@ def test_files_of_one_second_keep_their_order(client: openai.OpenAI) -> None:
         ),
         ("rows.jsonl", b'{"question": "a", "answer": "\xff"}\n', "Line 1: a line is UTF-8"),
         ("rows.jsonl", b"[" * 100_000 + b"\n", "Line 1:"),
+        ("rows.jsonl", b'{"question": ' + b"9" * 5000 + b', "answer": "b"}\n', "thousands of digits"),
+        ("rows.jsonl", b'{"question": "a", "answer": "b"}\n{"question": "\\ud800", "answer": "b"}\n', "Line 2: a text"),
         ("rows.jsonl", b'{"question": "' + b"a" * 2**19 * 3 + b'"}\n', "may have 1048576 bytes"),
         ("rows.jsonl", b"\n\n", "has none"),
         ("rows.jsonl", b"", "has none"),
@@ -189,6 +191,20 @@ def test_rows_that_make_no_task_are_refused_by_their_line(client: openai.OpenAI,
     file = upload(client, b"\n" + jsonl([*ROWS[:100], {"question": "", "answer": "1"}]))
     with pytest.raises(openai.BadRequestError, match="line 102 of 'rows.jsonl'"):
         client.fine_tuning.jobs.create(model=base, training_file=file.id)
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [({"text": "a", "label": "b"}, None), ({"question": "a", "answer": "b"}, {"nope": "question"})],
+    ids=["other columns", "a column of nothing"],
+)
+def test_rows_without_the_columns_of_a_task_are_refused_with_those_that_they_have(
+    client: openai.OpenAI, base: str, row: dict[str, str], columns: dict[str, str] | None
+) -> None:
+    file = upload(client, jsonl([row]))
+    with pytest.raises(openai.BadRequestError, match="has the columns question and answer") as refused:
+        client.fine_tuning.jobs.create(model=base, training_file=file.id, extra_body={"columns": columns} if columns else {})
+    assert list(row)[0] in str(refused.value)
 
 
 def ended(client: openai.OpenAI, job_id: str) -> openai.types.fine_tuning.FineTuningJob:

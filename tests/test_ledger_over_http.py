@@ -103,6 +103,8 @@ def test_a_webhook_of_mlflow_is_a_hint_where_its_signature_is_right_and_fresh(se
     assert delivered(server, SECRET, time.time() - 3600).status_code == 401
     assert delivered(server, SECRET, time.time(), json.dumps("a" * 2**17).encode()).status_code == 413
     assert post(server, "ledger/webhook").status_code == 401
+    strange = httpx.post(f"{server.openai_url}/ledger/webhook", headers={"x-mlflow-timestamp": "9" * 5000})
+    assert strange.status_code == 401
 
 
 def test_a_rollback_goes_through_the_ledger_and_is_served_at_once(server: Live, tracking: Tracking) -> None:

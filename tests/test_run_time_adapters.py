@@ -136,6 +136,14 @@ def test_no_more_adapters_are_loaded_than_the_setting_says(server: Live) -> None
         unload(server, f"many-{number}")
 
 
+def test_adapters_that_are_loaded_at_one_time_are_counted_too(server: Live) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        codes = [reply.status_code for reply in pool.map(lambda number: load(server, f"at-once-{number}", "plain"), range(6))]
+    for number in range(6):
+        unload(server, f"at-once-{number}")
+    assert sorted(codes) == [200] * 3 + [409] * 3
+
+
 def rewritten_header(directory: Path, change: Callable[[dict[str, dict[str, object]]], None]) -> None:
     file = directory / WEIGHTS
     stored = file.read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from registry.manifest import verify
 from registry.names import ReleaseName
 from registry.release import Release
 from service.errors import ApiError
-from service.lease import Lease
-from service.models import RETRY_REFUSED_S, ServedModels
+from service.lease import Lease, Served
+from service.models import MAX_MODEL, ServedModels
+from service.unserved import REGISTRY_AWAY, RETRY_REFUSED_S
 
 
 class Shelf:
@@ -236,11 +238,50 @@ def test_without_the_registry_what_is_loaded_stays_served(models: ServedModels, 
     shelf.is_reachable = False
     models.refresh()
     assert lease(models, "law").served.id == "law@1"
-    assert models.readiness().registry == "The shelf is out of reach."
-    assert refusal(models, "law@2").code == "registry_unreachable"
+    assert models.readiness().registry == REGISTRY_AWAY
+    answer = refusal(models, "law@2")
+    assert answer.code == "registry_unreachable"
+    assert "shelf" not in answer.message  # where the registry stands is in the log, and in no reply
     shelf.is_reachable = True
     models.refresh()
     assert models.readiness().registry is None
+
+
+def test_an_older_look_has_not_the_last_word(models: ServedModels, shelf: Shelf) -> None:
+    read, moved = threading.Event(), threading.Event()
+    champions, ledger = shelf.champions, dict(shelf.ledger)
+
+    def slow() -> Mapping[str, int | None]:
+        shelf.champions = champions  # type: ignore[method-assign]
+        read.set()
+        moved.wait(2)  # while another look may begin, and end
+        return ledger
+
+    shelf.champions = slow  # type: ignore[method-assign]
+    older = threading.Thread(target=models.refresh)
+    older.start()
+    read.wait(5)
+    shelf.ledger["law"] = 2
+    newer = threading.Thread(target=lambda: (models.refresh(), moved.set()))
+    newer.start()
+    newer.join(10)
+    older.join(10)
+    newer.join(10)
+    assert lease(models, "law").served.id == "law@2"
+
+
+@pytest.mark.parametrize("model", ["law@" + "1" * 5000, "x" * 100_000, "/a" * 5000], ids=["version", "name", "path"])
+def test_a_name_longer_than_any_is_unknown_in_a_short_sentence(models: ServedModels, model: str) -> None:
+    assert len(model) > MAX_MODEL
+    answer = refusal(models, model)
+    assert answer.status == 404 and len(answer.body()["error"]["message"] or "") < 1000
+
+
+def test_what_was_loaded_by_name_counts_as_answering(models: ServedModels) -> None:
+    models.install("mine", lambda: Served("mine", None, "digest"))
+    assert "mine" in models.answering()
+    models.remove("mine")
+    assert "mine" not in models.answering()
 
 
 def test_an_unknown_model_is_told_the_names_that_exist(models: ServedModels) -> None:

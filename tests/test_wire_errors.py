@@ -9,6 +9,8 @@ import httpx
 import pytest
 from live_service import Live, live, small
 
+from service.errors import without_paths
+
 CHAT = "/v1/chat/completions"
 VALID = '{"model": "backbone0", "messages": [{"role": "user", "content": "Add 5."}], "max_tokens": 1'
 
@@ -86,3 +88,26 @@ def test_a_reply_s_id_holds_the_request_s(server: Live, base: str) -> None:
 def test_the_service_answers_after_all_that(server: Live, base: str) -> None:
     body = {"model": base, "prompt": "Add 5.", "max_tokens": 1}
     assert httpx.post(f"{server.openai_url}/completions", json=body).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("model", "/a" * 5000), ("model", "backbone0@" + "1" * 5000), ("model", "x" * 200_000), ("stop", ["a" * 200_000] * 5)],
+    ids=["a path", "a version", "a name", "stops"],
+)
+def test_a_value_without_end_is_the_clients_fault_and_is_not_sent_back_whole(server: Live, field: str, value: object) -> None:
+    body = {"model": "backbone0", "messages": [{"role": "user", "content": "Add 5."}], "max_tokens": 1, field: value}
+    reply = httpx.post(f"{server.url}{CHAT}", json=body, timeout=30)
+    assert reply.status_code in (400, 404), reply.text[:300]
+    assert len(reply.content) < 2000
+
+
+def test_a_path_of_this_machine_is_cut_to_its_last_part() -> None:
+    assert without_paths(f"{Path(__file__)} is damaged.") == f"{Path(__file__).name} is damaged."
+    assert without_paths("POST /v1/completions is not offered.") == "POST /v1/completions is not offered."
+    assert without_paths("/" + "a/" * 5000 + "b") == "/" + "a/" * 5000 + "b"  # no disk is asked, however long
+
+
+def test_head_is_refused_where_it_is_not_offered(server: Live) -> None:
+    reply = httpx.head(f"{server.url}/v1/models")
+    assert (reply.status_code, reply.headers["allow"]) == (405, "GET")

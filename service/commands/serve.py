@@ -12,8 +12,8 @@ from service.settings import Settings
 
 
 def serve(
-    host: str,
-    port: int,
+    host: str | None,
+    port: int | None,
     backbone: str | None,
     engine: str | None,
     home: Path | None,
@@ -31,9 +31,9 @@ def serve(
     if settings.engine == "vllm":
         vllm_options(settings)
     sources_of(settings.backbone)  # a server that cannot start would be started again and again
-    check_address(host, port)
-    refuse_open(host, settings.home, settings.open)
-    print(f"serving {settings.backbone} on http://{host}:{port}/v1 (Ctrl-C stops it)", flush=True)
+    check_address(settings.host, settings.port)
+    refuse_open(settings.host, settings.home, settings.open)
+    print(f"serving {settings.backbone} on http://{settings.host}:{settings.port}/v1 (Ctrl-C stops it)", flush=True)
     serve_settings(settings)
 
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
+
+from pydantic import ValidationError
 
 from adapters.whole_file import whole_directory, write_whole
 from service.errors import ApiError
+from service.shortened import shortened
 
 TASK, CHOICES = "task.toml", "choices"
 MAX_LINE_BYTES = 2**20
 MAX_CLASSES = 64
+_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _COLUMNS = ("question", "answer", "choices", "rationale", "context", "group", "id")
 _WANTED = 'a row is {"messages": [...]} that ends with the assistant\'s, or has the columns question and answer'
 
@@ -52,7 +58,13 @@ def write_task(
         named = {"question": "question", "answer": "answer", "context": "context"}
     else:
         named = {key: key for key in _COLUMNS if any(key in row for row in rows)}
-    chosen = Columns.model_validate(dict(columns) if columns else named).model_dump(exclude_none=True)
+    try:
+        chosen = Columns.model_validate(dict(columns) if columns else named).model_dump(exclude_none=True)
+    except ValidationError as error:
+        found = shortened(list(rows[0]), 200)
+        rule = f"{_WANTED[0].upper()}{_WANTED[1:]}; `columns` names others, each as one of {', '.join(_COLUMNS)}"
+        message = f"{rule}. The first row has {found}."
+        raise ApiError(400, message, "invalid_training_data", "columns") from error
     if is_closed := "choices" not in chosen:
         # Not listed in the prompt, which stays as it was sent: they are what an answer is scored among.
         rows, chosen["choices"] = _with_choices(rows, str(chosen["answer"])), CHOICES
@@ -96,18 +108,37 @@ def _jsonl(file: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
                 row = json.loads(line.decode("utf-8"))
             except UnicodeDecodeError as error:
                 raise _wrong(number, f"a line is UTF-8, but this one is not ({error.reason})") from error
-            except (json.JSONDecodeError, RecursionError) as error:
-                reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-                raise _wrong(number, f"a line is one JSON object, but this one is not JSON ({reason})") from error
+            except (ValueError, RecursionError) as error:
+                raise _wrong(number, f"a line is one JSON object, but this one is not JSON ({_reason(error)})") from error
+            if _ESCAPED_SURROGATE.search(line) and _has_half_a_character(row):
+                raise _wrong(number, "a text is made of whole characters, but one here has half a surrogate pair")
             if not isinstance(row, dict):
                 raise _wrong(number, f"a line is one JSON object, but this one holds a {type(row).__name__}")
             yield number, row
 
 
-def _bounded(lines: Iterable[bytes]) -> Iterator[bytes]:
-    for number, line in enumerate(lines, start=1):
+def _reason(error: ValueError | RecursionError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg}, column {error.colno}"
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number has thousands of digits"
+
+
+def _has_half_a_character(row: object) -> bool:
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _bounded(lines: BinaryIO) -> Iterator[bytes]:
+    """A line that is too long is not read to its end."""
+    for number in itertools.count(1):
+        line = lines.readline(MAX_LINE_BYTES + 1)
         if len(line) > MAX_LINE_BYTES:
-            raise _wrong(number, f"a line has at most {MAX_LINE_BYTES} bytes, but this one has {len(line)}")
+            raise _wrong(number, f"a line has at most {MAX_LINE_BYTES} bytes, but this one has more")
+        if not line:
+            return
         yield line
 
 

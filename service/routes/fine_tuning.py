@@ -23,6 +23,7 @@ from service.jobs.uploads import UploadedFile
 from service.json_body import JsonRoute
 from service.parts import Parts, PartsHere
 from service.routes.files import uploaded
+from service.shortened import shortened
 
 router = APIRouter(route_class=JsonRoute, dependencies=[CONTROLLED])
 Limit = Annotated[int, Query(ge=1, le=100)]
@@ -34,7 +35,7 @@ async def create(parts: PartsHere, request: Request, body: JobRequest) -> Respon
         body.refuse_unsupported()
         jobs = jobs_of(parts)
         if body.model != parts.models.backbone_id:
-            message = f"A job fits adapters around {parts.models.backbone_id!r}, but got the model {body.model!r}."
+            message = f"A job fits adapters around {parts.models.backbone_id!r}, but got the model {shortened(body.model)}."
             raise ApiError(404, message, "model_not_found", "model")
         file = await uploaded(parts, body.training_file, "training_file")
         job = await asyncio.to_thread(_submitted, parts, jobs, body, file, caller_of(request).name)
