@@ -64,7 +64,7 @@ def test_an_unknown_path_is_not_found_in_the_same_shape(server: Live, path: str)
 
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
-    [("GET", CHAT, "POST"), ("DELETE", "/v1/models", "GET, HEAD"), ("PATCH", "/tokenize", "POST")],
+    [("GET", CHAT, "POST"), ("DELETE", "/v1/models", "GET"), ("PATCH", "/tokenize", "POST")],
 )
 def test_a_wrong_method_is_told_the_right_ones(server: Live, method: str, path: str, allowed: str) -> None:
     reply = httpx.request(method, f"{server.url}{path}")
