@@ -42,7 +42,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
         text = opened.read(length)
     try:
         header = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedAdapter(f"The header of {file.name} must be JSON, but is not ({error}). {_AGAIN}") from error
     if not isinstance(header, dict):
         raise DamagedAdapter(f"The header of {file.name} must be a JSON object, but is a {type(header).__name__}. {_AGAIN}")
@@ -56,7 +56,7 @@ def _stored(file: str, name: str, entry: object) -> StoredTensor:
     try:
         assert isinstance(entry, Mapping)
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        sound = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+        sound = isinstance(dtype, str) and all(type(number) is int and number >= 0 for number in (*shape, begin, end))
     except (AssertionError, KeyError, TypeError, ValueError):
         sound = False
     if not sound:

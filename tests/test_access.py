@@ -7,11 +7,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NoReturn
 
 import httpx
 import pytest
 from fastapi import FastAPI
 from live_service import Live, live, small
+from starlette.types import ASGIApp
 
 from registry.tracking import Tracking
 from service.access import Access
@@ -44,7 +46,8 @@ def keyed(home: Path, secrets: dict[Scope, str], backbone_directory: Path) -> It
 
 def ask(server: Live, secret: str | None, method: str = "GET", path: str = "/v1/models") -> httpx.Response:
     headers = {} if secret is None else {"authorization": f"Bearer {secret}"}
-    return httpx.request(method, server.url + path, headers=headers)
+    # Plain HTTP: without this each call would read all certificates of the machine, which takes longer than the answer.
+    return httpx.request(method, server.url + path, headers=headers, verify=False)
 
 
 def test_probes_are_open(keyed: Live) -> None:
@@ -110,11 +113,15 @@ def test_taking_the_file_away_does_not_open_the_server(keyed: Live, home: Path, 
     assert ask(keyed, secrets[Scope.COMPLETE]).status_code == 200
 
 
-async def told(access: Access, server: str, **headers: str) -> int:
-    """The status for somebody who dialled the address `server` and sent these headers."""
+async def told(access: Access, server: str, *, without: str | None = None, times: int = 1, **headers: str) -> int:
+    """The status for somebody who dialled the address `server` and sent these headers to so many fronts behind each other."""
     application = FastAPI()
-    application.state.access = access
-    application.state.parts = SimpleNamespace(admission=Admission(Bounds(1, 1, 1), Quotas()))
+    parts = SimpleNamespace(
+        admission=Admission(Bounds(1, 1, 1), Quotas()), settings=SimpleNamespace(max_body_bytes=1, body_timeout_s=1.0)
+    )
+    for name, value in (("access", access), ("parts", parts)):
+        if name != without:
+            setattr(application.state, name, value)
     statuses: list[int] = []
 
     async def send(message: object) -> None:
@@ -129,7 +136,10 @@ async def told(access: Access, server: str, **headers: str) -> int:
 
     named = [(name.encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": named, "server": (server, 3000)}
-    await Front(endpoint, application)(scope, receive, send)
+    app: ASGIApp = endpoint
+    for _ in range(times):
+        app = Front(app, application)
+    await app(scope, receive, send)
     return statuses[0]
 
 
@@ -153,6 +163,44 @@ def test_a_server_without_keys_answers_this_machine_alone(tmp_path: Path) -> Non
     for server, headers, status in cases:
         assert asyncio.run(told(access, server, **headers)) == status, (server, headers)
         assert asyncio.run(told(opened, server, **headers)) == 200
+
+
+def test_keys_that_cannot_be_read_let_nobody_in(tmp_path: Path) -> None:
+    KeyStore(tmp_path).create("bot", (Scope.COMPLETE,), Quota())
+    KeyStore(tmp_path).file.write_text("{")
+    for access in (Access(KeyStore(tmp_path)), Access(KeyStore(tmp_path), is_open=True)):
+        assert asyncio.run(told(access, "127.0.0.1", host="127.0.0.1")) == 503
+
+
+def test_a_secret_counts_as_a_bearers_alone(tmp_path: Path) -> None:
+    secret = KeyStore(tmp_path).create("bot", (Scope.COMPLETE,), Quota()).secret
+    access = Access(KeyStore(tmp_path))
+    statuses = [asyncio.run(told(access, "::1", authorization=f"{kind} {secret}")) for kind in ("Bearer", "bearer", "Basic")]
+    assert statuses == [200, 200, 401]
+
+
+@pytest.mark.parametrize("missing", ["access", "parts"])
+def test_before_it_has_started_the_server_says_so(tmp_path: Path, missing: str) -> None:
+    assert asyncio.run(told(Access(KeyStore(tmp_path)), "127.0.0.1", without=missing, host="127.0.0.1")) == 503
+
+
+def test_a_request_passes_the_front_once_however_often_it_stands_there(tmp_path: Path) -> None:
+    caller = KeyStore(tmp_path).create("bot", (Scope.COMPLETE,), Quota(requests_per_min=1))
+    access = Access(KeyStore(tmp_path))
+    assert asyncio.run(told(access, "::1", times=2, authorization=f"Bearer {caller.secret}")) == 200
+
+
+def test_a_websocket_is_closed_before_anything_sees_it() -> None:
+    sent: list[object] = []
+
+    async def send(message: object) -> None:
+        sent.append(message)
+
+    async def never(*_: object) -> NoReturn:
+        raise AssertionError("it was let in")
+
+    asyncio.run(Front(never, FastAPI())({"type": "websocket", "path": "/v1/models"}, never, send))
+    assert sent == [{"type": "websocket.close", "code": 1008}]
 
 
 def test_metrics_are_open_where_a_setting_says_so(tmp_path: Path) -> None:

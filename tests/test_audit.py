@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import resource
 import stat
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 from starlette.requests import Request
 
-from service.audit import AUDIT_LOG, AuditLog, AuditUnavailable, read_audit
+from service.audit import AUDIT_LOG, MAX_TEXT, AuditLog, AuditUnavailable, read_audit
 from service.caller import Caller, Scope
 from service.errors import ApiError
 
@@ -50,6 +52,41 @@ def test_an_act_that_fails_is_recorded_as_failed(log: AuditLog, tmp_path: Path) 
         raise ZeroDivisionError("rate")
     ((entry,), _) = read_audit(tmp_path)
     assert (entry.who, entry.outcome, entry.reason) == ("service", "failed", "ZeroDivisionError: rate")
+
+
+def test_an_act_that_the_server_could_not_do_has_failed_and_is_not_refused(log: AuditLog, tmp_path: Path) -> None:
+    with pytest.raises(ApiError), log.by_service("release.rollback", "law"):
+        raise ApiError(503, "The registry does not answer.", "registry_unreachable")
+    ((entry,), _) = read_audit(tmp_path)
+    assert (entry.outcome, entry.reason) == ("failed", "The registry does not answer.")
+
+
+def test_an_act_that_is_cut_off_is_not_done(log: AuditLog, tmp_path: Path) -> None:
+    with pytest.raises(asyncio.CancelledError), log.by_service("release.rollback", "law"):
+        raise asyncio.CancelledError
+    ((entry,), _) = read_audit(tmp_path)
+    assert entry.outcome == "cancelled"
+
+
+def test_a_line_is_bounded_whatever_a_client_names(log: AuditLog, tmp_path: Path) -> None:
+    with pytest.raises(ValueError), log.by_service("adapter.load", "x" * 10**5):
+        raise ValueError("y" * 10**5)
+    ((entry,), _) = read_audit(tmp_path)
+    assert (len(entry.target), len(entry.reason or "")) == (MAX_TEXT, MAX_TEXT)
+
+
+def test_a_line_that_does_not_fit_on_the_disk_is_no_record(log: AuditLog, tmp_path: Path) -> None:
+    with log.by_service("release.rollback", "law"):
+        pass
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (log.file.stat().st_size + 20, before[1]))  # a disk with 20 bytes left
+    try:
+        with pytest.raises(AuditUnavailable), log.by_service("release.rollback", "tax"):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    entries, damaged = read_audit(tmp_path)
+    assert ([entry.target for entry in entries], damaged) == (["law"], 1)
 
 
 def test_an_act_that_cannot_be_recorded_is_not_done(tmp_path: Path) -> None:

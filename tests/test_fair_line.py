@@ -54,3 +54,16 @@ def test_who_gives_up_leaves_the_line() -> None:
     line.remove("a", one)
     line.remove("never", one)
     assert len(line) == 1 and line.next() is two and line.next() is None
+
+
+def test_a_key_whose_last_request_gives_up_has_no_turn() -> None:
+    line = line_of([("a", 10, "A"), ("b", 10, "B")])
+    line.remove("a", "A")
+    assert drawn(line) == "B" and line.next() is None
+    line.add("a", 10, "again")
+    assert line.next() == "again"
+
+
+def test_what_a_turn_cost_is_paid() -> None:
+    line = line_of([("a", 10, "a")] * 3 + [("b", 10, "b")] * 3)
+    assert drawn(line) == "ababab"

@@ -43,7 +43,7 @@ def test_a_secret_opens_what_its_key_says(store: KeyStore) -> None:
 
 def test_the_file_holds_no_secret_and_is_the_owners_alone(store: KeyStore) -> None:
     secret = store.create("bot", COMPLETE, Quota()).secret
-    assert secret not in store.file.read_text() and secret.rpartition("-")[2] not in store.file.read_text()
+    assert secret not in store.file.read_text() and secret.split("-", 2)[2] not in store.file.read_text()
     assert stat.S_IMODE(store.file.stat().st_mode) == 0o600
 
 
@@ -70,6 +70,45 @@ def test_what_another_process_revoked_holds_for_the_next_request(store: KeyStore
     KeyStore(tmp_path).revoke("bot")
     with pytest.raises(InvalidKey, match="revoked"):
         store.holder(made.secret)
+
+
+def test_a_key_is_revoked_once_and_keeps_the_time_of_it(tmp_path: Path) -> None:
+    now = [NOON]
+    store = KeyStore(tmp_path, now=lambda: now[0])
+    made = store.create("bot", COMPLETE, Quota())
+    store.revoke(made.key.id)
+    now[0] = NOON + timedelta(hours=1)
+    for reference in ("bot", made.key.id):
+        with pytest.raises(KeyRefused, match="no key"):
+            store.revoke(reference)
+    assert [key.revoked_at for key in store.all()] == [NOON]
+
+
+def test_a_name_that_an_expired_key_had_before_means_the_valid_one(tmp_path: Path) -> None:
+    now = [NOON]
+    store = KeyStore(tmp_path, now=lambda: now[0])
+    store.create("bot", COMPLETE, Quota(), expires_at=NOON + timedelta(hours=1))
+    now[0] = NOON + timedelta(hours=2)
+    second = store.create("bot", COMPLETE, Quota())
+    store.revoke("bot")
+    with pytest.raises(InvalidKey, match="revoked"):
+        store.holder(second.secret)
+
+
+def test_a_file_of_the_same_size_is_read_again(store: KeyStore) -> None:
+    made = store.create("bot", COMPLETE, Quota())
+    assert store.holder(made.secret)
+    store.file.write_text(store.file.read_text().replace(made.key.digest, "0" * 64))
+    os.utime(store.file, ns=(1, 1))
+    with pytest.raises(InvalidKey, match="not one of this server's"):
+        store.holder(made.secret)
+
+
+def test_a_key_opens_something_and_ends_later_than_now(store: KeyStore) -> None:
+    with pytest.raises(KeyRefused, match="without a scope opens nothing"):
+        store.create("bot", (), Quota())
+    with pytest.raises(KeyRefused, match="must end in the future"):
+        store.create("bot", COMPLETE, Quota(), expires_at=NOON)
 
 
 def test_a_key_ends_at_its_time(tmp_path: Path) -> None:
@@ -116,9 +155,10 @@ def test_a_damaged_file_lets_nobody_in(store: KeyStore) -> None:
         store.holder(secret)
 
 
-def test_a_file_that_others_may_write_lets_nobody_in(store: KeyStore) -> None:
+@pytest.mark.parametrize("mode", [0o620, 0o602])
+def test_a_file_that_others_may_write_lets_nobody_in(store: KeyStore, mode: int) -> None:
     secret = store.create("bot", COMPLETE, Quota()).secret
-    os.chmod(store.file, 0o666)
+    os.chmod(store.file, mode)
     os.utime(store.file)
     with pytest.raises(KeysUnreadable, match="chmod 600"):
         store.holder(secret)

@@ -68,9 +68,17 @@ def test_what_was_reserved_and_not_used_is_given_back_once(quotas: Quotas) -> No
     assert quotas.headers(caller)["x-ratelimit-remaining-tokens"] == "800"
 
 
+def test_a_quota_that_is_changed_holds_for_the_next_request(quotas: Quotas) -> None:
+    quotas.count_request(bot(requests_per_min=1))
+    refusal(quotas, bot(requests_per_min=1))
+    quotas.count_request(bot(requests_per_min=2))
+    assert quotas.headers(bot(requests_per_min=2))["x-ratelimit-limit-requests"] == "2"
+
+
 def test_what_was_used_beyond_is_owed(quotas: Quotas, clock: Clock) -> None:
     caller = bot(tokens_per_min=600)
     quotas.reserve(caller, 600).settle(900)
+    assert quotas.headers(caller)["x-ratelimit-remaining-tokens"] == "0"
     assert float(refusal(quotas, caller, 1).headers["retry-after-ms"]) == pytest.approx(30_100, abs=1)
     clock.now_s = 30.2
     quotas.reserve(caller, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -111,8 +112,9 @@ def test_what_was_unloaded_is_loaded_again_while_rows_still_run_on_it(server: Li
     alone = write(client, "busy", max_tokens=200)
     with ThreadPoolExecutor(4) as pool:
         streams = [pool.submit(stream_whole, client, "busy") for _ in range(4)]
-        while not server.parts.engine.stats().running:
-            pass
+        ends = time.monotonic() + 10
+        while server.parts.engine.stats().running < len(streams) and time.monotonic() < ends:
+            time.sleep(0.001)  # a stream that comes between the two calls below would find nothing to answer it
         assert unload(server, "busy").status_code == load(server, "busy", "plain").status_code == 200
         assert {stream.result() for stream in streams} == {alone}
     assert write(client, "busy", max_tokens=200) == alone
