@@ -69,7 +69,8 @@ class StepLoop:
             with self._stepped:
                 self._stepped.notify_all()
         for _, future in self._calls:
-            future.set_exception(EngineError("The engine was closed before this call ran. Make a new one."))
+            if future.set_running_or_notify_cancel():
+                future.set_exception(EngineError("The engine was closed before this call ran. Make a new one."))
         self._calls.clear()
         with self._stepped:
             self._stepped.notify_all()

@@ -207,7 +207,9 @@ class ReadingQueue:
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
         while self._waiting:
-            self._waiting.popleft()[1].set_exception(EngineError("The engine was closed while this prompt was read. Ask again."))
+            _, found = self._waiting.popleft()
+            if found.set_running_or_notify_cancel():
+                found.set_exception(EngineError("The engine was closed while this prompt was read. Ask again."))
 
     def _read_waiting(self) -> None:
         taken = [self._waiting.popleft() for _ in range(len(self._waiting))]

@@ -161,16 +161,21 @@ class TorchEngine:
     def _completed(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         seeds = [index if request.seed is None else request.seed for index, request in enumerate(requests)]
         voters = [self._voters(request) for request in requests]
-        rows = self._run(lambda: [self._row(voter, seed) for each, seed in zip(voters, seeds, strict=True) for voter in each])
-        # The longest first: a batch then holds rows of like length, and ends with short ones.
-        queue = sorted(rows, key=lambda row: -row.max_length)
+        rows: list[Row] = []
+
+        def submit(scheduler: Scheduler) -> None:
+            # Made and submitted in one piece: between the two a name could be unloaded, and its row would be the backbone's.
+            rows.extend(self._row(voter, seed) for each, seed in zip(voters, seeds, strict=True) for voter in each)
+            # The longest first: a batch then holds rows of like length, and ends with short ones.
+            scheduler.submit(*sorted(rows, key=lambda row: -row.max_length))
+
         if self._loop is not None:
-            self._loop.wait_for(lambda: self._scheduler.submit(*queue), lambda: all(row.is_finished for row in rows))
+            self._loop.wait_for(lambda: submit(self._scheduler), lambda: all(row.is_finished for row in rows))
         else:
             with self._lock:
                 # A scheduler of its own, so that the same call gives the same bits; nobody waits for a step, so whole prompts.
                 scheduler = self._new_scheduler()
-                scheduler.submit(*queue)
+                submit(scheduler)
                 while scheduler.is_busy:
                     scheduler.step()
                 self._counts += scheduler.counts
@@ -240,9 +245,10 @@ class TorchEngine:
                 self._readings.subtract(names)
 
     def _started_loop(self) -> StepLoop:
-        if self._loop is None:
-            self._loop = StepLoop(self._scheduler, self._lock)
-        return self._loop
+        with self._counting:  # requests of several event loops may come first together
+            if self._loop is None:
+                self._loop = StepLoop(self._scheduler, self._lock)
+            return self._loop
 
     def _load(self, name: str, profile: Profile) -> None:
         # Checked and copied in the caller's thread: rows that run are held up for no longer than the copy is put in its place.

@@ -47,7 +47,8 @@ def publish(
     if as_json:
         print(json.dumps({"release": str(release.full_name), "directory": str(release.directory), "run_id": release.run_id}))
     else:
-        print(f"published {release.full_name}; next: graftline promote {release.full_name}")
+        command = "graftline router promote" if "router" in release.manifest.derived else "graftline promote"
+        print(f"published {release.full_name}; next: {command} {release.full_name}")
 
 
 def publish_directory(tracking: Tracking, directory: Path, name: str | None = None, run_id: str | None = None) -> Release:
@@ -121,6 +122,10 @@ def gated(
     from tuning.gating import Subject, gate_settings, recipe_policy
 
     release = load_release(tracking, named.name, named.version)
+    if "router" in release.manifest.derived:
+        raise PromotionRefused(
+            f"A router has a gate of its own, but {named} came to that of adapters. Run `graftline router promote {named}`."
+        )
     subject = Subject(str(release.full_name), release.directory, release.manifest)
     policy = gate_policy(tracking, release.name, recipe_policy(subject.recipe), gate_file, reason)
     backbone = Backbone.load(release.manifest.backbone.name)

@@ -71,7 +71,11 @@ def fit(
     domains = {release.name: task_named(_domain_of(release)) for release in releases}
     if len(domains) < len(releases):
         raise ValueError("A router chooses among names, but two of these releases have one name. Name each once.")
-    others = [task_named(name) for name in _protected(releases)]
+    of_domains = {task.name for task in domains.values()}
+    if len(of_domains) < len(domains):
+        raise ValueError("A router tells domains apart, but two of these releases were fitted on one domain. Leave one out.")
+    # What one release protects may be what another was fitted on: its questions are that one's, and not the backbone's too.
+    others = [task for task in map(task_named, _protected(releases)) if task.name not in of_domains]
     found = fit_router(engine, backbone, domains, others, spec, own)
     targets = {release.name: str(release.full_name) for release in releases}
     with whole_directory(out) as part:
@@ -121,8 +125,7 @@ def promote(
 ) -> int:
     """0 when promoted, 1 when its gate did not pass. An undecided gate of the router is continued."""
     from registry.claim import alone, claimed
-    from registry.errors import PromotionRefused
-    from service.commands.releases import gate_table
+    from service.commands.releases import gate_table, refuse_early
     from service.pace import checked_seconds
     from tuning.router_gate import gate_router, router_settings
 
@@ -130,8 +133,7 @@ def promote(
     place = home_directory(home)
     tracking = Tracking.at(place, tracking_uri).existing()
     release = _release(tracking, reference)
-    if override and not reason.strip():
-        raise PromotionRefused(f"An override needs a reason, but none was given for {release.full_name}. Pass --reason.")
+    refuse_early(tracking, release.full_name, override, reason)
     ledger = Ledger(tracking, release.name)
     head = ledger.head()
     console = Console(stderr=as_json, markup=False, width=None if sys.stdout.isatty() else 140)
@@ -176,6 +178,7 @@ def opened(tracking: Tracking, directory: Path) -> Iterator[Opened]:
     from evaluation.tasks import task_named
     from registry.errors import UnknownRelease
     from registry.manifest import verify
+    from tuning.gating import check_tasks
     from tuning.router_gate import ROUTED, Target
 
     manifest = verify(directory)
@@ -190,6 +193,7 @@ def opened(tracking: Tracking, directory: Path) -> Iterator[Opened]:
     try:
         for release in releases:
             profile = str(release.full_name)
+            check_tasks(release.manifest, profile)
             engine.load(profile, Profile.load(release.directory))
             targets.append(Target(release.name, profile, profile, task_named(_domain_of(release))))
         routed = RoutedEngine(engine, router, {target.name: target.profile for target in targets}, ROUTED)
