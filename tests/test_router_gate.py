@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from adapters.backbone import Backbone
 from engine.profile import Profile
 from engine.routed_engine import RoutedEngine, prompt_states
 from engine.torch_engine import TorchEngine
+from evaluation.admission import admissions
 from evaluation.errors import Overlap
 from evaluation.evaluate import Planned, evaluate
 from evaluation.measures import MEASURES
@@ -121,6 +123,18 @@ def bench(session_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) 
     engine.close()
 
 
+@pytest.fixture
+def admitted(bench: Bench) -> Iterator[None]:
+    """The protected family as if the random backbone could do it: its values are paired all the same."""
+    backbone, task = bench.engine.backbone, task_named(PROTECTED)
+    admissions(bench.engine, backbone, [task], bench.cache)
+    (file,) = (bench.cache / "admission").iterdir()
+    told = file.read_text()
+    file.write_text(json.dumps({**json.loads(told), "admitted": True, "reasons": []}))
+    yield
+    file.write_text(told)
+
+
 def verdicts(report: GateReport) -> dict[str, str]:
     return {test.name: test.verdict for test in report.tests}
 
@@ -129,21 +143,26 @@ def against(name: str) -> str:
     return f"{name}, against asking for it"
 
 
+@pytest.mark.usefixtures("admitted")
 def test_a_router_that_sends_each_prompt_home_passes(bench: Bench, tmp_path: Path) -> None:
     bench.written(bench.homing, tmp_path)
     report = bench.gated(bench.homing, tmp_path)
     assert report.verdict == "pass" and set(verdicts(report)) == {DOMAINS, *map(against, WORDS), PROTECTED}
-    assert {test.change for test in report.tests if test.name != DOMAINS} == {0.0}
+    # A prompt or two of forty may lie below the threshold and stay with the backbone.
+    assert all(-0.1 < test.change <= 0.0 for test in report.tests if test.name != DOMAINS)
     assert report.details["targets"] == {"skin": "skin@1", "sums": "sums@1"}
 
 
+@pytest.mark.usefixtures("admitted")
 def test_a_router_that_sends_prompts_to_the_other_adapter_fails_against_asking_by_name(bench: Bench, tmp_path: Path) -> None:
     bench.written(bench.crossed(), tmp_path)
     report = bench.gated(bench.crossed(), tmp_path)
-    assert report.verdict == "fail" and verdicts(report)[PROTECTED] == "pass"
-    assert "fail" in {verdicts(report)[against(name)] for name in WORDS}
+    assert report.verdict != "pass" and verdicts(report)[PROTECTED] == "pass"
+    lost = {test.name: test.change for test in report.tests}
+    assert all(lost[against(name)] < -0.2 and verdicts(report)[against(name)] != "pass" for name in WORDS)
 
 
+@pytest.mark.usefixtures("admitted")
 def test_a_router_that_sends_none_gains_nothing_and_does_not_pass(bench: Bench, tmp_path: Path) -> None:
     router = bench.sending(None)
     bench.written(router, tmp_path)
@@ -153,11 +172,19 @@ def test_a_router_that_sends_none_gains_nothing_and_does_not_pass(bench: Bench, 
     assert [verdicts(report)[against(name)] for name in WORDS] == ["fail", "fail"] and verdicts(report)[PROTECTED] == "pass"
 
 
+@pytest.mark.usefixtures("admitted")
 def test_a_router_that_sends_all_to_an_adapter_is_seen_by_the_protected_family(bench: Bench, tmp_path: Path) -> None:
     router = bench.sending("skin")
     bench.written(router, tmp_path)
     (kept,) = (test for test in bench.gated(router, tmp_path).tests if test.name == PROTECTED)
     assert kept.change != 0 and kept.num_items == SETTINGS.round_items * SETTINGS.max_rounds
+
+
+def test_a_router_of_which_no_family_shows_what_it_keeps_does_not_pass(bench: Bench, tmp_path: Path) -> None:
+    bench.written(bench.homing, tmp_path)
+    report = bench.gated(bench.homing, tmp_path)
+    assert set(verdicts(report).values()) == {"pass"} and PROTECTED in report.not_measurable
+    assert report.verdict == "inconclusive"
 
 
 def test_a_router_that_was_fitted_on_items_of_the_gate_is_stopped(bench: Bench, tmp_path: Path) -> None:
