@@ -51,6 +51,9 @@ def test_once_it_has_begun_nothing_new_is_taken_and_what_runs_ends(tmp_path: Pat
         assert (refused.value.status_code, refused.value.code) == (503, "going_away")
         assert refused.value.response.headers["retry-after"] == "5"
         assert stream.result() == "ended"
+        ends = time.monotonic() + 10
+        while drain.running and time.monotonic() < ends:
+            time.sleep(0.005)  # the reply has been read a moment before its request is over
         assert drain.running == 0
 
 
