@@ -148,7 +148,7 @@ def test_a_router_that_sends_each_prompt_home_passes(bench: Bench, tmp_path: Pat
     bench.written(bench.homing, tmp_path)
     report = bench.gated(bench.homing, tmp_path)
     assert report.verdict == "pass" and set(verdicts(report)) == {DOMAINS, *map(against, WORDS), PROTECTED}
-    # A prompt or two of forty may lie below the threshold and stay with the backbone.
+    # A prompt or two of forty may lie nearer to the mean of another class.
     assert all(-0.1 < test.change <= 0.0 for test in report.tests if test.name != DOMAINS)
     assert report.details["targets"] == {"skin": "skin@1", "sums": "sums@1"}
 
