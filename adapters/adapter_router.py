@@ -53,10 +53,11 @@ class AdapterRouter:
     def __post_init__(self) -> None:
         classes, width = len(self.names) + 1, len(self.mean_H)
         shapes = tuple(map(tuple, (self.mean_H.shape, self.scale_H.shape, self.weights_CH.shape, self.bias_C.shape)))
-        if shapes != ((width,), (width,), (classes, width), (classes,)) or not self.names or not all(self.names):
+        is_named = all(self.names) and 0 < len(self.names) == len(set(self.names))
+        if shapes != ((width,), (width,), (classes, width), (classes,)) or not is_named:
             raise RefusedAdapter(
-                f"A router has a weight vector for the backbone and for each of its names, but got the names {list(self.names)} "
-                f"and shapes {', '.join(map(str, shapes))}. Fit it again."
+                "A router has a weight vector for the backbone and for each of its names, which differ, but got the names "
+                f"{list(self.names)} and shapes {', '.join(map(str, shapes))}. Fit it again."
             )
 
     def check(self, backbone: Backbone) -> None:
@@ -65,6 +66,12 @@ class AdapterRouter:
             raise BackboneMismatch(
                 f"This router was fitted on backbone {self.backbone_fingerprint[:12]}, this one is {backbone.fingerprint[:12]}. "
                 "Load that backbone, or fit the router again."
+            )
+        width, layers = backbone.hidden_size, len(backbone.layers)
+        if len(self.mean_H) != width or self.layer >= layers:
+            raise RefusedAdapter(
+                f"A router reads one of this backbone's {layers} layers of {width} numbers, but this one reads layer "
+                f"{self.layer} and {len(self.mean_H)} numbers. Fit it again."
             )
 
     def logits(self, states_NH: Tensor) -> Tensor:

@@ -235,9 +235,16 @@ class LoRA:
                 "or download the adapter again."
             )
         # Rank-stabilised LoRA divides alpha by the root of the rank: the same layer as one of a larger alpha.
-        exact = config.lora_alpha * math.sqrt(config.r) if config.use_rslora else config.lora_alpha
-        alpha = round(exact) or 1
-        spec = LoRASpec(rank=config.r, alpha=alpha, dropout=config.lora_dropout)
+        try:
+            exact = config.lora_alpha * math.sqrt(config.r) if config.use_rslora else config.lora_alpha
+            alpha = round(exact) or 1
+            spec = LoRASpec(rank=config.r, alpha=alpha, dropout=config.lora_dropout)
+        except (TypeError, ValueError, OverflowError) as error:
+            given = f"r={config.r!r:.40}, lora_alpha={config.lora_alpha!r:.40}, lora_dropout={config.lora_dropout!r:.40}"
+            raise DamagedAdapter(
+                f"A LoRA has a rank and an alpha above 0 and a dropout in [0, 1), but {directory / CONFIG} says {given}. Save or "
+                "download the adapter again."
+            ) from error
         return cls(spec, exact / alpha, tensors)
 
     def config(self, backbone: Backbone) -> LoraConfig:

@@ -28,6 +28,7 @@ import torch
 from adapters.backbone import REASONER, Backbone
 from adapters.lora import LoRA, LoRASpec
 from adapters.whole_file import written_whole
+from benchmarks.ratios import told_ratio
 from benchmarks.results import RESULTS, provenance, table, write_section
 from engine.bank import BankLimits
 from engine.engine import GenerationRequest
@@ -127,14 +128,7 @@ def timed(arm: Arm, number: int) -> tuple[float, float]:
 
 def ratio(rounds: Sequence[Round], one: str, other: str, by: str = "cpu") -> str:
     """How fast `one` is beside `other`: the mean of the rounds' ratios of time, geometric, with its 95 % interval."""
-    from scipy.stats import t
-
-    logs = [math.log(getattr(row[other], by) / getattr(row[one], by)) for row in rounds]
-    mean = sum(logs) / len(logs)
-    if len(logs) < 2:
-        return f"{math.exp(mean):.2f}"
-    spread = math.sqrt(sum((value - mean) ** 2 for value in logs) / (len(logs) - 1) / len(logs)) * t.ppf(0.975, len(logs) - 1)
-    return f"{math.exp(mean):.2f} [{math.exp(mean - spread):.2f}, {math.exp(mean + spread):.2f}]"
+    return told_ratio([getattr(row[other], by) / getattr(row[one], by) for row in rounds])
 
 
 def median_ms(rounds: Sequence[Round], arm: str, by: str, steps: int) -> float:

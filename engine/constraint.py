@@ -21,7 +21,7 @@ from torch import Tensor
 
 from adapters.backbone import Backbone
 from engine.decoding.trace import Trace
-from engine.engine import BadGrammar, GenerationRequest
+from engine.engine import BadGrammar, EngineError, GenerationRequest
 from engine.grammar import Grammar
 
 if TYPE_CHECKING:
@@ -52,13 +52,24 @@ class Grammars:
         self._backbone = backbone
         self._kept: OrderedDict[Grammar, CompiledGrammar] = OrderedDict()
         self._lock = threading.Lock()
+        self._is_closed = False
         self._thread = ThreadPoolExecutor(1, "graftline-grammar")  # what is hostile holds up grammars alone
 
     async def prepare(self, grammar: Grammar) -> CompiledGrammar:
         """As `compile`, without holding up the event loop. What is returned is had even where others have taken its place."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self.compile, grammar)
+        try:
+            found = self._thread.submit(self.compile, grammar)
+        except RuntimeError as error:  # of an executor that is shut down
+            raise EngineError("The engine is closed. Make a new one.") from error
+        try:
+            return await asyncio.wrap_future(found)
+        except asyncio.CancelledError:
+            if self._is_closed and found.cancelled():
+                raise EngineError("The engine was closed before this grammar was compiled. Ask again.") from None
+            raise
 
     def close(self) -> None:
+        self._is_closed = True
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def compile(self, grammar: Grammar) -> CompiledGrammar:

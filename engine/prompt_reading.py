@@ -201,7 +201,10 @@ class ReadingQueue:
     async def read(self, request: GenerationRequest) -> PromptRead:
         found = Future[PromptRead]()
         self._waiting.append((request, found))
-        self._thread.submit(self._read_waiting)
+        try:
+            self._thread.submit(self._read_waiting)
+        except RuntimeError as error:  # of an executor that is shut down
+            raise EngineError("The engine is closed. Make a new one.") from error
         return await asyncio.wrap_future(found)
 
     def close(self) -> None:

@@ -51,6 +51,10 @@ class Fingerprints:
         common = {pair for pair, count in uses.items() if count >= threshold}
         return cls(frozenset(rows), frozenset(_hash(ngram) for text in own for ngram in _own_ngrams(text, common)), len(rows))
 
+    def joined(self, other: Fingerprints) -> Fingerprints:
+        """What repeats a row of either."""
+        return Fingerprints(self.rows | other.rows, self.ngrams | other.ngrams, self.num_rows + other.num_rows)
+
     def repeats(self, held_out: Iterable[Example]) -> list[Repeat]:
         """The held-out rows that repeat a training row, each once."""
         found = []

@@ -19,6 +19,7 @@ from service.caller import caller_of
 from service.canary import sticky_key
 from service.deadline import Allowed, allowed
 from service.decoding import branches_of, generating, narrowed
+from service.drain import drain_of
 from service.errors import ApiError
 from service.lease import Lease
 from service.openai_shapes import ChatRequest, CompletionRequest, ObjectName, Reply
@@ -72,6 +73,9 @@ def new_writing(
     writing = _writing(parts, lease, prompts, body, ticket.through(engine.generate), time_allowed, told)
     ticket.enter(writing.requests, writing.rows_each)
     writing.at_end.append(ticket.close)
+    if (drain := drain_of(request.app)) is not None:
+        drain.cuts.add(writing.cut)
+        writing.at_end.append(lambda: drain.cuts.discard(writing.cut))
     # What is mirrored is nobody's request: it waits behind no one and costs no quota.
     shadowed = Allowed(parts.settings.request_timeout_s)
     parts.canaries.follow(writing, lambda other: _writing(parts, other, prompts, body, engine.generate, shadowed))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ class Canaries:
         self._models, self.shadows, self._roll_back, self._clock = models, shadows, roll_back, clock
         self._monitors: dict[str, Monitor] = {}
         self._withdrawn: dict[str, tuple[int, str]] = {}  # by name: the canary's id, and why, before the ledger says so
-        self._write_again_at = 0.0
+        self._write_again_at: dict[str, float] = {}  # by name, where the ledger could not take a rollback
         self.counts = ReleaseCounts()
 
     def draw(self, model: str, key: str) -> Draw | None:
@@ -141,10 +142,11 @@ class Canaries:
         log.error("ALERT: the %s %s gets no more requests: %s", canary.word, canary.release, reason)
 
     async def _write_rollback(self, canary: Canary) -> None:
-        withdrawn = self._withdrawn.get(canary.release.name)
-        if withdrawn is None or withdrawn[0] != canary.id or self._clock() < self._write_again_at:
+        name = canary.release.name
+        withdrawn = self._withdrawn.get(name)
+        if withdrawn is None or withdrawn[0] != canary.id or self._clock() < self._write_again_at.get(name, -math.inf):
             return
-        self._write_again_at = self._clock() + REWRITE_S
+        self._write_again_at[name] = self._clock() + REWRITE_S
         try:
             await asyncio.to_thread(self._roll_back, canary, withdrawn[1])
             log.error("%s was rolled back in the ledger: %s", canary.release, withdrawn[1])
@@ -153,7 +155,7 @@ class Canaries:
         except RegistryError as error:  # the next look tries again; until then it gets nothing here
             log.warning("The rollback of %s is not in the ledger yet: %s", canary.release, error)
             return
-        self._write_again_at = 0.0
+        del self._write_again_at[name]
         await asyncio.to_thread(self._models.refresh)
 
     def _monitor(self, canary: Canary) -> Monitor | None:

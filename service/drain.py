@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 from fastapi import FastAPI
@@ -16,6 +18,7 @@ from service.errors import ApiError
 
 log = logging.getLogger("graftline.drain")
 RETRY_AFTER_S = 5
+CUT_S = 1.0  # for whoever is cut off to hear of it
 _OPEN = ("/livez", "/readyz", "/healthz", "/metrics")
 
 
@@ -26,6 +29,9 @@ class Drain:
         self._running: set[asyncio.Task[object]] = set()
         self._begun = False
         self._emptied = asyncio.Event()
+        self.cuts: set[Callable[[ApiError], None]] = (
+            set()
+        )  # of what is being written: ends it with an error that its reader hears
 
     @property
     def is_begun(self) -> bool:
@@ -54,6 +60,10 @@ class Drain:
             await asyncio.wait_for(self._emptied.wait(), grace_s)
         except TimeoutError:
             log.warning("%d requests still run after %g s and are cut off", self.running, grace_s)
+            for cut in tuple(self.cuts):
+                cut(going_away("This server is going away, and the reply was not done in time."))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._emptied.wait(), CUT_S)
             for task in self._running:
                 task.cancel()
             return False
@@ -76,9 +86,7 @@ class Draining:
         if drain is None or task is None or scope["path"] in _OPEN:
             await self._app(scope, receive, send)
         elif drain.is_begun:
-            message = "This server is going away. Ask again: another one, or the one that takes its place, answers."
-            headers = {"retry-after": str(RETRY_AFTER_S), "connection": "close"}
-            error = ApiError(503, message, "going_away", None, "server_error", headers)
+            error = going_away("This server is going away.")
             await JSONResponse(error.body(), error.status, dict(error.headers))(scope, receive, send)
         else:
             drain.enter(task)
@@ -86,6 +94,12 @@ class Draining:
                 await self._app(scope, receive, send)
             finally:
                 drain.leave(task)
+
+
+def going_away(rule: str) -> ApiError:
+    message = f"{rule} Ask again: another one, or the one that takes its place, answers."
+    headers = {"retry-after": str(RETRY_AFTER_S), "connection": "close"}
+    return ApiError(503, message, "going_away", None, "server_error", headers)
 
 
 def drain_of(app: FastAPI) -> Drain | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters.adapter_router import AdapterRouter
+from registry.names import ReleaseName
 
 if TYPE_CHECKING:
     from service.canary import Draw
@@ -36,6 +37,14 @@ class Slot:
     uses: int = 0
     last_use: float = 0.0
     is_kept: bool = False  # asked for by version or alias: stays until room is needed
+
+
+@dataclass(eq=False)
+class Want:
+    """A request that waits for a release to be loaded."""
+
+    release: ReleaseName | None = None
+    is_over: bool = False
 
 
 class Lease:

@@ -25,7 +25,7 @@ from registry.names import CHAMPION, ReleaseName
 from registry.release import check_backbone
 from service.catalogue import Catalogue
 from service.errors import ApiError, without_paths
-from service.lease import Lease, Served, Slot, served_id
+from service.lease import Lease, Served, Slot, Want, served_id
 from service.shortened import shortened
 from service.unserved import REGISTRY_AWAY, RETRY_FAILED_S, RETRY_REFUSED_S, Readiness, Refusal, registry_away, unavailable
 
@@ -63,6 +63,7 @@ class ServedModels:
         self._refused: dict[ReleaseName, Refusal] = {}
         self._named: dict[str, Slot] = {}  # adapters that were loaded under a name of their own
         self._leaving: list[Slot] = []  # of those, the ones that are unloaded once their last request is done
+        self._wants: set[Want] = set()
         self._trails: dict[str, Trail] = {}  # what the ledger says of canaries
         self._read_trails = trails
         self._registry_problem: str | None = "not asked yet"
@@ -124,11 +125,22 @@ class ServedModels:
             raise self._unknown(model)
         slot = self._take(model)
         if slot is None:
-            release = await asyncio.to_thread(self._fetch, model)
-            slot = self._take(str(release))
-            if slot is None:
-                raise self._unavailable(release)
+            slot = await self._fetched(model)
         return Lease(slot, self._give_back)
+
+    async def _fetched(self, model: str) -> Slot:
+        """What is loaded for somebody who waits stays until he has it, however little may be kept."""
+        want = Want()
+        try:
+            release = await asyncio.to_thread(self._fetch, model, want)
+            slot = self._take(str(release))
+        finally:
+            with self._state:
+                want.is_over = True
+                self._wants.discard(want)
+        if slot is None:
+            raise self._unavailable(release)
+        return slot
 
     def is_registered(self, name: str) -> bool:
         """Whether the registry knows the name, promoted or not."""
@@ -292,7 +304,7 @@ class ServedModels:
             overhead = len(profile.transform(self._frozen, probe).ids) - len(probe)
         return Served(str(release), name, digest, overhead)
 
-    def _fetch(self, model: str) -> ReleaseName:
+    def _fetch(self, model: str, want: Want) -> ReleaseName:
         """Blocks. The release behind NAME@VERSION or NAME@ALIAS, loaded."""
         try:
             release = self._catalogue.resolve(model)
@@ -301,6 +313,10 @@ class ServedModels:
             raise registry_away() from error
         except RegistryError as error:
             raise self._unknown(model, str(error)) from error
+        with self._state:
+            if not want.is_over:  # whoever hung up meanwhile wants nothing
+                want.release = release
+                self._wants.add(want)
         self._load(release, as_champion=False)
         with self._state:
             if release in self._slots and not _VERSION.fullmatch(model.partition("@")[2]) and len(self._aliases) < MAX_ALIASES:
@@ -324,7 +340,9 @@ class ServedModels:
         """Blocks. Unloads what is no champion and has no rows: at once, or when too many are kept for their versions' sake."""
         with self._loading:
             with self._state:
-                held = {*self._champions.values(), *(canary.release for canary in _under_way(self._trails).values())}
+                wanted = (want.release for want in self._wants)
+                canaries = (canary.release for canary in _under_way(self._trails).values())
+                held = {*self._champions.values(), *canaries, *wanted}
                 idle = [release for release, slot in self._slots.items() if slot.uses == 0 and release not in held]
                 kept = sorted((r for r in idle if self._slots[r].is_kept), key=lambda r: self._slots[r].last_use, reverse=True)
                 surplus = [release for release in idle if release not in kept[: self._max_loaded]]

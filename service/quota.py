@@ -90,9 +90,7 @@ class Quotas:
             return Reserved(tokens, None)
         now, most = self._clock(), account.quota.max_running
         if most is not None and account.running >= most:
-            message = (
-                f"The key {caller.name!r} may have {most} requests under way at one time, and has. Wait for one to end."
-            )
+            message = f"The key {caller.name!r} may have {most} requests under way at one time, and has. Wait for one to end."
             raise too_many(message, "requests", "rate_limit_exceeded", 1.0)
         if account.tokens is not None:
             wait_s = account.tokens.wait_s(tokens, now)

@@ -182,7 +182,7 @@ def _check_backbone(copy: Path, backbone: Backbone, named: str) -> None:
 def _config(copy: Path, named: str) -> Mapping[str, object]:
     try:
         config = json.loads((copy / CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         message = f"{CONFIG} must be JSON, but that of {named!r} is not ({error}). Save the adapter again."
         raise refused(400, "config_damaged", message) from error
     if not isinstance(config, dict) or str(config.get("peft_type", "")).upper() != "LORA":
@@ -214,7 +214,7 @@ def _check_modules(header: Mapping[str, StoredTensor], config: Mapping[str, obje
         path = name.removeprefix(PREFIX).removesuffix(_A).removesuffix(_B)
         if not name.startswith(PREFIX) or not name.endswith((_A, _B)) or path not in linears:
             message = (
-                f"A LoRA updates linear layers of the backbone, but {named!r} has weights for {name}. Fit it on this backbone."
+                f"A LoRA updates linear layers of the backbone, but {named!r} has weights for {name!r}. Fit it on this backbone."
             )
             raise refused(400, "module_unknown", message)
         linear, rank = linears[path], config.get("r")
@@ -238,7 +238,10 @@ def _targeted(targets: object, layers: object, linears: Mapping[str, nn.Linear],
     if isinstance(targets, str) and targets != "all-linear":
         message = f"target_modules is a list of names or 'all-linear', but that of {named!r} is {targets!r}. Write it out."
         raise refused(400, "modules_by_pattern", message)
-    chosen = {layers} if isinstance(layers, int) else set(layers) if isinstance(layers, list) else None
+    chosen = layers if isinstance(layers, list) else None if layers is None else [layers]
+    if not all(type(one) is int for one in chosen or ()):
+        message = f"layers_to_transform holds numbers of layers, but that of {named!r} is {layers!r:.80}. Save it again."
+        raise refused(400, "config_damaged", message)
     for path in linears:
         number = next((int(part) for part in path.split(".") if part.isdigit()), None)
         if chosen is not None and number not in chosen:

@@ -51,6 +51,8 @@ class Writing:
     ended_s: float | None = None
     outcome: str = "cancelled"
     at_end: list[Callable[[], None]] = field(default_factory=list)  # called once, when all is known
+    _came: asyncio.Queue[tuple[int, Delta | None]] = field(default_factory=asyncio.Queue, init=False)
+    _cut: ApiError | None = field(default=None, init=False)
 
     @property
     def model(self) -> str:
@@ -78,6 +80,11 @@ class Writing:
             "first_token_s": None if self.first_token_s is None else round(self.first_token_s, 6),
         }
 
+    def cut(self, error: ApiError) -> None:
+        """Ends it from outside: whoever reads the deltas gets the error in place of the next one."""
+        self._cut = error
+        self._came.put_nowait((0, None))
+
     async def deltas(
         self, ping_s: float | None = None, max_unread: int | None = None
     ) -> AsyncGenerator[tuple[int, Delta | None], None]:
@@ -86,8 +93,7 @@ class Writing:
         None in place of a delta: nothing came for `ping_s` seconds. Rows end, and with them the reply, once more than
         `max_unread` deltas were not taken: the engine does not wait for a reader.
         """
-        queue: asyncio.Queue[tuple[int, Delta | None]] = asyncio.Queue()
-        rows = [asyncio.create_task(self._write(index, queue, max_unread)) for index in range(len(self.requests))]
+        rows = [asyncio.create_task(self._write(index, max_unread)) for index in range(len(self.requests))]
         meters.RUNNING.labels(self.model).inc(len(rows))
         unfinished = len(rows)
         ends = asyncio.get_running_loop().time() + self.allowed.left_s
@@ -97,12 +103,14 @@ class Writing:
                 try:
                     # Not wait_for: before Python 3.12 it drops a cancellation that comes together with an item.
                     async with asyncio.timeout_at(ends if ping_s is None else min(ends, now + ping_s)):
-                        index, delta = await queue.get()
+                        index, delta = await self._came.get()
                 except TimeoutError:
                     if asyncio.get_running_loop().time() >= ends:
                         raise
                     yield 0, None
                     continue
+                if self._cut is not None:
+                    raise self._cut
                 if delta is None:
                     unfinished -= 1
                     await rows[index]  # raises what the row raised
@@ -129,6 +137,9 @@ class Writing:
                 f"{error.num_waiting} steps of the reply were not read, so it was ended. Read faster, or ask for fewer tokens."
             )
             raise ApiError(408, message, "reply_not_read", None, "server_error", {"x-should-retry": "false"}) from error
+        except ApiError:  # it was cut
+            self.outcome = "cancelled"
+            raise
         except Exception as error:
             self.outcome = "failed"
             log.exception("A request on %s failed", self.model)
@@ -144,16 +155,16 @@ class Writing:
             else:
                 ended.add_done_callback(lambda _: self._finish(len(rows)))
 
-    async def _write(self, index: int, queue: asyncio.Queue[tuple[int, Delta | None]], max_unread: int | None) -> None:
+    async def _write(self, index: int, max_unread: int | None) -> None:
         stream = self.generate(self.requests[index])
         try:
             async with closed_at_the_end(stream):
                 async for delta in stream:
-                    if max_unread is not None and queue.qsize() >= max_unread:
-                        raise NotRead(queue.qsize())
-                    queue.put_nowait((index, delta))
+                    if max_unread is not None and self._came.qsize() >= max_unread:
+                        raise NotRead(self._came.qsize())
+                    self._came.put_nowait((index, delta))
         finally:
-            queue.put_nowait((index, None))
+            self._came.put_nowait((index, None))
 
     def _count_token(self) -> None:
         if self.first_token_s is None:

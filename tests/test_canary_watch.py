@@ -170,6 +170,28 @@ def test_a_canary_found_out_while_the_registry_is_away_gets_nothing_and_is_writt
     assert len(process.written) == 1
 
 
+def test_a_rollback_that_the_ledger_does_not_take_holds_up_no_other_models(shelf: Shelf, backbone: Backbone) -> None:
+    for version in (1, 2):
+        shelf.put("tax", version)
+    shelf.ledger["tax"] = 1
+    process = Process(shelf, backbone, lambda: {"law": trail(2), "tax": trail(2)})
+    written: list[str] = []
+
+    def roll_back(canary: Canary, reason: str) -> None:
+        if canary.release.name == "law":
+            raise RegistryUnreachable("The shelf is out of reach.")
+        written.append(str(canary.release))
+
+    process.canaries._roll_back = roll_back
+    for name in ("law", "tax"):
+        canary = process.models.canary(name)
+        assert canary is not None
+        process.canaries._monitors[name] = Monitor(canary)
+        process.canaries._withdraw(canary, "It was found out.")
+    asyncio.run(process.canaries.look())
+    assert written == ["tax@2"]
+
+
 def test_of_two_processes_that_find_the_same_one_rollback_is_written(
     tracking: Tracking, shelf: Shelf, backbone: Backbone
 ) -> None:

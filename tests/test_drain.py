@@ -79,6 +79,33 @@ def test_what_outlasts_the_grace_is_cut_off() -> None:
     assert asyncio.run(drained()) == (False, True)
 
 
+def test_a_reply_that_outlasts_the_grace_ends_with_an_error_that_its_client_can_read(
+    tmp_path: Path, backbone_directory: Path, base: str
+) -> None:
+    Tracking.at(tmp_path).create()
+    with live(small(backbone_directory, tmp_path)) as server, ThreadPoolExecutor(2) as pool:
+        client = openai.OpenAI(base_url=server.openai_url, api_key="none", max_retries=0, timeout=60)
+        begun = threading.Event()
+        endless = {"prompt": PROMPT, "max_tokens": 400, "extra_body": {"ignore_eos": True}}
+        stream = pool.submit(streamed, client, base, begun.set)
+        assert begun.wait(30), stream.exception(0)
+        whole = pool.submit(client.completions.create, model=base, n=8, **endless)  # type: ignore[call-overload]
+        while server.app.state.drain.running < 2:
+            time.sleep(0.005)
+        drain: Drain = server.app.state.drain
+        drain.begin()
+        loop = server.app.state.beside[0].get_loop()
+        over = asyncio.run_coroutine_threadsafe(drain.ended(grace_s=0), loop)
+        with pytest.raises(openai.APIError) as cut:
+            stream.result()
+        assert cut.value.code == "going_away" and "was not done in time" in str(cut.value)
+        with pytest.raises(openai.InternalServerError) as refused:
+            whole.result()
+        assert (refused.value.status_code, refused.value.code) == (503, "going_away")
+        assert over.result(10) is False
+        assert not drain.cuts
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("grace_s", "ending"), [(60.0, "ended"), (0.3, "cut off")])
 def test_sigterm_ends_the_service_within_its_grace(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,10 @@ from registry.errors import NoChampion
 from registry.ledger import Ledger
 from registry.names import resolve
 from registry.tracking import Tracking
+from service.errors import ApiError
+from service.jobs import preparing
+from service.jobs.preparing import prepared
+from service.jobs.uploads import Uploads
 
 RECIPE = f"""
 protected = {json.dumps(PROTECTED)}
@@ -134,6 +139,41 @@ def test_a_file_with_a_wrong_line_is_refused_with_its_number_and_not_kept(
         upload(client, content, name)
     assert refused.value.status_code in (400, 413) and told in str(refused.value)
     assert len(client.files.list().data) == before
+
+
+def test_files_that_come_at_one_time_all_count(tmp_path: Path) -> None:
+    uploads = Uploads(tmp_path, max_bytes=1000, max_total_bytes=100)
+    content = b'{"question": "a", "answer": "b"}\n' * 2
+    with uploads._room_for(60), pytest.raises(ApiError, match="All files together"):
+        uploads.keep("rows.jsonl", "fine-tune", io.BytesIO(content))
+    assert uploads.keep("rows.jsonl", "fine-tune", io.BytesIO(content)).rows == 2
+
+
+def test_large_data_is_checked_in_a_process_of_its_own_with_the_same_outcome(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "content.jsonl"
+    file.write_text("".join(json.dumps({"question": f"How much is {i}?", "answer": "ab"[i % 2]}) + "\n" for i in range(200)))
+    here = prepared(file, "rows.jsonl", tmp_path / "here", "data-rows", None, "|")
+    monkeypatch.setattr(preparing, "IN_THIS_PROCESS_BYTES", 0)
+    there = prepared(file, "rows.jsonl", tmp_path / "there", "data-rows", None, "|")
+    assert there.relative_to(tmp_path / "there") == here.relative_to(tmp_path / "here")
+    assert there.read_text() == here.read_text()
+    with pytest.raises(ApiError, match="A row is") as refused:
+        prepared(file, "rows.jsonl", tmp_path / "there", "data-rows", {"question": "question", "nothing": "answer"}, "|")
+    assert (refused.value.code, refused.value.param) == ("invalid_training_data", "columns")
+
+
+def test_where_large_data_cannot_be_checked_nothing_is_left_and_the_server_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "content.jsonl"
+    file.write_text('{"question": "a", "answer": "b"}\n')
+    monkeypatch.setattr(preparing, "IN_THIS_PROCESS_BYTES", 0)
+    monkeypatch.setattr(preparing, "COMMAND", (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"))
+    with pytest.raises(ApiError, match="Send fewer rows") as refused:
+        prepared(file, "rows.jsonl", tmp_path / "there", "data-rows", None, "|")
+    assert refused.value.status == 500 and not (tmp_path / "there").exists()
 
 
 def test_an_upload_that_says_it_is_too_large_is_refused_unread(server: Live) -> None:

@@ -16,7 +16,7 @@ from small_releases import promote, random_lora, write_release
 
 from adapters.adapter_router import AdapterRouter
 from adapters.backbone import Backbone
-from adapters.errors import BackboneMismatch, DamagedAdapter
+from adapters.errors import BackboneMismatch, DamagedAdapter, RefusedAdapter
 from engine.engine import Continuation, GenerationRequest
 from engine.profile import Profile
 from engine.routed_engine import RoutedEngine, prompt_states
@@ -137,6 +137,25 @@ def test_a_damaged_router_is_refused(fitted: RouterFit, tmp_path: Path) -> None:
     (tmp_path / "router.json").write_text('{"names": []}')
     with pytest.raises(DamagedAdapter, match="Fit it again"):
         AdapterRouter.load(tmp_path)
+
+
+def test_a_router_with_one_name_twice_is_refused(fitted: RouterFit) -> None:
+    with pytest.raises(RefusedAdapter, match="which differ"):
+        replace(fitted.router, names=("skin", "skin"))
+
+
+def test_a_router_that_reads_what_this_backbone_has_not_is_refused(fitted: RouterFit, session_backbone: Backbone) -> None:
+    router = fitted.router
+    with pytest.raises(RefusedAdapter, match="2 layers of"):
+        replace(router, layer=2).check(session_backbone)
+    narrow = replace(router, mean_H=router.mean_H[1:], scale_H=router.scale_H[1:], weights_CH=router.weights_CH[:, 1:])
+    with pytest.raises(RefusedAdapter, match="Fit it again"):
+        narrow.check(session_backbone)
+
+
+def test_too_few_texts_of_ones_own_for_every_split_are_refused(engine: TorchEngine, session_backbone: Backbone) -> None:
+    with pytest.raises(ValueError, match="select has none"):
+        fit_router(engine, session_backbone, {"skin": SKIN}, [], RouterSpec(items=20), own=["a", "b", "c"])
 
 
 def test_a_router_of_another_backbone_is_refused(fitted: RouterFit, session_backbone: Backbone) -> None:

@@ -22,6 +22,7 @@ from evaluation.admission import admissions
 from evaluation.errors import Overlap
 from evaluation.evaluate import Planned, evaluate
 from evaluation.measures import MEASURES
+from evaluation.overlap import Fingerprints
 from evaluation.task import Example, Split, Task, direct_prompt
 from evaluation.tasks import task_named
 from registry.evidence import Evidence, begun
@@ -106,7 +107,8 @@ def bench(session_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) 
     engine = TorchEngine(session_backbone)
     for seed, name in enumerate(WORDS, start=1):
         engine.load(name, Profile((random_lora(session_backbone, seed),)))
-    targets = tuple(Target(name, f"{name}@1", name, learnt(engine, session_backbone, name)) for name in WORDS)
+    nothing = Fingerprints.of([])
+    targets = tuple(Target(name, f"{name}@1", name, learnt(engine, session_backbone, name), nothing) for name in WORDS)
     texts = [one.question for one in task_named(PROTECTED).examples("search", 30)]
     asked = [[tuple(session_backbone.encode(text)) for text in texts]]
     for target in targets:
@@ -192,6 +194,14 @@ def test_a_router_that_was_fitted_on_items_of_the_gate_is_stopped(bench: Bench, 
     bench.written(bench.homing, tmp_path, leaked)
     with pytest.raises(Overlap):
         bench.gated(bench.homing, tmp_path)
+
+
+def test_items_that_a_release_behind_the_router_was_fitted_on_stop_the_gate(bench: Bench, tmp_path: Path) -> None:
+    bench.written(bench.homing, tmp_path)
+    skin, *others = bench.targets
+    fitted = replace(skin, training=Fingerprints.of(skin.domain.examples("gate", 20)))
+    with pytest.raises(Overlap):
+        replace(bench, targets=(fitted, *others)).gated(bench.homing, tmp_path)
 
 
 @pytest.mark.parametrize("change", [{"threshold": 0.5}, {"bias_C": torch.zeros(3)}], ids=["threshold", "weights"])

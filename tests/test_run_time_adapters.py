@@ -231,6 +231,14 @@ def link_the_weights(directory: Path) -> None:
     (directory / WEIGHTS).symlink_to(outside)
 
 
+def misname(directory: Path) -> None:
+    def change(header: dict[str, dict[str, object]]) -> None:
+        name = next(iter(name for name in header if "lora_A" in name))
+        header[name + "\ud800"] = header.pop(name)
+
+    rewritten_header(directory, change)
+
+
 def make_a_pipe(directory: Path) -> None:
     (directory / WEIGHTS).unlink()
     os.mkfifo(directory / WEIGHTS)
@@ -252,6 +260,13 @@ FAULTS: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "DoRA": (lambda place: configured(place, use_dora=True), 400, "adapter_refused"),
     "another kind": (lambda place: configured(place, peft_type="IA3"), 400, "adapter_refused"),
     "no JSON": (lambda place: (place / CONFIG).write_text("{"), 400, "config_damaged"),
+    "JSON without an end": (lambda place: (place / CONFIG).write_text("[" * 10**5), 400, "config_damaged"),
+    "layers that are none": (lambda place: configured(place, layers_to_transform=[[1]]), 400, "config_damaged"),
+    "an alpha in words": (lambda place: configured(place, lora_alpha="16"), 400, "adapter_refused"),
+    "an alpha without bound": (lambda place: configured(place, lora_alpha=float("inf")), 400, "adapter_refused"),
+    "a dropout in words": (lambda place: configured(place, lora_dropout="much"), 400, "adapter_refused"),
+    "targets that are no names": (lambda place: configured(place, target_modules=[[1]]), 400, "adapter_refused"),
+    "a name that is no text": (misname, 400, "module_unknown"),
     "no config": (lambda place: (place / CONFIG).unlink(), 400, "config_missing"),
     "a pickle": (pickle_it, 400, "not_safetensors"),
     "too many bytes": (grow, 413, "adapter_too_large"),

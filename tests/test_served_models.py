@@ -270,6 +270,29 @@ def test_an_older_look_has_not_the_last_word(models: ServedModels, shelf: Shelf)
     assert lease(models, "law").served.id == "law@2"
 
 
+def test_where_one_version_may_be_kept_two_that_are_asked_for_at_once_are_both_answered(
+    engine: TorchEngine, backbone: Backbone, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf.put("law", 3)
+    models = ServedModels(engine, backbone, shelf, max_loaded=1)
+    models.refresh()
+    loaded = threading.Barrier(2)
+    drop_idle = models._drop_idle
+
+    def when_both_are_loaded() -> None:
+        loaded.wait(20)
+        drop_idle()
+        loaded.wait(20)
+
+    async def both() -> list[str]:
+        leases = await asyncio.gather(models.lease("law@2"), models.lease("law@3"))
+        return [lease.served.id for lease in leases]
+
+    monkeypatch.setattr(models, "_drop_idle", when_both_are_loaded)
+    assert asyncio.run(both()) == ["law@2", "law@3"]
+    assert not models._wants
+
+
 @pytest.mark.parametrize("model", ["law@" + "1" * 5000, "x" * 100_000, "/a" * 5000], ids=["version", "name", "path"])
 def test_a_name_longer_than_any_is_unknown_in_a_short_sentence(models: ServedModels, model: str) -> None:
     assert len(model) > MAX_MODEL

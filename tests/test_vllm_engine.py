@@ -196,9 +196,7 @@ def test_a_bias_a_least_length_and_ends_of_ones_own_are_followed(engine: VLLMEng
     assert (ended.token_ids, ended.finish_reason) == ((50,), "stop")
 
 
-def test_a_stop_text_ends_the_reply_and_is_not_returned(
-    engine: VLLMEngine, reference: TorchEngine, backbone: Backbone
-) -> None:
+def test_a_stop_text_ends_the_reply_and_is_not_returned(engine: VLLMEngine, reference: TorchEngine, backbone: Backbone) -> None:
     (whole,) = reference.complete([asked(backbone, "one")])
     stop = whole.text[3:5]
     (found,) = engine.complete([asked(backbone, "one", stop=(stop,))])

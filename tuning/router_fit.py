@@ -116,6 +116,12 @@ def fit_router(
     read = {
         split: prompts_of(backbone, domains, others, split, spec.items, spec.seed, own) for split in ("train", "search", "select")
     }
+    for split, part in read.items():
+        if 0 not in part.classes:
+            raise ValueError(
+                f"Every split has prompts of the backbone, but {split} has none: {len(own)} texts of one's own and no task. Of "
+                "four texts two are fitted on, one is searched on and one is read: give at least 20."
+            )
     layers = sorted({max(0, round(share * (len(backbone.layers) - 1))) for share in (0.25, 0.5, 0.75, 1.0)})
     states = {
         layer: {split: torch.stack(prompt_states(engine, part.ids, layer)) for split, part in read.items()} for layer in layers

@@ -22,6 +22,7 @@ from engine.routed_engine import RoutedEngine
 from evaluation.admission import admissions
 from evaluation.evaluate import Planned, Row, evaluate
 from evaluation.measures import MEASURES
+from evaluation.overlap import Fingerprints
 from evaluation.retention import gate_measure
 from evaluation.task import Split, Task
 from evaluation.tasks import task_named
@@ -42,12 +43,13 @@ DOMAINS = "every routed domain"
 
 @dataclass(frozen=True)
 class Target:
-    """One of the router's names: the release that answers for it, and the domain that it was fitted to."""
+    """One of the router's names: the release that answers for it, the domain and the rows that it was fitted to."""
 
     name: str
     release: str  # NAME@VERSION
     profile: str  # the name under which the engine holds it
     domain: Task
+    training: Fingerprints
 
 
 def measured(
@@ -90,7 +92,9 @@ def gate_router(
     found = admissions(engine, backbone, list(tasks.values()), cache)
     families = {name: task for name, task in tasks.items() if found[name].admitted}
     left_out = {name: "; ".join(found[name].reasons) for name in tasks if name not in families}
-    training = fingerprints_of(TrainingHashes.read(directory))
+    # What a release was fitted on tells as little about it through a router as it does alone.
+    fitted_on = (fingerprints_of(TrainingHashes.read(directory)), *(target.training for target in targets))
+    training = reduce(Fingerprints.joined, fitted_on)
     conditions = _conditions(directory, backbone, targets, families, settings)
     before = begin(conditions) if begin is not None else begun(None, conditions, settings, seed)
     settings, fresh_seed = before.start.applied_to(settings), before.start.seed
@@ -134,7 +138,7 @@ def gate_router(
             "backbone_fingerprint": backbone.fingerprint,
             "split": "gate",
             "targets": {target.name: target.release for target in targets},
-            "contamination": 0,  # an item that repeats a prompt of the router's fit is not drawn, or stops the gate
+            "contamination": 0,  # an item that repeats a row of the router's or a release's fit is not drawn, or stops the gate
         },
         on_round=on_round,
         before=before,

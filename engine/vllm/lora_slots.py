@@ -26,9 +26,7 @@ class Held:
 class LoRASlots:
     """`add` and `remove` are vLLM's own, of its name, number and path, and of its number."""
 
-    def __init__(
-        self, add: Callable[[str, int, str], Awaitable[object]], remove: Callable[[int], Awaitable[object]]
-    ) -> None:
+    def __init__(self, add: Callable[[str, int, str], Awaitable[object]], remove: Callable[[int], Awaitable[object]]) -> None:
         self._add, self._remove = add, remove
         self._numbers = itertools.count(1)
         self._home = Path(tempfile.mkdtemp(prefix="graftline-vllm-"))

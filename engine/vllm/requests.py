@@ -34,9 +34,7 @@ def prompt_of(prompt: Prompt, salt: str, dtype: torch.dtype) -> TokensPrompt | E
     embeds_TH = torch.zeros(count, width, dtype=dtype)
     embeds_TH[soft] = prompt.soft_KH.detach().to("cpu", dtype)
     is_token = [not soft.start <= place < soft.stop for place in range(count)]
-    return EmbedsPrompt(
-        prompt_embeds=embeds_TH, prompt_token_ids=list(prompt.ids), prompt_is_token_ids=is_token, cache_salt=salt
-    )
+    return EmbedsPrompt(prompt_embeds=embeds_TH, prompt_token_ids=list(prompt.ids), prompt_is_token_ids=is_token, cache_salt=salt)
 
 
 def params_of(request: GenerationRequest, policy: DecodingPolicy, ends: frozenset[int], seed: int | None) -> SamplingParams:

@@ -167,9 +167,7 @@ class VLLMEngine:
 
     def complete(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         """In one batch as far as it fits. Not bit for bit: vLLM's sums hang on what else is in the batch."""
-        seeded = [
-            request if request.seed is not None else replace(request, seed=place) for place, request in enumerate(requests)
-        ]
+        seeded = [request if request.seed is not None else replace(request, seed=place) for place, request in enumerate(requests)]
         voters = [self._voters(request) for request in seeded]
         found = iter(self._thread.run(self._completions([voter for each in voters for voter in each])))
         return [elected([next(found) for _ in each]) for each in voters]

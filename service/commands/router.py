@@ -177,8 +177,9 @@ def opened(tracking: Tracking, directory: Path) -> Iterator[Opened]:
     from engine.routed_engine import RoutedEngine
     from evaluation.tasks import task_named
     from registry.errors import UnknownRelease
-    from registry.manifest import verify
+    from registry.manifest import TrainingHashes, verify
     from tuning.gating import check_tasks
+    from tuning.manifest import fingerprints_of
     from tuning.router_gate import ROUTED, Target
 
     manifest = verify(directory)
@@ -195,7 +196,8 @@ def opened(tracking: Tracking, directory: Path) -> Iterator[Opened]:
             profile = str(release.full_name)
             check_tasks(release.manifest, profile)
             engine.load(profile, Profile.load(release.directory))
-            targets.append(Target(release.name, profile, profile, task_named(_domain_of(release))))
+            training = fingerprints_of(TrainingHashes.read(release.directory))
+            targets.append(Target(release.name, profile, profile, task_named(_domain_of(release)), training))
         routed = RoutedEngine(engine, router, {target.name: target.profile for target in targets}, ROUTED)
         protected = manifest.recipe.get("protected")
         names = tuple(map(str, protected)) if isinstance(protected, list) else ()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -47,6 +48,8 @@ class Uploads:
 
     def __init__(self, directory: Path, max_bytes: int, max_total_bytes: int) -> None:
         self._directory, self.max_bytes, self._max_total = directory, max_bytes, max_total_bytes
+        self._counting = threading.Lock()
+        self._coming = 0  # bytes of files that are being written
 
     def keep(self, filename: str, purpose: str, content: BinaryIO) -> UploadedFile:
         """The file, once every line of it was read. ApiError names the first line that is wrong."""
@@ -59,9 +62,10 @@ class Uploads:
         size = content.seek(0, os.SEEK_END)
         if size > self.max_bytes:
             raise too_large(self.max_bytes)
-        if self._total() + size > self._max_total:
-            message = f"All files together may have {self._max_total} bytes. Delete one that is no longer needed."
-            raise ApiError(413, message, "too_many_bytes", "file")
+        with self._room_for(size):
+            return self._kept(name, size, content)
+
+    def _kept(self, name: str, size: int, content: BinaryIO) -> UploadedFile:
         content.seek(0)
         file_id = ordered_id("file")
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -99,8 +103,19 @@ class Uploads:
             (self._directory / file.id).rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
 
-    def _total(self) -> int:
-        return sum(file.bytes for file in self.all())
+    @contextmanager
+    def _room_for(self, size: int) -> Iterator[None]:
+        """Of several files that come at one time, each counts from its first byte."""
+        with self._counting:
+            if sum(file.bytes for file in self.all()) + self._coming + size > self._max_total:
+                message = f"All files together may have {self._max_total} bytes. Delete one that is no longer needed."
+                raise ApiError(413, message, "too_many_bytes", "file")
+            self._coming += size
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._coming -= size
 
 
 def too_large(max_bytes: int) -> ApiError:

@@ -33,7 +33,7 @@ async def load(parts: PartsHere, request: Request, body: LoadRequest) -> PlainTe
     with parts.audit.during(request, "adapter.load", body.lora_name) as act:
         act.detail["path"] = body.lora_path
         if body.load_inplace:
-            message = "load_inplace is not offered: an name never changes its meaning. Unload it first, or name another."
+            message = "load_inplace is not offered: a name never changes its meaning. Unload it first, or name another."
             raise ApiError(400, message, "unsupported_parameter", "load_inplace")
         await asyncio.to_thread(parts.run_time.load, body.lora_name, body.lora_path)
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")

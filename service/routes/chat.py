@@ -34,8 +34,8 @@ async def chat(parts: PartsHere, request: Request, body: ChatRequest) -> Respons
         if body.num_top is not None:
             vocabulary = await vocabulary_of(parts.backbone)
             logs = [ChatLog(vocabulary, body.num_top) for _ in range(body.num_rows)]
+        replies = [ReplyParts.of(parts.backbone, prompt, body) for _ in range(body.num_rows)]
         writing = new_writing(parts, request, lease, [prompt], body, told)
-    replies = [ReplyParts.of(parts.backbone, prompt, body) for _ in writing.requests]
     writing.reasoning_tokens = lambda: reasoning_tokens(replies)
     kind: ObjectName = "chat.completion.chunk" if body.stream else "chat.completion"
     reply = new_reply(parts, writing, "chatcmpl", request, kind)

@@ -16,8 +16,8 @@ from service.control import CONTROLLED
 from service.errors import ApiError
 from service.jobs import shapes
 from service.jobs.asked import RECIPE, JobRequest, recipe_of, stored, task_name
+from service.jobs.preparing import prepared
 from service.jobs.record import Job
-from service.jobs.rows import write_task
 from service.jobs.runner import Jobs, TooManyJobs
 from service.jobs.uploads import UploadedFile
 from service.json_body import JsonRoute
@@ -103,7 +103,7 @@ def _submitted(parts: Parts, jobs: Jobs, body: JobRequest, file: UploadedFile, a
     domains = home_directory(settings.home) / "domains"
     name = body.suffix or file.id
     content = parts.uploads.content(file)
-    task = write_task(content, file.filename, domains, task_name(name), body.columns, body.separator)
+    task = prepared(content, file.filename, domains, task_name(name), body.columns, body.separator)
     recipe = recipe_of(body, file.id, settings.backbone, task, file.rows, settings.job_recipe)
 
     def fill(place: Path, job_id: str) -> None:
