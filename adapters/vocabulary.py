@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import llguidance
@@ -31,6 +31,12 @@ class Vocabulary:
                 "Leave out grammars and log-probabilities."
             )
         return from_tokenizer(self._tokenizer, self.size, self._ends)
+
+    @property
+    def added(self) -> Mapping[str, int]:
+        """Names that are one token each, wherever they stand in a text."""
+        found: Mapping[str, int] = self._tokenizer.get_added_vocab()
+        return found
 
     def prepare(self) -> None:
         """Makes the table, where it is not there yet: not in a thread that others wait for."""

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -43,6 +44,9 @@ _LIMITS = llguidance.LLParserLimits(
 )
 # Without a bound, a small model writes blanks until its last token.
 _JSON: JsonCompileOptions = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,16}"}
+
+# Blanks as Python's JSON has them, which is how models are taught to write calls.
+_AS_CALLS: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 class Grammars:
@@ -104,7 +108,7 @@ class Grammars:
 
     def _compiled(self, grammar: Grammar) -> CompiledGrammar:
         try:
-            source = _source(grammar)
+            source = _source(grammar, self._backbone.vocabulary.added)
         except ValueError as error:
             raise BadGrammar(f"The grammar ({grammar.kind}) cannot be read: {error}. Correct it.") from error
         matcher = llguidance.LLMatcher(self._backbone.vocabulary.table, source, log_level=0, limits=_LIMITS)
@@ -165,7 +169,7 @@ class Constraint:
         return BadGrammar(f"The reply cannot go on in its grammar: {_reason(self._matcher)}. Simplify the grammar.")
 
 
-def _source(grammar: Grammar) -> str:
+def _source(grammar: Grammar, added: Mapping[str, int]) -> str:
     match grammar.kind:
         case "json_schema":
             return llguidance.LLMatcher.grammar_from_json_schema(grammar.texts[0], overrides=_JSON)
@@ -174,9 +178,22 @@ def _source(grammar: Grammar) -> str:
         case "regex":
             return llguidance.LLMatcher.grammar_from_regex(grammar.texts[0])
         case "choice":
-            # A text of Lark is written as one of JSON.
-            texts = " | ".join(json.dumps(text, ensure_ascii=False) for text in grammar.texts)
+            texts = " | ".join(_lark(text, added) for text in grammar.texts)
             return llguidance.LLMatcher.grammar_from_lark(f"start: {texts}")
+        case "tagged_json":
+            begin, schema, end = grammar.texts
+            body = json.dumps({"x-guidance": _AS_CALLS, **json.loads(schema)})
+            start = f"{_lark(begin, added)} body {_lark(end, added)}"
+            return llguidance.LLMatcher.grammar_from_lark(f"start: {start}\nbody: %json {body}")
+
+
+def _lark(text: str, added: Mapping[str, int]) -> str:
+    """The text in Lark, as JSON writes texts. A name that the tokenizer reads as one token is that token, not its letters."""
+    if not added:
+        return json.dumps(text, ensure_ascii=False)
+    names = "|".join(re.escape(name) for name in sorted(added, key=len, reverse=True))
+    parts = (part for part in re.split(f"({names})", text) if part)
+    return " ".join(f"<[{added[part]}]>" if part in added else json.dumps(part, ensure_ascii=False) for part in parts)
 
 
 def _reason(matcher: CompiledGrammar) -> str:

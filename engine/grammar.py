@@ -1,4 +1,4 @@
-"""What a reply must be written like: a JSON schema, any JSON object, a regular expression, or one of several texts."""
+"""What a reply must be written like: a JSON schema, alone or between two texts, any JSON object, an expression, or a choice."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class Grammar:
     """The whole reply is held to it, the ids that it begins with too. A reply that reaches its most tokens may be cut inside it.
 
     `texts` is one text: the JSON schema, or the regular expression, which the whole reply matches. Of a `choice` it is every
-    text that the reply may be, of a `json_object` nothing.
+    text that the reply may be, of a `json_object` nothing, of `tagged_json` what stands before, the schema, what stands behind.
     """
 
-    kind: Literal["json_schema", "json_object", "regex", "choice"]
+    kind: Literal["json_schema", "json_object", "regex", "choice", "tagged_json"]
     texts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        least, most = {"json_object": (0, 0), "choice": (1, MAX_CHOICES)}.get(self.kind, (1, 1))
+        least, most = {"json_object": (0, 0), "choice": (1, MAX_CHOICES), "tagged_json": (3, 3)}.get(self.kind, (1, 1))
         if not least <= len(self.texts) <= most:
             allowed = str(least) if least == most else f"from {least} to {most}"
             raise ValueError(f"A grammar of the kind {self.kind!r} takes {allowed} texts, but got {len(self.texts)}.")

@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from fastapi import Request
 from pydantic import JsonValue
 
+from adapters.backbone import Backbone
 from engine.engine import Completes, GenerationRequest
+from engine.grammar import Grammar
 from engine.profile import DecodingPolicy
 from engine.token_rules import refuse_unknown_ids
 from engine.voting import voters_of
@@ -17,6 +19,7 @@ from service import meters
 from service.asgi import request_id
 from service.caller import caller_of
 from service.canary import sticky_key
+from service.chat_fields import ChatFields
 from service.deadline import Allowed, allowed
 from service.decoding import branches_of, generating, narrowed
 from service.drain import drain_of
@@ -27,6 +30,7 @@ from service.parts import Parts
 from service.prompts import ReadPrompt, template_of
 from service.thinking import within_thought
 from service.thoughts import traced
+from service.tool_calls import format_of
 from service.writing import Generate, Writing
 
 # The service's own answer to a request whose time is over comes first.
@@ -101,6 +105,7 @@ def _writing(
         policy = within_thought(policy, body, backbone, template, min(body.token_limit or context, *rooms))
     limit = context if body.token_limit is None else body.token_limit
     with _values_in_range():
+        call = call_grammar(backbone, body) if isinstance(body, ChatRequest) else None
         requests = tuple(
             body.of_choice(
                 GenerationRequest(
@@ -117,6 +122,7 @@ def _writing(
                     deadline=time.monotonic() + time_allowed.left_s + _ENGINES_GRACE_S,
                     top_logprobs=body.num_top or 0,
                     num_prompt_logprobs=_of_the_prompt(body),
+                    grammar=call,
                 ),
                 place,
             )
@@ -137,6 +143,12 @@ def _writing(
         tracer = traced(engine, generate, backbone, policy.tracing, turns)
         writing.generate, writing.told = tracer.generate, lambda: {**(told or {}), **tracer.told}
     return writing
+
+
+def call_grammar(backbone: Backbone, body: ChatFields) -> Grammar | None:
+    """What holds the reply to a call, in the form that the backbone's template speaks of; None where none is asked for."""
+    known = format_of(template_of(backbone, with_tools=True)) if body.called else None
+    return None if known is None else known.grammar(body.called)
 
 
 def num_voters(engine: Completes, request: GenerationRequest) -> int:

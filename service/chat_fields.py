@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, JsonValue, field_validator, model_validat
 
 from service.messages import ChatMessage, Turn
 from service.shortened import shortened
-from service.tools import MAX_TOOLS, Tool
+from service.tools import MAX_TOOLS, NamedTool, Tool
 from service.unsupported import UnsupportedField
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
@@ -22,7 +22,7 @@ _REFUSED = {
 class ChatFields(BaseModel):
     messages: tuple[ChatMessage, ...] = Field(min_length=1)
     tools: Annotated[tuple[Tool, ...], Field(max_length=MAX_TOOLS)] = ()
-    tool_choice: Literal["none", "auto"] = "auto"
+    tool_choice: Literal["none", "auto", "required"] | NamedTool = "auto"
     parallel_tool_calls: bool = True
     chat_template_kwargs: dict[str, JsonValue] = {}
     add_generation_prompt: bool | None = None
@@ -42,8 +42,8 @@ class ChatFields(BaseModel):
             if value.get(param):
                 raise UnsupportedField(param, f"{param} is not supported here, but got {shortened(value[param])}. {way}")
         given = value.get("tool_choice")
-        if given not in (None, "none", "auto"):
-            rule = "tool_choice must be 'none', 'auto' or absent: a call is the model's to make"
+        if isinstance(given, dict) and given.get("type") != "function":
+            rule = "tool_choice is 'none', 'auto', 'required' or a function by name"
             raise UnsupportedField("tool_choice", f"{rule}, but got {shortened(given)}.")
         optional = cls.model_fields.keys() - {"messages"}
         return {key: one for key, one in value.items() if one is not None or key not in optional}
@@ -54,6 +54,15 @@ class ChatFields(BaseModel):
         if "chat_template" in value:
             raise ValueError("chat_template_kwargs are values that the release's template reads, but one of them is a template")
         return value
+
+    @model_validator(mode="after")
+    def _calls_what_is_offered(self) -> ChatFields:
+        if self.tool_choice in ("none", "auto"):
+            return self
+        names = ", ".join(tool.function.name for tool in self.tools) or "none"
+        if not self.called:
+            raise ValueError(f"tool_choice asks for a call of a tool that is offered, and these are: {names}")
+        return self
 
     @model_validator(mode="after")
     def _continues_what_is_there(self) -> ChatFields:
@@ -68,6 +77,13 @@ class ChatFields(BaseModel):
     @property
     def offers_tools(self) -> bool:
         return bool(self.tools) and self.tool_choice != "none"
+
+    @property
+    def called(self) -> tuple[Tool, ...]:
+        """One of these must be called; none: the reply is the model's own."""
+        if isinstance(self.tool_choice, NamedTool):
+            return tuple(tool for tool in self.tools if tool.function.name == self.tool_choice.function.name)[:1]
+        return self.tools if self.tool_choice == "required" else ()
 
     @property
     def turns(self) -> list[Turn]:

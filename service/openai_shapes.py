@@ -172,7 +172,13 @@ class ChatRequest(ChatFields, _Request):
             raise UnsupportedField(param, f"{rule}. Leave one of them out.")
         if self.grammar is not None and self.offers_tools:
             raise ValueError("a call of a tool is nothing that the reply's grammar allows: leave out the tools, or the grammar")
+        if self.called and self.ignore_eos:
+            raise ValueError("ignore_eos goes on after the end of a call that tool_choice asks for: leave out one of the two")
         return self
+
+    @property
+    def says_of_tokens(self) -> str | None:
+        return "tool_choice" if self.called else super().says_of_tokens
 
     @property
     def not_of_one_row(self) -> str | None:

@@ -87,5 +87,5 @@ class TokenFields(GrammarFields):
             ignore_end=self.ignore_eos,
             stop_ids=self.stop_token_ids,
             includes_stop=self.include_stop_str_in_output,
-            grammar=self.grammar,
+            grammar=self.grammar or request.grammar,
         )

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from pydantic import JsonValue
 
+from engine.grammar import Grammar
 from service.tools import Tool
 
 PYTHON_TAG = "<|python_tag|>"
@@ -35,7 +36,7 @@ class CallFormat:
     """`begins`: any of these opens a block; `end` closes it, and without one it lasts to the reply's end or the next beginning.
 
     `whole_reply`: a block is only what the reply begins with, its beginning with it. `read`: the calls of a block's text, none
-    where it is not one.
+    where it is not one. `around`: what a call that must be written stands between; `key`: what its arguments are called.
     """
 
     name: str
@@ -43,6 +44,40 @@ class CallFormat:
     end: str | None
     read: Callable[[str, Sequence[Tool]], tuple[Call, ...]]
     whole_reply: bool = False
+    around: tuple[str, str] | None = None
+    key: str = "arguments"
+
+    def grammar(self, tools: Sequence[Tool]) -> Grammar:
+        """A reply that is one call, of one of these tools, with arguments by its schema. ValueError where it is too long."""
+        schema = json.dumps({"anyOf": [self._schema(place, tool) for place, tool in enumerate(tools)]}, ensure_ascii=False)
+        if self.around is None:
+            return Grammar("json_schema", (schema,))
+        return Grammar("tagged_json", (self.around[0], schema, self.around[1]))
+
+    def _schema(self, place: int, tool: Tool) -> JsonValue:
+        parameters: JsonValue = tool.function.parameters or {"type": "object"}
+        return {
+            "type": "object",
+            "properties": {
+                "name": {"const": tool.function.name},
+                self.key: _moved(parameters, f"#/anyOf/{place}/properties/{self.key}"),
+            },
+            "required": ["name", self.key],
+            "additionalProperties": False,
+        }
+
+
+def _moved(schema: JsonValue, place: str) -> JsonValue:
+    """The schema as part of a larger one: what it says of its own parts is said of where they are now."""
+    if isinstance(schema, list):
+        return [_moved(one, place) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    moved = {key: _moved(value, place) for key, value in schema.items()}
+    reference = schema.get("$ref")
+    if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
+        moved["$ref"] = place + reference[1:]
+    return moved
 
 
 def read_hermes(text: str, tools: Sequence[Tool]) -> tuple[Call, ...]:
@@ -65,9 +100,9 @@ def read_llama(text: str, tools: Sequence[Tool]) -> tuple[Call, ...]:
     return calls if all(call.name in offered for call in calls) else ()
 
 
-HERMES = CallFormat("hermes", ("<tool_call>",), "</tool_call>", read_hermes)
-MISTRAL = CallFormat("mistral", ("[TOOL_CALLS]",), None, read_mistral)
-LLAMA = CallFormat("llama", (PYTHON_TAG, "{"), None, read_llama, whole_reply=True)
+HERMES = CallFormat("hermes", ("<tool_call>",), "</tool_call>", read_hermes, around=("<tool_call>\n", "\n</tool_call>"))
+MISTRAL = CallFormat("mistral", ("[TOOL_CALLS]",), None, read_mistral, around=("[TOOL_CALLS][", "]"))
+LLAMA = CallFormat("llama", (PYTHON_TAG, "{"), None, read_llama, whole_reply=True, key="parameters")
 # By what the chat template writes of earlier calls, the surest first.
 FORMATS: Mapping[str, CallFormat] = {"<tool_call>": HERMES, "[TOOL_CALLS]": MISTRAL, '"parameters": ': LLAMA}
 

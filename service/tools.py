@@ -9,6 +9,17 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 MAX_TOOLS = 128  # OpenAI's
 
 
+class NamedFunction(BaseModel):
+    name: str
+
+
+class NamedTool(BaseModel):
+    """The one that is to be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
 class Function(BaseModel):
     """Other keys than these are the template's to read."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import socket
 import sys
 import time
@@ -159,9 +160,25 @@ def test_large_data_is_checked_in_a_process_of_its_own_with_the_same_outcome(
     there = prepared(file, "rows.jsonl", tmp_path / "there", "data-rows", None, "|")
     assert there.relative_to(tmp_path / "there") == here.relative_to(tmp_path / "here")
     assert there.read_text() == here.read_text()
+
+
+def test_what_is_wrong_with_large_data_is_told_as_of_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "content.jsonl"
+    file.write_text('{"question": "a", "answer": "b"}\n')
+    asked = {"file": str(file), "filename": "rows.jsonl", "directory": str(tmp_path), "name": "data-rows", "separator": "|"}
+    monkeypatch.setattr(preparing, "IN_THIS_PROCESS_BYTES", 0)
+    monkeypatch.setattr(
+        sys, "stdin", io.StringIO(json.dumps({**asked, "columns": {"question": "question", "nothing": "answer"}}))
+    )
+    monkeypatch.setattr(os, "nice", lambda _: 0)
+    preparing.main()
+    told = capsys.readouterr().out
+    monkeypatch.setattr(preparing, "COMMAND", (sys.executable, "-S", "-c", f"print({told!r})"))
     with pytest.raises(ApiError, match="A row is") as refused:
-        prepared(file, "rows.jsonl", tmp_path / "there", "data-rows", {"question": "question", "nothing": "answer"}, "|")
-    assert (refused.value.code, refused.value.param) == ("invalid_training_data", "columns")
+        prepared(file, "rows.jsonl", tmp_path, "data-rows", None, "|")
+    assert (refused.value.status, refused.value.code, refused.value.param) == (400, "invalid_training_data", "columns")
 
 
 def test_where_large_data_cannot_be_checked_nothing_is_left_and_the_server_goes_on(
@@ -170,7 +187,7 @@ def test_where_large_data_cannot_be_checked_nothing_is_left_and_the_server_goes_
     file = tmp_path / "content.jsonl"
     file.write_text('{"question": "a", "answer": "b"}\n')
     monkeypatch.setattr(preparing, "IN_THIS_PROCESS_BYTES", 0)
-    monkeypatch.setattr(preparing, "COMMAND", (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"))
+    monkeypatch.setattr(preparing, "COMMAND", (sys.executable, "-S", "-c", "import os; os.kill(os.getpid(), 9)"))
     with pytest.raises(ApiError, match="Send fewer rows") as refused:
         prepared(file, "rows.jsonl", tmp_path / "there", "data-rows", None, "|")
     assert refused.value.status == 500 and not (tmp_path / "there").exists()

@@ -30,7 +30,7 @@ def refused_field(**fields: JsonValue) -> str:
 @pytest.mark.parametrize(
     ("param", "value"),
     [
-        ("tool_choice", "required"),
+        ("tool_choice", {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}),
         ("chat_template", "{{ messages }}"),
         ("documents", [{"text": "a"}]),
         ("echo", True),

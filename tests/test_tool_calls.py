@@ -6,6 +6,9 @@ import json
 
 import pytest
 
+from adapters.backbone import Backbone
+from engine.engine import GenerationRequest
+from engine.torch_engine import TorchEngine
 from service.tool_calls import FORMATS, HERMES, LLAMA, MISTRAL, Call, CallFormat, CallStream, format_of
 from service.tools import Tool
 
@@ -103,3 +106,27 @@ def test_a_tool_without_a_schema_takes_no_arguments() -> None:
     assert isinstance(read, dict)
     assert read["parameters"] == {"type": "object", "properties": {}} and read["strict"] is True
     assert json.dumps(read)
+
+
+@pytest.mark.parametrize("known", FORMATS.values(), ids=lambda known: known.name)
+def test_a_reply_that_is_held_to_a_call_is_read_as_that_call(known: CallFormat, session_backbone: Backbone) -> None:
+    parameters = {
+        "type": "object",
+        "properties": {"to": {"$ref": "#/$defs/City"}},
+        "required": ["to"],
+        "additionalProperties": False,
+        "$defs": {"City": {"enum": ["Rome", "Oslo"]}},
+    }
+    go = Tool.model_validate({"type": "function", "function": {"name": "go", "parameters": parameters}})
+    engine = TorchEngine(session_backbone)
+    asked = GenerationRequest(
+        session_backbone.chat_ids("Go."), max_new_tokens=120, temperature=1.0, seed=3, grammar=known.grammar([WEATHER, go])
+    )
+    (written,) = engine.complete([asked])
+    engine.close()
+    stream = CallStream(known, [WEATHER, go])
+    parts = [stream.add(written.text), stream.finish()]
+    (call,) = [call for part in parts for call in part.calls]
+    assert not "".join(part.content for part in parts).strip()
+    arguments = json.loads(call.arguments)
+    assert call.name in ("weather", "go") and (call.name == "weather" or arguments["to"] in ("Rome", "Oslo"))

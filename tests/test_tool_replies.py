@@ -14,6 +14,8 @@ from live_service import Live, live, small
 from saying_engine import SayingEngine
 from thinking_backbones import thinking_directory
 
+from engine.torch_engine import TorchEngine
+
 TOOL: dict[str, Any] = {
     "type": "function",
     "function": {"name": "weather", "parameters": {"type": "object", "properties": {"place": {"type": "string"}}}},
@@ -120,12 +122,63 @@ def test_earlier_calls_and_their_outcomes_are_read_by_the_template(client: opena
     assert 'weather {"place": "Rome"}' in prompt_of(engine) and "<|im_start|>tool\n21 degrees" in prompt_of(engine)
 
 
+# Short: every character of it is a token of the tiny backbone, whose context has 512.
+TO: dict[str, Any] = {
+    "type": "object",
+    "properties": {"to": {"$ref": "#/$defs/P"}},
+    "required": ["to"],
+    "additionalProperties": False,
+    "$defs": {"P": {"enum": ["Rome", "Oslo"]}},
+}
+GO: dict[str, Any] = {"type": "function", "function": {"name": "go", "parameters": TO}}
+TOOLS: list[Any] = [{"type": "function", "function": {"name": "see"}}, GO]
+NAMED: Any = {"type": "function", "function": {"name": "go"}}
+
+
+@pytest.mark.parametrize("choice", ["required", NAMED])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_that_must_be_made_is_made_with_arguments_by_its_schema(
+    client: openai.OpenAI, server: Live, engine: SayingEngine, choice: Any, stream: bool
+) -> None:
+    """By the engine itself, whose random backbone writes no call of its own accord."""
+    parts = server.parts
+    tools = TOOLS if choice == NAMED else TOOLS[1:]
+    asked = {"model": MODEL, "messages": HELLO, "tools": tools, "max_tokens": 200, "seed": 1, "temperature": 1.0}
+    real = TorchEngine(parts.backbone)
+    server.app.state.parts = replace(parts, engine=real)
+    try:
+        extra = {"chat_template_kwargs": {"enable_thinking": False}}
+        made: Any = client.chat.completions.create(**asked, tool_choice=choice, stream=stream, extra_body=extra)  # type: ignore[call-overload]
+        if stream:
+            chunks = list(made)
+            (call,) = (call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or [])
+            content, reason = "".join(c.choices[0].delta.content or "" for c in chunks), chunks[-1].choices[0].finish_reason
+        else:
+            (call,) = made.choices[0].message.tool_calls
+            content, reason = made.choices[0].message.content, made.choices[0].finish_reason
+        assert (call.function.name, not content, reason) == ("go", True, "tool_calls")
+        assert json.loads(call.function.arguments)["to"] in ("Rome", "Oslo")
+        free = client.chat.completions.create(**asked, tool_choice="auto", extra_body=extra)  # type: ignore[call-overload]
+        assert free.choices[0].message.tool_calls is None  # what makes the call is the choice
+    finally:
+        server.app.state.parts = parts
+        real.close()
+
+
+@pytest.mark.parametrize(("tools", "choice"), [([], "required"), ([TOOL], NAMED)])
+def test_a_call_of_what_is_not_offered_cannot_be_asked_for(
+    client: openai.OpenAI, engine: SayingEngine, tools: list[Any], choice: Any
+) -> None:
+    with pytest.raises(openai.BadRequestError, match="a tool that is offered"):
+        client.chat.completions.create(model=MODEL, messages=HELLO, tools=tools, tool_choice=choice)
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": "required", "extra_body": {"decoding": {"branches": {}}}}, "tool_choice"),
         ({"tools": [TOOL], "extra_body": {"decoding": {"tracing": True}}}, "tools"),
-        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "weather"}}}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "custom", "custom": {"name": "weather"}}}, "tool_choice"),
         ({"tools": [{"type": "function", "function": {"name": "two words"}}]}, "tools"),
         ({"tools": [TOOL] * 129}, "tools"),
         ({"messages": [*HELLO, {"role": "user", "content": "", "tool_calls": [{"function": {"name": "f"}}]}]}, "messages"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import secrets
 from collections.abc import Mapping
@@ -111,3 +112,8 @@ def _held_to(grammar: Grammar, request: GenerationRequest) -> StructuredOutputsP
             return StructuredOutputsParams(regex=grammar.texts[0])
         case "choice":
             return StructuredOutputsParams(choice=list(grammar.texts))
+        case "tagged_json":
+            begin, schema, end = grammar.texts
+            content = {"type": "json_schema", "json_schema": json.loads(schema)}
+            tag = {"type": "tag", "begin": begin, "content": content, "end": end}
+            return StructuredOutputsParams(structural_tag=json.dumps({"type": "structural_tag", "format": tag}))
