@@ -174,7 +174,7 @@ def test_what_is_wrong_with_large_data_is_told_as_of_small(
     )
     monkeypatch.setattr(os, "nice", lambda _: 0)
     preparing.main()
-    told = capsys.readouterr().out
+    told = capsys.readouterr().out.strip()
     monkeypatch.setattr(preparing, "COMMAND", (sys.executable, "-S", "-c", f"print({told!r})"))
     with pytest.raises(ApiError, match="A row is") as refused:
         prepared(file, "rows.jsonl", tmp_path, "data-rows", None, "|")
