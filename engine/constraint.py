@@ -22,7 +22,8 @@ from torch import Tensor
 
 from adapters.backbone import Backbone
 from engine.decoding.trace import Trace
-from engine.engine import BadGrammar, EngineError, GenerationRequest
+from engine.engine import GenerationRequest
+from engine.errors import BadGrammar, EngineError
 from engine.grammar import Grammar
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
+from engine.errors import EngineError
 from engine.grammar import Grammar
 from engine.token_rules import MAX_TOP_LOGPROBS as MAX_TOP_LOGPROBS
 from engine.token_rules import refuse_out_of_range
@@ -14,34 +15,6 @@ if TYPE_CHECKING:
     from engine.profile import DecodingPolicy, Profile
 
 FinishReason = Literal["stop", "length", "cancelled"]
-
-
-class EngineError(RuntimeError):
-    """The root of what an engine refuses."""
-
-
-class UnknownProfile(EngineError):
-    pass
-
-
-class PromptTooLong(EngineError, ValueError):
-    pass
-
-
-class TimedOut(EngineError):
-    """A request was past its deadline: nothing more is computed for it."""
-
-
-class EngineDied(EngineError):
-    """Nothing is computed any more, for nobody: the process must be started again."""
-
-
-class NotFinite(EngineError):
-    """A row's logits held NaN or infinity: the row is failed, its adapter is at fault, other rows go on."""
-
-
-class BadGrammar(EngineError, ValueError):
-    """A grammar that cannot be compiled, or that became too large on the way; the message has the reason."""
 
 
 @dataclass(frozen=True)

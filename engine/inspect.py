@@ -14,7 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from adapters.adapter import Prompt
 from engine.bank import AdapterBank
-from engine.engine import Continuation, Engine, EngineError
+from engine.engine import Continuation, Engine
+from engine.errors import EngineError
 from engine.slices import states_in_slices
 from engine.twin import Twin
 

@@ -7,7 +7,7 @@ import torch
 from adapters.backbone import Backbone
 from adapters.errors import DamagedAdapter
 from engine.decoding.row_policy import refuse_unable
-from engine.engine import EngineError
+from engine.errors import EngineError
 from engine.profile import Profile
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from engine.engine import EngineError
+from engine.errors import EngineError
 from engine.scheduler import Scheduler
 
 T = TypeVar("T")

@@ -15,16 +15,8 @@ from typing import NamedTuple
 from adapters.adapter import Prompt
 from adapters.backbone import Backbone
 from engine.bank import BASE, AdapterBank
-from engine.engine import (
-    Completion,
-    Continuation,
-    Delta,
-    EngineError,
-    FinishReason,
-    GenerationRequest,
-    NotFinite,
-    ReadToken,
-)
+from engine.engine import Completion, Continuation, Delta, FinishReason, GenerationRequest, ReadToken
+from engine.errors import EngineError, NotFinite
 from engine.score import lay_out, read_batch
 from engine.slices import Run, in_steps
 from engine.text import TextStream

@@ -11,7 +11,8 @@ from torch import Tensor
 from adapters.adapter import Prompt
 from engine.bank import BASE
 from engine.decoding.row_policy import RowPolicy
-from engine.engine import BadGrammar, Completion, Delta, FinishReason, Journey, TokenLogprob
+from engine.engine import Completion, Delta, FinishReason, Journey, TokenLogprob
+from engine.errors import BadGrammar
 from engine.oracle import Oracle
 from engine.prefix import Reader, Text
 from engine.sampling import Sampler

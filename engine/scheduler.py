@@ -13,7 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 from engine.bank import BASE, AdapterBank
 from engine.cache import RowCache, Span, whole_columns
 from engine.counts import Counts
-from engine.engine import NotFinite, TimedOut, TokenLogprob
+from engine.engine import TokenLogprob
+from engine.errors import NotFinite, TimedOut
 from engine.inspect import kept_outputs
 from engine.limits import Limits
 from engine.line import Order, WaitingLine, by_priority

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from engine.constraint import Constraint
-from engine.engine import BadGrammar, GenerationRequest
+from engine.engine import GenerationRequest
+from engine.errors import BadGrammar
 
 # Legend: V vocabulary
 

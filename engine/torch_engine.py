@@ -21,17 +21,8 @@ from engine.bank import BASE, AdapterBank, BankLimits
 from engine.constraint import CompiledGrammar, Grammars
 from engine.counts import Counts
 from engine.decoding.row_policy import COMPILED, CompiledPolicy
-from engine.engine import (
-    Completion,
-    Continuation,
-    Delta,
-    EngineError,
-    EngineStats,
-    GenerationRequest,
-    NotFinite,
-    PromptTooLong,
-    UnknownProfile,
-)
+from engine.engine import Completion, Continuation, Delta, EngineStats, GenerationRequest
+from engine.errors import EngineError, NotFinite, PromptTooLong, UnknownProfile
 from engine.inspect import Inspector
 from engine.limits import Limits
 from engine.line import Order, by_priority

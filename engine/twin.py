@@ -15,7 +15,7 @@ from transformers import Cache, PreTrainedModel
 from adapters.backbone import Backbone, fast_bfloat16
 from adapters.low_weight import LowWeight
 from adapters.residual import ResidualShift
-from engine.engine import EngineError
+from engine.errors import EngineError
 from engine.shared_inputs import seen_inputs
 
 # Legend: B rows, T tokens, S keys, H hidden, N chosen places, V vocabulary

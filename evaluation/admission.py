@@ -26,7 +26,8 @@ from torch import nn
 from adapters.backbone import Backbone
 from adapters.lora import LoRA, LoRASpec
 from adapters.whole_file import write_whole
-from engine.engine import Engine, PromptTooLong
+from engine.engine import Engine
+from engine.errors import PromptTooLong
 from engine.profile import Profile
 from engine.twin import Precision
 from evaluation.measure import Measure, Readings

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeVar
 
 from adapters.backbone import Backbone
-from engine.engine import Engine, PromptTooLong
+from engine.engine import Engine
+from engine.errors import PromptTooLong
 from evaluation.admission import chance_level
 from evaluation.base_cache import BaseCache
 from evaluation.bootstrap import FEW_CLUSTERS

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from adapters.backbone import Backbone
-from engine.engine import Engine, PromptTooLong
+from engine.engine import Engine
+from engine.errors import PromptTooLong
 from evaluation.errors import DataError, JudgeUnavailable, MissingPackage
 from evaluation.evaluate import Planned
 from evaluation.tasks.generated import GeneratedTask

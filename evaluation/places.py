@@ -13,7 +13,8 @@ from torch import Tensor
 
 from adapters.backbone import Backbone
 from adapters.whole_file import written_whole
-from engine.engine import Continuation, Engine, EngineError, GenerationRequest
+from engine.engine import Continuation, Engine, GenerationRequest
+from engine.errors import EngineError
 from engine.inspect import NOT_HERE, inspector
 from evaluation.errors import DataError, UnreadableFile
 from evaluation.task import Example, reasoning_prompt

@@ -16,7 +16,6 @@ from engine.profile import DecodingPolicy
 from engine.token_rules import refuse_unknown_ids
 from engine.voting import voters_of
 from service import meters
-from service.asgi import request_id
 from service.caller import caller_of
 from service.canary import sticky_key
 from service.chat_fields import ChatFields
@@ -28,6 +27,7 @@ from service.lease import Lease
 from service.openai_shapes import ChatRequest, CompletionRequest, ObjectName, Reply
 from service.parts import Parts
 from service.prompts import ReadPrompt, template_of
+from service.request_ids import request_id
 from service.thinking import within_thought
 from service.thoughts import traced
 from service.tool_calls import format_of

@@ -1,56 +1,22 @@
-"""Around the endpoints: request ids, and every failure in the OpenAI shape."""
+"""Around the endpoints: every failure in the OpenAI shape."""
 
 from __future__ import annotations
 
 import logging
-import re
-import uuid
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import meters
 from service.errors import ApiError, internal
+from service.request_ids import request_id
 from service.streaming import ClientLeft
 from service.unsupported import UnsupportedField
 
 log = logging.getLogger("graftline.requests")
-_ID = "x-request-id"
 _PLACES = ("body", "query", "path", "header")  # where FastAPI found a field: no part of its name
-_UNSAFE = re.compile(r"[^A-Za-z0-9_.:-]")
-
-
-class RequestIds:
-    """Takes the client's x-request-id, made harmless, or makes one; every reply carries it.
-
-    Plain ASGI: a BaseHTTPMiddleware would hide the client's hanging up from the endpoint.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        given = _UNSAFE.sub("", Headers(scope=scope).get(_ID, ""))[:128]
-        request_id = given or uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[_ID] = request_id
-            await send(message)
-
-        await self._app(scope, receive, send_with_id)
-
-
-def request_id(request: Request) -> str:
-    return str(request.state.request_id)
 
 
 def answer_errors(app: FastAPI) -> None:

@@ -20,9 +20,9 @@ from typing import Literal
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from service.asgi import request_id
 from service.caller import ANYONE, Caller, caller_of
 from service.errors import ApiError
+from service.request_ids import request_id
 
 AUDIT_LOG = "audit.jsonl"
 MAX_TEXT = 500

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pydantic import JsonValue
 
 from adapters.errors import AdapterError
-from engine.engine import Delta, Engine, EngineError, GenerationRequest
+from engine.engine import Delta, Engine, GenerationRequest
+from engine.errors import EngineError
 from registry.canary_chain import Canary
 from service import meters
 from service.canary_counts import Ending

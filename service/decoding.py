@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from adapters.backbone import Backbone
 from engine.decoding.branches import Branches
-from engine.decoding.narrowing import Narrowing, NotNarrower
+from engine.decoding.narrowing import Narrowing
 from engine.engine import GenerationRequest
+from engine.errors import NotNarrower
 from engine.profile import DecodingPolicy
 from service.branching import Branching
 from service.errors import ApiError, from_engine

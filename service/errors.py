@@ -10,9 +10,7 @@ from functools import cache
 from pathlib import PurePosixPath
 
 from adapters.errors import AdapterError
-from engine.decoding.intervention import CannotRun
-from engine.decoding.narrowing import NotNarrower
-from engine.engine import BadGrammar, EngineDied, EngineError, NotFinite, PromptTooLong, TimedOut
+from engine.errors import BadGrammar, CannotRun, EngineDied, EngineError, NotFinite, NotNarrower, PromptTooLong, TimedOut
 
 
 # Not frozen: whoever passes an exception on writes its traceback into it.

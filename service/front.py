@@ -13,12 +13,12 @@ from starlette.types import Scope as ConnectionScope
 
 from service import meters
 from service.access import Access
-from service.asgi import RequestIds
 from service.bounded_body import BoundedBodies
 from service.caller import let_in
 from service.deadline import note_arrival
 from service.errors import ApiError
 from service.parts import Parts
+from service.request_ids import RequestIds
 from service.request_log import RequestLog
 from service.scopes import TABLE, Rule, methods_of, rule_for
 

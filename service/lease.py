@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapters.adapter_router import AdapterRouter
 from registry.names import ReleaseName
 
 if TYPE_CHECKING:
+    from adapters.adapter_router import AdapterRouter
     from service.canary import Draw
 
 

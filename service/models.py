@@ -15,7 +15,8 @@ import torch
 from adapters.adapter_router import AdapterRouter
 from adapters.backbone import Backbone
 from adapters.errors import AdapterError
-from engine.engine import Engine, EngineError
+from engine.engine import Engine
+from engine.errors import EngineError
 from engine.inspect import inspector
 from engine.profile import Profile
 from registry.canary_chain import Canary, Trail

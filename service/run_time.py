@@ -14,7 +14,8 @@ import torch
 
 from adapters.backbone import Backbone
 from adapters.errors import AdapterError
-from engine.engine import Engine, EngineError
+from engine.engine import Engine
+from engine.errors import EngineError
 from engine.profile import Profile
 from registry.errors import RefusedName, RegistryError, RegistryUnreachable
 from registry.manifest import MANIFEST, directory_digest, file_digest

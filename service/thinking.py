@@ -8,7 +8,8 @@ from pydantic import JsonValue
 
 from adapters.backbone import Backbone
 from engine.decoding.budget import Budget
-from engine.decoding.narrowing import BudgetNarrowing, NotNarrower
+from engine.decoding.narrowing import BudgetNarrowing
+from engine.errors import NotNarrower
 from engine.profile import DecodingPolicy
 from service.chat_fields import ChatFields, Effort
 from service.errors import ApiError

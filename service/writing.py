@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pydantic import JsonValue
 
 from adapters.errors import AdapterError
-from engine.engine import Completion, Delta, EngineError, GenerationRequest, TimedOut
+from engine.engine import Completion, Delta, GenerationRequest
+from engine.errors import EngineError, TimedOut
 from service import meters
 from service.deadline import Allowed
 from service.errors import ApiError, from_engine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -48,6 +49,14 @@ TEXTS = (
     "Diagnosis: Cholera due to Vibrio. Which chapter of ICD-10 is it in? Options: skin diseases; ear diseases",
     "Start with 12. Add 5, then take away 3. What is the result? Answer: 14",
 )
+
+
+@pytest.fixture
+def few_objects() -> Iterator[None]:
+    """What is there before the test is not looked at again when it counts or collects, which takes a second each time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

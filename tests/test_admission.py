@@ -13,7 +13,8 @@ import torch
 from toy_engine import Mind, ToyEngine
 
 from adapters.backbone import Backbone
-from engine.engine import Completion, GenerationRequest, PromptTooLong
+from engine.engine import Completion, GenerationRequest
+from engine.errors import PromptTooLong
 from engine.profile import Profile
 from evaluation.admission import PACKAGED, Admission, above_chance, admissions, admit, random_update, stored_admission
 from evaluation.measures import MEASURES

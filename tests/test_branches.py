@@ -14,7 +14,8 @@ from adapters.backbone import TESTBED, Backbone
 from engine.decoding.branches import Branches
 from engine.decoding.budget import Budget
 from engine.decoding.cot_decoding import Branch, CoTDecoding, Decoded
-from engine.engine import Completion, Delta, EngineError, GenerationRequest
+from engine.engine import Completion, Delta, GenerationRequest
+from engine.errors import EngineError
 from engine.profile import DecodingPolicy
 from engine.torch_engine import TorchEngine
 from evaluation.task import comparable, direct_prompt

@@ -18,7 +18,8 @@ from adapters.backbone import Backbone
 from engine.constraint import MAX_COMPILED
 from engine.decoding.budget import Budget
 from engine.decoding.tip import SwitchPenalty
-from engine.engine import BadGrammar, Completion, GenerationRequest
+from engine.engine import Completion, GenerationRequest
+from engine.errors import BadGrammar
 from engine.grammar import Grammar
 from engine.profile import DecodingPolicy
 from engine.torch_engine import TorchEngine

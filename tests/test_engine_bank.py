@@ -14,7 +14,8 @@ from adapters.backbone import Backbone
 from adapters.errors import AdapterError
 from adapters.lora import LoRA, LoRASpec
 from engine.bank import BankLimits
-from engine.engine import Completion, Continuation, EngineError, GenerationRequest, NotFinite
+from engine.engine import Completion, Continuation, GenerationRequest
+from engine.errors import EngineError, NotFinite
 from engine.profile import Profile
 from engine.torch_engine import TorchEngine
 

@@ -12,7 +12,8 @@ import pytest
 from fastapi import FastAPI
 
 from adapters.backbone import Backbone
-from engine.engine import EngineDied, Mortal
+from engine.engine import Mortal
+from engine.errors import EngineDied
 from engine.torch_engine import TorchEngine
 from service.engines import engine_of, vllm_options
 from service.errors import from_engine

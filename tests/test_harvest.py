@@ -13,7 +13,8 @@ from test_user_data import jsonl, rows
 
 from adapters.backbone import Backbone
 from adapters.softcot import states_at_layer
-from engine.engine import Completion, EngineError, GenerationRequest
+from engine.engine import Completion, GenerationRequest
+from engine.errors import EngineError
 from engine.torch_engine import TorchEngine
 from evaluation.errors import UnreadableFile
 from evaluation.places import CHAIN, QUESTION, TEXT, Places, own_chains, read_places

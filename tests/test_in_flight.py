@@ -12,7 +12,8 @@ from test_chunks import prompt_of
 
 from adapters.adapter import Contribution, Prompt
 from adapters.backbone import Backbone
-from engine.engine import EngineError, GenerationRequest
+from engine.engine import GenerationRequest
+from engine.errors import EngineError
 from engine.loop import StepLoop
 from engine.profile import Profile
 from engine.prompt_reading import PromptRead, ReadingQueue

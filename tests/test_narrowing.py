@@ -12,8 +12,9 @@ from pydantic import JsonValue, ValidationError
 
 from engine.decoding.branches import Branches
 from engine.decoding.budget import Budget
-from engine.decoding.narrowing import Narrowing, NotNarrower
+from engine.decoding.narrowing import Narrowing
 from engine.decoding.tip import SwitchPenalty
+from engine.errors import NotNarrower
 from engine.profile import DecodingPolicy
 from service.openai_shapes import Decoding
 

@@ -10,8 +10,8 @@ import pytest
 from adapters.backbone import Backbone
 from adapters.errors import DamagedAdapter
 from engine.decoding.budget import Budget
-from engine.decoding.intervention import CannotRun
 from engine.decoding.tip import SwitchPenalty
+from engine.errors import CannotRun
 from engine.profile import PROFILE, DecodingPolicy, Profile
 from engine.torch_engine import TorchEngine
 from evaluation.admission import random_update

@@ -13,7 +13,8 @@ from test_chunks import KINDS, assert_same, loaded, prompt_of
 
 from adapters.adapter import Prompt
 from adapters.backbone import Backbone
-from engine.engine import GenerationRequest, NotFinite
+from engine.engine import GenerationRequest
+from engine.errors import NotFinite
 from engine.prefix import BLOCK, Content, PrefixIndex, Reader, contents
 from engine.profile import Profile
 from engine.torch_engine import TorchEngine

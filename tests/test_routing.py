@@ -19,9 +19,9 @@ from adapters.errors import BackboneMismatch, DamagedAdapter, RefusedAdapter
 from adapters.routing import FOLDER, WEIGHTS, Routing, RoutingSpec
 from adapters.sentences import SentenceMean
 from engine.decoding.budget import Budget
-from engine.decoding.intervention import CannotRun
 from engine.decoding.row_policy import refuse_unable
-from engine.engine import Completion, Continuation, EngineError, GenerationRequest
+from engine.engine import Completion, Continuation, GenerationRequest
+from engine.errors import CannotRun, EngineError
 from engine.oracle import Router
 from engine.profile import PROFILE, DecodingPolicy, Profile
 from engine.torch_engine import TorchEngine

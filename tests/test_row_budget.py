@@ -9,10 +9,10 @@ import torch
 
 from adapters.backbone import Backbone
 from engine.decoding.budget import Budget
-from engine.decoding.intervention import CannotRun
 from engine.decoding.row_budget import CompiledBudget
 from engine.decoding.trace import Trace
 from engine.engine import Completion, GenerationRequest
+from engine.errors import CannotRun
 from engine.profile import DecodingPolicy, Profile
 from engine.torch_engine import TorchEngine
 from evaluation.task import reasoning_prompt

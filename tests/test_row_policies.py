@@ -13,10 +13,10 @@ from fitted import fitted_lora, fitted_softcot
 
 from adapters.backbone import TESTBED, Backbone
 from engine.decoding.budget import Budget
-from engine.decoding.intervention import CannotRun
 from engine.decoding.row_policy import CompiledPolicy, refuse_unable
 from engine.decoding.tip import SwitchPenalty
 from engine.engine import Completion, Continuation, Delta, GenerationRequest
+from engine.errors import CannotRun
 from engine.profile import PROFILE, DecodingPolicy, Profile
 from engine.torch_engine import TorchEngine
 from evaluation.task import reasoning_prompt

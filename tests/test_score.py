@@ -8,7 +8,8 @@ from fitted import fitted_lora, fitted_softcot
 
 from adapters.adapter import Stack
 from adapters.backbone import Backbone
-from engine.engine import Continuation, PromptTooLong
+from engine.engine import Continuation
+from engine.errors import PromptTooLong
 from engine.profile import Profile
 from engine.torch_engine import TorchEngine
 from engine.trie import Trie, batches, plant

@@ -10,9 +10,9 @@ from adapters.backbone import Backbone
 from engine.decoding.answer import said
 from engine.decoding.branches import Branches
 from engine.decoding.budget import Budget
-from engine.decoding.intervention import CannotRun
 from engine.decoding.served import complete_as_served
 from engine.engine import GenerationRequest
+from engine.errors import CannotRun
 from engine.profile import DecodingPolicy, Profile
 from engine.torch_engine import TorchEngine
 from evaluation.task import reasoning_prompt

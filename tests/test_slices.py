@@ -10,7 +10,8 @@ import torch
 from test_chunks import KINDS, loaded, prompt_of
 
 from adapters.backbone import Backbone
-from engine.engine import Continuation, EngineError, GenerationRequest
+from engine.engine import Continuation, GenerationRequest
+from engine.errors import EngineError
 from engine.torch_engine import TorchEngine
 
 CHUNK = 20

@@ -12,11 +12,11 @@ from thinking_backbones import thinking_directory
 from adapters.backbone import Backbone
 from engine.decoding.branches import Branches
 from engine.decoding.budget import Budget, closing_after, end_of_trace
-from engine.decoding.intervention import CannotRun
 from engine.decoding.row_budget import CompiledBudget
 from engine.decoding.row_policy import CompiledPolicy
 from engine.decoding.trace import Trace
 from engine.engine import GenerationRequest
+from engine.errors import CannotRun
 from engine.profile import DecodingPolicy
 from engine.torch_engine import TorchEngine
 

@@ -18,11 +18,12 @@ from story_mind import StoryMind
 from test_cli import ended
 
 from adapters.backbone import Backbone
-from engine.decoding.narrowing import Narrowing, NotNarrower
+from engine.decoding.narrowing import Narrowing
 from engine.decoding.thought_tracing import ThoughtTracing, Traced, run_rounds
 from engine.decoding.tracing import Tracing
 from engine.decoding.tracing_prompts import listed, sentences
 from engine.engine import Completion, Continuation, Delta, GenerationRequest
+from engine.errors import NotNarrower
 from engine.profile import DecodingPolicy
 from engine.torch_engine import TorchEngine
 from evaluation.tasks.belief import BELIEF

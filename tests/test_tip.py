@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from adapters.backbone import Backbone
-from engine.decoding.intervention import CannotRun
 from engine.decoding.tip import CompiledPenalty, SwitchPenalty, first_token
 from engine.decoding.trace import Trace
 from engine.engine import GenerationRequest
+from engine.errors import CannotRun
 from engine.profile import DecodingPolicy, Profile
 from engine.torch_engine import TorchEngine
 

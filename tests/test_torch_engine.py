@@ -12,16 +12,8 @@ from fitted import fitted_lora, fitted_softcot
 from adapters.adapter import Adapter
 from adapters.backbone import Backbone, fast_bfloat16
 from adapters.errors import DamagedAdapter
-from engine.engine import (
-    Completion,
-    Continuation,
-    Delta,
-    EngineError,
-    GenerationRequest,
-    NotFinite,
-    PromptTooLong,
-    UnknownProfile,
-)
+from engine.engine import Completion, Continuation, Delta, GenerationRequest
+from engine.errors import EngineError, NotFinite, PromptTooLong, UnknownProfile
 from engine.profile import DecodingPolicy, Profile
 from engine.text import TextStream
 from engine.torch_engine import TorchEngine

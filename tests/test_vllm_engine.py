@@ -21,20 +21,9 @@ from vllm_backbones import small_backbone
 from adapters.backbone import Backbone
 from adapters.errors import RefusedAdapter
 from engine.decoding.budget import Budget
-from engine.decoding.intervention import CannotRun
 from engine.decoding.tip import SwitchPenalty
-from engine.engine import (
-    BadGrammar,
-    Continuation,
-    Delta,
-    EngineDied,
-    EngineError,
-    GenerationRequest,
-    NotFinite,
-    PromptTooLong,
-    TimedOut,
-    UnknownProfile,
-)
+from engine.engine import Continuation, Delta, GenerationRequest
+from engine.errors import BadGrammar, CannotRun, EngineDied, EngineError, NotFinite, PromptTooLong, TimedOut, UnknownProfile
 from engine.grammar import Grammar
 from engine.profile import DecodingPolicy, Profile
 from engine.torch_engine import TorchEngine

@@ -7,13 +7,8 @@ from typing import Protocol
 from torch import Tensor
 
 from engine.decoding.trace import Trace
-from engine.engine import EngineError
 
 # Legend: V vocabulary
-
-
-class CannotRun(EngineError):
-    """A part of a decoding policy that this engine cannot run on this backbone; the message names it."""
 
 
 class Intervention(Protocol):

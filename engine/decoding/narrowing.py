@@ -15,7 +15,7 @@ from adapters.spec import Spec
 from engine.decoding.budget import Budget
 from engine.decoding.tip import SwitchPenalty
 from engine.decoding.tracing import Tracing
-from engine.engine import EngineError
+from engine.errors import NotNarrower
 from engine.profile import DecodingPolicy
 
 _MOST = 10**9  # of tokens and the like: an integer of a request may be too large for a float
@@ -24,10 +24,6 @@ CountFrom0 = Annotated[int, Field(ge=0, le=_MOST)]
 CountFrom1 = Annotated[int, Field(ge=1, le=_MOST)]
 # What a schedule of the penalty reads.
 _READ: Mapping[str, tuple[str, ...]] = {"window": ("alpha", "beta"), "const": ("alpha",), "cyclic": ("amplitude",)}
-
-
-class NotNarrower(EngineError, ValueError):
-    """A request that asks for more than its release's policy."""
 
 
 class TipNarrowing(Spec):

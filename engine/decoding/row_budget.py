@@ -13,9 +13,10 @@ from transformers import PreTrainedTokenizerBase
 
 from adapters.backbone import Backbone
 from engine.decoding.budget import Budget
-from engine.decoding.intervention import CannotRun, Compiled, Intervention
+from engine.decoding.intervention import Compiled, Intervention
 from engine.decoding.trace import Trace
 from engine.decoding.vocabulary import Vocabulary
+from engine.errors import CannotRun
 
 # Legend: V vocabulary, E tokens that begin an end
 

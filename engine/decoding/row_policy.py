@@ -10,12 +10,13 @@ from torch import Tensor
 from adapters.routing import Routing
 from engine.decoding.answer import ANSWER_CUE
 from engine.decoding.budget import Budget
-from engine.decoding.intervention import CannotRun, Compiled, Intervention
+from engine.decoding.intervention import Compiled, Intervention
 from engine.decoding.row_budget import CompiledBudget
 from engine.decoding.tip import CompiledPenalty
 from engine.decoding.trace import Trace
 from engine.decoding.vocabulary import Vocabulary
 from engine.engine import FinishReason
+from engine.errors import CannotRun
 from engine.profile import DecodingPolicy
 from engine.sampling import Sampler
 

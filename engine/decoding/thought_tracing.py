@@ -18,7 +18,8 @@ from engine.decoding import tracing_prompts as say
 from engine.decoding.answer import ANSWER_CUE
 from engine.decoding.hypotheses import Hypotheses, expected_likelihood
 from engine.decoding.tracing import Tracing
-from engine.engine import Completion, Continuation, Engine, GenerationRequest, PromptTooLong
+from engine.engine import Completion, Continuation, Engine, GenerationRequest
+from engine.errors import PromptTooLong
 from engine.profile import DecodingPolicy
 
 _MIN_DIVERSITY = 0.25  # below it the hypotheses say the same, and are reworded

@@ -18,9 +18,10 @@ from transformers import PreTrainedTokenizerBase
 
 from adapters.backbone import Backbone
 from adapters.spec import Choices, Range, Spec
-from engine.decoding.intervention import CannotRun, Compiled, Intervention
+from engine.decoding.intervention import Compiled, Intervention
 from engine.decoding.trace import Trace
 from engine.decoding.vocabulary import Vocabulary
+from engine.errors import CannotRun
 
 # Legend: V vocabulary, W tokens of words
 

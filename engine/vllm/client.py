@@ -19,7 +19,8 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from adapters.adapter import Prompt
 from adapters.backbone import Backbone
-from engine.engine import BadGrammar, Delta, EngineDied, EngineError, GenerationRequest, NotFinite, TimedOut
+from engine.engine import Delta, GenerationRequest
+from engine.errors import BadGrammar, EngineDied, EngineError, NotFinite, TimedOut
 from engine.profile import DecodingPolicy
 from engine.vllm.files import zero_update
 from engine.vllm.lora_slots import Held, LoRASlots, reason

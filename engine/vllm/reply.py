@@ -9,7 +9,8 @@ from typing import Protocol
 
 from adapters.backbone import Backbone
 from engine.decoding.row_policy import RowPolicy
-from engine.engine import Delta, FinishReason, GenerationRequest, NotFinite, ReadToken, TokenLogprob
+from engine.engine import Delta, FinishReason, GenerationRequest, ReadToken, TokenLogprob
+from engine.errors import NotFinite
 from engine.text import TextStream
 
 

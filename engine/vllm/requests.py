@@ -15,8 +15,8 @@ from vllm.inputs import EmbedsPrompt, TokensPrompt
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
 from adapters.adapter import Prompt
-from engine.decoding.intervention import CannotRun
 from engine.engine import GenerationRequest
+from engine.errors import CannotRun
 from engine.grammar import Grammar
 from engine.profile import DecodingPolicy
 from engine.vllm.chosen import FIELD, Asked

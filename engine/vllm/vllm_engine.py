@@ -17,23 +17,9 @@ from adapters.adapter import Contribution, Prompt
 from adapters.backbone import Backbone
 from adapters.errors import RefusedAdapter
 from adapters.weights import digest_of
-from engine.decoding.intervention import CannotRun
 from engine.decoding.row_policy import COMPILED, CompiledPolicy, refuse_unable
-from engine.engine import (
-    MAX_TOP_LOGPROBS,
-    Completion,
-    Continuation,
-    Delta,
-    Engine,
-    EngineDied,
-    EngineError,
-    EngineStats,
-    GenerationRequest,
-    Mortal,
-    NotFinite,
-    PromptTooLong,
-    UnknownProfile,
-)
+from engine.engine import MAX_TOP_LOGPROBS, Completion, Continuation, Delta, Engine, EngineStats, GenerationRequest, Mortal
+from engine.errors import CannotRun, EngineDied, EngineError, NotFinite, PromptTooLong, UnknownProfile
 from engine.profile import DecodingPolicy, Profile
 from engine.vllm.gate import admitted
 from engine.vllm.loop_thread import LoopThread

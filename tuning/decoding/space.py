@@ -14,10 +14,10 @@ from adapters.spec import Range
 from adapters.steering import Steering
 from engine.decoding.branches import Branches
 from engine.decoding.budget import Budget
-from engine.decoding.intervention import CannotRun
 from engine.decoding.row_policy import refuse_unable
 from engine.decoding.tip import SwitchPenalty
 from engine.engine import Engine
+from engine.errors import CannotRun
 from engine.profile import DecodingPolicy, Profile
 from evaluation.task import Example
 from tuning.decoding.settings import EPS, FIELDS, FRACTIONAL, KINDS, LAYER, USUAL, DecodingSearch

@@ -12,7 +12,7 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from engine.decoding.intervention import CannotRun
+from engine.errors import CannotRun
 from engine.profile import Profile
 from evaluation.errors import DataError
 from registry.tracking import Tracking
