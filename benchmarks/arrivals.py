@@ -142,9 +142,9 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.arrivals", description=__doc__)
     parser.add_argument("--system", action="append", choices=list(SYSTEMS), help="these alone")
-    parser.add_argument("--count", type=int, default=48, help="requests a reading")
+    parser.add_argument("--count", type=int, default=32, help="requests a reading")
     parser.add_argument("--rate", type=float, action="append", help="arrivals a second; inf: all at once [default: 0.5, inf]")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--backbone", default="smollm2-135m-reasoner")
     parser.add_argument("--rows", type=Path, default=Path("runs/benchmarks/arrivals"))
     parser.add_argument("--no-table", action="store_true", help="leave docs/results.md as it is")
