@@ -56,7 +56,11 @@ def promote(
     reason: Annotated[str, typer.Option(help="Kept in the ledger; an override needs one.")] = "",
     override: Annotated[bool, typer.Option("--override", help="Promote whatever the gate says, with a reason.")] = False,
     time_budget_s: Annotated[
-        float | None, typer.Option(help="Seconds after which no further round starts.", callback=seconds)
+        float | None, typer.Option(help="Seconds for the gate, instead of the policy's.", callback=seconds)
+    ] = None,
+    gate: Annotated[
+        Path | None,
+        typer.Option(help="A TOML file with a stricter policy for this gate; with --reason, a laxer one for the name."),
     ] = None,
     home: Home = None,
     tracking_uri: TrackingUri = None,
@@ -65,4 +69,4 @@ def promote(
     """Gate a router: routed domains gain, lose little against asking by name, and the protected families are kept."""
     from service.commands.router import promote as run
 
-    raise typer.Exit(run(release, reason, override, time_budget_s, home, tracking_uri, as_json))
+    raise typer.Exit(run(release, reason, override, time_budget_s, gate, home, tracking_uri, as_json))

@@ -14,7 +14,8 @@ from adapters.backbone import Backbone
 from engine.profile import Profile
 from evaluation.errors import DataChanged
 from evaluation.tasks import TASKS, task_named
-from registry.errors import PromotionRefused
+from registry.errors import PolicyRefused, PromotionRefused
+from registry.policy import policies
 from registry.release import publish as publish_release
 from registry.tracking import Tracking
 from service.commands import router
@@ -67,6 +68,32 @@ def test_what_one_release_protects_and_another_was_fitted_on_is_not_the_backbone
     router.fit(["skin", "goods"], tmp_path / "auto", 20, None, None, None, tmp_path / "home", None, as_json=True)
     with router.opened(tracking, tmp_path / "auto") as opened:
         assert opened.protected == ("grammar",)
+
+
+def test_a_routers_gate_is_that_of_its_name_and_a_laxer_one_needs_a_reason(backbone: Backbone, tmp_path: Path) -> None:
+    home, gate = tmp_path / "home", tmp_path / "gate.toml"
+    tracking = Tracking.at(home).create()
+    champion(tracking, backbone, "skin", tmp_path / "skin", "icd10-chapter", "grammar")
+    router.fit(["skin"], tmp_path / "auto", 20, None, None, None, home, None, as_json=True)
+    publish_release(tracking, "auto", tmp_path / "auto")
+    gate.write_text("margin = 0.3\nround_items = 8\nmax_rounds = 1\n")
+
+    def promoted(reason: str) -> int:
+        return router.promote("auto@1", reason, False, None, gate, home, None, as_json=True)
+
+    with pytest.raises(PolicyRefused, match="the margin of grammar"):
+        promoted("")
+    assert [change.policy.margin for change in policies(tracking, "auto")] == [0.02]
+    assert promoted("the domain has few items") == 1  # a random backbone's router shows nothing
+    assert [change.policy.margin for change in policies(tracking, "auto")] == [0.02, 0.3]
+
+
+def test_a_router_whose_releases_protect_nothing_cannot_be_gated(backbone: Backbone, tmp_path: Path) -> None:
+    tracking = Tracking.at(tmp_path / "home").create()
+    champion(tracking, backbone, "skin", tmp_path / "skin", "icd10-chapter")
+    publish_release(tracking, "auto", written(tmp_path / "auto", backbone, {"skin": "skin@1"}))
+    with pytest.raises(ValueError, match="protect none"):
+        router.promote("auto@1", "", False, None, None, tmp_path / "home", None, as_json=True)
 
 
 def test_a_domain_that_changed_since_its_release_was_fitted_stops_a_router(backbone: Backbone, tmp_path: Path) -> None:

@@ -32,9 +32,10 @@ from registry.gate_report import GateReport
 from registry.gate_settings import GateSettings
 from registry.gate_statistics import PairedItems
 from registry.manifest import TrainingHashes
-from tuning.gating import MAX_NATS
+from registry.policy import Policy
 from tuning.manifest import fingerprints_of
 from tuning.plan import DOMAIN_MEASURE
+from tuning.recipe import GateRecipe
 from tuning.rounds import Rounds, is_endless
 
 ROUTED = "routed"  # the name that the router answers under
@@ -172,9 +173,6 @@ def _conditions(
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
-def router_settings(protected: Sequence[str], time_budget_s: float | None = None) -> GateSettings:
-    """The gate's defaults, with the span of families in nats."""
-    measures = {task.name: gate_measure(task) for task in map(task_named, protected)}
-    spans = {name: MAX_NATS for name, measure in measures.items() if not measure.unit.startswith("share")}
-    settings = GateSettings(spans=spans)
-    return settings if time_budget_s is None else settings.model_copy(update={"time_budget_s": time_budget_s})
+def router_policy(protected: Sequence[str]) -> Policy:
+    """What a router's gate asks until its name has a policy: as of any name, and no one domain binds it."""
+    return Policy(protected=tuple(protected), **GateRecipe().model_dump(exclude={"candidates"}))

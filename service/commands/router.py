@@ -119,15 +119,17 @@ def promote(
     reason: str,
     override: bool,
     time_budget_s: float | None,
+    gate: Path | None,
     home: Path | None,
     tracking_uri: str | None,
     as_json: bool,
 ) -> int:
     """0 when promoted, 1 when its gate did not pass. An undecided gate of the router is continued."""
     from registry.claim import alone, claimed
-    from service.commands.releases import gate_table, refuse_early
+    from service.commands.releases import gate_policy, gate_table, refuse_early
     from service.pace import checked_seconds
-    from tuning.router_gate import gate_router, router_settings
+    from tuning.gating import gate_settings
+    from tuning.router_gate import gate_router, router_policy
 
     checked_seconds(time_budget_s)
     place = home_directory(home)
@@ -139,7 +141,13 @@ def promote(
     console = Console(stderr=as_json, markup=False, width=None if sys.stdout.isatty() else 140)
     with alone(place / "gates" / f"router-{release.full_name}.lock", str(release.full_name)):
         with opened(tracking, release.directory) as router:
-            settings = router_settings(router.protected, time_budget_s)
+            if not router.protected:
+                raise ValueError(
+                    f"A router is gated on the families that its releases protect, but those of {release.full_name} protect none "
+                    "beside its own domains. Fit it anew between releases that protect some."
+                )
+            policy = gate_policy(tracking, release.name, router_policy(router.protected), gate, reason)
+            settings = gate_settings(policy, time_budget_s=time_budget_s)
             report = gate_router(
                 str(release.full_name),
                 release.directory,
@@ -147,7 +155,7 @@ def promote(
                 router.routed,
                 router.backbone,
                 router.targets,
-                router.protected,
+                policy.protected,
                 settings,
                 place / "cache",
                 begin=lambda conditions: claimed(tracking, release.full_name, conditions, settings),
