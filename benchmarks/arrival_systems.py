@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -25,11 +26,12 @@ VLLM_PYTHON = "GRAFTLINE_VLLM_PYTHON"  # a Python with vLLM
 THREADS = os.cpu_count() or 1
 ROWS = 16
 CONTEXT = 640  # the longest prompt and reply, with room
+ENDLESS = {"ignore_eos": True}  # a reply has the length that was asked for
 
 
 @dataclass(frozen=True)
 class System:
-    """`fields` is what a request adds to name its adapter; `takes_ids`: prompts are token ids, else texts."""
+    """`fields` is what a request adds to name its adapter and to have no end; `takes_ids`: prompts are token ids, else texts."""
 
     url: str  # .../v1
     fields: tuple[Mapping[str, object], ...]
@@ -55,7 +57,7 @@ def ours(ground: Ground) -> Iterator[System]:
         log_level="warning",
     )
     with start_server(settings, log_file=ground.folder / "ours.log", timeout_s=300) as server:
-        yield System(server.openai_url, tuple({"model": name_of(i)} for i in range(NUM_ADAPTERS)))
+        yield System(server.openai_url, tuple({"model": name_of(i), **ENDLESS} for i in range(NUM_ADAPTERS)))
 
 
 @contextmanager
@@ -72,7 +74,7 @@ def vllm_cpu(ground: Ground) -> Iterator[System]:
     with process(
         [*command, "--lora-modules", *loras], ground.folder / "vllm.log", f"http://127.0.0.1:{port}/health", environment
     ):
-        yield System(f"http://127.0.0.1:{port}/v1", tuple({"model": name_of(i)} for i in range(NUM_ADAPTERS)))
+        yield System(f"http://127.0.0.1:{port}/v1", tuple({"model": name_of(i), **ENDLESS} for i in range(NUM_ADAPTERS)))
 
 
 @contextmanager
@@ -82,9 +84,9 @@ def transformers_serve(ground: Ground) -> Iterator[System]:
     command = [str(Path(sys.executable).parent / "transformers"), "serve", str(ground.model), "--host", "127.0.0.1"]
     command += ["--port", str(port), "--continuous-batching", "--dtype", "bfloat16", "--device", "cpu"]
     with process(command, ground.folder / "transformers.log", f"http://127.0.0.1:{port}/health", {"HF_HUB_OFFLINE": "1"}):
-        yield System(
-            f"http://127.0.0.1:{port}/v1", tuple({"model": str(ground.model)} for _ in range(NUM_ADAPTERS)), takes_ids=False
-        )
+        # It answers 422 to `ignore_eos`, as to all that it does not know; a token that is none is an end that never comes.
+        asked = {"model": str(ground.model), "generation_config": json.dumps({"eos_token_id": -1})}
+        yield System(f"http://127.0.0.1:{port}/v1", (asked,) * NUM_ADAPTERS, takes_ids=False)
 
 
 @contextmanager
@@ -97,7 +99,7 @@ def llama_cpp(ground: Ground) -> Iterator[System]:
     command += ["-np", str(ROWS), "-c", str(ROWS * CONTEXT), "-t", str(THREADS), "--host", "127.0.0.1", "--port", str(port)]
     with process(command, ground.folder / "llama.log", f"http://127.0.0.1:{port}/health", {}):
         scales = [[{"id": j, "scale": float(i == j)} for j in range(NUM_ADAPTERS)] for i in range(NUM_ADAPTERS)]
-        yield System(f"http://127.0.0.1:{port}/v1", tuple({"model": "base", "lora": scale} for scale in scales))
+        yield System(f"http://127.0.0.1:{port}/v1", tuple({"model": "base", "lora": scale, **ENDLESS} for scale in scales))
 
 
 @contextmanager

@@ -1,10 +1,10 @@
 """Requests as they come: Poisson arrivals over eight adapters, sent alike to one server after another.
 
-    python -m benchmarks.arrivals
+    python -m benchmarks.arrivals [--full]
 
 Prompts and replies have 16 to 256 tokens (log-uniform), temperature 0, no end before the asked length. Every system gets the
 same requests at the same moments; a round starts each system once, in turn, and ratios are within a round. Rows are kept as they
-are made.
+are made. Default: two rounds of 32 requests at each rate, about an hour on two cores; --full: six of 64, some six hours.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ import numpy as np
 from adapters.whole_file import write_whole
 
 NUM_ADAPTERS = 8
+COUNT, ROUNDS = 32, 2
+FULL_COUNT, FULL_ROUNDS = 64, 6
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ async def send(
 ) -> list[Served]:
     """All of them to an OpenAI completions endpoint, each at its moment, as streams.
 
-    `fields` by adapter; `texts` instead of token ids, where a server takes no ids.
+    `fields` by adapter, with what keeps a reply from ending early there; `texts` instead of token ids, where a server takes none.
     """
     # Its parser is in C: what the client takes of the processor is taken from the server here.
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(900), connector=aiohttp.TCPConnector(limit=0)) as client:
@@ -93,7 +95,6 @@ async def _stream(client: aiohttp.ClientSession, url: str, asked: Mapping[str, o
         **asked,
         "max_tokens": max_tokens,
         "temperature": 0,
-        "ignore_eos": True,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
@@ -106,12 +107,16 @@ async def _stream(client: aiohttp.ClientSession, url: str, asked: Mapping[str, o
                 if not line.startswith(b"data: {"):
                     continue
                 chunk = json.loads(line.removeprefix(b"data: "))
+                if chunk.get("error"):
+                    return Served(math.nan, math.nan, 0, str(chunk["error"])[:200])
                 if math.isnan(first) and chunk.get("choices"):
                     first = time.perf_counter() - sent
                 if chunk.get("usage"):
                     tokens = int(chunk["usage"]["completion_tokens"])
     except (aiohttp.ClientError, TimeoutError) as error:
         return Served(math.nan, math.nan, 0, f"{type(error).__name__}: {error}")
+    if not tokens:
+        return Served(math.nan, math.nan, 0, "a stream that ended without its usage")
     return Served(first, time.perf_counter() - sent, tokens)
 
 
@@ -139,17 +144,21 @@ def main() -> None:
     from benchmarks.arrival_ground import Ground
     from benchmarks.arrival_systems import SYSTEMS, Started, System
     from benchmarks.arrival_table import write
+    from benchmarks.results import run_kind
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.arrivals", description=__doc__)
     parser.add_argument("--system", action="append", choices=list(SYSTEMS), help="these alone")
-    parser.add_argument("--count", type=int, default=32, help="requests a reading")
+    parser.add_argument("--full", action="store_true", help=f"{FULL_ROUNDS} rounds of {FULL_COUNT} requests")
+    parser.add_argument("--count", type=int, help=f"requests a reading [default: {COUNT}]")
     parser.add_argument("--rate", type=float, action="append", help="arrivals a second; inf: all at once [default: 0.5, inf]")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, help=f"[default: {ROUNDS}]")
     parser.add_argument("--backbone", default="smollm2-135m-reasoner")
     parser.add_argument("--rows", type=Path, default=Path("runs/benchmarks/arrivals"))
     parser.add_argument("--no-table", action="store_true", help="leave docs/results.md as it is")
     given = parser.parse_args()
     rates = given.rate or [0.5, math.inf]
+    count = given.count or (FULL_COUNT if given.full else COUNT)
+    rounds = given.rounds or (FULL_ROUNDS if given.full else ROUNDS)
     ground = Ground.made(given.backbone, given.rows / "ground")
 
     def served(system: Started, asked: Sequence[Arrival]) -> list[Served]:
@@ -159,9 +168,9 @@ def main() -> None:
         return asyncio.run(send(system.url, system.fields, asked, texts))
 
     tokenizer = AutoTokenizer.from_pretrained(ground.model)
-    for number in range(given.rounds):
+    for number in range(rounds):
         for name in given.system or SYSTEMS:
-            file = given.rows / f"{name}-{given.count}-{number}.json"
+            file = given.rows / f"{name}-{count}-{number}.json"
             if file.is_file():
                 continue
             found = {}
@@ -169,14 +178,14 @@ def main() -> None:
                 with SYSTEMS[name](ground) as system:
                     served(system, arrivals(8, math.inf, ground.vocabulary, seed=999))  # warm
                     for rate in rates:
-                        asked = arrivals(given.count, rate, ground.vocabulary, seed=number)
+                        asked = arrivals(count, rate, ground.vocabulary, seed=number)
                         found[str(rate)] = asdict(read(asked, served(system, asked)))
             except Exception as error:  # a peer that does not run is a row too
                 found = {"not run": f"{type(error).__name__}: {error}"}
             write_whole(file, json.dumps(found, indent=2))
             print(name, number, json.dumps(found), flush=True)
     if not given.no_table:
-        write(given.rows, given.count)
+        write(given.rows, count, rounds, run_kind(given.count, given.rounds, given.rate, full=given.full))
 
 
 if __name__ == "__main__":

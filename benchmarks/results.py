@@ -23,6 +23,11 @@ def provenance(module: str, seed: str = "0") -> str:
     return f"`{command}` · commit {commit()} · {os.cpu_count()} cores ({processor()}) · seed {seed} · {date.today()}"
 
 
+def run_kind(*own: object, full: bool) -> str:
+    """For a heading. `own` are the sizes that may be given by hand, None where they were not."""
+    return "sizes of its own" if any(one is not None for one in own) else "full run" if full else "default run"
+
+
 def commit() -> str:
     """With `-dirty` where something else than the results has changed since."""
     head = _git("rev-parse", "--short", "HEAD")
