@@ -24,6 +24,7 @@ from benchmarks.own_names import name_tokens, saying
 from registry.tracking import Tracking
 
 HUGE = 12 * 1024 * 1024  # bytes of a body that is over every limit
+WHOLE, CUT_SHORT = "whole", "cut short without an error"  # how a stream may end that nobody was told to give up
 
 
 @dataclass(frozen=True)
@@ -101,11 +102,13 @@ def hang_ups(world: World, target: Target, size: Size) -> Outcome:
     """Connections that hang up at random, in the request, before the first byte, or in the stream: their rows are freed."""
     traffic = Traffic(world, target.url)
     draws = [random.Random(f"hang up {place}") for place in range(size.hang_ups)]
+    before = _cancelled(world, target.url)
     with traffic.flowing(threads=2), ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda draw: _hang_up(target.url, draw), draws))
     freed = wait_until(lambda: metric(target.url, "graftline_running_rows") == 0, size.settle_s)
-    told = f"{size.hang_ups} connections; no row of theirs is left: {freed}"
-    return Outcome.of("connections hang up at random", traffic, held=freed, told=told)
+    cancelled = _cancelled(world, target.url) - before
+    told = f"{size.hang_ups} connections; {cancelled:g} requests were taken off in the middle, no row of theirs is left: {freed}"
+    return Outcome.of("connections hang up at random", traffic, held=freed and cancelled > 0, told=told)
 
 
 def never_reads(world: World, target: Target, size: Size) -> Outcome:
@@ -169,9 +172,9 @@ def registry_away(world: World, target: Target, size: Size) -> Outcome:
         store.mkdir()  # so that nobody makes an empty store in its place
         try:
             noticed = wait_until(lambda: _models(target.url)["graftline"]["registry"] != "ok", max(size.away_s, size.settle_s))
-            before = traffic.tally.answered.total()
             time.sleep(size.away_s)
-            went_on = traffic.tally.answered.total() > before
+            before = traffic.tally.answered.total()  # still away, and for so long
+            went_on = wait_until(lambda: traffic.tally.answered.total() > before, size.settle_s)
         finally:
             store.rmdir()
             aside.rename(store)
@@ -216,7 +219,8 @@ def killed_worker(world: World, target: Target, size: Size) -> Outcome:
         f"the stream that was open ended as {ended}; another worker was ready: {back}, and answered: {answers}; {broken} other "
         "requests broke off meanwhile"
     )
-    return Outcome.of("the worker is killed", traffic, held=ended != "whole" and back and answers, told=told)
+    held = ended not in (WHOLE, CUT_SHORT) and back and answers
+    return Outcome.of("the worker is killed", traffic, held=held, told=told)
 
 
 FAULTS: dict[str, Fault] = {
@@ -289,6 +293,11 @@ def _hang_up(url: str, draw: random.Random) -> None:
         time.sleep(0.2 * draw.random())
 
 
+def _cancelled(world: World, url: str) -> float:
+    """Requests so far whose clients left before the end."""
+    return sum(metric(url, f'graftline_requests_total{{model="{release}",outcome="cancelled"}}') for release in world.says)
+
+
 def _ask_and_never_read(url: str, model: str) -> socket.socket:
     host, _, port = url.removeprefix("http://").partition(":")
     one = socket.create_connection((host, int(port)), timeout=30)
@@ -314,7 +323,7 @@ def _killed_in_mid_stream(url: str, worker: int) -> str:
                 lines.append(line)
     except httpx.TransportError as error:
         return type(error).__name__
-    return "whole" if "data: [DONE]" in lines else "cut short without an error"
+    return WHOLE if "data: [DONE]" in lines else CUT_SHORT
 
 
 def _refusal(url: str, body: bytes) -> tuple[int, bool]:

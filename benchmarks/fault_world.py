@@ -134,6 +134,10 @@ class Traffic:
                 else:
                     self.tally.lost.append(f"{model}: {type(error).__name__}: {error}")
             return
+        except (ValueError, LookupError, TypeError) as error:  # neither a reply nor an error in the shape of one
+            with self.lock:
+                self.tally.lost.append(f"{model}: out of shape, {type(error).__name__}: {error}")
+            return
         with self.lock:
             if isinstance(found, str):
                 self.tally.refused[found] += 1

@@ -125,10 +125,11 @@ def section(rows: dict[str, dict[str, object]], backbone: str) -> str:
             *(str(row[key]) for key in ("asked_for", "answered")),
             *_counts(row),
             str(row["told"]),
+            str(row["commit"]),
         ]
         for row in rows.values()
     ]
-    headings = ["fault", "holds", "asked", "answered", "refused with an error", "wrong adapter", "lost", "what was seen"]
+    headings = ["fault", "holds", "asked", "answered", "refused with an error", "wrong adapter", "lost", "seen", "commit"]
     intro = (
         f"{provenance('faults')}\n\nClients ask for four names, their versions and the backbone ({backbone}), whole and "
         "streamed, while one thing is broken. Each adapter writes its own name and nothing else, so that an answer of the wrong "

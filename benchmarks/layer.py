@@ -1,9 +1,10 @@
 """What the service's layers cost: sixteen streams of the engine alone, and the same sixteen over HTTP behind BentoML.
 
-    python -m benchmarks.layer
+    python -m benchmarks.layer [--full]
 
 Each side has a process of its own, one after the other in every round, and writes the same prompts under the same eight adapters.
-The clock's ratio holds on a machine that does nothing else; clients are in it, since a stream is for somebody.
+The clock's ratio holds on a machine that does nothing else; clients are in it, since a stream is for somebody. Default: 8 rounds;
+--full: 24. A round that is there is not run again.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from adapters.whole_file import write_whole
 from benchmarks.arrival_ground import Ground, name_of
 from benchmarks.arrivals import NUM_ADAPTERS, Arrival, arrivals, read, send
 from benchmarks.ratios import told_ratio
-from benchmarks.results import provenance, table, write_section
+from benchmarks.results import provenance, run_kind, table, write_section
 
 STREAMS, TOKENS, PROMPT = 16, 128, 64
+ROUNDS, FULL_ROUNDS = 8, 24
 
 
 def asked(ground: Ground, seed: int) -> list[Arrival]:
@@ -78,7 +80,8 @@ def main() -> None:
     from benchmarks.arrival_systems import THREADS
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.layer", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--full", action="store_true", help=f"{FULL_ROUNDS} rounds")
+    parser.add_argument("--rounds", type=int, help=f"[default: {ROUNDS}]")
     parser.add_argument("--backbone", default="smollm2-135m-reasoner")
     parser.add_argument("--rows", type=Path, default=Path("runs/benchmarks/layer"))
     parser.add_argument("--alone", type=int, metavar="SEED", help="only read the engine alone, and print it")
@@ -89,7 +92,7 @@ def main() -> None:
         print(json.dumps(alone(ground, given.alone, THREADS)))
         return
     found = []
-    for seed in range(given.rounds):
+    for seed in range(given.rounds or (FULL_ROUNDS if given.full else ROUNDS)):
         file = given.rows / f"{seed}.json"
         if not file.is_file():
             command = [sys.executable, "-m", "benchmarks.layer", "--alone", str(seed), "--rows", str(given.rows)]
@@ -104,7 +107,7 @@ def main() -> None:
         found.append(json.loads(file.read_text()))
         print(seed, found[-1], flush=True)
     if not given.no_table:
-        write_section("layer", "What the service's layers cost", section(found))
+        write_section("layer", f"What the service's layers cost ({run_kind(given.rounds, full=given.full)})", section(found))
 
 
 def section(found: Sequence[dict[str, float]]) -> str:
@@ -114,7 +117,8 @@ def section(found: Sequence[dict[str, float]]) -> str:
     ]
     body = table(["round", "the engine alone, tokens/s", "behind BentoML, over HTTP, tokens/s", "ratio"], rows)
     mean = told_ratio([one["behind"] / one["alone"] for one in found], digits=3)
-    said = f"{STREAMS} streams of {TOKENS} tokens over {NUM_ADAPTERS} adapters; the ratio's geometric mean is {mean}."
+    said = f"{STREAMS} streams of {TOKENS} tokens over {NUM_ADAPTERS} adapters, behind prompts of {PROMPT}. Reading them is in"
+    said += f" the time, and over HTTP what the clients do. The ratio's geometric mean over {len(found)} rounds is {mean}."
     return f"{provenance('layer')}\n\n{said}\n\n{body}"
 
 

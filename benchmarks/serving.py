@@ -1,6 +1,6 @@
 """What serving many adapters costs, part by part.
 
-    python -m benchmarks.serving PART [--rounds 12] [--threads 2] [--smoke]
+    python -m benchmarks.serving PART [--full] [--threads 2] [--smoke]
 
 `mix`      a step of 16 rows under 8 different adapters, one adapter and none, and PEFT's `adapter_names` with the 8
 `loaded`   the same, the reading of short prompts with it, while 1 to 256 adapters are loaded, of which each round draws
@@ -9,6 +9,7 @@
 All arms of a part run in turn, round after round, in one process; what is compared is the ratio within a round, by the clock and
 by the seconds of processor time that the process took (which other work on the machine moves less). One line a round in
 runs/benchmarks/serving.jsonl; a round that is there is not run again. Each part writes its own section of docs/results.md.
+Default: 12 rounds of a part; --full: 40.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 import torch
@@ -28,13 +30,14 @@ from adapters.backbone import REASONER, Backbone
 from adapters.lora import LoRA, LoRASpec
 from adapters.whole_file import written_whole
 from benchmarks.ratios import told_ratio
-from benchmarks.results import RESULTS, provenance, table, write_section
+from benchmarks.results import RESULTS, provenance, run_kind, table, write_section
 from engine.bank import BankLimits
 from engine.engine import GenerationRequest
 from engine.profile import Profile
 from engine.torch_engine import TorchEngine
 
 ROWS, DIFFERENT, RANK = 16, 8, 16
+ROUNDS, FULL_ROUNDS = 12, 40
 NONE, ONE, EIGHT, PEFT = "no adapter", "one adapter", f"{DIFFERENT} adapters", f"PEFT, {DIFFERENT} adapters"
 
 Arm = Callable[[int], None]  # one round's work, by the round's number
@@ -56,7 +59,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--backbone", default=REASONER)
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--full", action="store_true", help=f"{FULL_ROUNDS} rounds")
+    parser.add_argument("--rounds", type=int, help=f"[default: {ROUNDS}]")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rows", type=Path, default=Path("runs/benchmarks/serving.jsonl"))
     parser.add_argument("--smoke", action="store_true", help="A little of everything, and nothing into docs/results.md.")
@@ -66,14 +70,16 @@ def main() -> None:
     size = SMOKE if args.smoke else Size()
     backbone = Backbone.load(args.backbone)
     cell = [args.part, backbone.fingerprint[:12], args.threads, *size]
-    rounds = measured(args.rows, cell, lambda: PARTS[args.part](backbone, size), 1 if args.smoke else args.rounds)
+    count = 1 if args.smoke else args.rounds or (FULL_ROUNDS if args.full else ROUNDS)
+    rounds = measured(args.rows, cell, lambda: PARTS[args.part](backbone, size), count)
     section = TOLD[args.part](rounds, size)
     print(section.body)
     if not args.smoke:
         body = section.body if section.picture is None else f"![]({draw(section.picture)})\n\n{section.body}"
         about = f"{backbone.name} in bfloat16, LoRA of rank {RANK} on all linear layers, {ROWS} rows that write"
         about += f" {size.tokens} tokens each; {len(rounds)} rounds, {args.threads} threads. {args.note}"
-        write_section(f"serving_{args.part}", section.title, f"{provenance('serving')}\n\n{about.strip()}\n\n{body}")
+        title = f"{section.title} ({run_kind(args.rounds, full=args.full)})"
+        write_section(f"serving_{args.part}", title, f"{provenance('serving')}\n\n{about.strip()}\n\n{body}")
 
 
 class Taken(NamedTuple):
@@ -99,7 +105,7 @@ class Section(NamedTuple):
 
 
 def measured(file: Path, cell: Sequence[object], arms_of: Callable[[], Mapping[str, Arm]], count: int) -> list[Round]:
-    """The rounds of this cell, those that are in the file and as many more as are missing."""
+    """So many rounds of this cell, those that are in the file and as many more as are missing."""
     file.parent.mkdir(parents=True, exist_ok=True)
     key = json.loads(json.dumps(cell))
     lines = file.read_text().splitlines() if file.exists() else []
@@ -116,7 +122,7 @@ def measured(file: Path, cell: Sequence[object], arms_of: Callable[[], Mapping[s
                 out.write(json.dumps({"cell": key, "arms": taken}) + "\n")
             done.append(taken)
             print(number, {name: tuple(round(value, 1) for value in reading) for name, reading in taken.items()}, flush=True)
-    return [{name: Taken(*values) for name, values in row.items()} for row in done]
+    return [{name: Taken(*values) for name, values in row.items()} for row in done[:count]]
 
 
 def timed(arm: Arm, number: int) -> tuple[float, float]:
@@ -131,8 +137,7 @@ def ratio(rounds: Sequence[Round], one: str, other: str, by: str = "cpu") -> str
 
 
 def median_ms(rounds: Sequence[Round], arm: str, by: str, steps: int) -> float:
-    values = sorted(getattr(row[arm], by) for row in rounds)
-    return 1000 * values[len(values) // 2] / steps
+    return 1000 * median(getattr(row[arm], by) for row in rounds) / steps
 
 
 # -- what is run
@@ -275,7 +280,9 @@ def told_mix(rounds: Sequence[Round], size: Size) -> Section:
         rows.append([arm, *times, *beside])
     headings = ["rows are under", "ms a step", "processor ms a step"]
     headings += [f"speed beside {other}, {by}" for other in (ONE, NONE) for by in ("processor", "clock")]
-    return Section("Mixed batches", table(headings, rows))
+    said = "Medians over the rounds; ratios with their 95 % interval. A round of ours finds all of its prompts kept but a token,"
+    said += f" PEFT reads its {ROWS} x {size.prompt} tokens anew: that is in its time."
+    return Section("Mixed batches", f"{said}\n\n{table(headings, rows)}")
 
 
 def told_loaded(rounds: Sequence[Round], size: Size) -> Section:
@@ -293,7 +300,9 @@ def told_loaded(rounds: Sequence[Round], size: Size) -> Section:
         ]
         for different in (1, DIFFERENT)
     }
-    body = table(["different in the batch", "loaded", "processor ms a step", f"speed beside {first}"], rows)
+    said = "Medians over the rounds; ratios of the processor's time with their 95 % interval. Each round reads its prompts,"
+    said += f" {ROWS} x {size.prompt} tokens: that is in the time a step."
+    body = f"{said}\n\n{table(['different in the batch', 'loaded', 'processor ms a step', f'speed beside {first}'], rows)}"
     return Section("Cost against the number of loaded adapters", body, Picture("serving_loaded.png", "adapters loaded", lines))
 
 
@@ -310,7 +319,8 @@ def told_context(rounds: Sequence[Round], size: Size) -> Section:
     headings = ["tokens of the prompt", *(f"{arm}, processor ms a step" for arm in (NONE, ONE, EIGHT))]
     headings += [f"speed of {EIGHT} beside {other}" for other in (ONE, NONE)]
     picture = Picture("serving_context.png", "tokens of the prompt", lines)
-    return Section("Cost against the context length", table(headings, rows), picture)
+    said = "Medians over the rounds; ratios of the processor's time with their 95 % interval. All prompts but a token are kept."
+    return Section("Cost against the context length", f"{said}\n\n{table(headings, rows)}", picture)
 
 
 def draw(picture: Picture) -> str:

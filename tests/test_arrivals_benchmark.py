@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from plain_server import answering
 
 from benchmarks import arrival_table
 from benchmarks.arrivals import Arrival, Reading, Served, arrivals, read, send
@@ -21,31 +18,6 @@ from benchmarks.results import run_kind
 VOCABULARY = tuple(range(100, 150))
 TEXT = {"choices": [{"index": 0, "text": "a"}]}
 USAGE = {"choices": [], "usage": {"completion_tokens": 3}}
-
-
-@contextmanager
-def streaming(events: Sequence[object]) -> Iterator[str]:
-    """A server that answers every request with these events."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write("".join(f"data: {json.dumps(event)}\n\n" for event in events).encode())
-
-        def log_message(self, *given: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @pytest.mark.parametrize(
@@ -57,8 +29,9 @@ def streaming(events: Sequence[object]) -> Iterator[str]:
     ],
 )
 def test_a_stream_that_breaks_off_has_failed(events: list[object], tokens: int, failed: bool) -> None:
-    with streaming(events) as url:
-        (served,) = asyncio.run(send(url, [{"model": "a0"}], [Arrival(0.0, 0, (1, 2), 3)]))
+    stream = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
+    with answering(stream.encode()) as url:
+        (served,) = asyncio.run(send(f"{url}/v1", [{"model": "a0"}], [Arrival(0.0, 0, (1, 2), 3)]))
     assert (served.tokens, bool(served.error)) == (tokens, failed)
 
 

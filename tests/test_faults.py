@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from live_service import Live, live, small
+from plain_server import answering
 
 from adapters.backbone import Backbone
 from benchmarks.fault_trials import FAULTS, Size, Target
@@ -92,6 +93,15 @@ def test_a_full_disk_is_told_from_a_damaged_file() -> None:
     assert lacks_room(shutil.Error([("a", "b", "[Errno 27] File too large")]))
     assert not lacks_room(OSError(errno.ENOENT, "No such file"))
     assert not lacks_room(shutil.Error([("a", "b", "[Errno 2] No such file")]))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("body", [b"Internal Server Error", b'{"error": "without a code"}', b"[]"])
+def test_a_reply_that_is_no_error_in_its_shape_is_lost(world: World, body: bytes, stream: bool) -> None:
+    with answering(body, 500) as url:
+        traffic = Traffic(world, url)
+        traffic.ask(NAMES[0], "?", stream=stream)
+    assert len(traffic.tally.lost) == 1 and "out of shape" in traffic.tally.lost[0]
 
 
 def test_a_request_to_nobody_is_lost(world: World) -> None:
