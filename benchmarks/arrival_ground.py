@@ -21,7 +21,9 @@ from registry.ledger import Ledger
 from registry.release import publish
 from registry.tracking import Tracking
 
-LLAMA_CPP = "GRAFTLINE_LLAMA_CPP"  # a folder of llama.cpp with its converters, and build/bin/llama-server in it
+# A folder of llama.cpp with its converters, and build/bin/llama-server in it. Some compilers' GGML_NATIVE ends with SIGILL on
+# machines with AMX: build it there with GGML_NATIVE=OFF and the AVX-512 flags.
+LLAMA_CPP = "GRAFTLINE_LLAMA_CPP"
 SIZE = 0.01  # of the adapters' random weights: what they write matters to nobody here
 
 
@@ -46,10 +48,13 @@ class Ground:
 
     @classmethod
     def made(cls, backbone_name: str, folder: Path) -> Ground:
-        """Made once, kept in the folder."""
+        """Made once, kept in the folder; ValueError where that is another backbone's."""
         done = folder / "ground.json"
         if done.is_file():
-            return cls(folder.absolute(), backbone_name, tuple(json.loads(done.read_text())["vocabulary"]))
+            kept = json.loads(done.read_text())
+            if kept.get("backbone", backbone_name) != backbone_name:
+                raise ValueError(f"{folder} is made of {kept['backbone']}, not of {backbone_name}. Give each --rows of its own.")
+            return cls(folder.absolute(), backbone_name, tuple(kept["vocabulary"]))
         shutil.rmtree(folder, ignore_errors=True)
         backbone = Backbone.load(backbone_name, device="cpu")
         ground = cls(folder.absolute(), backbone_name, _words(backbone))
@@ -64,7 +69,7 @@ class Ground:
             Ledger(tracking, name_of(index)).promote(1, None, override=True, reason="a benchmark of serving")
             ground.adapter(index).mkdir(parents=True)
             adapter.save(ground.adapter(index))
-        write_whole(done, json.dumps({"vocabulary": ground.vocabulary}))
+        write_whole(done, json.dumps({"backbone": backbone_name, "vocabulary": ground.vocabulary}))
         return ground
 
     def gguf(self) -> tuple[Path, list[Path]]:

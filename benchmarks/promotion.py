@@ -51,7 +51,11 @@ def main() -> None:
     )
     print(body)
     if not given.no_write:
-        text = f"From the ledger's entry to the first token of the promoted release, looks {POLL_S:g} s apart.\n\n{body}"
+        text = (
+            f"From the ledger's entry to the first token of the promoted release, looks {POLL_S:g} s apart. Two releases take "
+            "turns, each promoted as soon as the other is served: from the third entry on their files are there already."
+            f"\n\n{body}"
+        )
         write_section("promotion", "How soon a promotion is served", f"{text}\n\n{provenance('promotion')}")
 
 

@@ -316,6 +316,15 @@ def test_no_path_leads_out_of_the_allowed_directory(server: Live, allowed: Path,
     assert str(allowed) not in answer.text
 
 
+def test_no_directory_is_the_model_of_a_completion(server: Live, client: openai.OpenAI, allowed: Path) -> None:
+    # vLLM's resolver of directories loads whatever path a request names as its model.
+    before = server.parts.engine.loaded  # type: ignore[attr-defined]
+    for model in ("plain", str(allowed / "plain"), f"../{allowed.name}/plain"):
+        with pytest.raises(openai.NotFoundError):
+            write(client, model)
+    assert server.parts.engine.loaded == before  # type: ignore[attr-defined]
+
+
 def test_an_absolute_path_inside_the_allowed_directory_is_taken(server: Live, allowed: Path) -> None:
     assert load(server, "absolute", str(allowed / "plain")).status_code == 200
     assert unload(server, "absolute").status_code == 200
