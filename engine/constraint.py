@@ -6,8 +6,6 @@ The library is llguidance. Its limits are fuel, not time: what a hostile schema 
 from __future__ import annotations
 
 import asyncio
-import json
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -45,9 +43,6 @@ _LIMITS = llguidance.LLParserLimits(
 )
 # Without a bound, a small model writes blanks until its last token.
 _JSON: JsonCompileOptions = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,16}"}
-
-# Blanks as Python's JSON has them, which is how models are taught to write calls.
-_AS_CALLS: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 class Grammars:
@@ -178,23 +173,8 @@ def _source(grammar: Grammar, added: Mapping[str, int]) -> str:
             return llguidance.LLMatcher.grammar_from_json_schema({"type": "object"}, overrides=_JSON)
         case "regex":
             return llguidance.LLMatcher.grammar_from_regex(grammar.texts[0])
-        case "choice":
-            texts = " | ".join(_lark(text, added) for text in grammar.texts)
-            return llguidance.LLMatcher.grammar_from_lark(f"start: {texts}")
-        case "tagged_json":
-            begin, schema, end = grammar.texts
-            body = json.dumps({"x-guidance": _AS_CALLS, **json.loads(schema)})
-            start = f"{_lark(begin, added)} body {_lark(end, added)}"
-            return llguidance.LLMatcher.grammar_from_lark(f"start: {start}\nbody: %json {body}")
-
-
-def _lark(text: str, added: Mapping[str, int]) -> str:
-    """The text in Lark, as JSON writes texts. A name that the tokenizer reads as one token is that token, not its letters."""
-    if not added:
-        return json.dumps(text, ensure_ascii=False)
-    names = "|".join(re.escape(name) for name in sorted(added, key=len, reverse=True))
-    parts = (part for part in re.split(f"({names})", text) if part)
-    return " ".join(f"<[{added[part]}]>" if part in added else json.dumps(part, ensure_ascii=False) for part in parts)
+        case "choice" | "tagged_json":
+            return llguidance.LLMatcher.grammar_from_lark(grammar.lark(added))
 
 
 def _reason(matcher: CompiledGrammar) -> str:

@@ -156,7 +156,12 @@ def test_penalties_beside_a_policy_are_those_of_the_pytorch_engine(
 
 @pytest.mark.parametrize(
     ("grammar", "texts"),
-    [(Grammar("choice", ("yes", "no")), ("yes", "no")), (Grammar("regex", ("(10|20|30)",)), ("10", "20", "30"))],
+    [
+        (Grammar("choice", ("yes", "no")), ("yes", "no")),
+        (Grammar("regex", ("(10|20|30)",)), ("10", "20", "30")),
+        (Grammar("json_schema", ('{"const": "go"}',)), ('"go"',)),
+        (Grammar("tagged_json", ("<call>", '{"const": "go"}', "</call>")), ('<call>"go"</call>',)),
+    ],
 )
 def test_a_grammar_holds_the_reply(engine: VLLMEngine, backbone: Backbone, grammar: Grammar, texts: tuple[str, ...]) -> None:
     for name in NAMES:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from uuid import uuid4
 
@@ -34,8 +34,9 @@ _GRACE_S = 10.0
 
 
 class Client:
-    def __init__(self, llm: AsyncLLM, dtype: torch.dtype, max_scored: int) -> None:
-        self._llm, self._dtype = llm, dtype
+    def __init__(self, llm: AsyncLLM, dtype: torch.dtype, max_scored: int, added: Mapping[str, int]) -> None:
+        """`added`: see `params_of`."""
+        self._llm, self._dtype, self._added = llm, dtype, added
         self._scoring = asyncio.Semaphore(max_scored)
         self.slots = LoRASlots(self._add, llm.remove_lora)
         self.base: Held | None = None
@@ -45,7 +46,7 @@ class Client:
     @classmethod
     async def start(cls, backbone: Backbone, options: VLLMOptions) -> Client:
         llm = await start(backbone, options)
-        client = cls(llm, getattr(torch, dtype_of(backbone, options)), 2 * options.max_rows)
+        client = cls(llm, getattr(torch, dtype_of(backbone, options)), 2 * options.max_rows, backbone.vocabulary.added)
         if runs_on_cpu():
             # There a row without a LoRA computes with whichever lies in the last slot, so the base has one too: of zeros.
             client.base = await client.slots.hold("base", zero_update(backbone))
@@ -60,7 +61,7 @@ class Client:
         self, request: GenerationRequest, policy: DecodingPolicy, reply: Reply, prompt: Prompt, held: Held | None, salt: str
     ) -> AsyncGenerator[Delta, None]:
         """Until the reply is over, which may be before vLLM would end it; leaving ends the row there."""
-        params = params_of(request, policy, reply.ends, request.seed)
+        params = params_of(request, policy, reply.ends, request.seed, self._added)
         salt = f"{salt}/{request.cache_salt}" if request.cache_salt else salt
         try:
             async with asyncio.timeout(_left(request.deadline)):

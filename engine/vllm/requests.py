@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import secrets
 from collections.abc import Mapping
@@ -38,8 +37,13 @@ def prompt_of(prompt: Prompt, salt: str, dtype: torch.dtype) -> TokensPrompt | E
     return EmbedsPrompt(prompt_embeds=embeds_TH, prompt_token_ids=list(prompt.ids), prompt_is_token_ids=is_token, cache_salt=salt)
 
 
-def params_of(request: GenerationRequest, policy: DecodingPolicy, ends: frozenset[int], seed: int | None) -> SamplingParams:
-    """Under a policy's interventions our processor draws, and vLLM takes the one token that it leaves."""
+def params_of(
+    request: GenerationRequest, policy: DecodingPolicy, ends: frozenset[int], seed: int | None, added: Mapping[str, int]
+) -> SamplingParams:
+    """Under a policy's interventions our processor draws, and vLLM takes the one token that it leaves.
+
+    `added`: names that the tokenizer reads as one token each.
+    """
     temperature = policy.temperature if request.temperature is None else request.temperature
     top_p = policy.top_p if request.top_p is None else request.top_p
     if temperature < 0 or not math.isfinite(temperature) or not 0 < top_p <= 1:
@@ -64,7 +68,7 @@ def params_of(request: GenerationRequest, policy: DecodingPolicy, ends: frozense
         "logprobs": request.top_logprobs,
         "prompt_logprobs": request.num_prompt_logprobs,
         "logit_bias": dict(request.logit_bias) or None,
-        "structured_outputs": None if request.grammar is None else _held_to(request.grammar, request),
+        "structured_outputs": None if request.grammar is None else _held_to(request.grammar, request, added),
         "detokenize": False,
         "output_kind": RequestOutputKind.DELTA,
     }
@@ -100,7 +104,7 @@ def extra(asked: Asked) -> Mapping[str, str]:
     return {FIELD: asked.model_dump_json(exclude_defaults=True)}
 
 
-def _held_to(grammar: Grammar, request: GenerationRequest) -> StructuredOutputsParams:
+def _held_to(grammar: Grammar, request: GenerationRequest, added: Mapping[str, int]) -> StructuredOutputsParams:
     if request.begun_ids:
         raise CannotRun("On vLLM a grammar holds a reply from its first token, but this one is begun already. Leave one out.")
     match grammar.kind:
@@ -110,10 +114,5 @@ def _held_to(grammar: Grammar, request: GenerationRequest) -> StructuredOutputsP
             return StructuredOutputsParams(json_object=True)
         case "regex":
             return StructuredOutputsParams(regex=grammar.texts[0])
-        case "choice":
-            return StructuredOutputsParams(choice=list(grammar.texts))
-        case "tagged_json":
-            begin, schema, end = grammar.texts
-            content = {"type": "json_schema", "json_schema": json.loads(schema)}
-            tag = {"type": "tag", "begin": begin, "content": content, "end": end}
-            return StructuredOutputsParams(structural_tag=json.dumps({"type": "structural_tag", "format": tag}))
+        case "choice" | "tagged_json":
+            return StructuredOutputsParams(grammar=grammar.lark(added))
