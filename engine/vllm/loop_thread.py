@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
+
+from engine.errors import EngineError
 
 T = TypeVar("T")
 
@@ -19,11 +21,18 @@ class LoopThread:
 
     def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Cancelling the future cancels the work."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError as error:  # of a loop that is closed
+            work.close()
+            raise EngineError("The engine is closed. Make a new one.") from error
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Blocks. Never from the loop's own thread."""
-        return self.start(work).result()
+        try:
+            return self.start(work).result()
+        except CancelledError as error:
+            raise EngineError("The engine was closed while this call ran. Make a new one.") from error
 
     def close(self) -> None:
         """Ends what still runs."""

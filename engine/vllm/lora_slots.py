@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import shutil
 import tempfile
@@ -34,7 +35,7 @@ class LoRASlots:
 
     async def hold(self, name: str, contribution: Contribution) -> Held:
         """RefusedAdapter where vLLM will not have it; nothing of it is kept then."""
-        files = write_adapter(contribution, self._home)
+        files = await asyncio.to_thread(write_adapter, contribution, self._home)  # megabytes: rows that write go on meanwhile
         held = Held(f"{name}#{files.digest}", next(self._numbers), files)
         try:
             # Never with the first request: what vLLM refuses there ends it.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
@@ -98,9 +98,12 @@ class VLLMEngine:
             contribution = admitted(name, profile, self.backbone, self.options.max_lora_rank)
             self._refuse_dead()
             held = self._hold(name, contribution) if contribution.low_rank else self._base.held
-            before = self._loaded.get(name)
-            self._loaded[name] = Loaded(profile, held, _salt(profile))
-            self._not_finite.discard(name)
+            loaded = Loaded(profile, held, _salt(profile))
+            try:
+                before = self._replaced(name, loaded)
+            except EngineError:
+                self._let_go(loaded)
+                raise
             self._let_go(before)
 
     def refresh(self, name: str) -> None:
@@ -112,11 +115,8 @@ class VLLMEngine:
     def unload(self, name: str) -> None:
         """Refused while the name has rows in flight: wait for them, or close their iterators."""
         with self._loading:
-            gone = self._of(name)
-            self._refuse_busy(name)
-            del self._loaded[name]
-            self._not_finite.discard(name)
-            self._let_go(gone)
+            self._of(name)
+            self._let_go(self._replaced(name, None))
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
         voters = self._voters(request)
@@ -139,6 +139,12 @@ class VLLMEngine:
                     async for delta in deltas:
                         here.call_soon_threadsafe(heard.put_nowait, delta)
                 here.call_soon_threadsafe(heard.put_nowait, None)
+            except asyncio.CancelledError:
+                with suppress(RuntimeError):  # who asked is gone with his event loop
+                    here.call_soon_threadsafe(
+                        heard.put_nowait, EngineError("The engine was closed while this request ran. Send it again.")
+                    )
+                raise
             except Exception as error:
                 here.call_soon_threadsafe(heard.put_nowait, error)
 
@@ -172,10 +178,7 @@ class VLLMEngine:
     async def _deltas(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         """In the client's event loop."""
         name = request.profile or BASE
-        with self._counting:
-            loaded = self._at(request.profile)
-            self._running[name] += 1
-        try:
+        with self._using(request.profile) as loaded:
             self._refuse_dead()
             self._refuse_not_finite(name)
             policy = self._policy(request, loaded)
@@ -183,24 +186,21 @@ class VLLMEngine:
             prompt = await asyncio.to_thread(self._prompt, request, loaded)
             row_policy = self._compiled(policy).for_row(request.begun_ids, request.max_new_tokens, request.prompt_ids)
             reply = Reply.to(request, self.backbone, row_policy)
-            async with aclosing(self._client.write(request, policy, reply, prompt, loaded.held, loaded.salt)) as deltas:
-                async for delta in deltas:
-                    self._generated[name] += delta.token_id is not None
-                    yield delta
-        except NotFinite:
-            self._not_finite.add(name)
-            raise
-        finally:
-            with self._counting:
-                self._running[name] -= 1
+            with self._computing(name):
+                async with aclosing(self._client.write(request, policy, reply, prompt, loaded.held, loaded.salt)) as deltas:
+                    async for delta in deltas:
+                        self._generated[name] += delta.token_id is not None
+                        yield delta
 
     def score(self, continuations: Sequence[Continuation], profile: str | None = None) -> list[tuple[float, ...]]:
         """vLLM reads a prefix again wherever more than one token after it is asked for."""
-        loaded = self._at(profile)
-        self._refuse_dead()
-        self._refuse_not_finite(profile or BASE)
-        asked = [self._scored(continuation, loaded) for continuation in continuations]
-        return self._thread.run(self._client.score(asked, loaded.held, loaded.salt))
+        name = profile or BASE
+        with self._using(profile) as loaded:
+            self._refuse_dead()
+            self._refuse_not_finite(name)
+            asked = [self._scored(continuation, loaded) for continuation in continuations]
+            with self._computing(name):
+                return self._thread.run(self._client.score(asked, loaded.held, loaded.salt))
 
     def stats(self) -> EngineStats:
         counts = self._client.counts
@@ -218,6 +218,28 @@ class VLLMEngine:
         self._thread.run(self._client.close())
         self._thread.close()
         self._loaded.clear()
+
+    @contextmanager
+    def _using(self, profile: str | None) -> Iterator[Loaded]:
+        """Inside, the name keeps its weights."""
+        name = profile or BASE
+        with self._counting:
+            loaded = self._at(profile)
+            self._running[name] += 1
+        try:
+            yield loaded
+        finally:
+            with self._counting:
+                self._running[name] -= 1
+
+    @contextmanager
+    def _computing(self, name: str) -> Iterator[None]:
+        """NaN that vLLM computes lies in its memory, and is remembered."""
+        try:
+            yield
+        except NotFinite:
+            self._not_finite.add(name)
+            raise
 
     def _of(self, name: str) -> Loaded:
         if name not in self._loaded:
@@ -239,9 +261,28 @@ class VLLMEngine:
         if gone is not None and gone.held is not None and gone.held is not self._base.held:
             self._thread.run(self._client.slots.let_go(gone.held))
 
+    def _replaced(self, name: str, by: Loaded | None) -> Loaded | None:
+        """What the name meant before; refused where a request has come for that meanwhile."""
+        with self._counting:
+            self._refuse_busy(name)
+            before = self._loaded.get(name)
+            if by is None:
+                del self._loaded[name]
+            else:
+                self._loaded[name] = by
+            if self.death is None:  # what spoilt the memory has left it spoilt
+                self._not_finite.discard(name)
+            return before
+
     def _policy(self, request: GenerationRequest, loaded: Loaded) -> DecodingPolicy:
         policy = request.policy or loaded.profile.policy
-        policy = policy if request.grammar is None else policy.under_grammar(self.backbone)
+        if request.grammar is not None:
+            policy = policy.under_grammar(self.backbone)
+            if self.backbone.begins_chain(request.prompt_ids):
+                raise CannotRun(
+                    "On vLLM a grammar holds a reply from its first token, but this prompt begins a chain of thought. Have the "
+                    "template begin none, leave the grammar out, or use the PyTorch engine."
+                )
         refuse_unable(policy, self.capabilities, "the vLLM engine")
         return policy
 
