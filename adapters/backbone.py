@@ -45,6 +45,7 @@ class Backbone:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     fingerprint: str  # SHA-256 over the stored sources, see `fingerprint_of`
+    max_context: int | None = None  # None: as many tokens as the model was made for
 
     @classmethod
     def load(cls, name: str, *, device: str | None = None, dtype: torch.dtype | None = None) -> Backbone:
@@ -85,7 +86,8 @@ class Backbone:
     @property
     def context_length(self) -> int:
         """Tokens that prompt and completion may take together."""
-        return int(self.model.config.get_text_config().max_position_embeddings)
+        made_for = int(self.model.config.get_text_config().max_position_embeddings)
+        return made_for if self.max_context is None else min(made_for, self.max_context)
 
     @property
     def embeddings(self) -> nn.Embedding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 
 from adapters.backbone import Backbone
 from engine.bank import BankLimits
@@ -25,6 +26,11 @@ def engine_of(settings: Settings, backbone: Backbone) -> Engine:
         max_prefix_tokens=settings.max_prefix_tokens,
         bank=BankLimits(settings.max_adapters, settings.max_bank_bytes, settings.max_shelf_bytes),
     )
+
+
+def in_context(backbone: Backbone, settings: Settings) -> Backbone:
+    """The backbone with no more room than its engine will have: what a request leaves open fills that, and no more."""
+    return replace(backbone, max_context=settings.vllm_max_model_len) if settings.engine == "vllm" else backbone
 
 
 def vllm_options(settings: Settings) -> VLLMOptions:

@@ -23,7 +23,7 @@ from service.canary import Canaries, recorded_rollback
 from service.canary_shadow import Shadows
 from service.catalogue import Catalogue, FrozenCatalogue, RegistryCatalogue
 from service.drain import Drain, drain_of, drain_on_sigterm
-from service.engines import engine_of
+from service.engines import engine_of, in_context
 from service.jobs.runner import Jobs
 from service.jobs.uploads import Uploads
 from service.keys import KeyStore
@@ -43,6 +43,7 @@ def start(settings: Settings) -> Parts:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     backbone, catalogue = open_parts(settings)
+    backbone = in_context(backbone, settings)
     engine = engine_of(settings, backbone)
     models = ServedModels(engine, backbone, catalogue, settings.max_loaded, trails=catalogue.trails)
     models.refresh()

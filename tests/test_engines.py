@@ -15,7 +15,7 @@ from adapters.backbone import Backbone
 from engine.engine import Mortal
 from engine.errors import EngineDied
 from engine.torch_engine import TorchEngine
-from service.engines import engine_of, vllm_options
+from service.engines import engine_of, in_context, vllm_options
 from service.errors import from_engine
 from service.settings import BadSetting, Settings
 from service.startup import is_alive
@@ -30,6 +30,14 @@ def test_the_engine_is_the_one_of_this_process_unless_another_is_named(backbone:
     engine = engine_of(Settings(), backbone)
     assert isinstance(engine, TorchEngine) and not isinstance(engine, Mortal)
     engine.close()
+
+
+def test_the_service_counts_on_no_more_room_than_vllm_is_given(backbone: Backbone) -> None:
+    narrow = Settings(engine="vllm", vllm_max_model_len=64)
+    assert in_context(backbone, narrow).context_length == 64
+    wide = narrow.model_copy(update={"vllm_max_model_len": 10 * backbone.context_length})
+    assert in_context(backbone, wide).context_length == backbone.context_length
+    assert in_context(backbone, Settings(vllm_max_model_len=64)) is backbone
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
