@@ -78,8 +78,8 @@ def new_writing(
     ticket.enter(writing.requests, writing.rows_each)
     writing.at_end.append(ticket.close)
     if (drain := drain_of(request.app)) is not None:
-        drain.cuts.add(writing.cut)
-        writing.at_end.append(lambda: drain.cuts.discard(writing.cut))
+        drain.will_cut(writing.cut)
+        writing.at_end.append(lambda: drain.is_done(writing.cut))
     # What is mirrored is nobody's request: it waits behind no one and costs no quota.
     shadowed = Allowed(parts.settings.request_timeout_s)
     parts.canaries.follow(writing, lambda other: _writing(parts, other, prompts, body, engine.generate, shadowed))

@@ -19,6 +19,8 @@ from service.errors import ApiError
 log = logging.getLogger("graftline.drain")
 RETRY_AFTER_S = 5
 CUT_S = 1.0  # for whoever is cut off to hear of it
+Cut = Callable[[ApiError], None]
+"""Ends what is being written with an error that its reader hears."""
 _OPEN = ("/livez", "/readyz", "/healthz", "/metrics")
 
 
@@ -29,9 +31,8 @@ class Drain:
         self._running: set[asyncio.Task[object]] = set()
         self._begun = False
         self._emptied = asyncio.Event()
-        self.cuts: set[Callable[[ApiError], None]] = (
-            set()
-        )  # of what is being written: ends it with an error that its reader hears
+        self._cuts: set[Cut] = set()
+        self._is_over = False  # the grace
 
     @property
     def is_begun(self) -> bool:
@@ -54,14 +55,24 @@ class Drain:
         self._running.discard(task)
         self._look()
 
+    def will_cut(self, cut: Cut) -> None:
+        """Called at the end of the grace, unless `is_done` with it; at once where the grace is over already."""
+        self._cuts.add(cut)
+        if self._is_over:
+            cut(_too_late())
+
+    def is_done(self, cut: Cut) -> None:
+        self._cuts.discard(cut)
+
     async def ended(self, grace_s: float) -> bool:
         """Once nothing runs any more, or after the grace, when what still runs is cut off and the answer is False."""
         try:
             await asyncio.wait_for(self._emptied.wait(), grace_s)
         except TimeoutError:
             log.warning("%d requests still run after %g s and are cut off", self.running, grace_s)
-            for cut in tuple(self.cuts):
-                cut(going_away("This server is going away, and the reply was not done in time."))
+            self._is_over = True
+            for cut in tuple(self._cuts):
+                cut(_too_late())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._emptied.wait(), CUT_S)
             for task in self._running:
@@ -100,6 +111,10 @@ def going_away(rule: str) -> ApiError:
     message = f"{rule} Ask again: another one, or the one that takes its place, answers."
     headers = {"retry-after": str(RETRY_AFTER_S), "connection": "close"}
     return ApiError(503, message, "going_away", None, "server_error", headers)
+
+
+def _too_late() -> ApiError:
+    return going_away("This server is going away, and the reply was not done in time.")
 
 
 def drain_of(app: FastAPI) -> Drain | None:

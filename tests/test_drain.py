@@ -79,6 +79,21 @@ def test_what_outlasts_the_grace_is_cut_off() -> None:
     assert asyncio.run(drained()) == (False, True)
 
 
+def test_a_reply_that_is_begun_as_the_grace_ends_is_cut_at_once() -> None:
+    async def late() -> list[str]:
+        drain, heard = Drain(), list[str]()
+        drain.enter(asyncio.create_task(asyncio.sleep(0)))
+        drain.begin()
+        ending = asyncio.create_task(drain.ended(grace_s=0))
+        await asyncio.sleep(0.1)
+        drain.will_cut(lambda error: heard.append(error.code))
+        drain.leave(next(iter(drain._running)))
+        await ending
+        return heard
+
+    assert asyncio.run(late()) == ["going_away"]
+
+
 def test_a_reply_that_outlasts_the_grace_ends_with_an_error_that_its_client_can_read(
     tmp_path: Path, backbone_directory: Path, base: str
 ) -> None:
@@ -103,7 +118,7 @@ def test_a_reply_that_outlasts_the_grace_ends_with_an_error_that_its_client_can_
             whole.result()
         assert (refused.value.status_code, refused.value.code) == (503, "going_away")
         assert over.result(10) is False
-        assert not drain.cuts
+        assert not drain._cuts
 
 
 @pytest.mark.slow
