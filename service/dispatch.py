@@ -13,6 +13,7 @@ from engine.inspect import inspector
 from engine.routed_engine import prompt_states
 from service.errors import ApiError
 from service.lease import Lease
+from service.models import ServedModels
 from service.parts import Parts
 
 log = logging.getLogger("graftline.dispatch")
@@ -33,12 +34,7 @@ async def dispatch(parts: Parts, lease: Lease, prompts: Sequence[tuple[int, ...]
         message = f"{rule}, but this has {len(prompts)}. Send them apart."
         raise ApiError(400, message, "invalid_value", "prompt")
     name, choice = lease.served.id, await asyncio.to_thread(_choice, parts, router, prompts[0])
-    target, missing = choice.name or parts.models.backbone_id, None
-    try:
-        found = await parts.models.lease(target)
-    except ApiError as error:
-        log.warning("%s chose %s, which does not answer (%s): the backbone does", name, target, error.code)
-        missing, found = error.code, await parts.models.lease(parts.models.backbone_id)
+    found, missing = await answering(parts.models, name, choice.name or parts.models.backbone_id)
     lease.hand_over(found)
     probabilities = {key or parts.models.backbone_id: round(value, 4) for key, value in choice.probabilities.items()}
     return {
@@ -50,6 +46,20 @@ async def dispatch(parts: Parts, lease: Lease, prompts: Sequence[tuple[int, ...]
         "probabilities": dict(probabilities),
         **({} if missing is None else {"not_available": missing}),
     }
+
+
+async def answering(models: ServedModels, router: str, chosen: str) -> tuple[Lease, str | None]:
+    """Of what was chosen, or of the backbone with the reason why that does not answer."""
+    try:
+        found = await models.lease(chosen)
+        if found.served.router is None:
+            return found, None
+        found.release()
+        missing = "is_a_router"  # it writes nothing itself
+    except ApiError as error:
+        missing = error.code
+    log.warning("%s chose %s, which does not answer (%s): the backbone does", router, chosen, missing)
+    return await models.lease(models.backbone_id), missing
 
 
 def _choice(parts: Parts, router: AdapterRouter, prompt: tuple[int, ...]) -> Choice:

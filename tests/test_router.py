@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import httpx
 import pytest
@@ -25,6 +28,9 @@ from evaluation.statistics import upper_limit
 from evaluation.task import DIRECT, REASON, Example, Split
 from registry.release import publish
 from registry.tracking import Tracking
+from service.dispatch import answering
+from service.lease import Lease, Served, Slot
+from service.models import ServedModels
 from tuning.router_fit import NEVER, RouterFit, RouterSpec, fit_router, prompts_of, write_router
 
 ROUTED = "auto"
@@ -165,6 +171,19 @@ def test_a_router_of_another_backbone_is_refused(fitted: RouterFit, session_back
 
 def test_a_state_that_is_not_finite_goes_to_the_backbone(fitted: RouterFit) -> None:
     assert fitted.router.choose(torch.full((len(fitted.router.mean_H),), math.nan)).name is None
+
+
+def test_a_name_that_is_a_router_by_now_leaves_its_prompts_to_the_backbone(fitted: RouterFit) -> None:
+    slots = {"skin": Slot(Served("skin@2", None, "", router=fitted.router)), "base": Slot(Served("base", None, ""))}
+    given_back: list[Slot] = []
+
+    async def lease(name: str) -> Lease:
+        return Lease(slots[name], given_back.append)
+
+    models = cast(ServedModels, SimpleNamespace(lease=lease, backbone_id="base"))
+    found, missing = asyncio.run(answering(models, "auto@1", "skin"))
+    assert (found.served.id, missing) == ("base", "is_a_router")
+    assert [slot.served.id for slot in given_back] == ["skin@2"]
 
 
 @pytest.fixture(scope="module")
