@@ -124,6 +124,20 @@ class AdapterBank:
         self._bring([name], running)
         return True
 
+    def groups(self, names: Sequence[str]) -> list[list[int]]:
+        """Places of these rows, in as many groups as their adapters need to stand in the bank together."""
+        found: list[list[int]] = [[]]
+        pages: dict[str, int] = {}
+        for place in sorted(range(len(names)), key=names.__getitem__):
+            packed = self._shelf.get(names[place])
+            if packed is not None and packed.updates and names[place] not in pages:
+                if len(pages) == self._limits.adapters or 1 + sum(pages.values()) + packed.num_pages > self._pages.max_pages:
+                    found.append([])
+                    pages = {}
+                pages[names[place]] = packed.num_pages
+            found[-1].append(place)
+        return [sorted(group) for group in found]
+
     @contextmanager
     def rows(self, names: Sequence[str]) -> Iterator[None]:
         """Inside, row i of the batch computes with the update called `names[i]`."""

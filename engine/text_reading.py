@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -56,8 +57,11 @@ class TextReader:
         with self.using(*(profile or BASE for profile in profiles)):
             rows: list[Inspected] = self.run(lambda: self._inspected(continuations, profiles, layers))
             for batch in batches([row.length for row in rows], limit):
-                slices = inspect_batch([rows[index] for index in batch], layers, self.twin, self.bank, limit)
-                found.update(zip(batch, in_steps(self.run, slices), strict=True))
+                names = [rows[index].name for index in batch]
+                for group in self.run(partial(self.bank.groups, names)):
+                    indices = [batch[place] for place in group]
+                    slices = inspect_batch([rows[index] for index in indices], layers, self.twin, self.bank, limit)
+                    found.update(zip(indices, in_steps(self.run, slices), strict=True))
         num_tokens = sum(row.length for row in rows)
         self._count(num_tokens, num_tokens)
         return [found[index] for index in range(len(rows))]

@@ -10,6 +10,7 @@ from toy_engine import ToyEngine
 
 from adapters.adapter import Stack
 from adapters.backbone import Backbone
+from engine.bank import BankLimits
 from engine.engine import Continuation
 from engine.inspect import inspector
 from engine.profile import Profile
@@ -57,6 +58,19 @@ def test_rows_of_all_profiles_in_one_batch_have_the_states_of_their_solo_runs(ba
     for (asked, name), states_LPH in zip(rows, found, strict=True):
         expected = plain_states(backbone, loaded[name] if name else Profile(), asked)[:, -len(asked.ids) - 1 :]
         torch.testing.assert_close(states_LPH, expected.flip(0), atol=1e-4, rtol=1e-4)
+
+
+def test_more_adapters_than_stand_in_the_bank_together_are_looked_into_in_turn(backbone: Backbone) -> None:
+    engine, prompt, names = TorchEngine(backbone, bank=BankLimits(adapters=2)), backbone.chat_ids("Cholera"), list("abcde")
+    for seed, name in enumerate(names):
+        engine.load(name, Profile((fitted_lora(backbone, seed),)))
+    asked = [Continuation(prompt, ())] * 11
+    found = engine.hidden_states(asked, [*names, None, *names], [1])
+    for name, *both in zip(names, found[:5], found[6:], strict=True):
+        (alone,) = engine.hidden_states(asked[:1], [name], [1])
+        for states_LPH in both:
+            torch.testing.assert_close(states_LPH, alone, atol=1e-4, rtol=1e-4)
+        assert not torch.equal(alone, found[5])
 
 
 def test_only_the_asked_places_come_back(backbone: Backbone) -> None:
