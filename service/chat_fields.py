@@ -59,9 +59,11 @@ class ChatFields(BaseModel):
     def _calls_what_is_offered(self) -> ChatFields:
         if self.tool_choice in ("none", "auto"):
             return self
-        names = ", ".join(tool.function.name for tool in self.tools) or "none"
         if not self.called:
-            raise ValueError(f"tool_choice asks for a call of a tool that is offered, and these are: {names}")
+            names = shortened([tool.function.name for tool in self.tools], 200)
+            asked = self.tool_choice if isinstance(self.tool_choice, str) else self.tool_choice.function.name
+            rule = f"tool_choice asks for a call of a tool that is offered, but got {shortened(asked)}, and the tools are {names}"
+            raise ValueError(f"{rule}: offer it, or choose another")
         return self
 
     @model_validator(mode="after")

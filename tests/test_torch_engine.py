@@ -9,7 +9,6 @@ import pytest
 import torch
 from fitted import fitted_lora, fitted_softcot
 
-from adapters.adapter import Adapter
 from adapters.backbone import Backbone, fast_bfloat16
 from adapters.errors import DamagedAdapter
 from engine.engine import Completion, Continuation, Delta, GenerationRequest
@@ -372,10 +371,9 @@ def requests_of_one(backbone: Backbone) -> list[GenerationRequest]:
 
 
 def test_a_small_cache_only_makes_rows_wait(backbone: Backbone) -> None:
-    lora: Adapter = fitted_lora(backbone, 1)
     wide, narrow = TorchEngine(backbone), TorchEngine(backbone, max_batch_tokens=64, max_cache_tokens=150)
     for engine in (wide, narrow):
-        engine.load("one", Profile((lora,)))
+        engine.load("one", Profile((fitted_lora(backbone, 1),)))
     asked = requests_of_one(backbone)
     for one, two in zip(wide.complete(asked), narrow.complete(asked), strict=True):
         assert_same(one, two)
@@ -390,11 +388,10 @@ def test_stats_count_tokens_by_profile(engine: TorchEngine, backbone: Backbone) 
 
 
 def test_low_precision_stays_near_float32(backbone: Backbone) -> None:
-    lora = fitted_lora(backbone, 1)
     exact, low = TorchEngine(backbone, precision="float32"), TorchEngine(backbone, precision="bfloat16")
     continuation = Continuation(backbone.chat_ids("Hi"), tuple(range(9, 40)))
     for engine in (exact, low):
-        engine.load("one", Profile((lora,)))
+        engine.load("one", Profile((fitted_lora(backbone, 1),)))
     one, two = (torch.tensor(engine.score([continuation], "one")[0]) for engine in (exact, low))
     assert (one - two).abs().mean() < 0.1
     assert TorchEngine(backbone).score([continuation]) == exact.score([continuation])
