@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from pydantic import JsonValue
 
@@ -17,6 +18,8 @@ from service.models import ServedModels
 from service.parts import Parts
 
 log = logging.getLogger("graftline.dispatch")
+# One prompt's states at a time lie in memory; their forwards would take turns anyway, and other threads stay free for the ledger.
+_CHOOSING = ThreadPoolExecutor(1, "graftline-choice")
 Told = Mapping[str, JsonValue]
 
 
@@ -33,7 +36,8 @@ async def dispatch(parts: Parts, lease: Lease, prompts: Sequence[tuple[int, ...]
         rule = f"{lease.served.id} chooses by the prompt, so a request holds one"
         message = f"{rule}, but this has {len(prompts)}. Send them apart."
         raise ApiError(400, message, "invalid_value", "prompt")
-    name, choice = lease.served.id, await asyncio.to_thread(_choice, parts, router, prompts[0])
+    chosen = asyncio.get_running_loop().run_in_executor(_CHOOSING, _choice, parts, router, prompts[0])
+    name, choice = lease.served.id, await chosen
     found, missing = await answering(parts.models, name, choice.name or parts.models.backbone_id)
     lease.hand_over(found)
     probabilities = {key or parts.models.backbone_id: round(value, 4) for key, value in choice.probabilities.items()}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from adapters.adapter_router import FILE as ROUTER
 from adapters.backbone import Backbone
 from adapters.errors import AdapterError
 from engine.engine import Engine
@@ -99,6 +100,9 @@ class RunTimeAdapters:
         try:
             release = self._catalogue.open(self._catalogue.resolve(reference))
             check_backbone(release, self._backbone.fingerprint)
+            if (release.directory / ROUTER).is_file():
+                message = f"{reference!r} is a router, which writes nothing itself. Promote it, and ask for it by its own name."
+                raise refused(400, "adapter_refused", message)
             profile = Profile.load(release.directory)
         except RegistryUnreachable as error:
             message = f"The registry does not answer, so {reference!r} cannot be loaded now. Ask again later."

@@ -29,6 +29,7 @@ from evaluation.task import DIRECT, REASON, Example, Split
 from registry.release import publish
 from registry.tracking import Tracking
 from service.dispatch import answering
+from service.errors import ApiError
 from service.lease import Lease, Served, Slot
 from service.models import ServedModels
 from tuning.router_fit import NEVER, RouterFit, RouterSpec, fit_router, prompts_of, write_router
@@ -239,6 +240,11 @@ def test_a_stream_tells_the_decision_where_it_ends(server: Live) -> None:
 def test_several_prompts_at_once_are_refused(server: Live) -> None:
     reply = httpx.post(f"{server.openai_url}/completions", json={"model": "auto", "prompt": ["a", "b"]})
     assert reply.status_code == 400 and "Send them apart" in reply.json()["error"]["message"]
+
+
+def test_a_router_is_no_adapter_to_be_loaded_under_another_name(server: Live) -> None:
+    with pytest.raises(ApiError, match="writes nothing itself"):
+        server.parts.run_time.load("mine", "auto@1")
 
 
 def test_every_lease_is_given_back(server: Live) -> None:
