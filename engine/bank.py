@@ -94,9 +94,9 @@ class AdapterBank:
         """All of it or nothing: every part is checked before the first is stored. Replaces what the name had."""
         self.put(name, self.pack(name, contribution))
 
-    def put(self, name: str, packed: Packed) -> None:
-        """On the shelf; it comes into the bank with its first row."""
-        self._refuse_too_large(name, packed)
+    def put(self, name: str, packed: Packed, running: Collection[str] = ()) -> None:
+        """On the shelf; it comes into the bank with its first row. Those of `running` must still fit in together."""
+        self._refuse_too_large(name, packed, running)
         self._pages.give(name)
         self._shelf = {**self._shelf, name: packed}  # replaced whole: stats are read from other threads
         self._batches.clear()
@@ -240,7 +240,7 @@ class AdapterBank:
 
         return add
 
-    def _refuse_too_large(self, name: str, packed: Packed) -> None:
+    def _refuse_too_large(self, name: str, packed: Packed, running: Collection[str]) -> None:
         shelf = {**self._shelf, name: packed}
         taken = self._loaded_bytes(shelf)
         if taken > self._limits.loaded_bytes:
@@ -256,6 +256,14 @@ class AdapterBank:
                     f"An adapter stands in the bank whole, in at most {_mebibytes(self._limits.bytes)}, but with {name!r} loaded "
                     f"{other!r} takes {_mebibytes(one.num_pages * page_bytes)}. Raise the limit, or fit a lower rank."
                 )
+
+        together = [shelf[one] for one in running if one in shelf and shelf[one].updates]
+        if paths != self._stacks.paths and 1 + sum(one.num_pages for one in together) > self._max_pages(page_bytes):
+            raise RefusedAdapter(
+                f"{name!r} updates modules that no loaded adapter has, which makes every page of the bank larger: the "
+                f"{len(together)} adapters that run now would not fit into {_mebibytes(self._limits.bytes)}. Load it when fewer "
+                "run, or raise the limit."
+            )
 
     def _page_bytes(self, path: str) -> int:
         """At most, where no other module shares what it reads."""

@@ -249,7 +249,7 @@ class TorchEngine:
             self._refuse_busy(name)
             refuse_unservable(name, profile, self.backbone, self.capabilities)
             self._compiled(profile.policy)
-            self._bank.put(name, packed)
+            self._bank.put(name, packed, {row.name for row in self._scheduler.running})
             self._forget(name)
             if not packed.is_empty:
                 self._last_source += 1

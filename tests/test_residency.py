@@ -93,6 +93,21 @@ def test_what_never_fits_is_refused_at_load_and_the_rest_is_served(layer: nn.Lin
     torch.testing.assert_close(run(layer, bank, x_BTI, ["two", "one"]), expected(layer, x_BTI, [update(2, 8), update(1, 8)]))
 
 
+def test_what_would_push_out_adapters_that_run_is_refused_until_fewer_run(layer: nn.Linear) -> None:
+    modules = {"up": layer, "down": nn.Linear(NUM_OUT, NUM_IN)}
+    bank = AdapterBank(modules, torch.float32, limits=BankLimits(bytes=3 * PAGE_BYTES))
+    for number in (1, 2):
+        bank.load(str(number), Contribution({"up": update(number)}))
+    assert bank.admit("1", ()) and bank.admit("2", {"1"})
+    down = bank.pack("down", Contribution({"down": LowRank(torch.ones(2, NUM_OUT), torch.ones(NUM_IN, 2))}))
+    with pytest.raises(RefusedAdapter, match="the 2 adapters that run now would not fit"):
+        bank.put("down", down, {"1", "2"})
+    x_BTI = torch.randn(2, 1, NUM_IN)
+    torch.testing.assert_close(run(layer, bank, x_BTI, ["1", "2"]), expected(layer, x_BTI, [update(1), update(2)]))
+    bank.put("down", down, {"1"})
+    torch.testing.assert_close(run(layer, bank, x_BTI, ["1", "1"]), expected(layer, x_BTI, [update(1), update(1)]))
+
+
 def test_pages_of_an_adapter_that_left_show_nothing_of_it(layer: nn.Linear) -> None:
     other = nn.Linear(NUM_OUT, NUM_IN)
     bank = AdapterBank({"up": layer, "down": other}, torch.float32, limits=BankLimits(adapters=1))
