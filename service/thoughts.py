@@ -60,7 +60,7 @@ class Tracer:
         rounds = asking.rounds(self.story, self.question)
         ask = next(rounds)
         while True:
-            answers = await self._answered(ask, request.profile)
+            answers = await self._answered(ask, request)
             for delta in spent(answer for answer in answers if isinstance(answer, Completion)):
                 yield delta
             try:
@@ -80,8 +80,14 @@ class Tracer:
         room = max(1, min(request.max_new_tokens, self.backbone.context_length - len(ids)))
         return replace(request, prompt_ids=ids, max_new_tokens=room)
 
-    async def _answered(self, ask: Ask, profile: str | None) -> Answers:
+    async def _answered(self, ask: Ask, request: GenerationRequest) -> Answers:
         judging = [one for one in ask if isinstance(one, Continuation)]
         if judging:
-            return await asyncio.to_thread(partial(self.engine.score, judging, profile))
-        return await together(self.rows, [one for one in ask if isinstance(one, GenerationRequest)])
+            return await asyncio.to_thread(partial(self.engine.score, judging, request.profile))
+        # The client's own words stand in these too: they are of the same tenant, and of the same time.
+        asked = [
+            replace(one, cache_salt=request.cache_salt, priority=request.priority, deadline=request.deadline)
+            for one in ask
+            if isinstance(one, GenerationRequest)
+        ]
+        return await together(self.rows, asked)

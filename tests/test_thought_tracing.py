@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -267,6 +267,24 @@ def test_the_reply_is_asked_of_the_story_with_its_thoughts_and_every_token_is_co
     assert f"After: Ben laughs.\nAnna thinks: The key is in the box\n{QUESTION}" in mind.prompts[-1]
     assert "".join(delta.text for delta in deltas) == "Anna sees it." and deltas[-1].finish_reason == "stop"
     assert sum(delta.token_id is not None for delta in deltas) > 10 * len(backbone.encode("Anna sees it."))
+
+
+def test_all_that_a_tenants_reply_asks_is_kept_from_other_tenants(backbone: Backbone) -> None:
+    mind, salts = Anna(backbone, (), judge=by_the_box), list[str]()
+
+    def rows(request: GenerationRequest) -> AsyncIterator[Delta]:
+        salts.append(request.cache_salt)
+        return mind.generate(request)
+
+    turns = [{"role": "user", "content": f"{STORY} {QUESTION}"}]
+    asked = GenerationRequest(backbone.chat_ids(turns), None, 20, cache_salt="one")
+    tracer = traced(mind, rows, backbone, Tracing(num_hypotheses=3), turns)
+
+    async def all_of_it() -> list[Delta]:
+        return [delta async for delta in tracer.generate(asked)]
+
+    asyncio.run(all_of_it())
+    assert len(salts) > 2 and set(salts) == {"one"}
 
 
 def test_a_reply_says_whether_its_story_was_followed_and_why_not(backbone: Backbone) -> None:
