@@ -41,13 +41,19 @@ def alone(ground: Ground, seed: int, threads: int) -> float:
     """Tokens a second of the engine, whose streams are read in its own process."""
     from adapters.backbone import Backbone
     from engine.engine import GenerationRequest
+    from engine.own_thread import in_own_thread
     from engine.profile import Profile
     from engine.torch_engine import TorchEngine
 
     torch.set_num_threads(threads)
-    engine = TorchEngine(Backbone.load(ground.backbone, device="cpu"), max_rows=STREAMS, precision="bfloat16")
-    for index in range(NUM_ADAPTERS):
-        engine.load(name_of(index), Profile.load(ground.adapter(index)))
+
+    def made() -> TorchEngine:
+        engine = TorchEngine(Backbone.load(ground.backbone, device="cpu"), max_rows=STREAMS, precision="bfloat16")
+        for index in range(NUM_ADAPTERS):
+            engine.load(name_of(index), Profile.load(ground.adapter(index)))
+        return engine
+
+    engine = in_own_thread(made)  # as the service starts
 
     async def stream(one: Arrival) -> int:
         request = GenerationRequest(

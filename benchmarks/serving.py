@@ -6,10 +6,10 @@
 `loaded`   the same, the reading of short prompts with it, while 1 to 256 adapters are loaded, of which each round draws
 `context`  the same step behind prompts of 17 to 513 tokens
 
-All arms of a part run in turn, round after round, in one process; what is compared is the ratio within a round, by the clock and
-by the seconds of processor time that the process took (which other work on the machine moves less). One line a round in
-runs/benchmarks/serving.jsonl; a round that is there is not run again. Each part writes its own section of docs/results.md.
-Default: 12 rounds of a part; --full: 40.
+All arms of a part run in turn, round after round, each engine in a process of its own; what is compared is the ratio within a
+round, by the clock and by the seconds of processor time that the process took (which other work on the machine moves less, but
+OpenMP's waiting counts too). One line a round in runs/benchmarks/serving.jsonl; a round that is there is not run again. Each part
+writes its own section of docs/results.md. Default: 12 rounds of a part; --full: 40.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import argparse
 import asyncio
 import json
 import random
-import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -29,6 +30,7 @@ import torch
 from adapters.backbone import REASONER, Backbone
 from adapters.lora import LoRA, LoRASpec
 from adapters.whole_file import written_whole
+from benchmarks.apart import Apart, Arm, Make, Work
 from benchmarks.ratios import told_ratio
 from benchmarks.results import RESULTS, provenance, run_kind, table, write_section
 from engine.bank import BankLimits
@@ -39,8 +41,6 @@ from engine.torch_engine import TorchEngine
 ROWS, DIFFERENT, RANK = 16, 8, 16
 ROUNDS, FULL_ROUNDS = 12, 40
 NONE, ONE, EIGHT, PEFT = "no adapter", "one adapter", f"{DIFFERENT} adapters", f"PEFT, {DIFFERENT} adapters"
-
-Arm = Callable[[int], None]  # one round's work, by the round's number
 
 
 class Size(NamedTuple):
@@ -66,12 +66,11 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="A little of everything, and nothing into docs/results.md.")
     parser.add_argument("--note", default="", help="What else is to be known of the run, such as other work on the machine.")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
     size = SMOKE if args.smoke else Size()
     backbone = Backbone.load(args.backbone)
-    cell = [args.part, backbone.fingerprint[:12], args.threads, *size]
+    cell = [args.part, backbone.fingerprint[:12], args.threads, "apart", *size]
     count = 1 if args.smoke else args.rounds or (FULL_ROUNDS if args.full else ROUNDS)
-    rounds = measured(args.rows, cell, lambda: PARTS[args.part](backbone, size), count)
+    rounds = measured(args.rows, cell, lambda: Apart.all_of(PARTS[args.part](size), args.backbone, args.threads), count)
     section = TOLD[args.part](rounds, size)
     print(section.body)
     if not args.smoke:
@@ -104,31 +103,26 @@ class Section(NamedTuple):
     picture: Picture | None = None
 
 
-def measured(file: Path, cell: Sequence[object], arms_of: Callable[[], Mapping[str, Arm]], count: int) -> list[Round]:
+def measured(
+    file: Path, cell: Sequence[object], arms_of: Callable[[], AbstractContextManager[Mapping[str, Arm]]], count: int
+) -> list[Round]:
     """So many rounds of this cell, those that are in the file and as many more as are missing."""
     file.parent.mkdir(parents=True, exist_ok=True)
     key = json.loads(json.dumps(cell))
     lines = file.read_text().splitlines() if file.exists() else []
     done = [row["arms"] for row in map(json.loads, lines) if row["cell"] == key]
-    if len(done) < count:
-        arms = dict(arms_of())
+    with arms_of() if len(done) < count else nullcontext({}) as arms:
         for arm in arms.values():
             arm(-1)  # to warm up
         for number in range(len(done), count):
             order = list(arms)
             random.Random(number).shuffle(order)
-            taken = {name: timed(arms[name], number) for name in order}
+            taken = {name: arms[name](number) for name in order}
             with file.open("a") as out:
                 out.write(json.dumps({"cell": key, "arms": taken}) + "\n")
             done.append(taken)
             print(number, {name: tuple(round(value, 1) for value in reading) for name, reading in taken.items()}, flush=True)
     return [{name: Taken(*values) for name, values in row.items()} for row in done[:count]]
-
-
-def timed(arm: Arm, number: int) -> tuple[float, float]:
-    wall, cpu = time.perf_counter(), time.process_time()
-    arm(number)
-    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def ratio(rounds: Sequence[Round], one: str, other: str, by: str = "cpu") -> str:
@@ -191,26 +185,27 @@ def mixed(count: int) -> list[str]:
     return [str(row % count) for row in range(ROWS)]
 
 
-def mix(backbone: Backbone, size: Size) -> dict[str, Arm]:
-    made = adapters(backbone, DIFFERENT)
-    bench = Bench(backbone, size, made=made)
-    peft = peft_arm(backbone, made, size)
+def mix(size: Size) -> list[Make]:
+    return [partial(ours, size), partial(peft, size)]
+
+
+def ours(size: Size, backbone: Backbone) -> dict[str, Work]:
+    bench = Bench(backbone, size, made=adapters(backbone, DIFFERENT))
     return {
         NONE: lambda _: bench.write([None] * ROWS),
         ONE: lambda _: bench.write(mixed(1)),
         EIGHT: lambda _: bench.write(mixed(DIFFERENT)),
-        PEFT: lambda _: peft(),
     }
 
 
-def peft_arm(backbone: Backbone, made: Sequence[LoRA], size: Size) -> Callable[[], None]:
-    """A static batch through PEFT's own mixed path, its weights in bfloat16 too."""
+def peft(size: Size, backbone: Backbone) -> dict[str, Work]:
+    """A static batch through PEFT's own mixed path, its weights in bfloat16 too, behind prompts of one token."""
     import copy
     import tempfile
 
     from peft import PeftModel
 
-    model = None
+    made, model = adapters(backbone, DIFFERENT), None
     with tempfile.TemporaryDirectory() as folder:
         for number, lora in enumerate(made):
             place = Path(folder, str(number))
@@ -221,9 +216,9 @@ def peft_arm(backbone: Backbone, made: Sequence[LoRA], size: Size) -> Callable[[
             else:
                 model.load_adapter(place, adapter_name=str(number))
     assert model is not None
-    low, ids_BT = model.to(torch.bfloat16).eval(), torch.tensor([[100 + place for place in range(size.prompt)]] * ROWS)
+    low, ids_BT = model.to(torch.bfloat16).eval(), torch.full((ROWS, 1), 100)
 
-    def run() -> None:
+    def run(_: int) -> None:
         with torch.inference_mode():
             low.generate(
                 input_ids=ids_BT,
@@ -235,38 +230,40 @@ def peft_arm(backbone: Backbone, made: Sequence[LoRA], size: Size) -> Callable[[
                 pad_token_id=0,
             )
 
-    return run
+    return {PEFT: run}
 
 
-def loaded(backbone: Backbone, size: Size) -> dict[str, Arm]:
+def loaded(size: Size) -> list[Make]:
+    return [partial(of_loaded, size, count) for count in size.loaded]
+
+
+def of_loaded(size: Size, count: int, backbone: Backbone) -> dict[str, Work]:
     """Which of the loaded ones a batch is of is drawn for every round: those that were drawn long ago have left the bank."""
-    made = adapters(backbone, DIFFERENT)
+    bench = Bench(backbone, size, count)
 
-    def arm(bench: Bench, different: int) -> Arm:
+    def work(different: int) -> Work:
         def run(number: int) -> None:
-            drawn = random.Random(f"{bench.loaded}/{number}").sample(range(bench.loaded), different)
+            drawn = random.Random(f"{count}/{number}").sample(range(count), different)
             # Prompts are read in every round and arm alike: what was drawn before would else find its own.
             bench.write([str(drawn[row % different]) for row in range(ROWS)], salt=f"{different}/{number}")
 
         return run
 
-    benches = {count: Bench(backbone, size, count, made) for count in size.loaded}
-    return {
-        f"{different} of {count}": arm(bench, different)
-        for count, bench in benches.items()
-        for different in (1, DIFFERENT)
-        if different <= count
-    }
+    return {f"{different} of {count}": work(different) for different in (1, DIFFERENT) if different <= count}
 
 
-def context(backbone: Backbone, size: Size) -> dict[str, Arm]:
+def context(size: Size) -> list[Make]:
+    return [partial(of_context, size)]
+
+
+def of_context(size: Size, backbone: Backbone) -> dict[str, Work]:
     bench = Bench(backbone, size)
     names: dict[str, Sequence[str | None]] = {NONE: [None] * ROWS, ONE: mixed(1), EIGHT: mixed(DIFFERENT)}
 
-    def arm(length: int, rows: Sequence[str | None]) -> Arm:
+    def work(length: int, rows: Sequence[str | None]) -> Work:
         return lambda _: bench.write_after(length, rows)
 
-    return {f"{name} @ {length}": arm(length, rows) for length in size.contexts for name, rows in names.items()}
+    return {f"{name} @ {length}": work(length, rows) for length in size.contexts for name, rows in names.items()}
 
 
 # -- what is told
@@ -280,8 +277,8 @@ def told_mix(rounds: Sequence[Round], size: Size) -> Section:
         rows.append([arm, *times, *beside])
     headings = ["rows are under", "ms a step", "processor ms a step"]
     headings += [f"speed beside {other}, {by}" for other in (ONE, NONE) for by in ("processor", "clock")]
-    said = "Medians over the rounds; ratios with their 95 % interval. A round of ours finds all of its prompts kept but a token,"
-    said += f" PEFT reads its {ROWS} x {size.prompt} tokens anew: that is in its time."
+    said = f"Medians over the rounds; ratios with their 95 % interval. A round of ours finds all but one of the {size.prompt}"
+    said += " tokens of its prompts kept, and PEFT's prompts are that one token alone. Ours and PEFT have processes of their own."
     return Section("Mixed batches", f"{said}\n\n{table(headings, rows)}")
 
 
@@ -343,7 +340,7 @@ def draw(picture: Picture) -> str:
     return picture.name
 
 
-PARTS: dict[str, Callable[[Backbone, Size], dict[str, Arm]]] = {"mix": mix, "loaded": loaded, "context": context}
+PARTS: dict[str, Callable[[Size], list[Make]]] = {"mix": mix, "loaded": loaded, "context": context}
 TOLD: dict[str, Callable[[Sequence[Round], Size], Section]] = {
     "mix": told_mix,
     "loaded": told_loaded,

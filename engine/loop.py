@@ -9,6 +9,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+import torch
+
 from engine.errors import EngineError
 from engine.scheduler import Scheduler
 
@@ -19,9 +21,11 @@ PAUSE_S = 0.005  # calls that are begun between two steps take no longer togethe
 class StepLoop:
     """Runs until closed. Every step and every call holds the engine's lock."""
 
-    def __init__(self, scheduler: Scheduler, lock: threading.RLock) -> None:
+    def __init__(self, scheduler: Scheduler, lock: threading.RLock, num_threads: int) -> None:
+        """`num_threads`: of PyTorch, for every forward; other threads keep the number that they have."""
         self._scheduler = scheduler
         self._lock = lock
+        self._num_threads = num_threads
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._woken = threading.Condition()
         self._stepped = threading.Condition()
@@ -58,6 +62,7 @@ class StepLoop:
         self._thread.join()
 
     def _work(self) -> None:
+        torch.set_num_threads(self._num_threads)
         while True:
             with self._woken:
                 self._woken.wait_for(lambda: self._closed or self._calls or self._scheduler.is_busy)

@@ -74,6 +74,7 @@ class TorchEngine:
         self._new_scheduler = partial(Scheduler, self._twin, self._bank, self._limits, order=order, clock=clock)
         self._compiled = lru_cache(MAX_COMPILED)(partial(CompiledPolicy.of, backbone=backbone))
         self._lock = threading.RLock()
+        self._num_threads = torch.get_num_threads()
         self._scheduler = self._new_scheduler(prefill_chunk_tokens)
         self._loop: StepLoop | None = None
         self._counts = Counts()  # of calls that ran without the loop
@@ -83,6 +84,10 @@ class TorchEngine:
         reading = (self._run, self._step_tokens, self._using)
         self._texts = TextReader(self._twin, self._bank, *reading, self._prompt, self._router)
         self._reader = PromptReader(backbone, self._twin, self._bank, *reading, self._read_as)
+
+    def start(self) -> None:
+        """The thread that steps begins now, and not with the first stream; see engine.own_thread."""
+        self._started_loop().call(lambda: None).result()
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -238,7 +243,7 @@ class TorchEngine:
     def _started_loop(self) -> StepLoop:
         with self._counting:  # requests of several event loops may come first together
             if self._loop is None:
-                self._loop = StepLoop(self._scheduler, self._lock)
+                self._loop = StepLoop(self._scheduler, self._lock, self._num_threads)
             return self._loop
 
     def _load(self, name: str, profile: Profile) -> None:

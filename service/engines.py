@@ -17,7 +17,7 @@ from service.settings import BadSetting, Settings
 def engine_of(settings: Settings, backbone: Backbone) -> Engine:
     if settings.engine == "vllm":
         return VLLMEngine(backbone, vllm_options(settings))
-    return TorchEngine(
+    engine = TorchEngine(
         backbone,
         max_rows=settings.max_rows,
         precision=settings.precision,
@@ -26,6 +26,8 @@ def engine_of(settings: Settings, backbone: Backbone) -> Engine:
         max_prefix_tokens=settings.max_prefix_tokens,
         bank=BankLimits(settings.max_adapters, settings.max_bank_bytes, settings.max_shelf_bytes),
     )
+    engine.start()
+    return engine
 
 
 def in_context(backbone: Backbone, settings: Settings) -> Backbone:

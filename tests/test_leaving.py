@@ -247,7 +247,7 @@ def test_requests_that_come_together_join_in_one_step(backbone: Backbone) -> Non
     engine = TorchEngine(backbone, max_rows=8)
     scheduler, lock = engine._scheduler, threading.RLock()
     with lock:
-        loop = StepLoop(scheduler, lock)
+        loop = StepLoop(scheduler, lock, num_threads=1)
         asked = [GenerationRequest(prompt_of(backbone, 12, place), None, 3) for place in range(6)]
         rows = [engine._row(request, 0) for request in asked]
         futures = [loop.call(lambda row=row: scheduler.submit(row)) for row in rows]  # type: ignore[misc]

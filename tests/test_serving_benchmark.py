@@ -4,23 +4,58 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 
+from adapters.backbone import Backbone
 from benchmarks import serving
+from benchmarks.apart import Apart, Arm, Make, Work
 from benchmarks.serving import Taken, measured, ratio
+
+
+@contextmanager
+def here(makes: Sequence[Make], backbone: str, threads: int) -> Iterator[dict[str, Arm]]:
+    """`Apart.all_of` in this process, without a second for each to start."""
+
+    def arm(work: Work) -> Arm:
+        def run(number: int) -> tuple[float, float]:
+            began = time.perf_counter()
+            work(number)
+            return time.perf_counter() - began, 1.0
+
+        return run
+
+    yield {name: arm(work) for make in makes for name, work in make(Backbone.load(backbone)).items()}
 
 
 def test_rounds_that_are_in_the_file_are_not_run_again(tmp_path: Path) -> None:
     ran: list[int] = []
     file = tmp_path / "rows.jsonl"
+
+    def arm(number: int) -> tuple[float, float]:
+        ran.append(number)
+        return 1.0, 1.0
+
     for count in (2, 3):
-        found = measured(file, ["cell", 1], lambda: {"arm": ran.append}, count)
+        found = measured(file, ["cell", 1], lambda: nullcontext({"arm": arm}), count)
         assert len(found) == count
     assert ran == [-1, 0, 1, -1, 2]
     assert measured(file, ["cell", 1], lambda: pytest.fail("nothing is left to run"), 3) == found
     assert all(json.loads(line)["cell"] == ["cell", 1] for line in file.read_text().splitlines())
+
+
+def made_here(backbone: Backbone) -> dict[str, Work]:
+    return {"sleep": lambda number: time.sleep(0.01 * number)}
+
+
+def test_an_arm_runs_and_is_timed_in_a_process_of_its_own(backbone_directory: Path) -> None:
+    with Apart.all_of([made_here], str(backbone_directory), 1) as arms:
+        (wall, cpu), (short, _) = arms["sleep"](5), arms["sleep"](1)
+        assert short < 0.05 <= wall and 0 <= cpu < 0.05
 
 
 def test_a_ratio_is_of_speeds_within_rounds() -> None:
@@ -47,6 +82,7 @@ def test_every_part_runs(
         str(tmp_path / "rows"),
     ]
     monkeypatch.setattr(sys, "argv", given)
+    monkeypatch.setattr(Apart, "all_of", here)
     before = serving.RESULTS.read_text()
     serving.main()
     assert "| --- |" in capsys.readouterr().out
