@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from idle_engine import IdleEngine
 
+from engine.engine import BankStats, EngineStats
 from service import meters
 from service.meters import KEPT_S, REQUESTS, UNKNOWN, Forgetting, exposition
 
@@ -70,4 +71,22 @@ def test_requests_that_named_nothing_are_one_series_for_ever() -> None:
 
 
 def test_what_the_engine_counts_is_read_when_asked() -> None:
-    assert sample("graftline_engine_running_rows") == IdleEngine().stats().running
+    bank = BankStats(resident=2, loaded=3, hits=5, loads=7, evictions=11, resident_bytes=13)
+    stats = EngineStats(running=17, waiting=19, cached_tokens=23, steps=29, decode_rows=31, mixes={1: 37, 8: 41}, bank=bank)
+    told = [line.removeprefix("graftline_engine_") for line in exposition(lambda: stats).splitlines()]
+    for line in (
+        "running_rows 17.0",
+        "waiting_rows 19.0",
+        "cached_tokens_total 23.0",
+        "steps_total 29.0",
+        "decoded_rows_total 31.0",
+        'mixed_steps_total{profiles="1"} 37.0',
+        'mixed_steps_total{profiles="8"} 41.0',
+        "resident_adapters 2.0",
+        "loaded_adapters 3.0",
+        "bank_hits_total 5.0",
+        "bank_loads_total 7.0",
+        "bank_evictions_total 11.0",
+        "bank_bytes 13.0",
+    ):
+        assert line in told
