@@ -195,6 +195,8 @@ def test_a_stop_text_ends_the_reply_and_is_not_returned(engine: VLLMEngine, refe
     stop = whole.text[3:5]
     (found,) = engine.complete([asked(backbone, "one", stop=(stop,))])
     assert found.text == whole.text[: whole.text.index(stop)] and found.finish_reason == "stop"
+    (included,) = engine.complete([asked(backbone, "one", stop=(stop,), includes_stop=True)])
+    assert included.text == found.text + stop
 
 
 def test_a_prompt_is_read_back_as_it_is_scored(engine: VLLMEngine, reference: TorchEngine, backbone: Backbone) -> None:

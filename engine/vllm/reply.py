@@ -38,7 +38,7 @@ class Reply:
 
     @classmethod
     def to(cls, request: GenerationRequest, backbone: Backbone, policy: RowPolicy | None) -> Reply:
-        stream = TextStream(backbone.decode, request.stop, request.begun_ids)
+        stream = TextStream(backbone.decode, request.stop, request.begun_ids, request.includes_stop)
         return cls(request, ends_of(request, backbone), stream, policy)
 
     def read(self, ids: Sequence[int], places: Sequence[Place | None]) -> None:
