@@ -20,7 +20,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from adapters.adapter import Prompt
 from adapters.backbone import Backbone
 from engine.engine import Delta, GenerationRequest
-from engine.errors import BadGrammar, EngineDied, EngineError, NotFinite, TimedOut
+from engine.errors import BadGrammar, CannotRun, EngineDied, EngineError, NotFinite, TimedOut
 from engine.profile import DecodingPolicy
 from engine.vllm.files import zero_update
 from engine.vllm.lora_slots import Held, LoRASlots, reason
@@ -77,7 +77,7 @@ class Client:
             raise TimedOut("A request ends at its deadline, but this one was past it while it ran. Ask for less.") from error
         except VLLMClientError as error:
             if request.grammar is None:
-                raise EngineError(f"vLLM refused this request: {reason(error)} Ask for something else.") from error
+                raise CannotRun(f"vLLM refused this request: {reason(error)} Ask for something else.") from error
             raise BadGrammar(f"The grammar ({request.grammar.kind}) cannot be followed: {_told(error)} Correct it.") from error
         if reply.finish_reason is None:
             yield reply.end()
