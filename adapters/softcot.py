@@ -36,7 +36,8 @@ ASSISTANT_INSTRUCTION = (
     "Generate {count} tokens that help another language model with the problem below, the most informative first: "
     "the names and numbers that matter, and what to do with them.\n"
 )
-_MAX_CACHED = 100_000
+_CACHED_BYTES = 2**28  # of states that are kept for prompts that come again
+_TOKEN_BYTES = 36  # that a token of a kept prompt takes
 # The hook that stops a forward hangs on the backbone itself: one thread's would stop another's, and take its states for its own.
 _STOPPING = threading.Lock()
 
@@ -160,12 +161,14 @@ class SoftCoT:
 
     def states(self, backbone: Backbone, ids: tuple[int, ...]) -> Tensor:
         """The assistant's hidden states at the thought places of the one set, [K, D]; computed once a prompt."""
-        if ids not in self._states:
-            if len(self._states) >= _MAX_CACHED:
-                self._states.clear()
+        found = self._states.get(ids)
+        if found is None:
             with torch.no_grad():
-                self._states[ids] = self._think(backbone, ids)[0]
-        return self._states[ids]
+                found = self._think(backbone, ids)[0]
+            if len(self._states) * (found.nbytes + _TOKEN_BYTES * len(ids)) > _CACHED_BYTES:
+                self._states.clear()  # other threads hold what they have found
+            self._states[ids] = found
+        return found
 
     def num_read(self, backbone: Backbone, ids: tuple[int, ...]) -> int:
         """Tokens that the assistant reads for one set of thoughts of the prompt, the places of the thoughts among them."""

@@ -220,6 +220,7 @@ def rows(client: openai.OpenAI) -> str:
     [
         ({"model": "gpt-4o"}, 404, "fits adapters around"),
         ({"training_file": "file-never"}, 404, "There is no file"),
+        ({"training_file": "x" * 100_000}, 404, "xxx... Upload it first"),
         ({"suffix": "a/b"}, 400, "suffix"),
         ({"validation_file": "file-x"}, 400, "validation_file"),
         ({"method": {"type": "dpo"}}, 400, "method"),

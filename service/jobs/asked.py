@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from registry.errors import RefusedName
 from registry.names import checked_name
 from service.errors import ApiError
+from service.shortened import shortened
 
 if TYPE_CHECKING:
     from tuning.recipe import Recipe
@@ -103,7 +104,7 @@ def recipe_of(asked: JobRequest, name: str, backbone: str, task: Path, rows: int
     from tuning.recipe import Recipe, in_one_sentence
 
     if strange := sorted(asked.recipe.keys() - set(OF_A_JOB)):
-        message = f"A job's recipe says {', '.join(OF_A_JOB)}, but got {strange[0]!r}. Leave it out."
+        message = f"A job's recipe says {', '.join(OF_A_JOB)}, but got {shortened(strange[0])}. Leave it out."
         raise ApiError(400, message, "invalid_value", "recipe")
     _refuse_paths(asked.recipe)
     tree = _merged({} if template is None else tomllib.loads(template.read_text(encoding="utf-8")), asked.recipe)
@@ -161,6 +162,7 @@ def _refuse_paths(value: object, key: str = "") -> None:
     elif isinstance(value, str) and not value.startswith("models:/"):
         if key in ("warm_start", "orthogonal_to") or value.endswith(".toml") or "/" in value or "\\" in value:
             message = (
-                f"A job's recipe names no files, but got {value!r}. Upload data, and name releases as models:/NAME@champion."
+                f"A job's recipe names no files, but got {shortened(value)}. Upload data, and name releases as "
+                "models:/NAME@champion."
             )
             raise ApiError(400, message, "invalid_value", "recipe")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from service.errors import ApiError
 from service.jobs.record import Job, JobEvent
+from service.shortened import shortened
 
 
 def fine_tuning_job(job: Job) -> dict[str, object]:
@@ -95,7 +96,7 @@ def page(found: Sequence[dict[str, object]], after: str | None, limit: int) -> d
     ids = [one["id"] for one in found]
     if after is not None and after not in ids:
         raise ApiError(
-            400, f"after is the id of an entry of this list, but got {after!r}. Leave it out.", "invalid_value", "after"
+            400, f"after is the id of an entry of this list, but got {shortened(after)}. Leave it out.", "invalid_value", "after"
         )
     begin = 0 if after is None else ids.index(after) + 1
     shown = list(found[begin : begin + limit])

@@ -16,6 +16,7 @@ from service.errors import ApiError
 from service.jobs.shapes import page
 from service.jobs.uploads import UploadedFile, too_large
 from service.parts import Parts, PartsHere
+from service.shortened import shortened
 
 router = APIRouter(dependencies=[CONTROLLED])
 Limit = Annotated[int, Query(ge=1, le=10_000)]
@@ -79,7 +80,7 @@ async def delete(parts: PartsHere, request: Request, file_id: str) -> Response:
 async def uploaded(parts: Parts, file_id: str, param: str = "file_id") -> UploadedFile:
     file = await asyncio.to_thread(parts.uploads.find, file_id)
     if file is None:
-        raise ApiError(404, f"There is no file {file_id!r}. Upload it first.", "file_not_found", param)
+        raise ApiError(404, f"There is no file {shortened(file_id)}. Upload it first.", "file_not_found", param)
     return file
 
 
