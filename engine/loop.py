@@ -9,9 +9,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-import torch
-
 from engine.errors import EngineError
+from engine.own_thread import compute_on
 from engine.scheduler import Scheduler
 
 T = TypeVar("T")
@@ -62,7 +61,7 @@ class StepLoop:
         self._thread.join()
 
     def _work(self) -> None:
-        torch.set_num_threads(self._num_threads)
+        compute_on(self._num_threads)
         while True:
             with self._woken:
                 self._woken.wait_for(lambda: self._closed or self._calls or self._scheduler.is_busy)

@@ -12,7 +12,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+import torch
+
 T = TypeVar("T")
+
+
+def compute_on(num_threads: int) -> None:
+    """From now on this thread computes on so many, whatever others set: one that never asked takes over what is set last."""
+    torch.set_num_threads(num_threads)
+    torch.get_num_threads()
 
 
 def in_own_thread(work: Callable[[], T]) -> T:

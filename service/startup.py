@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from adapters.backbone import Backbone
 from engine.engine import Mortal
-from engine.own_thread import in_own_thread
+from engine.own_thread import compute_on, in_own_thread
 from registry.home import home_directory
 from registry.tracking import Tracking
 from service import request_log, spans
@@ -43,7 +43,7 @@ FORGET_EVERY_S = 60.0
 
 def start(settings: Settings, num_threads: int) -> Parts:
     """Blocks until the backbone and what the ledger promoted are loaded; the registry being away does not stop it."""
-    torch.set_num_threads(num_threads)
+    compute_on(num_threads)
     backbone, catalogue = open_parts(settings)
     backbone = in_context(backbone, settings)
     engine = engine_of(settings, backbone)
@@ -85,9 +85,9 @@ async def running(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
     app.state.access.announce()
     # Only the thread that steps computes on several threads: see engine.own_thread.
     num_threads = settings.threads or torch.get_num_threads()
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(initializer=torch.set_num_threads, initargs=(1,)))
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(initializer=compute_on, initargs=(1,)))
     parts = await asyncio.to_thread(in_own_thread, partial(start, settings, num_threads))
-    torch.set_num_threads(1)
+    compute_on(1)
     app.state.parts = parts
     app.state.drain = Drain()
     drain_on_sigterm(app.state.drain, settings.grace_s)

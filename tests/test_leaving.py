@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 
 import pytest
+import torch
 from fitted import fitted_lora
 from stepped import Clock, Stepped
 from test_chunks import KINDS, loaded, prompt_of
@@ -20,6 +21,7 @@ from engine.engine import Delta, GenerationRequest
 from engine.errors import EngineError, PromptTooLong, TimedOut, UnknownProfile
 from engine.loop import StepLoop
 from engine.oracle import Oracle
+from engine.own_thread import in_own_thread
 from engine.profile import Profile
 from engine.row import Row
 from engine.torch_engine import TorchEngine
@@ -257,3 +259,23 @@ def test_requests_that_come_together_join_in_one_step(backbone: Backbone) -> Non
         threading.Event().wait(0.001)
     loop.close()
     assert scheduler.counts.steps <= 4
+
+
+def test_the_thread_that_steps_keeps_its_number_of_threads_whatever_others_set(backbone: Backbone) -> None:
+    engine = TorchEngine(backbone)
+    engine._num_threads = 2
+    try:
+        engine.start()
+        torch.set_num_threads(1)
+        assert engine._run(torch.get_num_threads) == 2
+    finally:
+        engine.close()
+        torch.set_num_threads(1)
+
+
+def test_work_in_a_thread_of_its_own_leaves_no_thread_behind() -> None:
+    before = threading.active_count()
+    assert in_own_thread(lambda: threading.current_thread().name).startswith("graftline-once")
+    with pytest.raises(ZeroDivisionError):
+        in_own_thread(lambda: 1 // 0)
+    assert threading.active_count() == before

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import torch
+
 from engine.errors import EngineError
+from engine.own_thread import compute_on
 
 T = TypeVar("T")
 
@@ -16,6 +19,9 @@ T = TypeVar("T")
 class LoopThread:
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
+        # Soft thoughts are computed there, on as many threads as were to be had when the engine was made.
+        computing = ThreadPoolExecutor(initializer=compute_on, initargs=(torch.get_num_threads(),))
+        self._loop.set_default_executor(computing)
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
 
