@@ -12,6 +12,7 @@ from pydantic import JsonValue
 from adapters.adapter_router import AdapterRouter, Choice
 from engine.inspect import inspector
 from engine.routed_engine import prompt_states
+from service.caller import Caller
 from service.errors import ApiError
 from service.lease import Lease
 from service.models import ServedModels
@@ -23,7 +24,7 @@ _CHOOSING = ThreadPoolExecutor(1, "graftline-choice")
 Told = Mapping[str, JsonValue]
 
 
-async def dispatch(parts: Parts, lease: Lease, prompts: Sequence[tuple[int, ...]]) -> Told:
+async def dispatch(parts: Parts, lease: Lease, prompts: Sequence[tuple[int, ...]], caller: Caller) -> Told:
     """Where the lease is of a router: hands it over to what the router chooses, and tells the decision; else tells nothing.
 
     The name stands for its champion of this moment. One that has none, or that cannot be loaded, leaves the prompt to the
@@ -36,6 +37,7 @@ async def dispatch(parts: Parts, lease: Lease, prompts: Sequence[tuple[int, ...]
         rule = f"{lease.served.id} chooses by the prompt, so a request holds one"
         message = f"{rule}, but this has {len(prompts)}. Send them apart."
         raise ApiError(400, message, "invalid_value", "prompt")
+    parts.admission.refuse_when_full(caller, tokens=len(prompts[0]))  # before anything is computed for it
     chosen = asyncio.get_running_loop().run_in_executor(_CHOOSING, _choice, parts, router, prompts[0])
     name, choice = lease.served.id, await chosen
     found, missing = await answering(parts.models, name, choice.name or parts.models.backbone_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -23,7 +24,9 @@ _TAKEN = frozenset(
     "messages conversation tools documents add_generation_prompt continue_final_message tokenize padding truncation max_length "
     "return_tensors return_dict return_assistant_tokens_mask tokenizer_kwargs".split()
 )
-LONG = 4096  # characters: longer texts are read in a thread of their own, so that streams go on
+LONG = 4096  # characters: longer texts are read in threads of their own, so that streams go on
+# Few: whoever sends many at once keeps only others with long texts waiting, and never who follows the ledger.
+_READING = ThreadPoolExecutor(2, "graftline-texts")
 
 
 class ReadPrompt(NamedTuple):
@@ -35,7 +38,7 @@ class ReadPrompt(NamedTuple):
 
 async def off_the_loop(num_characters: int, work: Callable[[], T]) -> T:
     """Short work at once, long work in a thread."""
-    return await asyncio.to_thread(work) if num_characters > LONG else work()
+    return await asyncio.get_running_loop().run_in_executor(_READING, work) if num_characters > LONG else work()
 
 
 async def read_chat(backbone: Backbone, body: ChatFields, overhead: int = 0) -> ReadPrompt:

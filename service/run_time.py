@@ -26,7 +26,7 @@ from service.catalogue import Catalogue
 from service.errors import ApiError
 from service.lease import Served
 from service.models import ServedModels
-from service.run_time_files import Limits, checked_profile, private_copy, refused
+from service.run_time_files import Limits, checked_profile, private_copy, refused, unreadable
 from service.shortened import shortened
 
 log = logging.getLogger("graftline.models")
@@ -116,7 +116,10 @@ class RunTimeAdapters:
         if self._allowed is None:
             message = f"Here a lora_path is a release NAME@VERSION, since no directory is allowed, but got {path!r}."
             raise refused(400, "path_not_allowed", f"{message} Publish the adapter, or set GRAFTLINE_ADAPTER_DIRECTORY.")
-        scratch = Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="graftline-adapter-")))
+        try:
+            scratch = Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="graftline-adapter-")))
+        except OSError as error:
+            raise unreadable(path, error) from error
         copy = kept.enter_context(private_copy(self._allowed, path, scratch, self._limits))
         return checked_profile(copy, self._backbone, self._limits, path), None, directory_digest(copy)
 

@@ -49,7 +49,10 @@ def private_copy(allowed: Path, path: str, scratch: Path, limits: Limits) -> Ite
     `path` is relative to the allowed directory, or absolute and inside it. Every part of it is opened without following links.
     """
     copy = scratch / "adapter"
-    copy.mkdir(parents=True)
+    try:
+        copy.mkdir(parents=True)
+    except OSError as error:
+        raise unreadable(path, error) from error
     try:
         with _opened(allowed, path) as folder:
             _copy(folder, copy, path, limits)
@@ -109,7 +112,7 @@ def _opened(allowed: Path, path: str) -> Iterator[int]:
                 opened.callback(os.close, folder)
             yield folder
         except OSError as error:
-            raise _unreadable(path, error) from error
+            raise unreadable(path, error) from error
 
 
 def _copy(folder: int, copy: Path, path: str, limits: Limits) -> None:
@@ -141,7 +144,7 @@ def _copy_file(folder: int, name: str, target: Path, max_bytes: int, path: str) 
         raise refused(413, "adapter_too_large", message)
 
 
-def _unreadable(path: str, error: OSError) -> ApiError:
+def unreadable(path: str, error: OSError) -> ApiError:
     match error.errno:
         case errno.ENOENT | errno.ENOTDIR:
             return refused(404, "adapter_not_found", f"There is no adapter directory {path!r}. Check the path.")

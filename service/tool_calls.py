@@ -17,6 +17,7 @@ from engine.grammar import Grammar
 from service.tools import Tool
 
 PYTHON_TAG = "<|python_tag|>"
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)  # of JSON, with its end
 
 
 class Call(NamedTuple):
@@ -166,7 +167,10 @@ class CallStream:
         """The block, read; None while it may go on."""
         end = self._format.end
         limits = (end,) if end is not None else () if self._format.whole_reply else self._format.begins
-        place = min((place for limit in limits if (place := self._held.find(limit)) >= 0), default=None)
+        places = [place for limit in limits if (place := _found(self._held, limit)) is not None]
+        if final and not places:  # a string that has no end holds no end of a block either
+            places = [place for limit in limits if (place := self._held.find(limit)) >= 0]
+        place = min(places, default=None)
         if place is None and not final:
             return None
         text, rest = self._held[:place], "" if place is None else self._held[place:]
@@ -179,6 +183,22 @@ class CallStream:
     def _content(self, text: str) -> str:
         self._has_content |= bool(text.strip())
         return text
+
+
+def _found(text: str, mark: str) -> int | None:
+    """Where the mark stands first; in JSON, outside of its strings."""
+    if not text.lstrip().startswith(("{", "[")):
+        return place if (place := text.find(mark)) >= 0 else None
+    start = 0
+    while (place := text.find(mark, start)) >= 0:
+        quote = text.find('"', start)
+        if quote < 0 or quote > place:
+            return place
+        string = _STRING.match(text, quote)
+        if string is None:
+            return None
+        start = string.end()
+    return None
 
 
 def _values(text: str, between: str = "") -> list[JsonValue]:

@@ -14,6 +14,7 @@ from registry.ledger import Ledger
 from registry.names import ReleaseName
 from registry.tracking import Tracking
 from registry.verdicts import record_verdict
+from service.audit import read_audit
 from service.cli import app
 
 
@@ -82,3 +83,28 @@ def test_a_share_beyond_its_limits_is_refused_before_a_gate_is_run(home: Path) -
     for words in (["--share", "1"], ["--share", "0"], ["--share", "1.1", "--shadow"], ["--share", "nan"]):
         with pytest.raises(CanaryRefused, match="share"):
             ran(home, "start", f"{NAME}@4", *words)
+
+
+def test_every_act_of_a_command_is_a_line_of_the_audit_log(home: Path, tracking: Tracking) -> None:
+    ran(home, "start", f"{NAME}@2")
+    ran(home, "share", NAME, "0.5")
+    with pytest.raises(CanaryRefused):
+        ran(home, "share", NAME, "1.5")
+    ran(home, "stop", NAME, "--reason", "later")
+    ran(home, "start", f"{NAME}@2")
+    ran(home, "finish", NAME)
+    for words in (("rollback", NAME, "--reason", "worse"), ("promote", f"{NAME}@2", "--override")):
+        CliRunner().invoke(app, [*words, "--home", str(home)])  # the second without a reason
+    entries, damaged = read_audit(home)
+    assert [(entry.act, entry.outcome) for entry in entries] == [
+        ("canary.start", "done"),
+        ("canary.share", "done"),
+        ("canary.share", "failed"),
+        ("canary.stop", "done"),
+        ("canary.start", "done"),
+        ("canary.finish", "done"),
+        ("release.rollback", "done"),
+        ("release.promote", "failed"),
+    ]
+    assert not damaged and all(entry.who.endswith("@command line") for entry in entries)
+    assert entries[6].detail == {"to": 1, "reason": "worse"} and "reason" in (entries[7].reason or "")

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -193,6 +194,19 @@ def test_where_large_data_cannot_be_checked_nothing_is_left_and_the_server_goes_
     assert refused.value.status == 500 and not (tmp_path / "there").exists()
 
 
+def test_a_server_that_goes_away_waits_for_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, closed = tmp_path / "content.jsonl", threading.Event()
+    file.write_text('{"question": "a", "answer": "b"}\n')
+    monkeypatch.setattr(preparing, "IN_THIS_PROCESS_BYTES", 0)
+    monkeypatch.setattr(preparing, "_LOOK_S", 0.05)
+    monkeypatch.setattr(preparing, "COMMAND", (sys.executable, "-S", "-c", "import time; time.sleep(60)"))
+    began = time.monotonic()
+    threading.Timer(0.2, closed.set).start()
+    with pytest.raises(ApiError) as refused:
+        prepared(file, "rows.jsonl", tmp_path / "there", "data-rows", None, "|", closed)
+    assert (refused.value.status, refused.value.code) == (503, "going_away") and time.monotonic() - began < 30
+
+
 def test_an_upload_that_says_it_is_too_large_is_refused_unread(server: Live) -> None:
     head = b"POST /v1/files HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=x\r\n"
     with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as connection:
@@ -220,7 +234,7 @@ def rows(client: openai.OpenAI) -> str:
     [
         ({"model": "gpt-4o"}, 404, "fits adapters around"),
         ({"training_file": "file-never"}, 404, "There is no file"),
-        ({"training_file": "x" * 100_000}, 404, "xxx... Upload it first"),
+        ({"training_file": "x" * 100_000}, 404, "xxx.... Upload it first"),
         ({"suffix": "a/b"}, 400, "suffix"),
         ({"validation_file": "file-x"}, 400, "validation_file"),
         ({"method": {"type": "dpo"}}, 400, "method"),

@@ -39,6 +39,18 @@ REPLIES: dict[str, tuple[CallFormat, str, str, list[Call]]] = {
     "before a text": (HERMES, f"{H_ROME}\nDone.", "\nDone.", [ROME]),
     "as XML": (HERMES, XML, "", [OSLO]),
     "without its end": (HERMES, H_ROME.removesuffix("</tool_call>"), "", [ROME]),
+    "an end in a string": (
+        HERMES,
+        '<tool_call>{"name": "weather", "arguments": {"place": "</tool_call>\\""}}</tool_call>.',
+        ".",
+        [Call("weather", '{"place": "</tool_call>\\""}')],
+    ),
+    "a string without an end": (
+        HERMES,
+        '<tool_call>{"name": "weather}</tool_call> ok',
+        '<tool_call>{"name": "weather}</tool_call> ok',
+        [],
+    ),
     "no JSON": (HERMES, "<tool_call>weather in Rome</tool_call> ok", "<tool_call>weather in Rome</tool_call> ok", []),
     "cut": (HERMES, '<tool_call>\n{"name": "weather", "argu', '<tool_call>\n{"name": "weather", "argu', []),
     "no name": (HERMES, '<tool_call>{"arguments": {}}</tool_call>', '<tool_call>{"arguments": {}}</tool_call>', []),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -14,9 +15,10 @@ from registry.canary import CanaryLedger, release_of
 from registry.canary_chain import Bounds, Canary, checked_bounds
 from registry.errors import PromotionRefused
 from registry.home import home_directory
-from registry.names import checked_name, resolve
+from registry.names import checked_name, current_actor, resolve
 from registry.tracking import Tracking
 from registry.verdicts import recorded_report
+from service.audit import Act, AuditLog
 from service.pace import checked_seconds
 
 _SHARE, _MIRRORED = 0.1, 1.0  # where none is asked for
@@ -60,17 +62,26 @@ def start(
             else:
                 console.print(f"{report.sentence}\n{named} is no canary")
             return 1
-    canary = canaries.start(named.version, share, report, shadow=shadow, bounds=asked, override=override, reason=reason)
+    with AuditLog(place).by_user("canary.start", str(named), current_actor()) as act:
+        canary = canaries.start(named.version, share, report, shadow=shadow, bounds=asked, override=override, reason=reason)
+        act.detail |= {"share": share, "shadow": shadow, "override": override, "reason": reason}
     _tell(canary, as_json)
     return 0
 
 
 def share(name: str, share: float, reason: str, home: Path | None, tracking_uri: str | None, as_json: bool) -> None:
-    _tell(_ledger(name, home, tracking_uri).set_share(share, reason=reason), as_json)
+    ledger = _ledger(name, home, tracking_uri)
+    with _audited("canary.share", name, home) as act:
+        canary = ledger.set_share(share, reason=reason)
+        act.detail |= {"share": share, "reason": reason}
+    _tell(canary, as_json)
 
 
 def stop(name: str, reason: str, home: Path | None, tracking_uri: str | None, as_json: bool) -> None:
-    number, entry = _ledger(name, home, tracking_uri).end("stop", reason)
+    ledger = _ledger(name, home, tracking_uri)
+    with _audited("canary.stop", name, home) as act:
+        number, entry = ledger.end("stop", reason)
+        act.detail |= {"version": entry.adapter_version, "reason": reason}
     if as_json:
         print(json.dumps({"entry": number, "name": name, "version": entry.adapter_version}))
     else:
@@ -81,8 +92,10 @@ def finish(name: str, reason: str, override: bool, home: Path | None, tracking_u
     canaries = _ledger(name, home, tracking_uri)
     canary = canaries.expected()
     report = recorded_report(canaries.tracking, canary.release)
-    made = canaries.finish(report, override=override, reason=reason, expected=canary)
-    assert made.entry is not None
+    with _audited("canary.finish", name, home) as act:
+        made = canaries.finish(report, override=override, reason=reason, expected=canary)
+        assert made.entry is not None
+        act.detail |= {"version": made.entry.adapter_version, "override": override, "reason": reason}
     if as_json:
         print(json.dumps({"entry": made.number, "name": name, "version": made.entry.adapter_version}))
     else:
@@ -123,6 +136,10 @@ def status(name: str, home: Path | None, tracking_uri: str | None, as_json: bool
 
 def _ledger(name: str, home: Path | None, tracking_uri: str | None) -> CanaryLedger:
     return CanaryLedger(Tracking.at(home_directory(home), tracking_uri).existing(), checked_name(name))
+
+
+def _audited(act: str, name: str, home: Path | None) -> AbstractContextManager[Act]:
+    return AuditLog(home_directory(home)).by_user(act, name, current_actor())
 
 
 def _tell(canary: Canary, as_json: bool) -> None:

@@ -25,6 +25,7 @@ from registry.release import publish as publish_release
 from registry.status import Status
 from registry.status import status as registry_status
 from registry.tracking import Tracking
+from service.audit import AuditLog
 from service.gate_view import gate_view
 from service.pace import checked_seconds
 
@@ -71,7 +72,12 @@ def promote(
 ) -> int:
     """0 when promoted, 1 when the gate did not pass. An undecided gate of the release is continued."""
     console = Console(stderr=as_json, markup=False, width=None if sys.stdout.isatty() else 140)
-    report, promoted = gate_and_promote(reference, reason, override, time_budget_s, gate_file, home, tracking_uri, console)
+    checked_seconds(time_budget_s)
+    place = home_directory(home)
+    Tracking.at(place, tracking_uri).existing()  # before there is an audit log in a home that is none
+    with AuditLog(place).by_user("release.promote", reference, current_actor()) as act:
+        report, promoted = gate_and_promote(reference, reason, override, time_budget_s, gate_file, home, tracking_uri, console)
+        act.detail |= {"promoted": promoted, "override": override, "verdict": report.verdict, "reason": reason}
     if as_json:
         print(json.dumps({"release": report.subject, "promoted": promoted, "report": report.model_dump(mode="json")}))
     else:
@@ -263,9 +269,12 @@ def gate_policy(tracking: Tracking, name: str, of_recipe: Policy, file: Path | N
 
 
 def rollback(name: str, reason: str, to: int | None, home: Path | None, tracking_uri: str | None, as_json: bool) -> None:
-    tracking = Tracking.at(home_directory(home), tracking_uri).existing()
-    recorded = Ledger(tracking, checked_name(name)).rollback(reason, to)
-    assert recorded.entry is not None
+    place = home_directory(home)
+    tracking = Tracking.at(place, tracking_uri).existing()
+    with AuditLog(place).by_user("release.rollback", name, current_actor()) as act:
+        recorded = Ledger(tracking, checked_name(name)).rollback(reason, to)
+        assert recorded.entry is not None
+        act.detail |= {"to": recorded.entry.adapter_version, "reason": reason}
     if as_json:
         print(json.dumps({"entry": recorded.number, "name": name, "version": recorded.entry.adapter_version}))
     else:

@@ -16,9 +16,10 @@ from rich.table import Table
 
 from registry.home import home_directory
 from registry.ledger import Ledger
-from registry.names import ReleaseName, resolve
+from registry.names import ReleaseName, current_actor, resolve
 from registry.release import Release, load_release
 from registry.tracking import Tracking
+from service.audit import AuditLog
 
 if TYPE_CHECKING:
     from adapters.adapter_router import AdapterRouter
@@ -139,7 +140,8 @@ def promote(
     ledger = Ledger(tracking, release.name)
     head = ledger.head()
     console = Console(stderr=as_json, markup=False, width=None if sys.stdout.isatty() else 140)
-    with alone(place / "gates" / f"router-{release.full_name}.lock", str(release.full_name)):
+    act_of = AuditLog(place).by_user("release.promote", str(release.full_name), current_actor())
+    with act_of as act, alone(place / "gates" / f"router-{release.full_name}.lock", str(release.full_name)):
         with opened(tracking, release.directory) as router:
             if not router.protected:
                 raise ValueError(
@@ -168,6 +170,7 @@ def promote(
             from registry.verdicts import record_verdict
 
             record_verdict(tracking, release.full_name, report)
+        act.detail |= {"promoted": promoted, "override": override, "verdict": report.verdict, "reason": reason}
     if as_json:
         print(json.dumps({"release": str(release.full_name), "promoted": promoted, "report": report.model_dump(mode="json")}))
     else:

@@ -8,7 +8,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -66,7 +66,9 @@ class JobRequest(BaseModel):
     seed: int | None = Field(default=None, ge=0, lt=2**31)
     hyperparameters: Hyperparameters | None = None
     method: Method | None = None
-    metadata: dict[str, str] | None = Field(default=None, max_length=16)
+    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None = Field(
+        default=None, max_length=16
+    )
     validation_file: str | None = None
     integrations: list[object] | None = None
     recipe: dict[str, object] = {}

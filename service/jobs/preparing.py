@@ -10,6 +10,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,27 +21,47 @@ from service.jobs.rows import write_task
 log = logging.getLogger("graftline.jobs")
 # Rows in memory are several times their bytes in the file: more than this and they are not held where requests are answered.
 IN_THIS_PROCESS_BYTES = 8 * 2**20
+_LOOK_S = 0.5
 COMMAND = (sys.executable, "-m", "service.jobs.preparing")
 
 
 def prepared(
-    file: Path, filename: str, directory: Path, name: str, columns: Mapping[str, str | tuple[str, ...]] | None, separator: str
+    file: Path,
+    filename: str,
+    directory: Path,
+    name: str,
+    columns: Mapping[str, str | tuple[str, ...]] | None,
+    separator: str,
+    closed: threading.Event | None = None,
 ) -> Path:
-    """As `write_task`."""
+    """As `write_task`. Once it is `closed`, which is looked at every half second, the work ends with a 503."""
     if file.stat().st_size <= IN_THIS_PROCESS_BYTES:
         return write_task(file, filename, directory, name, columns, separator)
     asked = {"file": str(file), "filename": filename, "directory": str(directory), "name": name}
-    ended = subprocess.run(
-        COMMAND, input=json.dumps({**asked, "columns": columns, "separator": separator}), capture_output=True, text=True
-    )
-    if ended.returncode:
-        log.error("Training data could not be prepared (exit status %d): %s", ended.returncode, ended.stderr[-4000:])
+    given = json.dumps({**asked, "columns": columns, "separator": separator})
+    with subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        out, error = _output(process, given, closed)
+    if process.returncode:
+        log.error("Training data could not be prepared (exit status %d): %s", process.returncode, error[-4000:])
         message = "The server could not read this training data: it may be too large for its memory. Send fewer rows."
         raise ApiError(500, message, "not_prepared", "training_file", "server_error", {"x-should-retry": "false"})
-    told = json.loads(ended.stdout.splitlines()[-1])
+    told = json.loads(out.splitlines()[-1])
     if "task" in told:
         return Path(told["task"])
     raise ApiError(told["status"], told["message"], told["code"], told["param"])
+
+
+def _output(process: subprocess.Popen[str], given: str, closed: threading.Event | None) -> tuple[str, str]:
+    asked: str | None = given
+    while True:
+        try:
+            return process.communicate(asked, timeout=_LOOK_S)
+        except subprocess.TimeoutExpired:
+            asked = None  # it has it
+            if closed is not None and closed.is_set():
+                process.kill()
+                message = "This server is going away. Ask again: the one that takes its place answers."
+                raise ApiError(503, message, "going_away", None, "server_error", {"retry-after": "5"}) from None
 
 
 def main() -> None:

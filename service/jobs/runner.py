@@ -53,6 +53,7 @@ class Jobs:
         self._at_once, self._max_queued, self._max_seconds = at_once, max_queued, max_seconds
         self._lock = threading.RLock()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.closed = threading.Event()
         self._mine: int | None = None  # the lock of whoever runs the jobs of this home
 
     def submit(self, kind: Kind, request: dict[str, JsonValue], actor: str, fill: Fill = lambda _, __: None) -> Job:
@@ -109,6 +110,7 @@ class Jobs:
 
     def close(self) -> None:
         """Leaves the jobs that run to whoever comes next."""
+        self.closed.set()
         with self._lock:
             mine, self._mine = self._mine, None
             if mine is not None:

@@ -7,6 +7,7 @@ from fastapi.responses import JSONResponse
 
 from engine.engine import Delta
 from service.answering import leased, new_reply, new_writing, released_on_failure
+from service.caller import caller_of
 from service.described import ChatCompletion, answers
 from service.dispatch import dispatch
 from service.json_body import JsonRoute
@@ -27,7 +28,7 @@ async def chat(parts: PartsHere, request: Request, body: ChatRequest) -> Respons
     lease = await leased(parts, body.model, request, body.user)
     with released_on_failure(lease):
         prompt = await read_chat(parts.backbone, body, lease.served.prompt_overhead)
-        told = await dispatch(parts, lease, [prompt.ids])
+        told = await dispatch(parts, lease, [prompt.ids], caller_of(request))
         if told:
             prompt = await read_chat(parts.backbone, body, lease.served.prompt_overhead)
         logs: list[ChatLog] = []

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from service.answering import leased, new_reply, new_writing, released_on_failure
+from service.caller import caller_of
 from service.described import TextCompletion, answers
 from service.dispatch import dispatch
 from service.json_body import JsonRoute
@@ -27,7 +28,7 @@ async def complete(parts: PartsHere, request: Request, body: CompletionRequest) 
     lease = await leased(parts, body.model, request, body.user)
     with released_on_failure(lease):
         prompts = await read_prompts(parts.backbone, body, lease.served.prompt_overhead)
-        told = await dispatch(parts, lease, prompts)
+        told = await dispatch(parts, lease, prompts, caller_of(request))
         if told:
             prompts = await read_prompts(parts.backbone, body, lease.served.prompt_overhead)
         echoes, logs = await _told_of(parts, prompts, body)

@@ -103,7 +103,7 @@ def _submitted(parts: Parts, jobs: Jobs, body: JobRequest, file: UploadedFile, a
     domains = home_directory(settings.home) / "domains"
     name = body.suffix or file.id
     content = parts.uploads.content(file)
-    task = prepared(content, file.filename, domains, task_name(name), body.columns, body.separator)
+    task = prepared(content, file.filename, domains, task_name(name), body.columns, body.separator, jobs.closed)
     recipe = recipe_of(body, file.id, settings.backbone, task, file.rows, settings.job_recipe)
 
     def fill(place: Path, job_id: str) -> None:
