@@ -118,12 +118,14 @@ def never_reads(world: World, target: Target, size: Size) -> Outcome:
     try:
         with traffic.flowing():
             time.sleep(min(size.away_s, 10.0))
+        begun = [one.recv(12) for one in open_ones].count(b"HTTP/1.1 200")
     finally:
         for one in open_ones:
             one.close()
     freed = wait_until(lambda: metric(target.url, "graftline_running_rows") == 0, size.settle_s)
-    told = f"{size.readers} such clients; no row of theirs is left: {freed}"
-    return Outcome.of("a client that never reads", traffic, held=freed and traffic.tally.answered.total() > 0, told=told)
+    told = f"{size.readers} such clients, of which {begun} were sent a stream; no row of theirs is left: {freed}"
+    held = freed and begun == size.readers and traffic.tally.answered.total() > 0
+    return Outcome.of("a client that never reads", traffic, held=held, told=told)
 
 
 def limits(world: World, target: Target, size: Size) -> Outcome:
@@ -279,8 +281,9 @@ def _no_room(process: int) -> Iterator[None]:
 
 def _hang_up(url: str, draw: random.Random) -> None:
     host, _, port = url.removeprefix("http://").partition(":")
-    asked = {"model": draw.choice(NAMES), "prompt": draw.choice(PROMPTS), "max_tokens": 200, "stream": draw.random() < 0.5}
-    whole = _request(json.dumps(asked))
+    # Long, so that it is still written when the client hangs up.
+    asked = {"model": draw.choice(NAMES), "prompt": draw.choice(PROMPTS), "max_tokens": 400, "ignore_eos": True}
+    whole = _request(host, json.dumps({**asked, "stream": draw.random() < 0.5}))
     with socket.create_connection((host, int(port)), timeout=30) as one:
         cut = draw.random() < 0.3
         one.sendall(whole[: draw.randint(1, len(whole) - 1)] if cut else whole)
@@ -290,7 +293,7 @@ def _hang_up(url: str, draw: random.Random) -> None:
                 one.recv(draw.randint(1, 400))
             except TimeoutError:
                 return
-        time.sleep(0.2 * draw.random())
+        time.sleep(0.1 * draw.random())
 
 
 def _cancelled(world: World, url: str) -> float:
@@ -302,12 +305,13 @@ def _ask_and_never_read(url: str, model: str) -> socket.socket:
     host, _, port = url.removeprefix("http://").partition(":")
     one = socket.create_connection((host, int(port)), timeout=30)
     one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
-    one.sendall(_request(json.dumps({"model": model, "prompt": "?", "stream": True, "max_tokens": 400})))
+    one.sendall(_request(host, json.dumps({"model": model, "prompt": "?", "stream": True, "max_tokens": 400})))
     return one
 
 
-def _request(body: str) -> bytes:
-    head = ("POST /v1/completions HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {len(body)}")
+def _request(host: str, body: str) -> bytes:
+    """A service without keys answers no other host than its own."""
+    head = ("POST /v1/completions HTTP/1.1", f"Host: {host}", "Content-Type: application/json", f"Content-Length: {len(body)}")
     return "\r\n".join((*head, "", body)).encode()
 
 

@@ -165,7 +165,7 @@ def test_penalties_beside_a_policy_are_those_of_the_pytorch_engine(
 )
 def test_a_grammar_holds_the_reply(engine: VLLMEngine, backbone: Backbone, grammar: Grammar, texts: tuple[str, ...]) -> None:
     for name in NAMES:
-        (found,) = engine.complete([asked(backbone, name, grammar=grammar)])
+        (found,) = engine.complete([asked(backbone, name, grammar=grammar, max_new_tokens=24)])
         assert found.text in texts and found.finish_reason == "stop"
 
 
