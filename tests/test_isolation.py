@@ -9,6 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from tuning.isolation import prepare
+
 SCRIPT = """
 import multiprocessing, os, sys, time
 from tuning.isolation import end_with_parent
@@ -43,3 +47,12 @@ def test_a_trial_ends_with_the_process_that_waits_for_it_even_when_that_is_kille
         while is_alive(trial) and time.monotonic() < late:
             time.sleep(0.05)
         assert not is_alive(trial)
+
+
+def test_trials_wait_without_spinning_and_what_is_started_later_as_it_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    prepare()
+    assert "OMP_WAIT_POLICY" not in os.environ
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    prepare()
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 import traceback
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 
 from tuning.errors import BadRecipe
@@ -42,9 +43,16 @@ def use_threads() -> None:
 
 def prepare(domain: str = "") -> None:
     """Says what the server that children are forked from imports, and reads, once: call it before the first trial."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     tables = [module for name, module in _BUILT_IN.items() if domain.startswith(name)]
     _CONTEXT.set_forkserver_preload([*_PRELOADED, *tables])
+    # Of the trials alone, several of which may share the cores: a service that is started later is slower for it.
+    is_ours = "OMP_WAIT_POLICY" not in os.environ
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        forkserver.ensure_running()
+    finally:
+        if is_ours:
+            del os.environ["OMP_WAIT_POLICY"]
 
 
 def run_isolated(job: Job, report: Report, stall_timeout_s: float | None = None) -> Outcome:

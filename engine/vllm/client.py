@@ -48,9 +48,9 @@ class Client:
         llm = await start(backbone, options)
         client = cls(llm, getattr(torch, dtype_of(backbone, options)), 2 * options.max_rows, backbone.vocabulary.added)
         if runs_on_cpu():
-            # There a row without a LoRA computes with whichever lies in the last slot, so the base has one too: of zeros.
+            # There a row without a LoRA computes with whichever lies in the last slot, so the base has one too: of zeros. Not
+            # pinned: vLLM's scheduler counts on every slot, and a batch without the base would have one too few, which ends it.
             client.base = await client.slots.hold("base", zero_update(backbone))
-            await llm.pin_lora(client.base.number)
         return client
 
     @property
