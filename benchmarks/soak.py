@@ -34,16 +34,23 @@ class Growth:
     first: int  # bytes at the beginning of the second half
     last: int
     per_day: float
+    most_per_day: float  # at the interval's upper end: what so short a soak does not rule out
 
     @property
     def is_bounded(self) -> bool:
         """Whether no growth is shown, or so little that a day of it is less than 5 % of the process."""
         return self.low <= 0 or self.per_day < 0.05 * self.first
 
+    @property
+    def is_ruled_out(self) -> bool:
+        """Whether a growth of 5 % a day is ruled out, at 95 %."""
+        return self.most_per_day < 0.05 * self.first
+
     def __str__(self) -> str:
         interval = f"{self.per_request:+,.0f} bytes a request [{self.low:+,.0f}, {self.high:+,.0f}]"
+        said = f"5 % a day are {'' if self.is_ruled_out else 'not '}ruled out (at most {self.most_per_day / MiB:+.1f} MiB)"
         sizes = f"{self.first / MiB:.1f} to {self.last / MiB:.1f} MiB"
-        return f"{interval} in the second half, {sizes}; a day of it {self.per_day / MiB:+.1f} MiB"
+        return f"{interval} in the second half, {sizes}; a day of it {self.per_day / MiB:+.1f} MiB; {said}"
 
 
 def growth_of(samples: Sequence[Sample]) -> Growth:
@@ -63,7 +70,9 @@ def growth_of(samples: Sequence[Sample]) -> Growth:
     reach = float(student.ppf(0.975, PARTS - 2)) * float(line.stderr)
     rate = (half[-1].requests - half[0].requests) / max(half[-1].at_s - half[0].at_s, 1e-9)
     slope = float(line.slope)
-    return Growth(slope, slope - reach, slope + reach, int(memory[0]), int(memory[-1]), slope * rate * 86400)
+    return Growth(
+        slope, slope - reach, slope + reach, int(memory[0]), int(memory[-1]), slope * rate * 86400, (slope + reach) * rate * 86400
+    )
 
 
 def soak(world: World, target: Target, seconds: float, on_sample: Callable[[Sample], None] = lambda one: None) -> Outcome:

@@ -31,6 +31,13 @@ def test_memory_that_comes_and_goes_is_rarely_a_leak(noise: float) -> None:
     assert sum(taken) <= 4
 
 
+def test_a_soak_says_what_it_cannot_rule_out() -> None:
+    assert growth_of(samples(noise=0.1 * MiB)).is_ruled_out and "are ruled out" in str(growth_of(samples(noise=0.1 * MiB)))
+    noisy = growth_of(samples(noise=20 * MiB))
+    assert not noisy.is_ruled_out and "are not ruled out" in str(noisy)
+    assert noisy.most_per_day == pytest.approx(noisy.high * 15 * 86400, rel=0.01)
+
+
 def test_what_is_taken_while_it_warms_up_is_no_leak() -> None:
     assert growth_of(samples(warming=100 * MiB)).is_bounded
 

@@ -1,4 +1,8 @@
-"""One release on both engines over the default backbone: the log-probabilities agree. `make test-vllm` runs it."""
+"""One release on both engines over a real backbone: the log-probabilities agree. `make test-vllm` runs it.
+
+The LoRA is the one that makes the built-in reasoner, beside the backbone that it was fitted on: random weights of its size would
+spread bfloat16's rounding through the layers as no fitted ones do.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,8 @@ import pytest
 import torch
 from fitted import fitted
 
-from adapters.backbone import Backbone
-from adapters.lora import LoRA, LoRASpec
+from adapters.backbone import RAW, REASONER_UPDATE, Backbone
+from adapters.lora import LoRA
 from adapters.softcot import SoftCoT, SoftCoTSpec
 from engine.engine import Continuation
 from engine.profile import Profile
@@ -35,20 +39,19 @@ REPLIES = (
     "Cholera is an intestinal infection.\nAnswer: Certain infectious and parasitic diseases",
     "The sea is wide, and its waves never rest.",
 )
-OPTIONS = VLLMOptions(max_loras=2, max_lora_rank=8, max_rows=4, max_model_len=512, cache_gib=0.5)
+OPTIONS = VLLMOptions(max_loras=2, max_lora_rank=16, max_rows=4, max_model_len=512, cache_gib=0.5)
 
 
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
-    return Backbone.load("smollm2-135m-reasoner", device="cpu", dtype=torch.float32)
+    return Backbone.load(RAW, device="cpu", dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
 def release(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LoRA as large as one that was fitted, and soft thoughts, as files."""
-    lora = fitted(LoRA(LoRASpec(rank=8, alpha=1)), backbone, 1)
+    """As files, with soft thoughts of random weights beside the LoRA."""
     directory = tmp_path_factory.mktemp("release")
-    Profile((lora, fitted(SoftCoT(SoftCoTSpec(num_thoughts=4)), backbone, 2))).save(directory)
+    Profile((LoRA.load(REASONER_UPDATE), fitted(SoftCoT(SoftCoTSpec(num_thoughts=4)), backbone, 2))).save(directory)
     return directory
 
 
