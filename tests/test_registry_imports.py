@@ -20,14 +20,6 @@ def test_importing_every_module_of_the_registry_loads_neither_torch_nor_mlflow()
     assert loaded_after(f"import {modules}") == set()
 
 
-def test_the_status_of_a_store_needs_no_torch(tmp_path: Path) -> None:
-    code = (
-        "from pathlib import Path\nfrom registry.status import status\nfrom registry.tracking import Tracking\n"
-        "assert status(Tracking.at(Path(sys.argv[1]))).names == ()"
-    )
-    assert loaded_after(code, str(tmp_path)) == {"mlflow"}
-
-
 def test_what_tells_of_keys_acts_and_jobs_loads_no_torch() -> None:
     """Their commands answer at once, and a job's large data is read without a second PyTorch."""
     assert loaded_after("import service.audit, service.keys, service.errors, service.jobs.preparing, service.jobs.store") == set()

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ ORDER = ["adapters", "engine", "evaluation", "registry", "tuning", "service"]
 OWNERS = {"peft": "adapters", "vllm": "engine", "mlflow": "registry", "optuna": "tuning", "trl": "tuning", "bentoml": "service"}
 
 
+@cache
 def imported_packages(file: Path) -> set[str]:
     found: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text())):
