@@ -48,7 +48,13 @@ def test_bentomls_own_middleware_still_leaves_one() -> None:
     assert asyncio.run(timers_left(as_published().TimeoutMiddleware(answer, timeout=600))) == 1
 
 
-def test_the_service_runs_without_it() -> None:
-    code = "import service.app, bentoml._internal.server.http.traffic as t; print(t.TimeoutMiddleware.__name__)"
+def test_the_service_runs_without_it_and_without_bentomls_spans() -> None:
+    code = (
+        "import service.app, bentoml._internal.server.http.traffic as t\n"
+        "from bentoml._internal.configuration.containers import BentoMLContainer\n"
+        "service.app.Graftline.inject_config()\n"
+        "excluded = BentoMLContainer.tracing_excluded_urls.get()\n"
+        "print(t.TimeoutMiddleware.__name__, excluded.url_disabled('http://127.0.0.1/v1/completions'))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
-    assert done.stdout.strip().endswith("NoTimeout"), done.stderr
+    assert done.stdout.strip().endswith("NoTimeout True"), done.stderr
