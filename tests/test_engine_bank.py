@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from fitted import fitted, fitted_lora, fitted_softcot, random_steering
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from adapters.backbone import Backbone
 from adapters.errors import AdapterError
@@ -173,3 +176,35 @@ def test_any_alternation_of_loads_unloads_and_requests_gives_each_row_its_own_ad
     assert stats.evictions > 20 and stats.hits > 20 and stats.resident <= 3
     engine.close()
     assert engine.stats().bank.resident == engine.stats().bank.loaded == 0
+
+
+class Products(TorchDispatchMode):
+    """How often each operation that multiplies matrices was called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func.overloadpacket).rpartition(".")[2]
+        if "mm" in name or "linear" in name or "attention" in name:
+            self.counts[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_multiplies_as_often_for_eight_adapters_as_for_one(backbone: Backbone) -> None:
+    """So that its cost does not grow with how many are different: PEFT's mixed batches loop over them."""
+    engine = TorchEngine(backbone, max_rows=8)
+    for number in range(8):
+        engine.load(str(number), Profile((fitted_lora(backbone, number),)))
+
+    def products(names: Sequence[str | None]) -> Counter[str]:
+        requests = [GenerationRequest(backbone.chat_ids(TEXTS[0]), name, 6, ignore_end=True) for name in names]
+        engine.complete(requests)  # what is brought into the bank once
+        with Products() as counted:
+            engine.complete(requests)
+        return counted.counts
+
+    none, one, eight = products([None] * 8), products(["0"] * 8), products([str(number) for number in range(8)])
+    engine.close()
+    assert eight.total() == one.total() > none.total() > 0
