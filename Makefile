@@ -24,7 +24,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 test test-slow: export OMP_WAIT_POLICY := PASSIVE
 
 test: install
-	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile  # a file's fixtures and imports are made once
+	$(BIN)/python -m pytest -m 'not slow' -n 2
 
 test-slow: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[trl,gym,harness,clients]'

@@ -51,6 +51,14 @@ TEXTS = (
 )
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """A command that is run in this process takes all cores: what is fitted after it on two threads is another fit."""
+    yield
+    if torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
+
+
 @pytest.fixture
 def few_objects() -> Iterator[None]:
     """What is there before the test is not looked at again when it counts or collects, which takes a second each time."""
