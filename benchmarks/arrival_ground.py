@@ -22,7 +22,7 @@ from registry.release import publish
 from registry.tracking import Tracking
 
 # A folder of llama.cpp with its converters, and build/bin/llama-server in it. Some compilers' GGML_NATIVE ends with SIGILL on
-# machines with AMX: build it there with GGML_NATIVE=OFF and the AVX-512 flags.
+# machines with AMX: build it there with GGML_NATIVE=OFF and the AVX-512 flags. Its converter imports sentencepiece.
 LLAMA_CPP = "GRAFTLINE_LLAMA_CPP"
 SIZE = 0.01  # of the adapters' random weights: what they write matters to nobody here
 

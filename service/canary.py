@@ -134,6 +134,7 @@ class Canaries:
             canary = self._models.canary(name)
             if canary is None or canary.id != ended:
                 del self._withdrawn[name]
+                self._write_again_at.pop(name, None)
 
     def _withdraw(self, canary: Canary, reason: str) -> None:
         """From this moment in this process; the ledger tells the others."""

@@ -19,14 +19,14 @@ POLL_S = 0.5
 
 
 @contextmanager
-def serving(tracking: Tracking, backbone_directory: Path) -> Iterator[Server]:
+def serving(tracking: Tracking, backbone_directory: Path, **given: object) -> Iterator[Server]:
+    """`given`: settings that differ."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     home = tracking.cache.parent
-    settings = Settings(
-        backbone=str(backbone_directory), device="cpu", home=home, port=port, poll_s=POLL_S, threads=1, max_rows=8
-    )
+    usual = {"backbone": str(backbone_directory), "device": "cpu", "poll_s": POLL_S, "threads": 1, "max_rows": 8}
+    settings = Settings.model_validate({**usual, "home": home, "port": port, **given})
     with start_server(settings, log_file=home / "service.log", timeout_s=400) as server:
         yield server
 

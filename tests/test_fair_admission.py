@@ -105,15 +105,20 @@ def test_the_engine_gets_no_more_rows_than_it_runs() -> None:
     asyncio.run(scenario())
 
 
+async def one_runs_and_two_wait() -> tuple[Admission, Desk, dict[str, asyncio.Task[int]]]:
+    admission, desk = of(rows=1), Desk()
+    desk.waits = True
+    tasks = {}
+    for name in ("1", "2", "3"):
+        ticket = entered(admission, ANYONE, row(name))
+        tasks[name] = asyncio.create_task(whole(ticket.through(desk.generate), row(name)))
+    await settled()
+    return admission, desk, tasks
+
+
 def test_who_stops_waiting_leaves_the_line_and_takes_no_seat() -> None:
     async def scenario() -> None:
-        admission, desk = of(rows=1), Desk()
-        desk.waits = True
-        tasks = {}
-        for name in ("1", "2", "3"):
-            ticket = entered(admission, ANYONE, row(name))
-            tasks[name] = asyncio.create_task(whole(ticket.through(desk.generate), row(name)))
-        await settled()
+        admission, desk, tasks = await one_runs_and_two_wait()
         tasks["2"].cancel()
         await settled()
         assert admission.queued.rows == 1
@@ -264,13 +269,7 @@ def test_who_gives_up_at_the_head_of_the_line_lets_the_next_one_pass() -> None:
 
 def test_a_seat_that_is_free_as_its_turn_gives_up_goes_to_the_one_behind() -> None:
     async def scenario() -> None:
-        admission, desk = of(rows=1), Desk()
-        desk.waits = True
-        tasks = {}
-        for name in ("1", "2", "3"):
-            ticket = entered(admission, ANYONE, row(name))
-            tasks[name] = asyncio.create_task(whole(ticket.through(desk.generate), row(name)))
-        await settled()
+        admission, desk, tasks = await one_runs_and_two_wait()
         desk.end("1")
         tasks["2"].cancel()  # in the same turn of the loop
         await settled()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ import httpx
 import openai
 import pytest
 from fitted import fitted_lora
+from running_service import serving
 from small_releases import promote, write_release
 from vllm_backbones import small_backbone
 
@@ -21,8 +21,7 @@ from engine.torch_engine import TorchEngine
 from registry.ledger import Ledger
 from registry.release import publish
 from registry.tracking import Tracking
-from service.serve import Server, start_server
-from service.settings import Settings
+from service.serve import Server
 
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: run `make test-vllm`")
 pytestmark = [pytest.mark.slow, pytest.mark.vllm]
@@ -50,24 +49,8 @@ def tracking(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Tr
 
 @pytest.fixture(scope="module")
 def server(tracking: Tracking, backbone: Backbone) -> Iterator[Server]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    home = tracking.cache.parent
-    settings = Settings(
-        engine="vllm",
-        backbone=backbone.name,
-        device="cpu",
-        home=home,
-        port=port,
-        poll_s=0.5,
-        max_rows=4,
-        vllm_max_loras=2,
-        vllm_max_lora_rank=8,
-        vllm_cache_gib=0.05,
-        vllm_dtype="float32",
-    )
-    with start_server(settings, log_file=home / "service.log", timeout_s=400) as server:
+    on_vllm = {"engine": "vllm", "vllm_max_loras": 2, "vllm_max_lora_rank": 8, "vllm_cache_gib": 0.05, "vllm_dtype": "float32"}
+    with serving(tracking, Path(backbone.name), max_rows=4, **on_vllm) as server:
         yield server
 
 
