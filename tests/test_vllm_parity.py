@@ -17,7 +17,7 @@ from fitted import fitted
 from adapters.backbone import RAW, REASONER_UPDATE, Backbone
 from adapters.lora import LoRA
 from adapters.softcot import SoftCoT, SoftCoTSpec
-from engine.engine import Continuation
+from engine.engine import Continuation, Engine, GenerationRequest
 from engine.profile import Profile
 from engine.torch_engine import TorchEngine
 from engine.vllm.options import VLLMOptions
@@ -39,6 +39,7 @@ REPLIES = (
     "Cholera is an intestinal infection.\nAnswer: Certain infectious and parasitic diseases",
     "The sea is wide, and its waves never rest.",
 )
+BFLOAT16_SPACING = 0.125  # between numbers of 16 to 32, where the logits of likely tokens lie
 OPTIONS = VLLMOptions(max_loras=2, max_lora_rank=16, max_rows=4, max_model_len=512, cache_gib=0.5)
 
 
@@ -55,6 +56,15 @@ def release(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return directory
 
 
+@pytest.fixture(scope="module")
+def exact(backbone: Backbone, release: Path) -> Iterator[TorchEngine]:
+    """Computes in float32, and writes the replies that all are asked about."""
+    engine = TorchEngine(backbone, precision="float32")
+    _load(engine, release)
+    yield engine
+    engine.close()
+
+
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def engines(
     backbone: Backbone, release: Path, request: pytest.FixtureRequest
@@ -63,29 +73,56 @@ def engines(
     embedded = TorchEngine(backbone, precision=precision)
     vllm = VLLMEngine(backbone, OPTIONS.model_copy(update={"dtype": precision}))
     for engine in (embedded, vllm):
-        profile = Profile.load(release)
-        engine.load("both", profile)
-        engine.load("lora", Profile(profile.adapters[:1]))
+        _load(engine, release)
     yield embedded, vllm, precision
     embedded.close()
     vllm.close()
 
 
 @pytest.mark.parametrize("name", [None, "lora", "both"])
-def test_both_engines_give_the_same_release_the_same_log_probabilities(
-    engines: tuple[TorchEngine, VLLMEngine, Precision], backbone: Backbone, name: str | None
+def test_both_engines_give_what_a_release_writes_the_same_log_probabilities(
+    engines: tuple[TorchEngine, VLLMEngine, Precision], exact: TorchEngine, backbone: Backbone, name: str | None
 ) -> None:
+    embedded, vllm, precision = engines
+    requests = [GenerationRequest(backbone.chat_ids(prompt), name, 32, 0.0) for prompt in PROMPTS]
+    asked = [
+        Continuation(request.prompt_ids, done.token_ids) for request, done in zip(requests, exact.complete(requests), strict=True)
+    ]
+    one, two, base = (_joined(found) for found in (embedded.score(asked, name), vllm.score(asked, name), embedded.score(asked)))
+    apart = _apart(f"{precision} {name or 'base'}, its own replies", one, two)
+    assert apart.max() < 1e-3 if precision == "float32" else apart.mean() < 0.05
+    if name is not None:
+        assert (two - base).abs().mean() > 0.1
+
+
+@pytest.mark.parametrize("name", [None, "lora", "both"])
+def test_what_a_release_would_not_write_is_within_bfloat16s_spacing_of_float32_in_both_engines(
+    engines: tuple[TorchEngine, VLLMEngine, Precision], exact: TorchEngine, backbone: Backbone, name: str | None
+) -> None:
+    """bfloat16 rounds each logit to its own: what is unlikely (here -4 a token) lies further from float32, in both engines."""
     embedded, vllm, precision = engines
     asked = [
         Continuation(backbone.chat_ids(prompt), tuple(backbone.encode(reply)))
         for prompt, reply in zip(PROMPTS, REPLIES, strict=True)
     ]
-    one, two, base = (_joined(found) for found in (embedded.score(asked, name), vllm.score(asked, name), embedded.score(asked)))
+    truth, one, two = (_joined(engine.score(asked, name)) for engine in (exact, embedded, vllm))
+    ours, theirs = (_apart(f"{precision} {name or 'base'}, {who}", truth, found) for who, found in (("ours", one), ("vLLM", two)))
+    if precision == "float32":
+        assert max(ours.max(), theirs.max()) < 1e-3
+    else:
+        assert max(ours.mean(), theirs.mean()) < BFLOAT16_SPACING
+
+
+def _load(engine: Engine, release: Path) -> None:
+    profile = Profile.load(release)
+    engine.load("both", profile)
+    engine.load("lora", Profile(profile.adapters[:1]))
+
+
+def _apart(what: str, one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
     difference = (one - two).abs()
-    print(f"{precision} {name or 'base'}: mean {difference.mean():.2g}, largest {difference.max():.2g}")
-    assert difference.max() < 1e-3 if precision == "float32" else difference.mean() < 0.05
-    if name is not None:
-        assert (two - base).abs().mean() > 0.1
+    print(f"{what}: mean {difference.mean():.2g}, largest {difference.max():.2g}, of {one.mean():.2f} a token")
+    return difference
 
 
 def _joined(scored: list[tuple[float, ...]]) -> torch.Tensor:
