@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import venv
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def test_a_bento_serves_its_backbone_and_its_release_without_a_registry(
         "packages are a layer below"
     )
     assert "\nEXPOSE 3000\n" in dockerfile and dockerfile.rindex("\nUSER bentoml\n") < dockerfile.index("\nENTRYPOINT ")
+    assert "\nARG GRAFTLINE_HOST=0.0.0.0\n" in dockerfile, "inside a container 127.0.0.1 is reached by nobody"
     leaks = [file for file in bento.rglob("*") if file.is_file() and str(home).encode() in file.read_bytes()]
     assert not leaks, "nothing of where it was built is in it"
 
@@ -71,3 +73,33 @@ def test_a_bento_serves_its_backbone_and_its_release_without_a_registry(
     assert [reply.model for reply in replies] == ["law@1", backbone_directory.name]
     assert replies[0].choices[0].text != replies[1].choices[0].text
     assert not (tmp_path / "elsewhere" / "mlflow.db").exists()
+
+
+@pytest.mark.slow
+def test_its_pins_are_all_that_it_needs(tmp_path: Path, backbone_directory: Path) -> None:
+    """As in its image: an environment that holds what requirements.txt names, started by `bentoml serve` with no word of ours."""
+    home = tmp_path / "home"
+    Tracking.at(home).create()
+    bento = build(Settings(backbone=str(backbone_directory), device="cpu", home=home), store=tmp_path / "store")
+    venv.create(tmp_path / "venv", with_pip=True)
+    programs = tmp_path / "venv" / "bin"
+    pins = ["-r", str(bento / "env" / "python" / "requirements.txt")]
+    subprocess.run([programs / "python", "-m", "pip", "install", "--quiet", *pins], check=True, capture_output=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        "PATH": f"{programs}:{os.defpath}",
+        "HOME": str(tmp_path),
+        "BENTOML_DO_NOT_TRACK": "True",
+        "GRAFTLINE_PORT": str(port),
+    }
+    with subprocess.Popen([programs / "bentoml", "serve", bento], cwd=bento, env=environment) as server:
+        try:
+            client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=240, timeout=30)
+            for asked in ({}, {"extra_body": {"guided_choice": ["12", "13"]}}):  # plain, and held by a grammar
+                reply = client.completions.create(model=backbone_directory.name, prompt="Start", max_tokens=8, **asked)
+                assert reply.choices[0].finish_reason in ("stop", "length")
+            assert server.poll() is None
+        finally:
+            server.terminate()
