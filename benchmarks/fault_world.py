@@ -99,13 +99,18 @@ class Tally:
         return self.answered.total() + self.refused.total() + len(self.wrong) + len(self.lost)
 
     def check(self, world: World, model: str, answered: str, text: str) -> None:
-        """`model` was asked for and `answered` is who the reply says it was."""
+        """`model` was asked for and `answered` is who the reply says it was: NAME@VERSION, or several joined by `+`.
+
+        A release's reply is its own word from its first character to its last. The backbone may write any word, so of its
+        replies only those are seen that are all of a release's.
+        """
         name, _, version = model.partition("@")
         rightful = answered == model if version or model == world.base else answered.startswith(f"{name}@")
-        said = world.says.get(answered)
-        own = said is None or (text != "" and text.replace(said, "") == "")
-        foreign = said is None and any(text and text.replace(other, "") == "" for other in world.says.values())
-        if rightful and own and not foreign:
+        if answered == world.base:
+            own = not any(_is_all(other, text) for other in world.says.values())
+        else:
+            own = answered in world.says and _is_all(world.says[answered], text)
+        if rightful and own:
             self.answered[answered] += 1
         else:
             self.wrong.append(f"{model} was answered by {answered} with {text[:60]!r}")
@@ -191,6 +196,11 @@ class Traffic:
             is_over.set()
             for thread in running:
                 thread.join(timeout=90)
+
+
+def _is_all(word: str, text: str) -> bool:
+    """Whether the text is that word, once or again and again."""
+    return text != "" and text == word * (len(text) // len(word))
 
 
 def metric(url: str, sample: str, headers: Mapping[str, str] | None = None) -> float:

@@ -62,17 +62,36 @@ def test_an_adapter_says_its_own_name_whatever_it_is_asked(session_backbone: Bac
         ("north@1", "north@2", "N"),  # a version that was not asked for
         ("north@1", "north@1", "S"),  # another's words under the right name
         ("north@1", "north@1", "NS"),  # two adapters in one reply
+        ("north", "north@1", "NNNS"),
+        ("north", "north@1+north@2", "NNMM"),  # a stream that turns into the next version midway, and says so
+        ("north", "north@1+north@2", "NNNN"),
+        ("north", "north@9", "N"),  # which nobody published
         ("north@1", "north@1", ""),
         ("north", "south@1", "S"),
         ("base", "base", "NN"),  # an adapter's words for the backbone's
     ],
 )
 def test_a_wrong_answer_is_seen(world: World, asked: str, answered: str, text: str) -> None:
-    words = {key: world.says[f"{name}@1"] for key, name in (("N", NAMES[0]), ("S", NAMES[1]))}
-    tally, said = Tally(), "".join(words[letter] for letter in text)
-    models = {"base": world.base}
+    tally = checked(world, asked, answered, text)
+    assert len(tally.wrong) == 1 and not tally.answered
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered", "text"),
+    [("north", "north@1", "NNN"), ("north@2", "north@2", "M"), ("south", "south@1", "SS"), ("base", "base", "NSSS")],
+)
+def test_a_right_answer_is_counted(world: World, asked: str, answered: str, text: str) -> None:
+    tally = checked(world, asked, answered, text)
+    assert tally.answered.total() == 1 and not tally.wrong
+
+
+def checked(world: World, asked: str, answered: str, text: str) -> Tally:
+    """`text` in letters: N and M are the words of north@1 and north@2, S that of south@1."""
+    words = {letter: world.says[release] for letter, release in (("N", "north@1"), ("M", "north@2"), ("S", "south@1"))}
+    tally, models = Tally(), {"base": world.base}
+    said = "".join(words[letter] for letter in text)
     tally.check(world, models.get(asked, asked), models.get(answered, answered), said)
-    assert len(tally.wrong) == 1
+    return tally
 
 
 @pytest.mark.parametrize(
