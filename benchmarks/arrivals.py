@@ -144,7 +144,7 @@ def main() -> None:
     from benchmarks.arrival_ground import Ground
     from benchmarks.arrival_systems import SYSTEMS, Started, System
     from benchmarks.arrival_table import write
-    from benchmarks.results import run_kind
+    from benchmarks.results import commit, run_kind
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.arrivals", description=__doc__)
     parser.add_argument("--system", action="append", choices=list(SYSTEMS), help="these alone")
@@ -182,7 +182,7 @@ def main() -> None:
                         found[str(rate)] = asdict(read(asked, served(system, asked)))
             except Exception as error:  # a peer that does not run is a row too
                 found = {"not run": f"{type(error).__name__}: {error}"}
-            write_whole(file, json.dumps(found, indent=2))
+            write_whole(file, json.dumps({**found, "commit": commit()}, indent=2))
             print(name, number, json.dumps(found), flush=True)
     if not given.no_table:
         write(given.rows, count, rounds, run_kind(given.count, given.rounds, given.rate, full=given.full))

@@ -16,9 +16,10 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,7 +27,7 @@ from adapters.whole_file import write_whole
 from benchmarks.arrival_ground import Ground, name_of
 from benchmarks.arrivals import NUM_ADAPTERS, Arrival, arrivals, read, send
 from benchmarks.ratios import told_ratio
-from benchmarks.results import provenance, run_kind, table, write_section
+from benchmarks.results import commit, commits, provenance, run_kind, table, write_section
 
 STREAMS, TOKENS, PROMPT = 16, 128, 64
 ROUNDS, FULL_ROUNDS = 8, 24
@@ -109,19 +110,19 @@ def main() -> None:
             sides = {"alone": in_a_process, "behind": partial(behind, ground, seed)}
             # In turn first: what warms up or wears off in a round favours neither.
             pair = {name: sides[name]() for name in sorted(sides, reverse=bool(seed % 2))}
-            write_whole(file, json.dumps(pair))
+            write_whole(file, json.dumps({**pair, "commit": commit()}))
         found.append(json.loads(file.read_text()))
         print(seed, found[-1], flush=True)
     if not given.no_table:
         write_section("layer", f"What the service's layers cost ({run_kind(given.rounds, full=given.full)})", section(found))
 
 
-def section(found: Sequence[dict[str, float]]) -> str:
+def section(found: Sequence[Mapping[str, Any]]) -> str:
     rows = [
-        [str(seed), f"{one['alone']:.0f}", f"{one['behind']:.0f}", f"{one['behind'] / one['alone']:.3f}"]
+        [str(seed), f"{one['alone']:.0f}", f"{one['behind']:.0f}", f"{one['behind'] / one['alone']:.3f}", commits([one])]
         for seed, one in enumerate(found)
     ]
-    body = table(["round", "the engine alone, tokens/s", "behind BentoML, over HTTP, tokens/s", "ratio"], rows)
+    body = table(["round", "the engine alone, tokens/s", "behind BentoML, over HTTP, tokens/s", "ratio", "commit"], rows)
     mean = told_ratio([one["behind"] / one["alone"] for one in found], digits=3)
     said = f"{STREAMS} streams of {TOKENS} tokens over {NUM_ADAPTERS} adapters, behind prompts of {PROMPT}. Reading them is in"
     said += f" the time, and over HTTP what the clients do. The ratio's geometric mean over {len(found)} rounds is {mean}."

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from datetime import date
 from pathlib import Path
 
@@ -33,6 +34,11 @@ def commit() -> str:
     head = _git("rev-parse", "--short", "HEAD")
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", f":(exclude,top)docs/{RESULTS.name}")
     return f"{head}-dirty" if head and changed else head or "unknown"
+
+
+def commits(rows: Iterable[Mapping[str, object]]) -> str:
+    """The commits that kept rows were measured at, each once; a row that tells none counts as `unknown`."""
+    return ", ".join(dict.fromkeys(str(row.get("commit", "unknown")) for row in rows))
 
 
 def _git(*arguments: str) -> str:

@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -32,7 +32,7 @@ from adapters.lora import LoRA, LoRASpec
 from adapters.whole_file import written_whole
 from benchmarks.apart import Apart, Arm, Make, Work
 from benchmarks.ratios import told_ratio
-from benchmarks.results import RESULTS, provenance, run_kind, table, write_section
+from benchmarks.results import RESULTS, commit, commits, provenance, run_kind, table, write_section
 from engine.bank import BankLimits
 from engine.engine import GenerationRequest
 from engine.profile import Profile
@@ -76,7 +76,8 @@ def main() -> None:
     if not args.smoke:
         body = section.body if section.picture is None else f"![]({draw(section.picture)})\n\n{section.body}"
         about = f"{backbone.name} in bfloat16, LoRA of rank {RANK} on all linear layers, {ROWS} rows that write"
-        about += f" {size.tokens} tokens each; {len(rounds)} rounds, {args.threads} threads. {args.note}"
+        about += f" {size.tokens} tokens each; {len(rounds)} rounds of commit {commits(kept(args.rows, cell)[:count])},"
+        about += f" {args.threads} threads. {args.note}"
         title = f"{section.title} ({run_kind(args.rounds, full=args.full)})"
         write_section(f"serving_{args.part}", title, f"{provenance('serving')}\n\n{about.strip()}\n\n{body}")
 
@@ -108,9 +109,7 @@ def measured(
 ) -> list[Round]:
     """So many rounds of this cell, those that are in the file and as many more as are missing."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    key = json.loads(json.dumps(cell))
-    lines = file.read_text().splitlines() if file.exists() else []
-    done = [row["arms"] for row in map(json.loads, lines) if row["cell"] == key]
+    done = [row["arms"] for row in kept(file, cell)]
     with arms_of() if len(done) < count else nullcontext({}) as arms:
         for arm in arms.values():
             arm(-1)  # to warm up
@@ -119,10 +118,17 @@ def measured(
             random.Random(number).shuffle(order)
             taken = {name: arms[name](number) for name in order}
             with file.open("a") as out:
-                out.write(json.dumps({"cell": key, "arms": taken}) + "\n")
+                out.write(json.dumps({"cell": cell, "arms": taken, "commit": commit()}) + "\n")
             done.append(taken)
             print(number, {name: tuple(round(value, 1) for value in reading) for name, reading in taken.items()}, flush=True)
     return [{name: Taken(*values) for name, values in row.items()} for row in done[:count]]
+
+
+def kept(file: Path, cell: Sequence[object]) -> list[dict[str, Any]]:
+    """The rows of this cell that are in the file."""
+    key = json.loads(json.dumps(cell))
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [row for row in map(json.loads, lines) if row["cell"] == key]
 
 
 def ratio(rounds: Sequence[Round], one: str, other: str, by: str = "cpu") -> str:

@@ -53,7 +53,8 @@ def test_a_system_that_answered_nothing_did_not_run(tmp_path: Path, monkeypatch:
     nothing = asdict(read([Arrival(0.0, 0, (1,), 10)], [Served(math.nan, math.nan, 0, "422: ignore_eos")]))
     for number, speed in enumerate((2.0, 4.0)):
         put(tmp_path, "ours", number, {"inf": asdict(Reading(2 * speed, 0.1, 0.2, 0.01, 0))})
-        put(tmp_path, "vllm-cpu", number, {"inf": asdict(Reading(speed, 0.1, 0.6, 0.01, 1))})
+        told = {"commit": "abc1234"} if number else {}  # the first is of a version that told none
+        put(tmp_path, "vllm-cpu", number, {"inf": asdict(Reading(speed, 0.1, 0.6, 0.01, 1)), **told})
         put(tmp_path, "transformers serve", number, {"inf": nothing})
     written: list[str] = []
     monkeypatch.setattr(arrival_table, "write_section", lambda *given: written.extend(given))
@@ -62,6 +63,7 @@ def test_a_system_that_answered_nothing_did_not_run(tmp_path: Path, monkeypatch:
     assert written[1].endswith("(default run)")
     assert "not run: every request failed" in rows["transformers serve"] and "422" in rows["transformers serve"]
     assert "| 2.00 (2.00 to 2.00) | 0.60 s | 3.00 (3.00 to 3.00) | 10 ms | 2 |" in rows["vllm-cpu"]
+    assert rows["vllm-cpu"].endswith("| unknown, abc1234 |") and rows["transformers serve"].endswith("| unknown |")
 
 
 def test_a_run_of_other_sizes_is_neither_the_default_nor_the_full_one() -> None:

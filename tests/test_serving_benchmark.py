@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from adapters.backbone import Backbone
-from benchmarks import serving
+from benchmarks import layer, serving
 from benchmarks.apart import Apart, Arm, Make, Work
-from benchmarks.serving import Taken, measured, ratio
+from benchmarks.results import commits
+from benchmarks.serving import Taken, kept, measured, ratio
 
 
 @contextmanager
@@ -46,6 +47,21 @@ def test_rounds_that_are_in_the_file_are_not_run_again(tmp_path: Path) -> None:
     assert ran == [-1, 0, 1, -1, 2]
     assert measured(file, ["cell", 1], lambda: pytest.fail("nothing is left to run"), 3) == found
     assert all(json.loads(line)["cell"] == ["cell", 1] for line in file.read_text().splitlines())
+
+
+def test_rows_tell_the_commit_that_was_measured_and_older_ones_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "commit", lambda: "abc1234")
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"cell": ["cell"], "arms": {"arm": [1.0, 1.0]}}) + "\n")
+    found = measured(file, ["cell"], lambda: nullcontext({"arm": lambda number: (1.0, 1.0)}), 2)
+    assert found == [{"arm": Taken(1.0, 1.0)}] * 2
+    assert commits(kept(file, ["cell"])) == "unknown, abc1234"
+
+
+def test_a_section_of_the_layers_tells_the_commit_of_every_round() -> None:
+    text = layer.section([{"alone": 100.0, "behind": 50.0}, {"alone": 100.0, "behind": 50.0, "commit": "abc1234"}])
+    ends = [line.split(" | ")[-2:] for line in text.splitlines() if "0.500" in line and line.startswith("|")]
+    assert ends == [["0.500", "unknown |"], ["0.500", "abc1234 |"]]
 
 
 def made_here(backbone: Backbone) -> dict[str, Work]:
