@@ -1,7 +1,9 @@
-"""How soon a promotion is served: `python -m benchmarks.promotion`.
+"""How soon a promotion is served: from the ledger's entry to the first token of the release that it promotes, over HTTP.
 
-A server process looks at the ledger every second, and two releases of one name take turns as its champion. From each entry
-of the ledger to the first token of the release that it promotes, over HTTP.
+    python -m benchmarks.promotion
+
+A server process looks at the ledger every second, and two releases of one name take turns as its champion. An entry's time is
+the registry's own, which it stamps just before it writes the entry, in milliseconds; what `promote` does after it is in the wait.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from benchmarks.results import provenance, table, write_section
 from engine.profile import Profile
 from registry.ledger import Ledger
 from registry.manifest import BackboneIdentity, ProfileDescription, TrainingHashes, write_manifest
+from registry.names import ledger_name
 from registry.release import publish
 from registry.tracking import Tracking
 from service.serve import start_server
@@ -78,13 +81,19 @@ def measure(home: Path, name: str, count: int) -> list[float]:
 
 
 def promoted(client: openai.OpenAI, ledger: Ledger, version: int) -> float:
-    """From the return of the ledger's call to the first token of that version."""
-    ledger.promote(version, None, override=True, reason="a benchmark")
-    begun = time.monotonic()
+    """From the time of the ledger's entry to the first token of that version, which is asked for once `promote` is back."""
+    entry = ledger.promote(version, None, override=True, reason="a benchmark")
     while True:
-        for chunk in client.completions.create(model=NAME, prompt="Add 5.", max_tokens=1, stream=True):
-            if chunk.model == f"{NAME}@{version}":
-                return time.monotonic() - begun
+        for chunk in client.completions.create(model=ledger.name, prompt="Add 5.", max_tokens=1, stream=True):
+            if chunk.model == f"{ledger.name}@{version}":
+                served = time.time()
+                return served - written_at(ledger, entry.number)
+
+
+def written_at(ledger: Ledger, number: int) -> float:
+    """When the registry wrote the entry, in seconds of this machine's clock: its registry and the benchmark share one."""
+    with ledger.tracking.client() as registry:
+        return float(registry.get_model_version(ledger_name(ledger.name), str(number)).creation_timestamp) / 1000
 
 
 def write_adapter(directory: Path, backbone: Backbone, seed: int) -> None:
