@@ -1,10 +1,10 @@
 """What a canary's bounds catch, and within how many requests: the service's own monitor on simulated traffic.
 
-    python -m benchmarks.canary --results
+    python -m benchmarks.canary --results [--full]
 
 A request fails, or takes its time a token, at random; the times spread by 0.5 in their log. `users` says how many keys send
 them: each has a failure rate and a pace of its own, and half of the requests come from a tenth of them. Without it every request
-is drawn on its own.
+is drawn on its own. Default: 100 runs of each release, 600 of the champion once more; --full: four times as many.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.results import provenance, table, write_section
+from benchmarks.results import provenance, run_kind, table, write_section
 from registry.canary_chain import Bounds, Canary
 from registry.names import ReleaseName
 from service.canary import position, position_digest
@@ -26,6 +26,9 @@ RELEASE, CHAMPION = ReleaseName("law", 2), ReleaseName("law", 1)
 # At the very edge: a canary like its champion is rolled back with probability alpha at most.
 STRICT = Bounds(max_error_rate_rise=0, max_latency_ratio=1, min_requests=1, alpha=0.1)
 SHARES = (0.05, 0.1, 0.2, 0.5)
+RUNS, FULL_RUNS = 100, 400
+NULL_RUNS, FULL_NULL_RUNS = 600, 2400
+MOST = 3000
 
 
 @dataclass(frozen=True)
@@ -74,11 +77,14 @@ def row(name: str, traffic: Traffic, runs: int, most: int) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=100)
-    parser.add_argument("--null-runs", type=int, default=600)
-    parser.add_argument("--most", type=int, default=3000, help="requests of a run, at most")
+    parser.add_argument("--full", action="store_true", help=f"{FULL_RUNS} runs, {FULL_NULL_RUNS} of the champion once more")
+    parser.add_argument("--runs", type=int, help=f"[default: {RUNS}]")
+    parser.add_argument("--null-runs", type=int, help=f"of the champion once more [default: {NULL_RUNS}]")
+    parser.add_argument("--most", type=int, help=f"requests of a run, at most [default: {MOST}]")
     parser.add_argument("--results", action="store_true", help="write the tables into docs/results.md too")
     args = parser.parse_args()
+    runs = args.runs or (FULL_RUNS if args.full else RUNS)
+    null_runs = args.null_runs or (FULL_NULL_RUNS if args.full else NULL_RUNS)
     kinds = {
         "fails everything": Traffic((0.01, 1.0)),
         "fails 17 % instead of 2 %": Traffic((0.02, 0.17)),
@@ -89,23 +95,22 @@ def main() -> None:
     }
     caught = table(
         ["the release", *(f"share {share:g}" for share in SHARES)],
-        [row(name, traffic, args.runs, args.most) for name, traffic in kinds.items()],
+        [row(name, traffic, runs, args.most or MOST) for name, traffic in kinds.items()],
     )
     null = []
     for users in (None, 60, 12):
         traffic = Traffic((0.02, 0.02), users=users)
-        alarms = sum(rolled_back_after(traffic, seed, 0.2, STRICT, 1200) is not None for seed in range(args.null_runs))
-        null.append(
-            ["a key a request" if users is None else f"{users} users", f"{alarms / args.null_runs:.3f}", f"{STRICT.alpha:g}"]
-        )
+        alarms = sum(rolled_back_after(traffic, seed, 0.2, STRICT, 1200) is not None for seed in range(null_runs))
+        null.append(["a key a request" if users is None else f"{users} users", f"{alarms / null_runs:.3f}", f"{STRICT.alpha:g}"])
     level = table(["the champion once more", "rolled back", "alpha"], null)
     body = (
-        "Requests of both sides until the rollback under the default bounds: median (95 % of runs).\n\n"
-        f"{caught}\n\nWith no rise and no ratio tolerated, share 0.2, 1200 requests, {args.null_runs} runs:\n\n{level}"
+        f"Requests of both sides until the rollback under the default bounds: median (95 % of {runs} runs).\n\n"
+        f"{caught}\n\nWith no rise and no ratio tolerated, share 0.2, 1200 requests, {null_runs} runs:\n\n{level}"
     )
     print(body)
     if args.results:
-        write_section("canary", "Rollback of canaries", f"{body}\n\n{provenance('canary')}")
+        kind = run_kind(args.runs, args.null_runs, args.most, full=args.full)
+        write_section("canary", f"Rollback of canaries ({kind})", f"{body}\n\n{provenance('canary')}")
 
 
 if __name__ == "__main__":

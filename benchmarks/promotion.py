@@ -1,9 +1,10 @@
 """How soon a promotion is served: from the ledger's entry to the first token of the release that it promotes, over HTTP.
 
-    python -m benchmarks.promotion
+    python -m benchmarks.promotion [--full]
 
 A server process looks at the ledger every second, and two releases of one name take turns as its champion. An entry's time is
 the registry's own, which it stamps just before it writes the entry, in milliseconds; what `promote` does after it is in the wait.
+Default: 20 promotions; --full: 100.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 
 from adapters.backbone import TESTBED, Backbone
 from adapters.lora import LoRA, LoRASpec
-from benchmarks.results import provenance, table, write_section
+from benchmarks.results import provenance, run_kind, table, write_section
 from engine.profile import Profile
 from registry.ledger import Ledger
 from registry.manifest import BackboneIdentity, ProfileDescription, TrainingHashes, write_manifest
@@ -31,16 +32,18 @@ from service.serve import start_server
 from service.settings import Settings
 
 NAME, POLL_S, BOUND_S = "law", 1.0, 2.0
+PROMOTIONS, FULL_PROMOTIONS = 20, 100
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.promotion", description=__doc__)
     parser.add_argument("--backbone", default=str(TESTBED))
-    parser.add_argument("--promotions", type=int, default=20)
+    parser.add_argument("--full", action="store_true", help=f"{FULL_PROMOTIONS} promotions")
+    parser.add_argument("--promotions", type=int, help=f"[default: {PROMOTIONS}]")
     parser.add_argument("--no-write", action="store_true", help="Print alone.")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="graftline-promotion-") as folder:
-        waits = measure(Path(folder), given.backbone, given.promotions)
+        waits = measure(Path(folder), given.backbone, given.promotions or (FULL_PROMOTIONS if given.full else PROMOTIONS))
     body = table(
         ["promotions", "median s", "largest s", f"within {BOUND_S:g} s"],
         [
@@ -59,7 +62,8 @@ def main() -> None:
             "turns, each promoted as soon as the other is served: from the third entry on their files are there already."
             f"\n\n{body}"
         )
-        write_section("promotion", "How soon a promotion is served", f"{text}\n\n{provenance('promotion')}")
+        title = f"How soon a promotion is served ({run_kind(given.promotions, full=given.full)})"
+        write_section("promotion", title, f"{text}\n\n{provenance('promotion')}")
 
 
 def measure(home: Path, name: str, count: int) -> list[float]:
