@@ -7,7 +7,7 @@ EngineError (RuntimeError)
 ├── EngineDied             the engine's own process has ended
 ├── NotFinite              NaN or infinity in a row's logits
 ├── BadGrammar             what a reply is to be written like cannot be followed
-├── CannotRun              a part of a decoding policy that an engine has not
+├── CannotRun              a part of a decoding policy, or of a request, that an engine has not
 └── NotNarrower            a request that asks for more than its release's policy
 """
 
@@ -43,7 +43,14 @@ class BadGrammar(EngineError, ValueError):
 
 
 class CannotRun(EngineError):
-    """A part of a decoding policy that this engine cannot run on this backbone; the message names it."""
+    """What this engine cannot run on this backbone, mostly a part of a decoding policy; the message names it.
+
+    `field`: where it stands in the request; None where that is not known.
+    """
+
+    def __init__(self, message: str, field: str | None = "policy") -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class NotNarrower(EngineError, ValueError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -22,15 +22,20 @@ from service.quota import Quotas, Reserved, too_many
 from service.writing import Generate, closed_at_the_end
 
 _REMEMBERED_S = 30.0  # of ended rows, to tell how fast the line moves
+_READ_PER_S = 2**20  # characters of a text, about
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """`rows` join the engine at once. What waits is bounded in rows and in tokens, each the most that a row may cost."""
+    """`rows` join the engine at once. What waits is bounded in rows and in tokens, each the most that a row may cost.
+
+    `read_characters`: of long texts that are read for no row at one time.
+    """
 
     rows: int
     queued_rows: int
     queued_tokens: int
+    read_characters: int = 2**22
 
 
 @dataclass(eq=False)
@@ -55,6 +60,7 @@ class Admission:
         self.queued = Load()
         self.seated = 0  # rows
         self._by_key: dict[str | None, Load] = {}
+        self._read_by_key: Counter[str | None] = Counter()  # characters
         self._line: FairLine[_Seat] = FairLine()
         self._first: _Seat | None = None  # whose turn it is, while there are too few free rows for it
         self._clock = clock
@@ -76,6 +82,22 @@ class Admission:
         wait_s = self._estimated_wait_s()
         message = f"The server has as many requests as it can take ({waiting} completions wait). Try again in {wait_s:.0f} s."
         raise too_many(message, "overloaded", "server_overloaded", wait_s)
+
+    @contextlib.contextmanager
+    def reading(self, caller: Caller, characters: int) -> Iterator[None]:
+        """Inside, so long a text is read for no row. ApiError 429 where those that are under way leave it no room."""
+        held, under_way = self._read_by_key[caller.key], self._read_by_key.total()
+        if not _fits(held, under_way, characters, self.bounds.read_characters, caller.key is None):
+            wait_s = min(_REMEMBERED_S, max(1.0, under_way / _READ_PER_S))
+            message = f"The server reads as many long texts as it can ({under_way} characters). Try again in {wait_s:.0f} s."
+            meters.TURNED_AWAY.labels("server_overloaded").inc()
+            raise too_many(message, "overloaded", "server_overloaded", wait_s)
+        self._read_by_key[caller.key] += characters
+        try:
+            yield
+        finally:
+            self._read_by_key[caller.key] -= characters
+            self._read_by_key += Counter()  # keys that read nothing are forgotten
 
     def ticket(self, caller: Caller, rows_of: Callable[[GenerationRequest], int] = lambda _: 1) -> Ticket:
         """For one request, which is not admitted before its `enter`. `rows_of` says how many rows of the engine one takes."""

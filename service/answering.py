@@ -134,7 +134,7 @@ def _writing(
     generate = generating(rows, backbone, branches, policy, requests)
     rows_each = 1 if branches is None else branches.num_branches
     writing = Writing(generate, lease, requests, time_allowed, lambda: told or {}, rows_each=rows_each)
-    writing.rows_per_prompt = body.num_rows
+    writing.rows_per_prompt, writing.params = body.num_rows, _params(body)
     if policy.tracing is not None:
         if (param := body.not_of_one_row) is not None:
             message = f"A traced reply is written in several rounds, which {param} does not reach. Leave one of the two out."
@@ -178,6 +178,21 @@ def _values_in_range() -> Iterator[None]:
 
 # The engine's fields as they are called here.
 _NAMES = {"logit_bias": "logit_bias", "stop_ids": "stop_token_ids", "min_new_tokens": "min_tokens"}
+
+
+def _params(body: ChatRequest | CompletionRequest) -> dict[str, str]:
+    """The request's fields by the engine's: what an error of the engine is about."""
+    is_chat = isinstance(body, ChatRequest)
+    changing = (
+        ("decoding",) if body.decoding.model_fields_set else ("thinking_token_budget", "reasoning_effort") if is_chat else ()
+    )
+    found = {
+        "prompt_ids": "messages" if is_chat else "prompt",
+        "grammar": "tools" if isinstance(body, ChatRequest) and body.called else body.grammar_param,
+        "num_prompt_logprobs": "echo",
+        "policy": next((param for param in changing if getattr(body, param) is not None), None),
+    }
+    return {field: param for field, param in found.items() if param is not None}
 
 
 def new_reply(parts: Parts, writing: Writing, prefix: str, request: Request, kind: ObjectName) -> Reply:

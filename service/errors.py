@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import PurePosixPath
+from types import MappingProxyType
 
 from adapters.errors import AdapterError
 from engine.errors import BadGrammar, CannotRun, EngineDied, EngineError, NotFinite, NotNarrower, PromptTooLong, TimedOut
@@ -53,21 +54,24 @@ def _top_folders() -> frozenset[str]:
 
 # The client would try a deterministic failure twice more: say that it need not.
 _FINAL = {"x-should-retry": "false"}
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
-def from_engine(error: EngineError | AdapterError, model: str) -> ApiError:
-    """The answer to a failure of one row."""
+def from_engine(error: EngineError | AdapterError, model: str, params: Mapping[str, str] = NOTHING) -> ApiError:
+    """The answer to a failure of one row. `params`: the client's fields by the engine's."""
     match error:
         case PromptTooLong():
-            return ApiError(400, str(error), "context_length_exceeded", "messages")
-        case NotNarrower() | CannotRun():
+            return ApiError(400, str(error), "context_length_exceeded", params.get("prompt_ids"))
+        case NotNarrower():
             return ApiError(400, str(error), "invalid_value", "decoding")
+        case CannotRun():
+            return ApiError(400, str(error), "invalid_value", params.get(error.field or ""))
         case TimedOut():
             return ApiError(504, str(error), "timeout", None, "server_error", _FINAL)
         case EngineDied():
             return ApiError(503, str(error), "engine_ended", None, "server_error", {"retry-after": "10"})
         case BadGrammar():
-            return ApiError(400, str(error), "invalid_value", "response_format")
+            return ApiError(400, str(error), "invalid_value", params.get("grammar"))
         case NotFinite():
             message = f"The model {model!r} computed values that are not finite, so it cannot answer. Roll it back."
             return ApiError(500, message, "model_not_finite", "model", "server_error", _FINAL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, JsonValue, model_validator
@@ -90,15 +91,23 @@ class GrammarFields(BaseModel):
 
     @property
     def grammar(self) -> Grammar | None:
-        return next(iter(self._asked), None)
+        return next((grammar for _, grammar in self._asked), None)
 
     @property
-    def _asked(self) -> list[Grammar]:
-        found = _grammars(self.guided_json, self.guided_regex, self.guided_choice)
-        named = None if self.response_format is None else self.response_format.grammar
-        if self.structured_outputs is not None:
-            found += self.structured_outputs.grammars
-        return found if named is None else [named, *found]
+    def grammar_param(self) -> str | None:
+        """The field that the grammar stands in."""
+        return next((param for param, _ in self._asked), None)
+
+    @property
+    def _asked(self) -> list[tuple[str, Grammar]]:
+        by_param: dict[str, Sequence[Grammar | None]] = {
+            "response_format": [] if self.response_format is None else [self.response_format.grammar],
+            "structured_outputs": [] if self.structured_outputs is None else self.structured_outputs.grammars,
+            "guided_json": _grammars(self.guided_json, None, None),
+            "guided_regex": _grammars(None, self.guided_regex, None),
+            "guided_choice": _grammars(None, None, self.guided_choice),
+        }
+        return [(param, grammar) for param, found in by_param.items() for grammar in found if grammar is not None]
 
 
 def _grammars(

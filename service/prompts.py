@@ -43,8 +43,12 @@ async def off_the_loop(num_characters: int, work: Callable[[], T]) -> T:
 
 async def read_chat(backbone: Backbone, body: ChatFields, overhead: int = 0) -> ReadPrompt:
     """`chat_prompt`, off the event loop where the messages are long."""
-    size = sum(len(message.text) for message in body.messages) + 1024 * len(body.tools)
-    return await off_the_loop(size, partial(chat_prompt, backbone, body, overhead))
+    return await off_the_loop(chat_size(body), partial(chat_prompt, backbone, body, overhead))
+
+
+def chat_size(body: ChatFields) -> int:
+    """Characters that are to be read, about."""
+    return sum(len(message.text) for message in body.messages) + 1024 * len(body.tools)
 
 
 def chat_prompt(backbone: Backbone, body: ChatFields, overhead: int = 0) -> ReadPrompt:

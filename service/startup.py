@@ -57,6 +57,7 @@ def start(settings: Settings, num_threads: int) -> Parts:
     roll_back = recorded_rollback(catalogue.roll_back_canary, audit)
     canaries = Canaries(models, Shadows(models, engine, settings.max_rows), roll_back)
     uploads = Uploads(home / "files", settings.max_file_bytes, settings.max_files_bytes)
+    uploads.sweep()
     jobs = _jobs(settings, home) if settings.frozen is None else None
     bounds = Bounds(settings.max_rows + max(1, settings.max_rows // 8), settings.max_queued_rows, settings.max_queued_tokens)
     admission = Admission(bounds, Quotas())

@@ -51,6 +51,7 @@ class Writing:
     queue_s: float | None = None  # the longest that a row of it waited for its place; None until one has it
     ended_s: float | None = None
     outcome: str = "cancelled"
+    params: Mapping[str, str] = field(default_factory=dict)  # the client's fields by the engine's
     at_end: list[Callable[[], None]] = field(default_factory=list)  # called once, when all is known
     _came: asyncio.Queue[tuple[int, Delta | None]] = field(default_factory=asyncio.Queue, init=False)
     _cut: ApiError | None = field(default=None, init=False)
@@ -129,7 +130,7 @@ class Writing:
             message = f"A request may take {self.allowed.timeout_s:g} s, and this one was not done. Ask for fewer tokens."
             raise ApiError(504, message, "timeout", None, "server_error", {"x-should-retry": "false"}) from error
         except (EngineError, AdapterError) as error:
-            answer = from_engine(error, self.model)
+            answer = from_engine(error, self.model, self.params)
             self.outcome = "refused" if answer.status < 500 else ("timeout" if isinstance(error, TimedOut) else "failed")
             raise answer from error
         except NotRead as error:

@@ -11,6 +11,7 @@ from idle_engine import IdleEngine
 
 from adapters.backbone import Backbone
 from engine.engine import Delta, Engine, GenerationRequest
+from engine.errors import EngineError
 from engine.text import TextStream
 
 
@@ -22,12 +23,15 @@ class SayingEngine(IdleEngine):
     text: str = ""
     waits_s: float = 0.0  # before the first token
     fails_after: int | None = None  # tokens
+    refuses: EngineError | None = None
     asked: list[GenerationRequest] = field(default_factory=list)
     num_written: int = 0
     num_running: int = 0
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
         self.asked.append(request)
+        if self.refuses is not None:
+            raise self.refuses
         ids = [*self.backbone.encode(self.text), min(self.backbone.stop_ids)]
         stream = TextStream(self.backbone.decode, request.stop, request.begun_ids)
         self.num_running += 1

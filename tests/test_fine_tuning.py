@@ -28,6 +28,7 @@ from service.errors import ApiError
 from service.jobs import preparing
 from service.jobs.preparing import prepared
 from service.jobs.uploads import Uploads
+from service.startup import start
 
 RECIPE = f"""
 protected = {json.dumps(PROTECTED)}
@@ -146,9 +147,43 @@ def test_a_file_with_a_wrong_line_is_refused_with_its_number_and_not_kept(
 def test_files_that_come_at_one_time_all_count(tmp_path: Path) -> None:
     uploads = Uploads(tmp_path, max_bytes=1000, max_total_bytes=100)
     content = b'{"question": "a", "answer": "b"}\n' * 2
-    with uploads._room_for(60), pytest.raises(ApiError, match="All files together"):
+    with uploads._room_for("file-a", 60), pytest.raises(ApiError, match="All files together"):
         uploads.keep("rows.jsonl", "fine-tune", io.BytesIO(content))
     assert uploads.keep("rows.jsonl", "fine-tune", io.BytesIO(content)).rows == 2
+
+
+def half_written(files: Path, file_id: str, size: int, hours_ago: float) -> Path:
+    """As a process leaves it that was killed so long ago."""
+    part = files / f".{file_id}.part"
+    part.mkdir()
+    (part / "content.jsonl").write_bytes(b"a" * size)
+    at = time.time() - 3600 * hours_ago
+    for path in (part / "content.jsonl", part):
+        os.utime(path, (at, at))
+    return part
+
+
+def test_what_a_killed_process_left_of_a_file_is_swept_away_once_it_is_old(tmp_path: Path) -> None:
+    old, young = half_written(tmp_path, "file-a", 50, hours_ago=2), half_written(tmp_path, "file-b", 50, hours_ago=0.5)
+    (other := tmp_path / ".notes.part").mkdir()
+    os.utime(other, (0, 0))
+    Uploads(tmp_path, max_bytes=1000, max_total_bytes=100).sweep()
+    assert (old.exists(), young.exists(), other.exists()) == (False, True, True)
+
+
+def test_what_stays_half_written_counts_among_all_files(tmp_path: Path) -> None:
+    half_written(tmp_path, "file-a", 50, hours_ago=0.5)
+    uploads = Uploads(tmp_path, max_bytes=1000, max_total_bytes=100)
+    content = b'{"question": "a", "answer": "b"}\n' * 2
+    with pytest.raises(ApiError, match="All files together"):
+        uploads.keep("rows.jsonl", "fine-tune", io.BytesIO(content))
+
+
+def test_the_service_sweeps_when_it_starts(home: Path, backbone_directory: Path) -> None:
+    (home / "files").mkdir(exist_ok=True)
+    old = half_written(home / "files", "file-a", 50, hours_ago=2)
+    start(small(backbone_directory, home), 1).engine.close()
+    assert not old.exists()
 
 
 def test_large_data_is_checked_in_a_process_of_its_own_with_the_same_outcome(

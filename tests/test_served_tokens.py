@@ -228,6 +228,17 @@ def test_a_schema_that_cannot_be_followed_is_refused_with_the_reason(server: Liv
     assert reply["status"] == 400 and reply["error"]["param"] == "response_format" and "objekt" in reply["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("param", "value"),
+    [("structured_outputs", {"json": {"type": "objekt"}}), ("guided_json", {"type": "objekt"}), ("guided_regex", "[")],
+)
+def test_a_grammar_that_cannot_be_followed_is_refused_by_the_field_that_it_stands_in(
+    server: Live, param: str, value: object
+) -> None:
+    reply = completed(server, **{param: value})
+    assert (reply["status"], reply["error"]["param"]) == (400, param)
+
+
 REFUSED: list[tuple[dict[str, Any], str | None]] = [
     ({"logit_bias": {"999999": 1}}, "logit_bias"),
     ({"stop_token_ids": [999999]}, "stop_token_ids"),

@@ -13,7 +13,11 @@ import pytest
 from live_service import Live, live, small
 
 from adapters.backbone import Backbone
+from service.admission import Admission, Bounds
+from service.caller import ANYONE, Caller, Scope
+from service.errors import ApiError
 from service.prompts import LONG, off_the_loop
+from service.quota import Quotas
 
 HELLO = [{"role": "user", "content": "Add 5."}]
 
@@ -46,6 +50,29 @@ def test_a_text_of_megabytes_is_tokenized(server: Live) -> None:
     text = "Add 5. " * 20_000
     found = post(server, "tokenize", {"prompt": text})
     assert post(server, "detokenize", {"tokens": found["tokens"]}) == {"prompt": text}
+
+
+@pytest.mark.parametrize(("path", "long"), [("tokenize", {"prompt": "Add 5. " * 1000}), ("detokenize", {"tokens": [5] * 5000})])
+def test_long_texts_beyond_what_is_read_at_one_time_are_told_to_wait(server: Live, path: str, long: dict[str, Any]) -> None:
+    admission = server.parts.admission
+    with admission.reading(ANYONE, admission.bounds.read_characters):
+        reply = httpx.post(f"{server.url}/{path}", json=long)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (429, "server_overloaded")
+        assert 1 <= int(reply.headers["retry-after"]) <= 30
+        assert post(server, "tokenize", {"prompt": "Add 5."})["count"] > 0, "short ones take no thread"
+    assert httpx.post(f"{server.url}/{path}", json=long).status_code == 200
+
+
+def test_a_flood_of_long_texts_of_one_key_leaves_room_for_the_next() -> None:
+    admission = Admission(Bounds(1, 1, 1, read_characters=100), Quotas())
+    one, other = (Caller(key, key, frozenset({Scope.COMPLETE})) for key in ("one", "other"))
+    with admission.reading(one, 50):
+        with pytest.raises(ApiError), admission.reading(one, 10):
+            pass
+        with admission.reading(other, 500):
+            pass
+    with admission.reading(one, 500), pytest.raises(ApiError), admission.reading(other, 1):
+        pass
 
 
 def test_tokens_become_the_text_with_its_special_tokens(server: Live, backbone: Backbone) -> None:

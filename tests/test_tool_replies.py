@@ -14,6 +14,7 @@ from live_service import Live, live, small
 from saying_engine import SayingEngine
 from thinking_backbones import thinking_directory
 
+from engine.errors import CannotRun
 from engine.torch_engine import TorchEngine
 
 TOOL: dict[str, Any] = {
@@ -163,6 +164,45 @@ def test_a_call_that_must_be_made_is_made_with_arguments_by_its_schema(
     finally:
         server.app.state.parts = parts
         real.close()
+
+
+def test_a_tool_whose_schema_cannot_be_followed_is_refused_as_a_tool(
+    client: openai.OpenAI, server: Live, engine: SayingEngine
+) -> None:
+    tool = {"type": "function", "function": {"name": "go", "parameters": {"properties": {"to": {"type": "objekt"}}}}}
+    parts, real = server.parts, TorchEngine(server.parts.backbone)
+    server.app.state.parts = replace(parts, engine=real)
+    try:
+        with pytest.raises(openai.BadRequestError, match="objekt") as caught:
+            client.chat.completions.create(model=MODEL, messages=HELLO, tools=[tool], tool_choice="required")  # type: ignore[list-item]
+    finally:
+        server.app.state.parts = parts
+        real.close()
+    assert (caught.value.param, caught.value.code) == ("tools", "invalid_value")
+
+
+@pytest.mark.parametrize(
+    ("field", "asked", "param"),
+    [
+        ("policy", {"extra_body": {"decoding": {"branches": False}}}, "decoding"),
+        ("policy", {"extra_body": {"thinking_token_budget": 5}}, "thinking_token_budget"),
+        ("policy", {}, None),  # the release's own
+        ("grammar", {"response_format": {"type": "json_object"}}, "response_format"),
+        ("grammar", {"extra_body": {"guided_choice": ["a"]}}, "guided_choice"),
+        ("grammar", {"tools": TOOLS, "tool_choice": "required"}, "tools"),
+        (None, {}, None),
+    ],
+)
+def test_what_an_engine_cannot_run_is_refused_by_the_field_that_the_client_sent(
+    client: openai.OpenAI, engine: SayingEngine, field: str | None, asked: dict[str, Any], param: str | None
+) -> None:
+    engine.refuses = CannotRun("This engine cannot.", field)
+    try:
+        with pytest.raises(openai.BadRequestError, match="cannot") as caught:
+            client.chat.completions.create(**{"model": MODEL, "messages": HELLO, **asked})
+    finally:
+        engine.refuses = None
+    assert caught.value.param == param
 
 
 @pytest.mark.parametrize(("tools", "choice"), [([], "required"), ([TOOL], NAMED)])

@@ -77,7 +77,7 @@ class Client:
             raise TimedOut("A request ends at its deadline, but this one was past it while it ran. Ask for less.") from error
         except VLLMClientError as error:
             if request.grammar is None:
-                raise CannotRun(f"vLLM refused this request: {reason(error)} Ask for something else.") from error
+                raise CannotRun(f"vLLM refused this request: {reason(error)} Ask for something else.", None) from error
             raise BadGrammar(f"The grammar ({request.grammar.kind}) cannot be followed: {_told(error)} Correct it.") from error
         if reply.finish_reason is None:
             yield reply.end()

@@ -106,7 +106,8 @@ def extra(asked: Asked) -> Mapping[str, str]:
 
 def _held_to(grammar: Grammar, request: GenerationRequest, added: Mapping[str, int]) -> StructuredOutputsParams:
     if request.begun_ids:
-        raise CannotRun("On vLLM a grammar holds a reply from its first token, but this one is begun already. Leave one out.")
+        rule = "On vLLM a grammar holds a reply from its first token, but this one is begun already"
+        raise CannotRun(f"{rule}. Leave one out.", "grammar")
     match grammar.kind:
         case "json_schema":
             return StructuredOutputsParams(json=grammar.texts[0])

@@ -281,7 +281,8 @@ class VLLMEngine:
             if self.backbone.begins_chain(request.prompt_ids):
                 raise CannotRun(
                     "On vLLM a grammar holds a reply from its first token, but this prompt begins a chain of thought. Have the "
-                    "template begin none, leave the grammar out, or use the PyTorch engine."
+                    "template begin none, leave the grammar out, or use the PyTorch engine.",
+                    "grammar",
                 )
         refuse_unable(policy, self.capabilities, "the vLLM engine")
         return policy
@@ -296,7 +297,8 @@ class VLLMEngine:
         if prompt.soft_KH is not None and request.num_prompt_logprobs is not None:
             raise CannotRun(
                 f"vLLM tells no log-probabilities of a prompt with soft thoughts, but {request.profile!r} has them. "
-                "Leave out the echo, or use the PyTorch engine."
+                "Leave out the echo, or use the PyTorch engine.",
+                "num_prompt_logprobs",
             )
         read = replace(prompt, ids=(*prompt.ids, *request.begun_ids))
         self._refuse_too_long(len(read.ids), max(1, request.max_new_tokens))

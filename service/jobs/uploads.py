@@ -21,6 +21,7 @@ from service.jobs.store import ordered_id
 PURPOSE = "fine-tune"
 FILE = "file.json"
 _ENDINGS = (".jsonl", ".csv")
+_ABANDONED_S = 3600.0  # without a byte: what is written or checked that slowly has no writer any more
 
 
 class UploadedFile(BaseModel):
@@ -49,7 +50,7 @@ class Uploads:
     def __init__(self, directory: Path, max_bytes: int, max_total_bytes: int) -> None:
         self._directory, self.max_bytes, self._max_total = directory, max_bytes, max_total_bytes
         self._counting = threading.Lock()
-        self._coming = 0  # bytes of files that are being written
+        self._coming: dict[str, int] = {}  # bytes of files that are being written here, by their id
 
     def keep(self, filename: str, purpose: str, content: BinaryIO) -> UploadedFile:
         """The file, once every line of it was read. ApiError names the first line that is wrong."""
@@ -62,12 +63,18 @@ class Uploads:
         size = content.seek(0, os.SEEK_END)
         if size > self.max_bytes:
             raise too_large(self.max_bytes)
-        with self._room_for(size):
-            return self._kept(name, size, content)
-
-    def _kept(self, name: str, size: int, content: BinaryIO) -> UploadedFile:
-        content.seek(0)
         file_id = ordered_id("file")
+        with self._room_for(file_id, size):
+            return self._kept(file_id, name, size, content)
+
+    def sweep(self) -> None:
+        """What a killed process left half-written goes away. What changed in the last hour stays: another may write it still."""
+        for part, (_, changed_at) in self._parts().items():
+            if time.time() - changed_at > _ABANDONED_S:
+                shutil.rmtree(part, ignore_errors=True)
+
+    def _kept(self, file_id: str, name: str, size: int, content: BinaryIO) -> UploadedFile:
+        content.seek(0)
         self._directory.mkdir(parents=True, exist_ok=True)
         with whole_directory(self._directory / file_id) as part:
             stored = part / f"content{Path(name).suffix.lower()}"
@@ -103,19 +110,33 @@ class Uploads:
             (self._directory / file.id).rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
 
+    def _parts(self) -> dict[Path, tuple[int, float]]:
+        """Files that are half-written, or half-deleted: their bytes, and when they changed last."""
+        found = {}
+        for part in self._directory.glob(".file-*.part"):
+            with suppress(FileNotFoundError):  # it is whole now, or gone
+                states = [each.stat() for each in (part, *part.iterdir())]
+                found[part] = sum(state.st_size for state in states[1:]), max(state.st_mtime for state in states)
+        return found
+
+    def _held(self) -> int:
+        """Bytes on the disk, those of other processes' half-written files too."""
+        parts = (size for part, (size, _) in self._parts().items() if part.name[1:-5] not in self._coming)
+        return sum(file.bytes for file in self.all()) + sum(parts)
+
     @contextmanager
-    def _room_for(self, size: int) -> Iterator[None]:
+    def _room_for(self, file_id: str, size: int) -> Iterator[None]:
         """Of several files that come at one time, each counts from its first byte."""
         with self._counting:
-            if sum(file.bytes for file in self.all()) + self._coming + size > self._max_total:
+            if self._held() + sum(self._coming.values()) + size > self._max_total:
                 message = f"All files together may have {self._max_total} bytes. Delete one that is no longer needed."
                 raise ApiError(413, message, "too_many_bytes", "file")
-            self._coming += size
+            self._coming[file_id] = size
         try:
             yield
         finally:
             with self._counting:
-                self._coming -= size
+                del self._coming[file_id]
 
 
 def too_large(max_bytes: int) -> ApiError:

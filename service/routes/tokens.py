@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Annotated
+from typing import Annotated, TypeVar
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field, model_validator
 
 from adapters.backbone import Backbone
+from service.caller import caller_of
 from service.chat_fields import ChatFields
 from service.errors import ApiError
 from service.json_body import JsonRoute
 from service.messages import ChatMessage
-from service.parts import PartsHere
-from service.prompts import off_the_loop, rendered, template_of
+from service.parts import Parts, PartsHere
+from service.prompts import LONG, chat_size, off_the_loop, rendered, template_of
 from service.unsupported import UnsupportedField
 
 router = APIRouter(route_class=JsonRoute)
+T = TypeVar("T")
 TokenId = Annotated[int, Field(strict=True, ge=0)]
 
 
@@ -69,17 +72,14 @@ class TokenizerInfo(BaseModel):
 
 
 @router.post("/tokenize", summary="The tokens of a text or a chat")
-async def tokenize(parts: PartsHere, body: ToTokenize) -> Tokenized:
+async def tokenize(parts: PartsHere, request: Request, body: ToTokenize) -> Tokenized:
     await known(parts, body.model)
-    backbone, text = parts.backbone, body.prompt
-    size = len(text) if text is not None else sum(len(message.text) for message in body.messages)
-    ids = await off_the_loop(size, partial(_ids, backbone, body))
-    strings = [str(backbone.tokenizer.convert_ids_to_tokens(i)) for i in ids] if body.return_token_strs else None
-    return Tokenized(count=len(ids), max_model_len=backbone.context_length, tokens=ids, token_strs=strings)
+    size = len(body.prompt) if body.prompt is not None else chat_size(body)
+    return await _read(parts, request, size, partial(_tokenized, parts.backbone, body))
 
 
 @router.post("/detokenize", summary="The text of tokens")
-async def detokenize(parts: PartsHere, body: ToDetokenize) -> Detokenized:
+async def detokenize(parts: PartsHere, request: Request, body: ToDetokenize) -> Detokenized:
     await known(parts, body.model)
     vocabulary = parts.backbone.embeddings.num_embeddings
     if body.tokens and max(body.tokens) >= vocabulary:
@@ -88,7 +88,7 @@ async def detokenize(parts: PartsHere, body: ToDetokenize) -> Detokenized:
         )
         raise ApiError(400, message, "invalid_value", "tokens")
     decode = partial(parts.backbone.tokenizer.decode, body.tokens)
-    return Detokenized(prompt=str(await off_the_loop(4 * len(body.tokens), decode)))
+    return Detokenized(prompt=str(await _read(parts, request, 4 * len(body.tokens), decode)))
 
 
 @router.get("/tokenizer_info", summary="The tokenizer")
@@ -109,6 +109,20 @@ async def known(parts: PartsHere, model: str | None) -> None:
     """ApiError 404 where a name is given that means nothing; every release has the backbone's tokenizer."""
     if model is not None:
         (await parts.models.lease(model)).release()
+
+
+async def _read(parts: Parts, request: Request, size: int, work: Callable[[], T]) -> T:
+    """Short texts at once. Long ones take turns with the prompts of completions: ApiError 429 where too many are under way."""
+    if size <= LONG:
+        return work()
+    with parts.admission.reading(caller_of(request), size):
+        return await off_the_loop(size, work)
+
+
+def _tokenized(backbone: Backbone, body: ToTokenize) -> Tokenized:
+    ids = _ids(backbone, body)
+    strings = [str(backbone.tokenizer.convert_ids_to_tokens(i)) for i in ids] if body.return_token_strs else None
+    return Tokenized(count=len(ids), max_model_len=backbone.context_length, tokens=ids, token_strs=strings)
 
 
 def _ids(backbone: Backbone, body: ToTokenize) -> list[int]:
