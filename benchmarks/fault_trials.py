@@ -21,6 +21,7 @@ import httpx
 from adapters.backbone import Backbone
 from benchmarks.fault_world import NAMES, PROMPTS, Tally, Traffic, World, metric, wait_until
 from benchmarks.own_names import name_tokens, saying
+from engine.engine import MAX_TOP_LOGPROBS
 from registry.tracking import Tracking
 
 HUGE = 12 * 1024 * 1024  # bytes of a body that is over every limit
@@ -38,7 +39,7 @@ class Size:
     settle_s: float = 30.0
 
 
-FULL = Size(promotions=1000, hang_ups=500, away_s=600.0, readers=20, settle_s=120.0)
+FULL = Size(promotions=1000, hang_ups=500, away_s=600.0, readers=8, settle_s=120.0)
 
 
 @dataclass(frozen=True)
@@ -112,19 +113,22 @@ def hang_ups(world: World, target: Target, size: Size) -> Outcome:
 
 
 def never_reads(world: World, target: Target, size: Size) -> Outcome:
-    """Clients that ask for long streams and never read: others are answered, and their rows end with their connections."""
-    traffic = Traffic(world, target.url)
-    open_ones = [_ask_and_never_read(target.url, world.base) for _ in range(size.readers)]
+    """Clients that ask for long streams and never read: others are answered, and their rows end while they stay connected."""
+    traffic, before = Traffic(world, target.url), _cancelled(world, target.url)
+    open_ones = [_ask_and_never_read(target, NAMES[0]) for _ in range(size.readers)]
     try:
         with traffic.flowing():
-            time.sleep(min(size.away_s, 10.0))
+            ended = wait_until(lambda: _cancelled(world, target.url) - before >= size.readers, size.settle_s)
+        freed = wait_until(lambda: metric(target.url, "graftline_running_rows") == 0, size.settle_s)
         begun = [one.recv(12) for one in open_ones].count(b"HTTP/1.1 200")
     finally:
         for one in open_ones:
             one.close()
-    freed = wait_until(lambda: metric(target.url, "graftline_running_rows") == 0, size.settle_s)
-    told = f"{size.readers} such clients, of which {begun} were sent a stream; no row of theirs is left: {freed}"
-    held = freed and begun == size.readers and traffic.tally.answered.total() > 0
+    told = (
+        f"{size.readers} such clients, of which {begun} were sent a stream; while they stayed connected, "
+        f"all were ended: {ended}, and no row of theirs was left: {freed}"
+    )
+    held = ended and freed and begun == size.readers and traffic.tally.answered.total() > 0
     return Outcome.of("a client that never reads", traffic, held=held, told=told)
 
 
@@ -301,11 +305,15 @@ def _cancelled(world: World, url: str) -> float:
     return sum(metric(url, f'graftline_requests_total{{model="{release}",outcome="cancelled"}}') for release in world.says)
 
 
-def _ask_and_never_read(url: str, model: str) -> socket.socket:
-    host, _, port = url.removeprefix("http://").partition(":")
-    one = socket.create_connection((host, int(port)), timeout=30)
-    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
-    one.sendall(_request(host, json.dumps({"model": model, "prompt": "?", "stream": True, "max_tokens": 400})))
+def _ask_and_never_read(target: Target, model: str) -> socket.socket:
+    """Megabytes, by the likeliest tokens beside each: what the sockets in between take is no back-pressure."""
+    host, _, port = target.url.removeprefix("http://").partition(":")
+    one = socket.socket()
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)  # before it is connected, or it is no bound of the window
+    one.settimeout(30)
+    one.connect((host, int(port)))
+    long = {"max_tokens": target.backbone.context_length - 64, "ignore_eos": True, "logprobs": MAX_TOP_LOGPROBS, "n": 6}
+    one.sendall(_request(host, json.dumps({"model": model, "prompt": "?", "stream": True, **long})))
     return one
 
 

@@ -31,7 +31,7 @@ from service.serve import start_server
 from service.settings import Settings
 
 ROWS = Path("runs/benchmarks/faults")
-DEFAULT = Size(promotions=200, hang_ups=500, away_s=60.0, readers=8, settle_s=60.0)
+DEFAULT = Size(promotions=200, hang_ups=500, away_s=60.0, readers=4, settle_s=60.0)
 SMOKE = Size(promotions=20, hang_ups=40, away_s=5.0, readers=2, settle_s=30.0)
 SOAK = "soak"
 
@@ -84,7 +84,14 @@ def served(backbone_name: str) -> Iterator[tuple[World, Target]]:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         settings = Settings(
-            backbone=backbone_name, device="cpu", home=world.home, port=port, poll_s=0.5, threads=1, log_level="warning"
+            backbone=backbone_name,
+            device="cpu",
+            home=world.home,
+            port=port,
+            poll_s=0.5,
+            threads=1,
+            log_level="warning",
+            send_timeout_s=10.0,
         )
         with start_server(settings, log_file=folder / "service.log", timeout_s=300) as server:
             yield world, Target(server.url, lambda: worker_of(server.process_id), backbone)

@@ -22,7 +22,7 @@ from engine.torch_engine import TorchEngine
 from registry.errors import lacks_room
 from service.errors import without_paths
 
-SMALL = Size(promotions=10, hang_ups=24, away_s=0.6, readers=2, settle_s=15.0)
+SMALL = Size(promotions=10, hang_ups=24, away_s=0.6, readers=1, settle_s=15.0)
 HERE = [name for name in FAULTS if name != "killed_worker"]  # which needs a worker of its own
 
 
@@ -33,7 +33,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, session_backbone: Backbone, 
 
 @pytest.fixture(scope="module")
 def server(world: World, backbone_directory: Path) -> Iterator[Live]:
-    with live(small(backbone_directory, world.home)) as server:
+    with live(small(backbone_directory, world.home, send_timeout_s=1.0)) as server:
         yield server
 
 
