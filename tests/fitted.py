@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from adapters.adapter import Adapter
 from adapters.backbone import Backbone
@@ -29,6 +31,18 @@ def fitted_lora(backbone: Backbone, seed: int, rank: int = 4) -> LoRA:
 
 def fitted_softcot(backbone: Backbone, seed: int) -> SoftCoT:
     return fitted(SoftCoT(SoftCoTSpec(num_thoughts=3, assistant_layers=1, gate=0.5, seed=seed)), backbone, seed)
+
+
+class OverflowsFor(SoftCoT):
+    """Its thoughts are infinite for one prompt, and numbers for all others."""
+
+    def __init__(self, ids: tuple[int, ...]) -> None:
+        super().__init__(SoftCoTSpec(num_thoughts=3, assistant_layers=1, gate=0.5, seed=1))
+        self._ids = ids
+
+    def thoughts(self, backbone: Backbone, ids: tuple[int, ...], chains: Sequence[int] | None = None) -> Tensor:
+        found = super().thoughts(backbone, ids, chains)
+        return found * torch.inf if ids == self._ids else found
 
 
 def random_steering(backbone: Backbone, layer: int = 0, size: float = 1.0, seed: int = 0) -> Steering:

@@ -10,6 +10,7 @@ import venv
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 from small_releases import promote, random_lora, write_release
@@ -18,6 +19,7 @@ from adapters.backbone import Backbone
 from registry.release import publish
 from registry.tracking import Tracking
 from service.bento import build
+from service.keys import KeyStore, Quota
 from service.serve import start_server
 from service.settings import Settings
 
@@ -35,6 +37,10 @@ def by_bentoml(settings: Settings, store: Path) -> Path:
     command = [sys.executable, "-m", "bentoml", "build"]
     subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=300)
     return store / "bentos" / "graftline" / (store / "bentos" / "graftline" / "latest").read_text()
+
+
+def _bearer(secret: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {secret}"}
 
 
 @pytest.mark.parametrize("build_bento", [by_graftline, pytest.param(by_bentoml, marks=pytest.mark.slow)])
@@ -70,6 +76,14 @@ def test_a_bento_serves_its_backbone_and_its_release_without_a_registry(
             client.completions.create(model=model, prompt="Start with 12.", max_tokens=8, temperature=0)
             for model in ("law", backbone_directory.name)
         ]
+        # From the first key on, what BentoML itself would answer is closed too.
+        secret = KeyStore(settings.home).create("reader", ("complete",), Quota()).secret
+        paths = ("/v1/models", "/openapi.json", "/metrics", "/", "/docs.json", "/schema.json", "/docs", "/static_content/index.css")
+        asked = {path: [httpx.get(f"{server.url}{path}", headers=headers) for headers in ({}, _bearer(secret))] for path in paths}
+    assert {path: without.status_code for path, (without, _) in asked.items()} == dict.fromkeys(paths, 401)
+    statuses = {path: held.status_code for path, (_, held) in asked.items()}
+    assert statuses.pop("/v1/models") == 200 and statuses.pop("/openapi.json") == 200 and statuses.pop("/metrics") == 403
+    assert {*statuses.values()} == {404}
     assert [reply.model for reply in replies] == ["law@1", backbone_directory.name]
     assert replies[0].choices[0].text != replies[1].choices[0].text
     assert not (tmp_path / "elsewhere" / "mlflow.db").exists()

@@ -21,6 +21,7 @@ from small_releases import promote, random_lora, write_release
 from thinking_backbones import thinking_directory
 
 from adapters.backbone import Backbone
+from engine.profile import Profile
 from engine.torch_engine import TorchEngine
 from registry.release import publish
 from registry.tracking import Tracking
@@ -191,15 +192,21 @@ class TestLMEval:
         samples = sorted(found["samples"]["tiny_choice"], key=lambda sample: sample["doc_id"])
         return [(float(total), str(greedy) == "True") for sample in samples for ((total, greedy),) in sample["resps"]]
 
-    @pytest.mark.parametrize("tokenizer", ["huggingface", "remote"])
+    @pytest.mark.parametrize(("name", "tokenizer"), [(None, "huggingface"), (None, "remote"), ("law", "huggingface")])
     def test_likelihoods_over_http_are_those_in_process(
-        self, server: Live, task: Path, backbone_directory: Path, session_backbone: Backbone, tokenizer: str
+        self,
+        server: Live,
+        task: Path,
+        backbone_directory: Path,
+        session_backbone: Backbone,
+        name: str | None,
+        tokenizer: str,
     ) -> None:
         from evaluation.harness_model import EngineLM
 
         arguments = {
             "base_url": f"{server.openai_url}/completions",
-            "model": backbone_directory.name,
+            "model": name or backbone_directory.name,
             "tokenizer": str(backbone_directory),
             "tokenizer_backend": tokenizer,
             "max_length": 512,
@@ -208,8 +215,10 @@ class TestLMEval:
         }
         over_http = self.scores("local-completions", task, model_args=arguments, batch_size=4)
         engine = TorchEngine(session_backbone)
-        inside = self.scores(EngineLM(engine, session_backbone, None), task)
+        engine.load("law", Profile((random_lora(session_backbone, 1),)))
+        inside, other = (self.scores(EngineLM(engine, session_backbone, asked), task) for asked in (name, None if name else "law"))
         engine.close()
+        assert [total for total, _ in inside] != pytest.approx([total for total, _ in other], abs=1e-2)
         assert [total for total, _ in over_http] == pytest.approx([total for total, _ in inside], abs=1e-3)
         assert [greedy for _, greedy in over_http] == [greedy for _, greedy in inside]
 

@@ -269,6 +269,7 @@ def test_a_client_that_leaves_a_plain_request_frees_its_row(server: Server) -> N
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{server.openai_url}/completions", json=body, timeout=0.2)
     eventually(lambda: metric(server, cancelled) == before + 1)
+    assert metric(server, 'graftline_running_rows{model="medicine@1"}') == 0
 
 
 def test_metrics_count_by_adapter_and_never_by_what_was_typed(client: openai.OpenAI, server: Server) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from fitted import fitted_lora, fitted_softcot
+from fitted import OverflowsFor, fitted_lora, fitted_softcot
 
 from adapters.backbone import Backbone, fast_bfloat16
 from adapters.errors import DamagedAdapter
@@ -242,6 +242,19 @@ def test_soft_thoughts_with_nan_are_refused(engine: TorchEngine, backbone: Backb
     with pytest.raises(DamagedAdapter, match="soft thoughts of 'new'"):
         engine.load("new", Profile((broken,)))
     assert "new" not in engine.loaded
+
+
+def test_thoughts_that_overflow_for_one_prompt_fail_it_alone(engine: TorchEngine, backbone: Backbone) -> None:
+    """They pass the load gate, which asks about another prompt."""
+    engine.load("overflows", Profile((OverflowsFor(backbone.chat_ids("This one.")),)))
+    others = [GenerationRequest(backbone.chat_ids("Another."), name, 8) for name in ("soft", None, "overflows")]
+    before = engine.complete(others)
+    for _ in range(2):
+        with pytest.raises(NotFinite, match="Soft thoughts"):
+            engine.complete([GenerationRequest(backbone.chat_ids("This one."), "overflows", 8)])
+        with pytest.raises(NotFinite, match="Soft thoughts"):
+            engine.score([Continuation(backbone.chat_ids("This one."), (5, 6))], "overflows")
+        assert engine.complete(others) == before
 
 
 def test_a_row_that_is_not_finite_fails_alone(engine: TorchEngine, backbone: Backbone) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from thinking_backbones import thinking_directory
 
 from adapters.backbone import Backbone
 from engine.decoding.budget import Budget
@@ -44,6 +47,24 @@ def written_by(backbone: Backbone, row: ChosenRow, count: int, each_twice: bool 
             row.leave_one(written, here)
         written.append(int(row.leave_one(written, here).argmax()))
     return written
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_a_chain_between_markers_is_cut_where_the_pytorch_engine_cuts_it(
+    backbone_directory: Path, tmp_path: Path, special: bool
+) -> None:
+    """The policy names no end of its own: the backbone's end marker is it."""
+    directory = thinking_directory(backbone_directory, tmp_path / "thinker", opens=True, special=special)
+    thinker = Backbone.load(str(directory), device="cpu", dtype=torch.float32)
+    assert thinker.markers is not None
+    policy = DecodingPolicy(budget=BUDGET)
+    engine = TorchEngine(thinker)
+    (expected,) = engine.complete([GenerationRequest(thinker.chat_ids(PROMPT), None, NUM_TOKENS, 0.0, policy=policy)])
+    engine.close()
+    assert thinker.encode(thinker.markers.end)[-1] in expected.token_ids or "</think>" in expected.text
+    row = ChosenRows(words_of(thinker)).of(asked(policy, prompt_ids=thinker.chat_ids(PROMPT)))
+    assert row is not None
+    assert tuple(written_by(thinker, row, len(expected.token_ids))) == expected.token_ids
 
 
 @pytest.mark.parametrize("policy", [CAPPED, PENALISED, CAPPED.model_copy(update={"tip": PENALISED.tip})])

@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from fitted import fitted_lora, fitted_softcot, random_steering
+from fitted import OverflowsFor, fitted, fitted_lora, fitted_softcot, random_steering
 from safetensors.torch import load_file, save_file
 from vllm_backbones import small_backbone
 
 from adapters.backbone import Backbone
 from adapters.errors import RefusedAdapter
+from adapters.softcot import SoftCoT, SoftCoTSpec
 from engine.decoding.budget import Budget
 from engine.decoding.tip import SwitchPenalty
 from engine.engine import Continuation, Delta, GenerationRequest
@@ -258,15 +259,18 @@ def test_what_vllm_itself_refuses_leaves_it_alive_and_no_file_behind(engine: VLL
 def test_a_name_loaded_again_answers_with_its_new_weights(
     engine: VLLMEngine, reference: TorchEngine, backbone: Backbone, profiles: dict[str, Profile]
 ) -> None:
+    # Long enough for vLLM to keep what it read of it, in blocks of 128 tokens: the second weights must not find it.
+    question = f"Asked of both. {' '.join(QUESTIONS)} " * 4
     engine.load("changing", profiles["one"])
     first = engine._loaded["changing"].held
+    under_the_first = [engine.complete([asked(backbone, "changing", question)])[0].token_ids for _ in range(2)]
+    assert under_the_first == [reference.complete([asked(backbone, "one", question)])[0].token_ids] * 2
     engine.load("changing", profiles["two"])
     second = engine._loaded["changing"].held
     assert first is not None and second is not None
     assert second.number > first.number and second.name != first.name and second.files.directory != first.files.directory
-    assert engine.complete([asked(backbone, "changing")])[0].token_ids == (
-        reference.complete([asked(backbone, "two")])[0].token_ids
-    )
+    under_the_second = engine.complete([asked(backbone, "changing", question)])[0].token_ids
+    assert under_the_second == reference.complete([asked(backbone, "two", question)])[0].token_ids != under_the_first[0]
     engine.unload("changing")
     with pytest.raises(UnknownProfile):
         engine.complete([asked(backbone, "changing")])
@@ -345,6 +349,36 @@ def test_nan_is_never_answered_with_and_ends_the_engine_where_it_spreads(
         engine._not_finite.clear()
     engine._loaded["nan"] = loaded
     engine.unload("nan")
+
+
+def test_thoughts_that_overflow_for_one_prompt_fail_it_alone(
+    engine: VLLMEngine, reference: TorchEngine, backbone: Backbone
+) -> None:
+    engine.load("overflows", Profile((OverflowsFor(backbone.chat_ids(QUESTIONS[1])),)))
+    with pytest.raises(NotFinite, match="Soft thoughts"):
+        engine.complete([asked(backbone, "overflows", QUESTIONS[1])])
+    with pytest.raises(NotFinite, match="Soft thoughts"):
+        engine.score([Continuation(backbone.chat_ids(QUESTIONS[1]), (5, 6))], "overflows")
+    assert engine.death is None and len(engine.complete([asked(backbone, "overflows")])[0].token_ids) > 0
+    others = [asked(backbone, name, QUESTIONS[1]) for name in NAMES]
+    for expected, found in zip(reference.complete(others), engine.complete(others), strict=True):
+        assert found.token_ids == expected.token_ids
+    engine.unload("overflows")
+
+
+def test_each_set_of_thoughts_of_a_profile_writes_its_own_reply(
+    engine: VLLMEngine, reference: TorchEngine, backbone: Backbone
+) -> None:
+    """Their prompts have the same tokens, and a prompt that was read under one set is no prefix of another's."""
+    question = f"Thought about twice. {' '.join(QUESTIONS)} " * 4
+    several = Profile((fitted(SoftCoT(SoftCoTSpec(num_thoughts=3, num_chains=2, assistant_layers=1, seed=6)), backbone, 6),))
+    for one in (engine, reference):
+        one.load("several", several)
+    requests = [asked(backbone, "several", question, chain=chain) for chain in (0, 1, 0)]
+    found = [engine.complete([request])[0].token_ids for request in requests]
+    assert found == [reference.complete([request])[0].token_ids for request in requests] and found[0] != found[1]
+    for one in (engine, reference):
+        one.unload("several")
 
 
 def test_where_vllms_process_ends_every_request_is_told_so(engine: VLLMEngine, backbone: Backbone) -> None:
