@@ -172,7 +172,7 @@ class BankStats:
 class EngineStats:
     running: int = 0
     waiting: int = 0
-    generated_tokens: Mapping[str, int] = field(default_factory=dict)  # by profile name, "" is the backbone
+    generated_tokens: Mapping[str, int] = field(default_factory=dict)  # by loaded profile, "" is the backbone
     prompt_tokens: int = (
         0  # tokens of prompts, soft thoughts among them, that went through a forward for `complete` or `generate`
     )

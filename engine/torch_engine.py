@@ -120,6 +120,8 @@ class TorchEngine:
             self._refuse_busy(name)
             self._bank.unload(name)
             self._forget(name)
+            for counts in (self._counts, self._scheduler.counts):
+                counts.forget(name)
             del self._profiles[name]
 
         self._run(work)
@@ -238,7 +240,7 @@ class TorchEngine:
             yield
         finally:
             with self._counting:
-                self._readings.subtract(names)
+                self._readings -= Counter(names)  # those that none is read of are forgotten
 
     def _started_loop(self) -> StepLoop:
         with self._counting:  # requests of several event loops may come first together

@@ -19,5 +19,10 @@ def test_every_setting_is_documented(field: str) -> None:
     assert field.upper() in TOLD, f"add {PREFIX}{field.upper()} to docs/deploy.md"
 
 
+def test_the_commands_that_make_a_container_name_the_service() -> None:
+    (service,) = re.findall(r'^    name="(\w+)",$', (ROOT / "service" / "app.py").read_text(), re.MULTILINE)
+    assert "    bentoml build " in PAGES and f"    bentoml containerize {service}:latest " in PAGES
+
+
 def test_no_document_names_a_setting_that_is_not_there() -> None:
     assert {name.lower() for name in TOLD} <= Settings.model_fields.keys()

@@ -95,9 +95,10 @@ def test_a_file_is_listed_described_read_back_and_deleted(client: openai.OpenAI)
     assert client.files.retrieve(kept.id) == kept
     assert kept.id in [file.id for file in client.files.list()]
     assert client.files.content(kept.id).read() == content
-    assert client.files.delete(kept.id).deleted
-    with pytest.raises(openai.NotFoundError):
-        client.files.retrieve(kept.id)
+    assert client.files.delete(kept.id).to_dict() == {"id": kept.id, "object": "file", "deleted": True}
+    for gone in (client.files.retrieve, client.files.delete):
+        with pytest.raises(openai.NotFoundError):
+            gone(kept.id)
 
 
 def test_files_of_one_second_keep_their_order(client: openai.OpenAI) -> None:

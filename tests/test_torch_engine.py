@@ -11,6 +11,7 @@ from fitted import OverflowsFor, fitted_lora, fitted_softcot
 
 from adapters.backbone import Backbone, fast_bfloat16
 from adapters.errors import DamagedAdapter
+from engine.counts import UNLOADED
 from engine.engine import Completion, Continuation, Delta, GenerationRequest
 from engine.errors import EngineError, NotFinite, PromptTooLong, UnknownProfile
 from engine.profile import DecodingPolicy, Profile
@@ -398,6 +399,21 @@ def test_stats_count_tokens_by_profile(engine: TorchEngine, backbone: Backbone) 
     ours = sum(len(done.token_ids) for request, done in zip(asked, completions, strict=True) if request.profile == "two")
     assert engine.stats().generated_tokens["two"] == ours and engine.stats().generated_tokens[""] > 0
     assert (engine.stats().running, engine.stats().waiting) == (0, 0)
+
+
+def test_profiles_that_come_and_go_leave_no_counts_of_their_own(backbone: Backbone) -> None:
+    engine, lora, ids = TorchEngine(backbone), fitted_lora(backbone, 1), tuple(backbone.encode("Add 5."))
+    totals = []
+    for number in range(4):
+        engine.load(name := f"visitor-{number}", Profile((lora,)))
+        engine.complete([GenerationRequest(ids, name, 3, ignore_end=True)])
+        engine.score([Continuation(ids[:1], ids[1:])], name)
+        totals.append(engine.stats().forward_tokens)
+        engine.unload(name)
+        assert engine.stats().forward_tokens == totals[-1], "what was counted stays in the sum"
+    assert engine.stats().generated_tokens == {UNLOADED: 12}
+    assert not engine._readings
+    engine.close()
 
 
 def test_low_precision_stays_near_float32(backbone: Backbone) -> None:

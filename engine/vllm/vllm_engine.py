@@ -17,6 +17,7 @@ from adapters.adapter import Contribution, Prompt
 from adapters.backbone import Backbone
 from adapters.errors import RefusedAdapter
 from adapters.weights import digest_of
+from engine.counts import without
 from engine.decoding.row_policy import COMPILED, CompiledPolicy, refuse_unable
 from engine.engine import MAX_TOP_LOGPROBS, Completion, Continuation, Delta, Engine, EngineStats, GenerationRequest, Mortal
 from engine.errors import CannotRun, EngineDied, EngineError, NotFinite, PromptTooLong, UnknownProfile
@@ -267,7 +268,8 @@ class VLLMEngine:
             self._refuse_busy(name)
             before = self._loaded.get(name)
             if by is None:
-                del self._loaded[name]
+                del self._loaded[name], self._running[name]
+                self._generated = without(name, self._generated)
             else:
                 self._loaded[name] = by
             if self.death is None:  # what spoilt the memory has left it spoilt

@@ -73,8 +73,8 @@ async def checkpoints(parts: PartsHere, job_id: str, limit: Limit = 10, after: s
 
 @router.post("/v1/fine_tuning/jobs/{job_id}/cancel")
 async def cancel(parts: PartsHere, request: Request, job_id: str) -> Response:
-    job = await _job(parts, job_id)
     with parts.audit.during(request, "job.cancel", job_id):
+        job = await _job(parts, job_id)
         ended = await asyncio.to_thread(jobs_of(parts).cancel, job.id)
     return JSONResponse(shapes.fine_tuning_job(ended or job))
 

@@ -76,8 +76,8 @@ async def events(parts: PartsHere, job_id: str) -> Response:
 @router.post("/v1/releases/promotions/{job_id}/cancel")
 async def cancel(parts: PartsHere, request: Request, job_id: str) -> Response:
     """What the gate has read is kept: the next promotion of the version goes on from there."""
-    job = await _promotion(parts, job_id)
     with parts.audit.during(request, "promotion.cancel", job_id):
+        job = await _promotion(parts, job_id)
         ended = await asyncio.to_thread(jobs_of(parts).cancel, job.id)
     return JSONResponse(shapes.promotion(ended or job))
 
