@@ -59,12 +59,21 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(1)
 
 
-@pytest.fixture
-def few_objects() -> Iterator[None]:
-    """What is there before the test is not looked at again when it counts or collects, which takes a second each time."""
-    gc.freeze()
+def pytest_collection_finish() -> None:
+    freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_objects() -> Iterator[None]:
+    """What a module leaves, its imports above all, is not looked at again by those after it."""
     yield
-    gc.unfreeze()
+    freeze()
+
+
+def freeze() -> None:
+    """A collection, which every trainer of TRL asks for, takes seconds where it looks at all that was imported and collected."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
