@@ -12,10 +12,10 @@ from pathlib import Path
 import openai
 import pytest
 from small_releases import promote, random_lora, write_release
+from stores import store_at
 
 from adapters.backbone import Backbone
 from registry.release import publish
-from registry.tracking import Tracking
 from service.bento import build
 from service.serve import start_server
 from service.settings import Settings
@@ -41,7 +41,7 @@ def test_a_bento_serves_its_backbone_and_its_release_without_a_registry(
     tmp_path: Path, backbone_directory: Path, session_backbone: Backbone, build_bento: Callable[[Settings, Path], Path]
 ) -> None:
     home = tmp_path / "home"
-    tracking = Tracking.at(home).create()
+    tracking = store_at(home)
     write_release(tmp_path / "law", session_backbone, random_lora(session_backbone, 1))
     publish(tracking, "law", tmp_path / "law")
     promote(tracking, "law", 1)

@@ -1,4 +1,4 @@
-"""No timer of BentoML's outlives its request."""
+"""No timer of BentoML's outlives its request, and a service imports no more than a Bento holds."""
 
 from __future__ import annotations
 
@@ -48,8 +48,10 @@ def test_bentomls_own_middleware_still_leaves_one() -> None:
     assert asyncio.run(timers_left(as_published().TimeoutMiddleware(answer, timeout=600))) == 1
 
 
-def test_the_service_runs_without_it_and_without_bentomls_spans() -> None:
+def test_the_service_runs_without_it_and_without_bentomls_spans_and_without_what_only_tuning_needs() -> None:
+    # A Bento has the packages of bentofile.yaml: optuna and trl are not among them.
     code = (
+        "import sys; sys.modules.update(optuna=None, trl=None, evaluation=None, tuning=None)\n"
         "import service.app, bentoml._internal.server.http.traffic as t\n"
         "from bentoml._internal.configuration.containers import BentoMLContainer\n"
         "service.app.Graftline.inject_config()\n"

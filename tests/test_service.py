@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +13,7 @@ import openai
 import pytest
 from running_service import PROMPT, serving, write
 from small_releases import promote, random_lora, random_thoughts, write_release
+from stores import store_at
 
 from adapters.backbone import Backbone
 from registry.release import publish
@@ -29,7 +28,7 @@ def tracking(tmp_path_factory: pytest.TempPathFactory, session_backbone: Backbon
     All but law 2 and wild are champions.
     """
     folder = tmp_path_factory.mktemp("service")
-    tracking = Tracking.at(folder / "home").create()
+    tracking = store_at(folder / "home")
     releases = {
         "law": [random_lora(session_backbone, 1), random_lora(session_backbone, 2)],
         "medicine": [random_lora(session_backbone, 3)],
@@ -309,10 +308,3 @@ def test_a_promotion_is_served_without_dropping_or_mixing_a_request(client: open
     assert not failures
     assert set(seen) == set(expected.items())
     assert write(client, "law") == expected["law@2"]
-
-
-def test_the_service_imports_what_a_bento_holds_and_nothing_that_only_tuning_needs() -> None:
-    # A Bento has the packages of bentofile.yaml: not these two.
-    code = "import sys; sys.modules.update(optuna=None, trl=None, evaluation=None, tuning=None); import service.app"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
-    assert done.returncode == 0, done.stderr
