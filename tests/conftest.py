@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import shutil
 import sqlite3
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from gated_names import NAME
 from small_studies import knowing_home, small
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
+from stores import store_at
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -59,12 +61,23 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(1)
 
 
-@pytest.fixture
-def few_objects() -> Iterator[None]:
-    """What is there before the test is not looked at again when it counts or collects, which takes a second each time."""
-    gc.freeze()
+def pytest_collection_finish() -> None:
+    freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_objects() -> Iterator[None]:
+    """What a module leaves, its imports above all, is not looked at again by those after it."""
     yield
-    gc.unfreeze()
+    freeze()
+
+
+def freeze() -> None:
+    """A collection, which every trainer of TRL asks for, takes seconds where it looks at all that was imported and collected."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # of a client that a test left open, and which was garbage by then
+        gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -127,6 +140,7 @@ def backbone(session_backbone: Backbone) -> Backbone:
 
 @pytest.fixture
 def home(session_backbone: Backbone, tmp_path: Path) -> Path:
+    store_at(tmp_path)
     return knowing_home(session_backbone, tmp_path)
 
 
@@ -151,7 +165,7 @@ def testbed() -> Backbone:
 def prepared_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with a registered model of four versions, made once and copied for each test."""
     home = tmp_path_factory.mktemp("store")
-    tracking = Tracking.at(home).create()
+    tracking = store_at(home)
     with tracking.client() as client:
         client.create_registered_model(NAME)
         for _ in range(4):

@@ -13,6 +13,8 @@ from adapters.lora import LoRA, LoRASpec
 from engine.profile import Profile
 from engine.torch_engine import TorchEngine
 from evaluation.admission import random_update
+from evaluation.base_cache import BaseCache
+from evaluation.evaluate import Row
 from evaluation.shifts import shifts_of
 from evaluation.task import REASON, Example, Split
 from evaluation.tasks.alchemy import ALCHEMY
@@ -144,6 +146,8 @@ class Bench:
     """The engine of a model that can do the task; a damage is fitted when it is first asked for."""
 
     engine: TorchEngine
+    cache: BaseCache  # of what the model does without damage
+    rows: dict[tuple[str, str], Row] = field(default_factory=dict)  # what was read, by measure and damage
     _fitted: set[str] = field(default_factory=set)
 
     def name_of(self, damage: str) -> str:

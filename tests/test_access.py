@@ -14,8 +14,8 @@ import pytest
 from fastapi import FastAPI
 from live_service import Live, live, small
 from starlette.types import ASGIApp
+from stores import store_at
 
-from registry.tracking import Tracking
 from service.access import Access
 from service.admission import Admission, Bounds
 from service.caller import Quota, Scope
@@ -28,7 +28,7 @@ from service.scopes import TABLE, Rule
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("keyed")
-    Tracking.at(home).create()
+    store_at(home)
     return home
 
 

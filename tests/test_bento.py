@@ -14,10 +14,10 @@ import httpx
 import openai
 import pytest
 from small_releases import promote, random_lora, write_release
+from stores import store_at
 
 from adapters.backbone import Backbone
 from registry.release import publish
-from registry.tracking import Tracking
 from service.bento import build
 from service.keys import KeyStore, Quota
 from service.serve import start_server
@@ -48,7 +48,7 @@ def test_a_bento_serves_its_backbone_and_its_release_without_a_registry(
     tmp_path: Path, backbone_directory: Path, session_backbone: Backbone, build_bento: Callable[[Settings, Path], Path]
 ) -> None:
     home = tmp_path / "home"
-    tracking = Tracking.at(home).create()
+    tracking = store_at(home)
     write_release(tmp_path / "law", session_backbone, random_lora(session_backbone, 1))
     publish(tracking, "law", tmp_path / "law")
     promote(tracking, "law", 1)
@@ -78,8 +78,9 @@ def test_a_bento_serves_its_backbone_and_its_release_without_a_registry(
         ]
         # From the first key on, what BentoML itself would answer is closed too.
         secret = KeyStore(settings.home).create("reader", ("complete",), Quota()).secret
-        paths = ("/v1/models", "/openapi.json", "/metrics", "/", "/docs.json", "/schema.json", "/docs", "/static_content/index.css")
-        asked = {path: [httpx.get(f"{server.url}{path}", headers=headers) for headers in ({}, _bearer(secret))] for path in paths}
+        paths = ("/v1/models", "/openapi.json", "/metrics", "/", "/docs.json", "/schema.json", "/docs", "/static_content/x.css")
+        heads = ({}, _bearer(secret))
+        asked = {path: [httpx.get(f"{server.url}{path}", headers=headers) for headers in heads] for path in paths}
     assert {path: without.status_code for path, (without, _) in asked.items()} == dict.fromkeys(paths, 401)
     statuses = {path: held.status_code for path, (_, held) in asked.items()}
     assert statuses.pop("/v1/models") == 200 and statuses.pop("/openapi.json") == 200 and statuses.pop("/metrics") == 403

@@ -1,18 +1,24 @@
-"""No timer of BentoML's outlives its request."""
+"""No timer of BentoML's outlives its request, and a service imports no more than a Bento holds."""
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import importlib.util
 import subprocess
 import sys
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 from types import ModuleType
 
 import bentoml._internal.server.http.traffic as traffic
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.bento_timeout import NoTimeout
+
+ROOT = Path(__file__).parent.parent
 
 
 def as_published() -> ModuleType:
@@ -48,13 +54,51 @@ def test_bentomls_own_middleware_still_leaves_one() -> None:
     assert asyncio.run(timers_left(as_published().TimeoutMiddleware(answer, timeout=600))) == 1
 
 
-def test_the_service_runs_without_it_and_without_bentomls_spans() -> None:
+def test_the_service_runs_without_it_and_without_bentomls_spans_on_what_a_bento_holds() -> None:
     code = (
+        # What only tuning needs: not in a Bento.
+        "import sys; sys.modules.update(optuna=None, trl=None, evaluation=None, tuning=None)\n"
         "import service.app, bentoml._internal.server.http.traffic as t\n"
         "from bentoml._internal.configuration.containers import BentoMLContainer\n"
+        "from service.bento_image import pins\n"
         "service.app.Graftline.inject_config()\n"
         "excluded = BentoMLContainer.tracing_excluded_urls.get()\n"
-        "print(t.TimeoutMiddleware.__name__, excluded.url_disabled('http://127.0.0.1/v1/completions'))"
+        "print(t.TimeoutMiddleware.__name__, excluded.url_disabled('http://127.0.0.1/v1/completions'))\n"
+        "print(*(pin.partition('==')[0] for pin in pins()))\n"
+        "print(*(module.__file__ for module in [*sys.modules.values()] if getattr(module, '__file__', None)), sep=chr(10))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
-    assert done.stdout.strip().endswith("NoTimeout True"), done.stderr
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    said, pins, *files = done.stdout.splitlines()
+    assert said == "NoTimeout True"
+    packages = ("adapters", "engine", "registry", "service")
+    ours = [Path(file) for file in files if any(Path(file).is_relative_to(ROOT / package) for package in packages)]
+    owners, pinned = packages_distributions(), with_requirements({*pins.split(), "bentoml"})
+    needed = {name for file in ours for name in imported_by(file)} - {*packages, *sys.stdlib_module_names}
+    assert {"llguidance", "torch"} <= needed
+    assert not [name for name in sorted(needed) if not {canonicalize_name(owner) for owner in owners[name]} & pinned]
+
+
+def imported_by(file: Path) -> set[str]:
+    """Top names of what a module imports as it is loaded; of the engine's, wherever it imports."""
+    tree = ast.parse(file.read_text())
+    for_types = {id(one) for node in tree.body if isinstance(node, ast.If) for one in ast.walk(node)}
+    nodes = [node for node in (ast.walk(tree) if file.parent.parent.name == "engine" else tree.body) if id(node) not in for_types]
+    whole = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    parts = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    return {name.partition(".")[0] for name in whole | parts}
+
+
+def with_requirements(names: set[str]) -> set[str]:
+    """The distributions that an installation of these brings, extras aside."""
+    found, waiting = set[str](), [canonicalize_name(name) for name in names]
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found.add(name)
+        for line in requires(name) or ():
+            required = Requirement(line)
+            if required.marker is None or required.marker.evaluate({"extra": ""}):
+                waiting.append(canonicalize_name(required.name))
+    return found

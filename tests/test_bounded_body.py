@@ -11,8 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 from live_service import Live, live, small
-
-from registry.tracking import Tracking
+from stores import store_at
 
 MOST = 20_000
 SLOW_S = 0.4
@@ -21,7 +20,7 @@ SLOW_S = 0.4
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, backbone_directory: Path) -> Iterator[Live]:
     home = tmp_path_factory.mktemp("bodies")
-    Tracking.at(home).create()
+    store_at(home)
     with live(small(backbone_directory, home, max_body_bytes=MOST, body_timeout_s=SLOW_S)) as server:
         yield server
 

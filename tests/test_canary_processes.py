@@ -10,19 +10,19 @@ import openai
 import pytest
 from running_service import client_of, serving, write
 from small_releases import promote, random_lora, write_release
+from stores import store_at
 
 from adapters.backbone import Backbone
 from registry.canary import CanaryLedger
 from registry.canary_chain import Bounds
 from registry.release import publish
-from registry.tracking import Tracking
 
 
 @pytest.mark.slow
 def test_a_canary_that_fails_is_rolled_back_once_by_two_servers(
     tmp_path: Path, session_backbone: Backbone, backbone_directory: Path
 ) -> None:
-    tracking = Tracking.at(tmp_path / "home").create()
+    tracking = store_at(tmp_path / "home")
     for version, size in ((1, 0.3), (2, 1e30)):
         write_release(tmp_path / str(version), session_backbone, random_lora(session_backbone, version, size=size))
         publish(tracking, "law", tmp_path / str(version))

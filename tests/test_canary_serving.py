@@ -11,6 +11,7 @@ import openai
 import pytest
 from live_service import Live, live, small
 from small_releases import promote, random_lora, write_release
+from stores import store_at
 
 from adapters.backbone import Backbone
 from registry.canary import CanaryLedger
@@ -26,7 +27,7 @@ WILD = 3  # a version whose weights overflow: every request on it fails
 def tracking(tmp_path_factory: pytest.TempPathFactory, session_backbone: Backbone) -> Tracking:
     """law 1, 2 and 3, of which 1 is champion and 3 is wild."""
     folder = tmp_path_factory.mktemp("canary")
-    tracking = Tracking.at(folder / "home").create()
+    tracking = store_at(folder / "home")
     for version, size in ((1, 0.3), (2, 0.3), (WILD, 1e30)):
         write_release(folder / str(version), session_backbone, random_lora(session_backbone, version, size=size))
         publish(tracking, "law", folder / str(version))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from small_releases import promote, random_lora, write_release
+from stores import store_at
 
 from adapters.backbone import Backbone
 from registry.errors import DamagedRelease, RegistryUnreachable, UnknownRelease
@@ -22,7 +23,7 @@ from service.catalogue import FrozenCatalogue, RegistryCatalogue
 def tracking(tmp_path_factory: pytest.TempPathFactory, session_backbone: Backbone) -> Tracking:
     """law 1 and 2, of which 1 is champion before and after every test, and tax 1, which nobody promoted."""
     folder = tmp_path_factory.mktemp("catalogue")
-    tracking = Tracking.at(folder / "home").create()
+    tracking = store_at(folder / "home")
     for name, seed in (("law", 1), ("law", 2), ("tax", 3)):
         directory = folder / f"{name}-{seed}"
         write_release(directory, session_backbone, random_lora(session_backbone, seed))

@@ -17,6 +17,7 @@ from adapters.backbone import REASONER, Backbone
 from engine.profile import Profile
 from engine.torch_engine import TorchEngine
 from evaluation.admission import random_update
+from evaluation.base_cache import BaseCache
 from evaluation.continual import ContinualMatrix
 from evaluation.evaluate import Planned, Row, evaluate
 from evaluation.knockout import grouped, knock_out
@@ -91,13 +92,18 @@ ELSEWHERE = {"soft_thoughts"}
 
 
 @pytest.fixture(scope="module")
-def bench(testbed: Backbone) -> Bench:
-    return Bench(TorchEngine(testbed, max_rows=64))
+def cache(tmp_path_factory: pytest.TempPathFactory) -> BaseCache:
+    return BaseCache(tmp_path_factory.mktemp("cache"), "float32")
 
 
 @pytest.fixture(scope="module")
-def story_bench() -> Bench:
-    return Bench(TorchEngine(Backbone.load(str(STORY_READER), device="cpu", dtype=torch.float32), max_rows=64))
+def bench(testbed: Backbone, cache: BaseCache) -> Bench:
+    return Bench(TorchEngine(testbed, max_rows=64), cache)
+
+
+@pytest.fixture(scope="module")
+def story_bench(cache: BaseCache) -> Bench:
+    return Bench(TorchEngine(Backbone.load(str(STORY_READER), device="cpu", dtype=torch.float32), max_rows=64), cache)
 
 
 @pytest.fixture
@@ -107,11 +113,14 @@ def able(request: pytest.FixtureRequest, measure: str) -> Bench:
 
 
 def read(bench: Bench, measure: str, damage: str | None = None) -> Row:
-    """Under the damage that the measure must flag, or under another."""
+    """Under the damage that the measure must flag, or under another; read once, whoever asks."""
     control, backbone = CONTROLS[measure], bench.engine.backbone
-    task = control.task(backbone)
-    planned = Planned(control.measure or MEASURES[measure], task, task.examples("gate", control.count), "report")
-    return evaluate(bench.engine, backbone, bench.name_of(damage or control.damage), [planned]).rows[0]
+    key = measure, damage or control.damage
+    if key not in bench.rows:
+        task = control.task(backbone)
+        planned = Planned(control.measure or MEASURES[measure], task, task.examples("gate", control.count), "report")
+        bench.rows[key] = evaluate(bench.engine, backbone, bench.name_of(key[1]), [planned], bench.cache).rows[0]
+    return bench.rows[key]
 
 
 def test_every_measure_has_its_control() -> None:
@@ -184,7 +193,7 @@ def test_a_stage_that_lost_what_the_backbone_can_do_flips_it(bench: Bench) -> No
         Planned(MEASURES["generation"], ALCHEMY, ALCHEMY.examples("gate", 24), "protected"),
     ]
     for damage in ("zeros", "answers_only"):
-        stored = evaluate(bench.engine, backbone, bench.name_of(damage), plan).as_dict()
+        stored = evaluate(bench.engine, backbone, bench.name_of(damage), plan, bench.cache).as_dict()
         matrix = ContinualMatrix.of([{"subject": damage, "backbone": "testbed", **stored}])
         cells[damage] = matrix.retention[0].cells[0]
     assert (cells["zeros"].negative_flips, cells["zeros"].change, cells["zeros"].agreement) == (0.0, 0.0, 1.0)

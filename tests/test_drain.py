@@ -18,8 +18,8 @@ import openai
 import pytest
 from live_service import live, small
 from running_service import PROMPT
+from stores import store_at
 
-from registry.tracking import Tracking
 from service.drain import Drain
 from service.serve import start_server
 from service.settings import Settings
@@ -35,7 +35,7 @@ def streamed(client: openai.OpenAI, model: str, has_begun: Callable[[], None] = 
 
 
 def test_once_it_has_begun_nothing_new_is_taken_and_what_runs_ends(tmp_path: Path, backbone_directory: Path, base: str) -> None:
-    Tracking.at(tmp_path).create()
+    store_at(tmp_path)
     begun = threading.Event()
     with live(small(backbone_directory, tmp_path)) as server, ThreadPoolExecutor(1) as pool:
         client = openai.OpenAI(base_url=server.openai_url, api_key="none", max_retries=0)
@@ -97,7 +97,7 @@ def test_a_reply_that_is_begun_as_the_grace_ends_is_cut_at_once() -> None:
 def test_a_reply_that_outlasts_the_grace_ends_with_an_error_that_its_client_can_read(
     tmp_path: Path, backbone_directory: Path, base: str
 ) -> None:
-    Tracking.at(tmp_path).create()
+    store_at(tmp_path)
     with live(small(backbone_directory, tmp_path)) as server, ThreadPoolExecutor(2) as pool:
         client = openai.OpenAI(base_url=server.openai_url, api_key="none", max_retries=0, timeout=60)
         begun = threading.Event()
@@ -126,7 +126,7 @@ def test_a_reply_that_outlasts_the_grace_ends_with_an_error_that_its_client_can_
 def test_sigterm_ends_the_service_within_its_grace(
     tmp_path: Path, backbone_directory: Path, base: str, grace_s: float, ending: str
 ) -> None:
-    Tracking.at(tmp_path).create()
+    store_at(tmp_path)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -18,6 +18,7 @@ import pytest
 from live_service import Live, live, small
 from running_service import client_of, write
 from small_studies import PROTECTED, knowing_home
+from stores import store_at
 
 from adapters.backbone import Backbone
 from registry.errors import NoChampion
@@ -64,7 +65,7 @@ MESSAGES = [
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, session_backbone: Backbone) -> Path:
     home = knowing_home(session_backbone, tmp_path_factory.mktemp("home"))
-    Tracking.at(home).create()
+    store_at(home)
     (home / "job.toml").write_text(RECIPE)
     return home
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 from small_releases import random_lora
+from stores import store_at
 from test_study import admit
 
 from adapters.backbone import Backbone
@@ -82,7 +83,7 @@ def test_a_gate_that_was_killed_in_a_round_reads_no_item_twice(
     recipe = recipe.with_values({"gate.domain_items": 8, "gate.round_items": 8})
     examples = TASKS["icd10-chapter"].examples("train", 20)
     manifest = complete(tmp_path / "a", recipe, backbone, Profile((random_lora(backbone, 1),)), 1.0, examples)
-    store = Tracking.at(home).create()
+    store = store_at(home)
     publish_directory(store, tmp_path / "a", "small")
     admit(backbone, home, "arithmetic")
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from fitted import fitted_lora, random_steering
 from small_releases import random_lora, write_release
+from stores import store_at
 from test_cli import ended
 
 from adapters.adapter import Adapter
@@ -24,7 +25,6 @@ from evaluation.task import reasoning_prompt
 from evaluation.tasks import TASKS, task_named
 from registry.manifest import TrainingHashes, verify
 from registry.release import publish
-from registry.tracking import Tracking
 from tuning.categories import fit_categories
 from tuning.manifest import hashes_of
 from tuning.routing_fit import FittedRouting, RoutingFitSpec, fit_routing
@@ -182,7 +182,7 @@ def test_the_command_tells_recovery_with_its_controls_and_keeps_a_profile_that_r
     assert (routed.recipe, routed.profile) == (source.recipe, source.profile) and routed.derived["categories"] == 2
     fitted_on = hashes_of(task_named("icd10-chapter").examples("search", 8))
     assert TrainingHashes.read(tmp_path / "kept").rows == TrainingHashes.read(tmp_path / "one").rows | fitted_on.rows
-    assert publish(Tracking.at(tmp_path / "home").create(), "routed", tmp_path / "kept").version == 1
+    assert publish(store_at(tmp_path / "home"), "routed", tmp_path / "kept").version == 1
     assert ended((*asked, "--direct"), tmp_path, monkeypatch) == 0
     said = capsys.readouterr().out
     assert "recovered by hybrid" in said and "tokens steered: hybrid" in said

@@ -178,7 +178,7 @@ def mixed(engine: TorchEngine) -> list[GenerationRequest]:
     return [GenerationRequest(ids[place % 3], profile, 5, seed=place) for place, profile in enumerate(KINDS * 2)]
 
 
-def test_nothing_of_a_request_outlives_it_not_even_until_the_next_collection(few_objects: None, backbone: Backbone) -> None:
+def test_nothing_of_a_request_outlives_it_not_even_until_the_next_collection(backbone: Backbone) -> None:
     engine = loaded(backbone, max_rows=4, prefill_chunk_tokens=16, max_prefix_tokens=256)
 
     async def some() -> None:

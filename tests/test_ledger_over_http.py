@@ -15,6 +15,7 @@ from live_service import Live, live, small
 from mlflow.webhooks.delivery import _generate_hmac_signature
 from running_service import client_of, write
 from small_releases import promote, random_lora, write_release
+from stores import store_at
 
 from adapters.backbone import Backbone
 from registry.ledger import Ledger
@@ -29,7 +30,7 @@ PROMPT = "Start with 12. Add 5. What is the result?"
 def tracking(tmp_path_factory: pytest.TempPathFactory, session_backbone: Backbone) -> Tracking:
     """law 1 (champion) and 2; tax 1 (champion) and 2."""
     home = tmp_path_factory.mktemp("home")
-    tracking = Tracking.at(home).create()
+    tracking = store_at(home)
     for seed, name in ((1, "law"), (2, "law"), (3, "tax"), (4, "tax")):
         write_release(home / f"{name}-{seed}", session_backbone, random_lora(session_backbone, seed))
         publish(tracking, name, home / f"{name}-{seed}")

@@ -10,8 +10,8 @@ import httpx
 import openai
 import pytest
 from live_service import Live, live, small
+from stores import store_at
 
-from registry.tracking import Tracking
 from service import meters
 from service.caller import Quota, Scope
 from service.keys import KeyStore
@@ -20,7 +20,7 @@ from service.keys import KeyStore
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("limited")
-    Tracking.at(home).create()
+    store_at(home)
     return home
 
 

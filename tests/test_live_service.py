@@ -6,12 +6,11 @@ from pathlib import Path
 
 import httpx
 from live_service import live, small
-
-from registry.tracking import Tracking
+from stores import store_at
 
 
 def test_the_application_answers_without_bentoml(tmp_path: Path, backbone_directory: Path) -> None:
-    Tracking.at(tmp_path).create()
+    store_at(tmp_path)
     with live(small(backbone_directory, tmp_path)) as server:
         assert httpx.get(f"{server.url}/readyz").status_code == 200
         listed = httpx.get(f"{server.openai_url}/models").json()
@@ -26,7 +25,7 @@ def test_the_application_answers_without_bentoml(tmp_path: Path, backbone_direct
 def test_usage_says_what_of_a_prompt_was_read_before_and_a_salt_keeps_tenants_apart(
     tmp_path: Path, backbone_directory: Path
 ) -> None:
-    Tracking.at(tmp_path).create()
+    store_at(tmp_path)
     prompt = list(range(9, 9 + 50))
     with live(small(backbone_directory, tmp_path)) as server:
 

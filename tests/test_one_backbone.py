@@ -82,7 +82,7 @@ def tensors() -> Iterator[torch.Tensor]:
 
 @pytest.mark.parametrize("name", VALUES)
 def test_a_method_fits_beside_one_backbone_and_says_what_it_cost(
-    few_objects: None, backbone: Backbone, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+    backbone: Backbone, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
     if name in BY_TRL:
         pytest.importorskip("trl")
@@ -104,7 +104,7 @@ def test_a_method_fits_beside_one_backbone_and_says_what_it_cost(
     assert (fit.num_generated > 0) == (name in {"rewrite", "star", "sdft", *BY_TRL})
 
 
-def test_a_second_copy_would_be_seen(few_objects: None, backbone: Backbone) -> None:
+def test_a_second_copy_would_be_seen(backbone: Backbone) -> None:
     before, held = copies(backbone), deepcopy(backbone.model)
     assert copies(backbone) == before + 1 and held is not backbone.model
 

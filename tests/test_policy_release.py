@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from stores import store_at
 
 from adapters.backbone import Backbone
 from adapters.errors import DamagedAdapter
@@ -18,7 +19,6 @@ from evaluation.admission import random_update
 from evaluation.tasks import task_named
 from registry.gate_report import GateReport
 from registry.manifest import CARD, verify
-from registry.tracking import Tracking
 from service.commands.decoding import decoding
 from service.commands.releases import publish_directory
 from tuning import gating
@@ -190,6 +190,6 @@ def test_the_command_writes_what_publish_takes(
     Path("traced.toml").write_text("[tracing]\nnum_hypotheses = 2\n")
     decoding(Path("recipe.toml"), Path("traced.toml"), Path("traced"), as_json=False)
     assert capsys.readouterr().out == "wrote traced (tracing); next: graftline publish traced\n"
-    tracking = Tracking.at(tmp_path / "home").create()
+    tracking = store_at(tmp_path / "home")
     release = publish_directory(tracking, Path("out"))
     assert release.name == "frugal" and Profile.load(release.directory) == Profile((), POLICY)

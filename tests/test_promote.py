@@ -11,6 +11,7 @@ import pytest
 from gated_names import NAME, report
 from small_releases import promote as make_champion
 from small_releases import random_lora, write_release
+from stores import store_at
 
 from adapters.backbone import Backbone
 from engine.profile import Profile
@@ -119,7 +120,7 @@ def test_damage_in_the_files_stops_the_promotion_and_leaves_no_version(backbone:
     released(backbone, tmp_path / "a", 0.3)
     weights = tmp_path / "a" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
-    store = Tracking.at(tmp_path / "home").create()
+    store = store_at(tmp_path / "home")
     with pytest.raises(DamagedRelease, match="adapter_model.safetensors"):
         publish_directory(store, tmp_path / "a", "small")
     with store.client() as client:
@@ -150,7 +151,7 @@ def test_an_undecided_gate_goes_on_with_items_that_it_has_not_read(backbone: Bac
 
 def test_promoting_again_continues_the_gate_of_the_same_version(backbone: Backbone, tmp_path: Path) -> None:
     released(backbone, tmp_path / "a", 0.0)
-    store = Tracking.at(tmp_path).create()
+    store = store_at(tmp_path)
     publish_directory(store, tmp_path / "a", "small")
     for rounds in (1, 2, 3):
         assert promote("small@1", "", False, None, None, tmp_path, None, as_json=True) == 1
@@ -164,7 +165,7 @@ def test_promoting_again_continues_the_gate_of_the_same_version(backbone: Backbo
 
 def test_the_same_files_published_again_get_no_second_chance(backbone: Backbone, tmp_path: Path) -> None:
     subject = released(backbone, tmp_path / "a", 0.0)
-    store = Tracking.at(tmp_path).create()
+    store = store_at(tmp_path)
     publish_directory(store, tmp_path / "a", "small")
     first = gate(subject, TorchEngine(backbone), backbone, GateSettings(max_rounds=1), tmp_path)
     record_verdict(store, ReleaseName("small", 1), first)
@@ -177,7 +178,7 @@ def test_the_same_files_published_again_get_no_second_chance(backbone: Backbone,
 
 
 def test_a_second_version_is_gated_with_a_smaller_share_of_the_names_alpha(backbone: Backbone, tmp_path: Path) -> None:
-    store = Tracking.at(tmp_path).create()
+    store = store_at(tmp_path)
     for number, size in ((1, 0.0), (2, 1e-6)):
         released(backbone, tmp_path / str(number), size)
         publish_directory(store, tmp_path / str(number), "small")
@@ -189,7 +190,7 @@ def test_a_second_version_is_gated_with_a_smaller_share_of_the_names_alpha(backb
 
 def test_a_domain_that_another_name_serves_on_the_backbone_is_protected_at_the_gate(backbone: Backbone, tmp_path: Path) -> None:
     released(backbone, tmp_path / "a", 0.0)
-    store = Tracking.at(tmp_path).create()
+    store = store_at(tmp_path)
     publish_directory(store, tmp_path / "a", "small")
     write_release(tmp_path / "b", backbone, random_lora(backbone, 1), domain="customs-section")
     make_champion(store, "customs-office", publish(store, "customs-office", tmp_path / "b").version)
@@ -206,7 +207,7 @@ def test_a_release_that_was_trained_on_items_of_the_gate_stops_it_and_takes_no_s
     subject = released(backbone, tmp_path / "a", 0.0)
     leaked = TASKS["icd10-chapter"].examples("gate", 20)
     complete(tmp_path / "b", subject.recipe, backbone, Profile((random_lora(backbone, 1),)), 1.0, leaked)
-    store = Tracking.at(tmp_path).create()
+    store = store_at(tmp_path)
     publish_directory(store, tmp_path / "b", "small")
     with pytest.raises(Overlap, match="No held-out row may repeat a training row"):
         promote("small@1", "", False, None, None, tmp_path, None, as_json=True)
@@ -222,7 +223,7 @@ def test_the_gate_of_a_name_asks_for_its_own_domain(backbone: Backbone, tmp_path
 
 def test_the_first_release_of_a_name_sets_its_policy(backbone: Backbone, tmp_path: Path) -> None:
     subject = released(backbone, tmp_path / "a", 0.0)
-    store = Tracking.at(tmp_path / "home").create()
+    store = store_at(tmp_path / "home")
     publish_directory(store, tmp_path / "a", "small")
     publish_directory(store, tmp_path / "a", "small")
     assert [change.policy for change in policies(store, "small")] == [recipe_policy(subject.recipe)]

@@ -18,13 +18,13 @@ import pytest
 from live_service import Live, live, small
 from saying_engine import SayingEngine
 from small_releases import promote, random_lora, write_release
+from stores import store_at
 from thinking_backbones import thinking_directory
 
 from adapters.backbone import Backbone
 from engine.profile import Profile
 from engine.torch_engine import TorchEngine
 from registry.release import publish
-from registry.tracking import Tracking
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of what the clients bring along
 HELLO: list[Any] = [{"role": "user", "content": "Start with 12. Add 5. What is the result?"}]
@@ -52,7 +52,7 @@ def needs(package: str) -> pytest.MarkDecorator:
 def server(backbone_directory: Path, session_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """With one champion, law@1."""
     folder = tmp_path_factory.mktemp("clients")
-    tracking = Tracking.at(folder / "home").create()
+    tracking = store_at(folder / "home")
     write_release(folder / "law", session_backbone, random_lora(session_backbone, 1))
     publish(tracking, "law", folder / "law")
     promote(tracking, "law", 1)
@@ -216,7 +216,8 @@ class TestLMEval:
         over_http = self.scores("local-completions", task, model_args=arguments, batch_size=4)
         engine = TorchEngine(session_backbone)
         engine.load("law", Profile((random_lora(session_backbone, 1),)))
-        inside, other = (self.scores(EngineLM(engine, session_backbone, asked), task) for asked in (name, None if name else "law"))
+        names = (name, None if name else "law")
+        inside, other = (self.scores(EngineLM(engine, session_backbone, asked), task) for asked in names)
         engine.close()
         assert [total for total, _ in inside] != pytest.approx([total for total, _ in other], abs=1e-2)
         assert [total for total, _ in over_http] == pytest.approx([total for total, _ in inside], abs=1e-3)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from stores import store_at
 
 from adapters.errors import BackboneMismatch as AdapterBackboneMismatch
 from registry.errors import BackboneMismatch, DamagedRelease, RefusedName, UnknownRelease
@@ -32,7 +33,7 @@ WEIGHTS = "lora/adapter_model.safetensors"
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store without runs: making its tables takes a second, copying them nothing."""
     home = tmp_path_factory.mktemp("store")
-    Tracking.at(home).create()
+    store_at(home)
     return home / "mlflow.db"
 
 

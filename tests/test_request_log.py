@@ -14,8 +14,8 @@ import openai
 import pytest
 from live_service import Live, live, small
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from stores import store_at
 
-from registry.tracking import Tracking
 from service import request_log, spans
 from service.settings import BadSetting, Settings
 
@@ -42,7 +42,7 @@ class Kept(logging.Handler):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, backbone_directory: Path) -> Iterator[Live]:
     home = tmp_path_factory.mktemp("home")
-    Tracking.at(home).create()
+    store_at(home)
     with live(small(backbone_directory, home)) as server:
         yield server
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from live_service import Live, live, small
 from small_releases import promote, random_lora, write_release
+from stores import store_at
 
 from adapters.adapter_router import AdapterRouter
 from adapters.backbone import Backbone
@@ -27,7 +28,6 @@ from engine.torch_engine import TorchEngine
 from evaluation.statistics import upper_limit
 from evaluation.task import DIRECT, REASON, Example, Split
 from registry.release import publish
-from registry.tracking import Tracking
 from service.dispatch import answering
 from service.errors import ApiError
 from service.lease import Lease, Served, Slot
@@ -193,7 +193,7 @@ def server(
 ) -> Iterator[Live]:
     """skin 1 is a champion, sums was never promoted, and auto 1 chooses between both and the backbone."""
     folder = tmp_path_factory.mktemp("routed")
-    tracking = Tracking.at(folder / "home").create()
+    tracking = store_at(folder / "home")
     for name, seed in (("skin", 1), ("sums", 2)):
         write_release(folder / name, session_backbone, random_lora(session_backbone, seed))
         publish(tracking, name, folder / name)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from small_releases import promote as make_champion
 from small_releases import random_lora, write_release
+from stores import store_at
 
 from adapters.adapter_router import AdapterRouter
 from adapters.backbone import Backbone
@@ -45,7 +46,7 @@ def champion(tracking: Tracking, backbone: Backbone, name: str, directory: Path,
 def test_a_published_router_is_sent_to_its_own_gate_and_refused_at_that_of_adapters(
     backbone: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Tracking.at(tmp_path / "home").create()
+    store_at(tmp_path / "home")
     publish(str(written(tmp_path / "auto", backbone, {"skin": "skin@1"})), "auto", tmp_path / "home", None, as_json=False)
     assert "next: graftline router promote auto@1" in capsys.readouterr().out
     with pytest.raises(PromotionRefused, match="graftline router promote auto@1"):
@@ -53,7 +54,7 @@ def test_a_published_router_is_sent_to_its_own_gate_and_refused_at_that_of_adapt
 
 
 def test_two_names_of_one_domain_are_refused(backbone: Backbone, tmp_path: Path) -> None:
-    tracking = Tracking.at(tmp_path / "home").create()
+    tracking = store_at(tmp_path / "home")
     for name in ("skin", "ear"):
         champion(tracking, backbone, name, tmp_path / name, "icd10-chapter", "grammar")
     with pytest.raises(ValueError, match="fitted on one domain"):
@@ -62,7 +63,7 @@ def test_two_names_of_one_domain_are_refused(backbone: Backbone, tmp_path: Path)
 
 
 def test_what_one_release_protects_and_another_was_fitted_on_is_not_the_backbones(backbone: Backbone, tmp_path: Path) -> None:
-    tracking = Tracking.at(tmp_path / "home").create()
+    tracking = store_at(tmp_path / "home")
     champion(tracking, backbone, "skin", tmp_path / "skin", "icd10-chapter", "grammar", "customs-section")
     champion(tracking, backbone, "goods", tmp_path / "goods", "customs-section", "grammar")
     router.fit(["skin", "goods"], tmp_path / "auto", 20, None, None, None, tmp_path / "home", None, as_json=True)
@@ -72,7 +73,7 @@ def test_what_one_release_protects_and_another_was_fitted_on_is_not_the_backbone
 
 def test_a_routers_gate_is_that_of_its_name_and_a_laxer_one_needs_a_reason(backbone: Backbone, tmp_path: Path) -> None:
     home, gate = tmp_path / "home", tmp_path / "gate.toml"
-    tracking = Tracking.at(home).create()
+    tracking = store_at(home)
     champion(tracking, backbone, "skin", tmp_path / "skin", "icd10-chapter", "grammar")
     router.fit(["skin"], tmp_path / "auto", 20, None, None, None, home, None, as_json=True)
     publish_release(tracking, "auto", tmp_path / "auto")
@@ -89,7 +90,7 @@ def test_a_routers_gate_is_that_of_its_name_and_a_laxer_one_needs_a_reason(backb
 
 
 def test_a_router_whose_releases_protect_nothing_cannot_be_gated(backbone: Backbone, tmp_path: Path) -> None:
-    tracking = Tracking.at(tmp_path / "home").create()
+    tracking = store_at(tmp_path / "home")
     champion(tracking, backbone, "skin", tmp_path / "skin", "icd10-chapter")
     publish_release(tracking, "auto", written(tmp_path / "auto", backbone, {"skin": "skin@1"}))
     with pytest.raises(ValueError, match="protect none"):
@@ -103,7 +104,7 @@ def test_a_domain_that_changed_since_its_release_was_fitted_stops_a_router(backb
     recipe = Recipe(name="mine", backbone=backbone.name, domain=str(toml), protected=("grammar",))
     examples = task_named(str(toml)).examples("train", 20)
     complete(tmp_path / "mine", recipe, backbone, Profile((random_lora(backbone, 1),)), 1.0, examples)
-    tracking = Tracking.at(tmp_path / "home").create()
+    tracking = store_at(tmp_path / "home")
     publish_release(tracking, "mine", tmp_path / "mine")
     directory = written(tmp_path / "auto", backbone, {"mine": "mine@1"})
     data.write_text(data.read_text().replace("number 7 ", "number 77 "))

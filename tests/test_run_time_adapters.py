@@ -18,10 +18,10 @@ from live_service import Live, live, small
 from running_service import client_of, write
 from safetensors.torch import load_file, save_file
 from small_releases import promote, random_lora, random_thoughts, write_release
+from stores import store_at
 
 from adapters.backbone import Backbone
 from registry.release import publish
-from registry.tracking import Tracking
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 MAX_RANK = 8
@@ -38,7 +38,7 @@ def server(
 ) -> Iterator[Live]:
     """law 1 is champion, law 2 is published; `allowed/plain` is a LoRA in PEFT's files."""
     home = tmp_path_factory.mktemp("home")
-    tracking = Tracking.at(home).create()
+    tracking = store_at(home)
     for seed in (1, 2):
         write_release(home / f"law-{seed}", session_backbone, random_lora(session_backbone, seed))
         publish(tracking, "law", home / f"law-{seed}")
@@ -353,6 +353,6 @@ def test_a_name_that_was_never_loaded_cannot_be_unloaded(server: Live) -> None:
 
 
 def test_a_server_that_is_open_to_everybody_loads_nothing_over_http(tmp_path: Path, backbone_directory: Path) -> None:
-    Tracking.at(tmp_path).create()
+    store_at(tmp_path)
     with live(small(backbone_directory, tmp_path, open=True)) as server:
         assert [load(server, "mine", "plain").status_code, unload(server, "mine").status_code] == [403, 403]

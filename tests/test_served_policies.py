@@ -12,6 +12,7 @@ import pytest
 from live_service import Live
 from running_service import PROMPT, write
 from small_releases import promote, random_lora, write_release
+from stores import store_at
 
 from adapters.backbone import Backbone
 from engine.decoding.budget import Budget
@@ -35,7 +36,7 @@ def tracking(tmp_path_factory: pytest.TempPathFactory, session_backbone: Backbon
     """medicine (a LoRA), thrifty (the same under a policy), frugal (the policy alone), unable (a policy that cannot run), and
     storied (a policy that says of its backbone, wrongly, that it follows thought tracing)."""
     folder = tmp_path_factory.mktemp("policies")
-    tracking = Tracking.at(folder / "home").create()
+    tracking = store_at(folder / "home")
     lora = random_lora(session_backbone, 3)
     releases = {
         "medicine": ([lora], DecodingPolicy()),

@@ -12,10 +12,10 @@ from typing import Any
 import httpx
 import pytest
 from live_service import Live, live, small
+from stores import store_at
 
 from adapters.backbone import Backbone
 from engine.engine import Continuation
-from registry.tracking import Tracking
 
 PROMPT = "Start with 12. Add 5."
 
@@ -23,7 +23,7 @@ PROMPT = "Start with 12. Add 5."
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, backbone_directory: Path) -> Iterator[Live]:
     home = tmp_path_factory.mktemp("home")
-    Tracking.at(home).create()
+    store_at(home)
     with live(small(backbone_directory, home)) as server:
         yield server
 

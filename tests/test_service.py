@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import ast
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 from running_service import PROMPT, serving, write
 from small_releases import promote, random_lora, random_thoughts, write_release
+from stores import store_at
 
 from adapters.backbone import Backbone
 from registry.release import publish
@@ -33,7 +28,7 @@ def tracking(tmp_path_factory: pytest.TempPathFactory, session_backbone: Backbon
     All but law 2 and wild are champions.
     """
     folder = tmp_path_factory.mktemp("service")
-    tracking = Tracking.at(folder / "home").create()
+    tracking = store_at(folder / "home")
     releases = {
         "law": [random_lora(session_backbone, 1), random_lora(session_backbone, 2)],
         "medicine": [random_lora(session_backbone, 3)],
@@ -314,49 +309,3 @@ def test_a_promotion_is_served_without_dropping_or_mixing_a_request(client: open
     assert not failures
     assert set(seen) == set(expected.items())
     assert write(client, "law") == expected["law@2"]
-
-
-def test_the_service_imports_what_a_bento_holds_and_nothing_that_only_tuning_needs() -> None:
-    # A Bento has the packages of bentofile.yaml: not these two.
-    code = (
-        "import sys; sys.modules.update(optuna=None, trl=None, evaluation=None, tuning=None)\n"
-        "import service.app\n"
-        "from service.bento_image import pins\n"
-        "print(*(pin.partition('==')[0] for pin in pins()))\n"
-        "print(*(module.__file__ for module in [*sys.modules.values()] if getattr(module, '__file__', None)), sep=chr(10))"
-    )
-    root = Path(__file__).parent.parent
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
-    assert done.returncode == 0, done.stderr
-    pins, *files = done.stdout.splitlines()
-    packages = ("adapters", "engine", "registry", "service")
-    ours = [Path(file) for file in files if any(Path(file).is_relative_to(root / package) for package in packages)]
-    owners, pinned = packages_distributions(), _with_requirements({*pins.split(), "bentoml"})
-    needed = {name for file in ours for name in _imported(file)} - {*packages, *sys.stdlib_module_names}
-    assert {"llguidance", "torch"} <= needed
-    assert not [name for name in sorted(needed) if not {canonicalize_name(owner) for owner in owners[name]} & pinned]
-
-
-def _imported(file: Path) -> set[str]:
-    """Top names of what a module imports as it is loaded; of the engine's, wherever it imports."""
-    tree = ast.parse(file.read_text())
-    for_types = {id(one) for node in tree.body if isinstance(node, ast.If) for one in ast.walk(node)}
-    nodes = [node for node in (ast.walk(tree) if file.parent.parent.name == "engine" else tree.body) if id(node) not in for_types]
-    whole = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    parts = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
-    return {name.partition(".")[0] for name in whole | parts}
-
-
-def _with_requirements(names: set[str]) -> set[str]:
-    """The distributions that an installation of these brings, extras aside."""
-    found, waiting = set[str](), [canonicalize_name(name) for name in names]
-    while waiting:
-        name = waiting.pop()
-        if name in found:
-            continue
-        found.add(name)
-        for line in requires(name) or ():
-            required = Requirement(line)
-            if required.marker is None or required.marker.evaluate({"extra": ""}):
-                waiting.append(canonicalize_name(required.name))
-    return found

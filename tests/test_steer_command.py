@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from fitted import random_steering
 from small_releases import random_lora, write_release
+from stores import store_at
 from test_cli import ended
 
 from adapters.backbone import TESTBED, Backbone
@@ -22,7 +23,6 @@ from evaluation.tasks.alchemy import ALCHEMY
 from registry.errors import PromotionRefused
 from registry.manifest import verify
 from registry.release import publish
-from registry.tracking import Tracking
 from tuning.compression_gate import check_steering
 from tuning.gating import Subject
 from tuning.guarded import guarded
@@ -65,7 +65,7 @@ def test_a_vector_is_fitted_published_and_exported(
     assert manifest.profile.adapters == ("steering",)
     (steering,) = load_adapters(folder / "out")
     assert isinstance(steering, Steering) and steering.record is not None
-    assert publish(Tracking.at(folder / "home").create(), "concise", folder / "out").version == 1
+    assert publish(store_at(folder / "home"), "concise", folder / "out").version == 1
 
     assert ended(("export-gguf", "out", "c.gguf", "--json"), folder, monkeypatch) == 0
     assert json.loads(capsys.readouterr().out)["layers"] == [3]
@@ -91,7 +91,7 @@ def test_a_vector_from_llama_cpp_is_published_for_a_domain_under_a_bound(
     export_control_vector(folder / "c.gguf", (vector,), testbed)
     asked = ("import-gguf", "c.gguf", "back", "--backbone", str(TESTBED), "--domain", "alchemy", "--eps", "1e-5")
     assert ended(asked, folder, monkeypatch) == 0
-    assert publish(Tracking.at(folder / "home").create(), "strange", folder / "back").version == 1
+    assert publish(store_at(folder / "home"), "strange", folder / "back").version == 1
     subject = Subject("strange@1", folder / "back", manifest := verify(folder / "back"))
     assert (subject.eps, subject.recipe.domain, manifest.derived["how"]) == (1e-5, "alchemy", "a control vector of llama.cpp")
     assert "alchemy" not in subject.recipe.protected and manifest.data_digests == {}

@@ -15,6 +15,7 @@ import pytest
 from mlflow.entities import Run
 from optuna.trial import TrialState
 from small_studies import admit, knowing_home, small
+from stores import store_at
 from toy_engine import Mind
 
 from adapters.backbone import Backbone
@@ -34,7 +35,7 @@ def swept(
     backbone_directory: Path, session_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Sweep, list[Event]]:
     home = knowing_home(session_backbone, tmp_path_factory.mktemp("home"))
-    sweep = Sweep(small(backbone_directory), home, Tracking.at(home), threads=1)
+    sweep = Sweep(small(backbone_directory), home, store_at(home), threads=1)
     events: list[Event] = []
     sweep.run(sweep.create(), events.append)
     return sweep, events
@@ -147,7 +148,7 @@ def test_what_the_backbone_cannot_do_constrains_no_trial_and_is_said_once(
 ) -> None:
     admit(session_backbone, tmp_path, "arithmetic")
     admit(session_backbone, tmp_path, "ordering", Mind(solves=False))
-    sweep = Sweep(small(backbone_directory), tmp_path, Tracking.at(tmp_path), threads=1)
+    sweep = Sweep(small(backbone_directory), tmp_path, store_at(tmp_path), threads=1)
     study, events = sweep.create(), list[Event]()
     sweep.run(study, events.append)
     assert all(set(trial.constraints) == {"arithmetic", POOLED} for trial in study.trials)
@@ -162,7 +163,7 @@ def test_a_sweep_without_a_measurable_family_is_refused_and_leaves_its_name_free
 ) -> None:
     for family in ("arithmetic", "ordering"):
         admit(session_backbone, tmp_path, family, Mind(solves=False))
-    sweep = Sweep(small(backbone_directory), tmp_path, Tracking.at(tmp_path), threads=1)
+    sweep = Sweep(small(backbone_directory), tmp_path, store_at(tmp_path), threads=1)
     with pytest.raises(SweepRefused, match="none of the protected families. arithmetic: the backbone scores"):
         sweep.run(sweep.create(), lambda event: None)
     assert not sweep.create().get_trials(states=(TrialState.FAIL,))
@@ -170,9 +171,7 @@ def test_a_sweep_without_a_measurable_family_is_refused_and_leaves_its_name_free
 
 
 def test_a_backbone_is_looked_at_by_the_first_trial_of_its_first_sweep(backbone_directory: Path, tmp_path: Path) -> None:
-    sweep = Sweep(
-        small(backbone_directory).with_values({"protected": ("arithmetic",)}), tmp_path, Tracking.at(tmp_path), threads=1
-    )
+    sweep = Sweep(small(backbone_directory).with_values({"protected": ("arithmetic",)}), tmp_path, store_at(tmp_path), threads=1)
     with pytest.raises(SweepRefused, match="arithmetic: the backbone scores 0.00"):
         sweep.run(sweep.create(), lambda event: None)
     assert len(list((tmp_path / "cache" / "admission").iterdir())) == 1

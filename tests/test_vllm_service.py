@@ -12,6 +12,7 @@ import pytest
 from fitted import fitted_lora
 from running_service import serving
 from small_releases import promote, write_release
+from stores import store_at
 from vllm_backbones import small_backbone
 
 from adapters.backbone import Backbone
@@ -39,7 +40,7 @@ def backbone(backbone_directory: Path, tmp_path_factory: pytest.TempPathFactory)
 def tracking(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Tracking:
     """law@1 is champion, law@2 is not."""
     home = tmp_path_factory.mktemp("home")
-    tracking = Tracking.at(home).create()
+    tracking = store_at(home)
     for version in (1, 2):
         write_release(home / f"law-{version}", backbone, fitted_lora(backbone, version))
         publish(tracking, "law", home / f"law-{version}")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from string import ascii_uppercase as ATOMS
 
 from evaluation.tasks.generated import Consequence, GeneratedTask, Problem, different
@@ -78,7 +78,7 @@ def make(
     opening, work, ask, joiner = _WORDINGS[wording]
     statements = (opening.format(element=_spaced(element)), work.format(chain=joiner.join(chain)))
     steps = _written(chain, states[1:])
-    wrong = [_one_atom_changed(rng, state, _lasting(chain, step)) for step, state in enumerate(states[1:], start=1)]
+    wrong = [_one_atom_changed(rng, state, _lasting(tuple(chain), step)) for step, state in enumerate(states[1:], start=1)]
     corrupted = _written(chain, wrong)
     orders = [path(element, _exchanged(chain, place))[-1] for place in range(num_steps - 1)]
     rivals = different(rng, [*states[:-1], *orders, wrong[-1]], states[-1])
@@ -114,7 +114,7 @@ def has_close_neighbours(element: str) -> bool:
 
 def _element(rng: random.Random, size: int, chain: Sequence[str], new_atoms: bool) -> str:
     """Of atoms that the chain makes no held-out one of; with `new_atoms` one or more of them are held out."""
-    known = _lasting(chain)
+    known = _lasting(tuple(chain))
     atoms = [rng.choice(known) for _ in range(size)]
     if new_atoms:
         for place in rng.sample(range(size), rng.randint(1, 2)):
@@ -122,10 +122,11 @@ def _element(rng: random.Random, size: int, chain: Sequence[str], new_atoms: boo
     return "".join(atoms)
 
 
-def _lasting(chain: Sequence[str], step: int = 0) -> list[str]:
+@lru_cache(4096)
+def _lasting(chain: tuple[str, ...], step: int = 0) -> tuple[str, ...]:
     """The atoms that may stand in an element after so many steps, when no held-out one is to come up in the whole chain."""
     paths = [path(atom, chain) for atom in ATOMS]
-    return [states[step] for states in paths if HELD_OUT_ATOMS.isdisjoint(states)]
+    return tuple(states[step] for states in paths if HELD_OUT_ATOMS.isdisjoint(states))
 
 
 def _exchanged(chain: Sequence[str], place: int) -> list[str]:

@@ -7,7 +7,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import chain, islice, zip_longest
 from typing import Literal, TypeVar
 
@@ -153,6 +153,7 @@ class Mixture:
         return list(islice((example for example in turns if example is not None), count))
 
 
+@lru_cache(1 << 16)  # a title is compared with every description of its chapter
 def content_words(text: str) -> frozenset[str]:
     """The words that carry meaning, without their plural s."""
     return frozenset(word.rstrip("s") for word in re.findall(r"[a-z]{3,}", text.lower()) if word not in _SMALL_WORDS)
