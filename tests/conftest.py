@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import shutil
 import sqlite3
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,9 +73,7 @@ def _few_objects() -> Iterator[None]:
 
 def freeze() -> None:
     """A collection, which every trainer of TRL asks for, takes seconds where it looks at all that was imported and collected."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # of a client that a test left open, and which was garbage by then
-        gc.collect()
+    gc.collect()
     gc.freeze()
 
 

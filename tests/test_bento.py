@@ -94,7 +94,7 @@ def test_a_bento_serves_its_backbone_and_its_release_without_a_registry(
 def test_its_pins_are_all_that_it_needs(tmp_path: Path, backbone_directory: Path) -> None:
     """As in its image: an environment that holds what requirements.txt names, started by `bentoml serve` with no word of ours."""
     home = tmp_path / "home"
-    Tracking.at(home).create()
+    store_at(home)
     bento = build(Settings(backbone=str(backbone_directory), device="cpu", home=home), store=tmp_path / "store")
     venv.create(tmp_path / "venv", with_pip=True)
     programs = tmp_path / "venv" / "bin"

@@ -151,6 +151,6 @@ def test_a_bad_log_format_is_refused_by_its_variable() -> None:
 
 
 def test_an_openai_client_reads_the_request_id_of_the_line(server: Live, kept: Kept, base: str) -> None:
-    client = openai.OpenAI(base_url=server.openai_url, api_key="none", max_retries=0)
-    reply = client.completions.with_raw_response.create(model=base, **BODY)  # type: ignore[arg-type]
+    with openai.OpenAI(base_url=server.openai_url, api_key="none", max_retries=0) as client:
+        reply = client.completions.with_raw_response.create(model=base, **BODY)  # type: ignore[arg-type]
     assert line(kept)["request_id"] == reply.headers["x-request-id"]
