@@ -39,7 +39,7 @@ class Size:
     settle_s: float = 30.0
 
 
-FULL = Size(promotions=1000, hang_ups=500, away_s=600.0, readers=8, settle_s=120.0)
+FULL = Size(promotions=1000, hang_ups=500, away_s=600.0, readers=4, settle_s=120.0)
 
 
 @dataclass(frozen=True)
