@@ -91,6 +91,23 @@ def test_a_loaded_adapter_is_listed_with_its_parent_and_answers_under_its_name(
         write(client, "mine")
 
 
+def test_the_bank_is_told_by_the_adapters_name_until_it_is_unloaded(server: Live, client: openai.OpenAI, base: str) -> None:
+    def by_model(series: str) -> dict[str, float]:
+        lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+        told = (line.removeprefix(f'graftline_engine_{series}{{model="').split('"} ') for line in lines)
+        return {found[0]: float(found[1]) for found in told if len(found) == 2 and "{" not in found[0]}
+
+    load(server, "banked", "plain")
+    assert by_model("resident")["banked"] == 0 and "banked" not in by_model("bank_loads_total")
+    write(client, "banked", max_tokens=3)
+    write(client, "banked", max_tokens=3)
+    assert [by_model(f"bank_{one}_total")["banked"] for one in ("loads", "hits")] == [1, 1]
+    assert by_model("resident")["banked"] == 1 and by_model("written_tokens_total")["banked"] == 6
+    assert by_model("resident").keys() == {"banked", "law@1"} and by_model("written_tokens_total")[base]
+    unload(server, "banked")
+    assert "banked" not in {model for one in ("resident", "bank_loads_total", "written_tokens_total") for model in by_model(one)}
+
+
 def test_a_release_loaded_by_version_answers_as_that_version(server: Live, client: openai.OpenAI) -> None:
     assert load(server, "second", "law@2").status_code == 200
     reply = client.completions.create(model="second", prompt="Add 5.", max_tokens=8)
