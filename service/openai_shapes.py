@@ -80,8 +80,10 @@ class _Request(TokenFields):
     decoding: Decoding = Decoding()
     user: str | None = Field(default=None, max_length=512)  # whose requests one side of a canary answers
     cache_salt: str = Field(default="", max_length=256)
-    timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # seconds from the request's arrival
     """Requests of different salts share nothing of what is kept of their prompts."""
+    timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # seconds from the request's arrival
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
+    """Of those that wait the smallest goes first. None: 0."""
 
     @model_validator(mode="before")
     @classmethod

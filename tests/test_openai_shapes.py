@@ -88,6 +88,12 @@ def test_logprobs_zero_asks_a_completion_for_log_probabilities() -> None:
     assert completion(logprobs=False).num_top is completion(logprobs=None).num_top is completion().num_top is None
 
 
+def test_a_priority_is_32_bits_and_null_is_none() -> None:
+    assert [chat(priority=one).priority for one in (-3, 0, None)] == [-3, 0, None]
+    with pytest.raises(ValidationError, match="priority"):
+        chat(priority=2**31)
+
+
 def test_a_field_that_nobody_knows_is_ignored() -> None:
     assert chat(store=True, metadata={"team": "a"}, made_up=7).turns == [{"role": "user", "content": "Hello"}]
 
