@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,8 +76,17 @@ def test_a_wrong_method_is_told_the_right_ones(server: Live, method: str, path: 
 def test_every_answer_carries_the_request_s_id(server: Live) -> None:
     for path in (CHAT, "/v1/models", "/nothing"):
         assert httpx.get(f"{server.url}{path}", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
-    made = httpx.get(f"{server.url}/v1/models", headers={"x-request-id": "<script>"}).headers["x-request-id"]
-    assert made == "script"
+
+
+@pytest.mark.parametrize("given", ["r" * 129, "<script>", "trace-7;a", "a b", "a\tb", "\u00e9".encode(), ""], ids=repr)
+def test_an_id_that_is_too_long_or_holds_other_signs_is_replaced_whole(server: Live, given: str | bytes) -> None:
+    made = httpx.get(f"{server.url}/v1/models", headers={"x-request-id": given}).headers["x-request-id"]
+    assert re.fullmatch("[0-9a-f]{32}", made)
+
+
+def test_the_longest_id_that_is_kept_has_128_signs(server: Live) -> None:
+    longest = "aZ09_.:-" * 16
+    assert httpx.get(f"{server.url}/v1/models", headers={"x-request-id": longest}).headers["x-request-id"] == longest
 
 
 def test_a_reply_s_id_holds_the_request_s(server: Live, base: str) -> None:
