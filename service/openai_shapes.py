@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
+from urllib.parse import quote
 
 from pydantic import (
     BaseModel,
@@ -29,6 +30,7 @@ from service.shortened import shortened
 from service.token_fields import MAX_CHOICES, TokenFields
 from service.unsupported import NEUTRAL, NOT_OF_A_CHAT, UnsupportedField, refuse_unsupported
 
+MODEL_HEADER = "x-graftline-model"
 MAX_STOPS = 4
 MAX_REPLIES = 1024
 
@@ -321,6 +323,11 @@ class Reply(BaseModel):
     created: int
     model: str
     system_fingerprint: str
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """For whoever reads no body: the model, in ASCII."""
+        return {MODEL_HEADER: quote(self.model, safe="/@:")}
 
     def wire(
         self,

@@ -1,10 +1,11 @@
-"""What a reply says of what answered it: its fingerprint, plain and streamed."""
+"""What a reply says of what answered it: its fingerprint and its header, plain and streamed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 from live_service import Live, live, small
@@ -14,6 +15,7 @@ from small_releases import promote, random_lora, write_release
 from adapters.backbone import Backbone
 from registry.release import publish
 from registry.tracking import Tracking
+from service.openai_shapes import Reply
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +60,19 @@ def test_the_fingerprint_is_of_backbone_and_release_however_the_release_is_asked
 def test_the_backbones_own_fingerprint_names_nothing_else(client: openai.OpenAI, server: Live, base: str) -> None:
     own = server.parts.backbone.fingerprint[:12]
     assert fingerprints(client, base) == {f"fp_{own}_{own}"}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["completions", "chat/completions"])
+def test_a_header_names_what_answered(server: Live, base: str, path: str, stream: bool) -> None:
+    asked = {"prompt": "Add 5."} if path == "completions" else {"messages": [{"role": "user", "content": "Add 5."}]}
+    for model, answers in (("law", "law@1"), ("law@2", "law@2"), (base, base)):
+        body = {"model": model, "max_tokens": 1, "stream": stream, **asked}
+        reply = httpx.post(f"{server.openai_url}/{path}", json=body)
+        assert reply.headers["x-graftline-model"] == answers and f'"{answers}"' in reply.text
+        assert reply.headers.get("cache-control") == ("no-cache" if stream else None)
+
+
+def test_a_name_that_is_not_ascii_is_percent_encoded_in_the_header() -> None:
+    reply = Reply(id="a", object="chat.completion", created=0, model="org/médecine@3", system_fingerprint="fp")
+    assert reply.headers == {"x-graftline-model": "org/m%C3%A9decine@3"}
