@@ -8,6 +8,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -19,9 +20,11 @@ from running_service import client_of, write
 from safetensors.torch import load_file, save_file
 from small_releases import promote, random_lora, random_thoughts, write_release
 
-from adapters.backbone import Backbone
+from adapters.backbone import RAW, REASONER, Backbone
 from registry.release import publish
 from registry.tracking import Tracking
+from service.errors import ApiError
+from service.run_time_files import Limits, checked_profile
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 MAX_RANK = 8
@@ -276,6 +279,11 @@ FAULTS: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "a pattern": (lambda place: configured(place, target_modules="(a+)+$"), 400, "modules_by_pattern"),
     "DoRA": (lambda place: configured(place, use_dora=True), 400, "adapter_refused"),
     "another kind": (lambda place: configured(place, peft_type="IA3"), 400, "adapter_refused"),
+    "another built-in backbone": (
+        lambda place: configured(place, base_model_name_or_path="smollm2-135m"),
+        400,
+        "backbone_mismatch",
+    ),
     "no JSON": (lambda place: (place / CONFIG).write_text("{"), 400, "config_damaged"),
     "JSON without an end": (lambda place: (place / CONFIG).write_text("[" * 10**5), 400, "config_damaged"),
     "layers that are none": (lambda place: configured(place, layers_to_transform=[[1]]), 400, "config_damaged"),
@@ -373,3 +381,24 @@ def test_a_server_that_is_open_to_everybody_loads_nothing_over_http(tmp_path: Pa
     Tracking.at(tmp_path).create()
     with live(small(backbone_directory, tmp_path, open=True)) as server:
         assert [load(server, "mine", "plain").status_code, unload(server, "mine").status_code] == [403, 403]
+
+
+@pytest.mark.parametrize("stated", ["meta-llama/Llama-3.2-1B", "/home/somebody/model", "", None, ["smollm2-135m"]], ids=repr)
+def test_without_a_manifest_a_hubs_id_or_a_path_proves_nothing(
+    stated: object, tmp_path: Path, session_backbone: Backbone
+) -> None:
+    random_lora(session_backbone, 9).save(tmp_path)
+    configured(tmp_path, base_model_name_or_path=stated)
+    assert checked_profile(tmp_path, session_backbone, Limits(2**20, MAX_RANK), "plain").adapters
+
+
+def test_the_two_built_in_backbones_are_told_apart_though_their_shapes_are_equal(
+    tmp_path: Path, session_backbone: Backbone
+) -> None:
+    served = replace(session_backbone, name=REASONER)
+    random_lora(session_backbone, 9).save(tmp_path)
+    configured(tmp_path, base_model_name_or_path=REASONER)
+    assert checked_profile(tmp_path, served, Limits(2**20, MAX_RANK), "plain").adapters
+    configured(tmp_path, base_model_name_or_path=RAW)
+    with pytest.raises(ApiError, match="'plain' was fitted on 'smollm2-135m' by its adapter_config.json, but this backbone is"):
+        checked_profile(tmp_path, served, Limits(2**20, MAX_RANK), "plain")
