@@ -63,6 +63,23 @@ def test_an_unknown_path_is_not_found_in_the_same_shape(server: Live, path: str)
     assert (reply.status_code, reply.json()["error"]["code"]) == (404, "unknown_url")
 
 
+def test_paths_that_a_scanner_tries_are_counted_and_make_no_series(server: Live) -> None:
+    def told() -> dict[str, float]:
+        lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+        return {name: float(value) for name, _, value in (one.rpartition(" ") for one in lines if not one.startswith("#"))}
+
+    tried = ("/wp-login.php", "/.env", "/.git/config", "/%2e%2e/x", "/cgi-bin/a?b=1", "/v1/wp-login.php")
+    for path in ("/nothing", "/v1/models/nothing"):  # the series of all wrong paths, and of all unknown models
+        httpx.get(server.url + path)
+    before = told()
+    answers = [httpx.request(method, server.url + path).status_code for path in tried for method in ("GET", "POST", "PROPFIND")]
+    answers += [httpx.get(f"{server.url}/v1/models/{name}").status_code for name in ("wp-login.php", ".env", "a/b")]
+    after = told()
+    assert set(answers) == {404} and after.keys() == before.keys()
+    counted = 'graftline_turned_away_total{code="unknown_url"}'
+    assert after[counted] - before[counted] == 3 * len(tried)
+
+
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [("GET", CHAT, "POST"), ("DELETE", "/v1/models", "GET"), ("PATCH", "/tokenize", "POST")],
