@@ -9,6 +9,7 @@ Nothing here locks: calls come between forwards, from the thread that runs them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ class AdapterBank:
         self._hooks: list[RemovableHandle] = []
         self._batches: dict[tuple[str, ...], _Batch] = {}
         self._now: _Batch | None = None
-        self._hits = self._loads = self._evictions = 0
+        self._hits, self._loads, self._evictions = Counter[str](), Counter[str](), Counter[str]()
 
     def pack(self, name: str, contribution: Contribution) -> Packed:
         """A checked copy, for `put`. RefusedAdapter or DamagedAdapter says what is wrong with it."""
@@ -118,7 +119,7 @@ class AdapterBank:
         if packed is None or not packed.updates:
             return True
         if name in self._pages:
-            self._hits += 1
+            self._hits[name] += 1
         elif not self._pages.has_room(packed.num_pages, running):
             return False
         self._bring([name], running)
@@ -158,9 +159,10 @@ class AdapterBank:
         return BankStats(
             resident=len(self._pages),
             loaded=len(self._shelf),
-            hits=self._hits,
-            loads=self._loads,
-            evictions=self._evictions,
+            is_resident={name: name in self._pages for name, packed in self._shelf.items() if packed.updates},
+            hits=dict(self._hits),
+            loads=dict(self._loads),
+            evictions=dict(self._evictions),
             resident_bytes=self._stacks.num_pages * self._stacks.page_bytes,
             loaded_bytes=self._loaded_bytes(self._shelf),
         )
@@ -200,8 +202,8 @@ class AdapterBank:
             self._stacks.reserve(self._pages.size, self._pages.max_pages)
             self._stacks.write(self._pages.of(name), packed)
             self._batches.clear()
-            self._loads += 1
-            self._evictions += len(gone)
+            self._loads[name] += 1
+            self._evictions.update(gone)
 
     def _restack(self) -> None:
         """Empty stacks for the modules that any loaded profile targets; rows bring theirs in again."""

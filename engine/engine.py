@@ -161,9 +161,10 @@ class BankStats:
 
     resident: int = 0
     loaded: int = 0  # profiles
-    hits: int = 0  # rows whose adapter was resident when they joined
-    loads: int = 0  # times that one was not, and came in
-    evictions: int = 0  # times that one had to leave for another
+    is_resident: Mapping[str, bool] = field(default_factory=dict)  # by profile name, as are the next three: those loaded now
+    hits: Mapping[str, int] = field(default_factory=dict)  # rows whose adapter was resident when they joined
+    loads: Mapping[str, int] = field(default_factory=dict)  # times that it was not, and came in
+    evictions: Mapping[str, int] = field(default_factory=dict)  # times that it had to leave for another
     resident_bytes: int = 0  # that the bank takes
     loaded_bytes: int = 0  # that loaded profiles take in main memory
 

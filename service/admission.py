@@ -17,7 +17,7 @@ from engine.engine import Delta, GenerationRequest
 from service import meters
 from service.caller import Caller
 from service.errors import ApiError
-from service.fair_line import FairLine
+from service.fair_line import PriorityLine
 from service.quota import Quotas, Reserved, too_many
 from service.writing import Generate, closed_at_the_end
 
@@ -61,8 +61,7 @@ class Admission:
         self.seated = 0  # rows
         self._by_key: dict[str | None, Load] = {}
         self._read_by_key: Counter[str | None] = Counter()  # characters
-        self._line: FairLine[_Seat] = FairLine()
-        self._first: _Seat | None = None  # whose turn it is, while there are too few free rows for it
+        self._line: PriorityLine[_Seat] = PriorityLine()
         self._clock = clock
         self._ended: deque[tuple[float, int]] = deque()
 
@@ -114,10 +113,10 @@ class Admission:
             del self._by_key[key]
 
     @contextlib.asynccontextmanager
-    async def _seat(self, key: str | None, rows: int, tokens: int) -> AsyncGenerator[None, None]:
+    async def _seat(self, priority: int, key: str | None, rows: int, tokens: int) -> AsyncGenerator[None, None]:
         """Waits for its turn; inside, so many rows are its own. Whoever stops waiting leaves the line."""
         seat = _Seat(min(rows, self.bounds.rows), asyncio.get_running_loop().create_future())
-        self._line.add(key, tokens, seat)
+        self._line.add(priority, key, tokens, seat)
         self._seat_next()
         try:
             await seat.given
@@ -126,18 +125,13 @@ class Admission:
             if seat.given.done() and not seat.given.cancelled():
                 self.seated -= seat.rows
                 self._ended.append((self._clock(), tokens))
-            elif self._first is seat:
-                self._first = None
             else:
-                self._line.remove(key, seat)
+                self._line.remove(priority, key, seat)
             self._seat_next()
 
     def _seat_next(self) -> None:
-        while True:
-            self._first = self._first or self._line.next()
-            if self._first is None or self.seated + self._first.rows > self.bounds.rows:
-                return
-            seat, self._first = self._first, None
+        while (seat := self._line.first) is not None and self.seated + seat.rows <= self.bounds.rows:
+            self._line.take()
             if not seat.given.done():
                 self.seated += seat.rows
                 seat.given.set_result(None)
@@ -185,7 +179,7 @@ class Ticket:
             tokens = rows * _most_tokens(request)
             submitted = self._admission._clock()
             with self._no_longer_waiting(rows, tokens) as has_seat:
-                async with self._admission._seat(self._caller.key, rows, tokens):
+                async with self._admission._seat(request.priority, self._caller.key, rows, tokens):
                     has_seat()
                     waited_s = self._admission._clock() - submitted
                     self.waited_s = max(self.waited_s, waited_s)

@@ -16,7 +16,7 @@ from engine.profile import DecodingPolicy
 from engine.token_rules import refuse_unknown_ids
 from engine.voting import voters_of
 from service import meters
-from service.caller import caller_of
+from service.caller import Caller, Scope, caller_of
 from service.canary import sticky_key
 from service.chat_fields import ChatFields
 from service.deadline import Allowed, allowed
@@ -73,6 +73,7 @@ def new_writing(
     `told`: what is known already of how the reply is made.
     """
     engine, time_allowed = parts.engine, allowed(request, body.timeout, parts.settings.request_timeout_s)
+    refuse_priority(caller_of(request), body.priority)
     ticket = parts.admission.ticket(caller_of(request), lambda asked: num_voters(engine, asked))
     writing = _writing(parts, lease, prompts, body, ticket.through(engine.generate), time_allowed, told)
     ticket.enter(writing.requests, writing.rows_each)
@@ -80,10 +81,18 @@ def new_writing(
     if (drain := drain_of(request.app)) is not None:
         drain.will_cut(writing.cut)
         writing.at_end.append(lambda: drain.is_done(writing.cut))
-    # What is mirrored is nobody's request: it waits behind no one and costs no quota.
-    shadowed = Allowed(parts.settings.request_timeout_s)
-    parts.canaries.follow(writing, lambda other: _writing(parts, other, prompts, body, engine.generate, shadowed))
+    # What is mirrored is nobody's request: it waits behind no one, goes before no one and costs no quota.
+    shadowed, mirrored = Allowed(parts.settings.request_timeout_s), body.model_copy(update={"priority": None})
+    parts.canaries.follow(writing, lambda other: _writing(parts, other, prompts, mirrored, engine.generate, shadowed))
     return writing
+
+
+def refuse_priority(caller: Caller, priority: int | None) -> None:
+    """ApiError 403 where a key would go before others that may not."""
+    if priority is None or priority >= 0 or caller.may(Scope.ADMIN):
+        return
+    message = f"A priority below 0 goes before other keys' requests and needs a key with the scope 'admin', but got {priority}."
+    raise ApiError(403, f"{message} Give 0 or more, or leave it out.", "missing_scope", "priority")
 
 
 def _writing(
@@ -119,6 +128,7 @@ def _writing(
                     stop=body.stop,
                     policy=policy,
                     cache_salt=body.cache_salt,
+                    priority=body.priority or 0,
                     deadline=time.monotonic() + time_allowed.left_s + _ENGINES_GRACE_S,
                     top_logprobs=body.num_top or 0,
                     num_prompt_logprobs=_of_the_prompt(body),

@@ -55,7 +55,7 @@ class Graftline:
 
     async def __metrics__(self, text: str) -> str:
         parts: Parts = app.state.parts
-        return exposition(parts.engine.stats)
+        return exposition(parts.engine.stats, parts.models.answering)
 
 
 # The application has it too; here it also stands before what BentoML answers by itself.

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
-from service.openai_shapes import Usage
+from service.openai_shapes import MODEL_HEADER, Usage
 
 
 class _Shape(BaseModel):
@@ -105,7 +105,12 @@ EVENTS: dict[str, Any] = {
 }
 
 
+_HEADERS: dict[str, Any] = {
+    MODEL_HEADER: {"schema": {"type": "string"}, "description": "`model`; what is not ASCII is percent-encoded"}
+}
+
+
 def answers(shape: type[BaseModel], *, streams: bool = False) -> dict[int | str, dict[str, Any]]:
     """For a route's `responses`."""
     found: dict[str, Any] = {"model": shape, "description": "The reply"}
-    return {200: {**found, "content": {"text/event-stream": EVENTS}} if streams else found}
+    return {200: {**found, "content": {"text/event-stream": EVENTS}, "headers": _HEADERS} if streams else found}

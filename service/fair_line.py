@@ -1,4 +1,4 @@
-"""A waiting line that is fair between keys: whoever asks for much waits behind his own, and not before others.
+"""Waiting lines that are fair between keys: whoever asks for much waits behind his own, and not before others.
 
 Deficit round robin (Shreedhar and Varghese 1995) over tokens: each key that waits gets `quantum` tokens of credit a round, and
 its first request goes when the credit covers it. A key's own requests keep their order.
@@ -66,3 +66,43 @@ class FairLine(Generic[T]):
     def _leave(self, key: str | None) -> None:
         del self._lanes[key]
         self._round.remove(key)
+
+
+class PriorityLine(Generic[T]):
+    """Fair lines one behind the other: nobody of a larger priority goes while one of a smaller waits."""
+
+    def __init__(self) -> None:
+        self._lines: dict[int, FairLine[T]] = {}
+        self._firsts: dict[int, T] = {}  # whose turn it is in its own line, which has paid for it
+
+    def add(self, priority: int, key: str | None, tokens: int, item: T) -> None:
+        self._lines.setdefault(priority, FairLine()).add(key, tokens, item)
+
+    def remove(self, priority: int, key: str | None, item: T) -> None:
+        """Who gave up waiting; nothing where it is not there."""
+        if self._firsts.get(priority) is item:
+            del self._firsts[priority]
+        elif (line := self._lines.get(priority)) is not None:
+            line.remove(key, item)
+            self._drop_empty(priority)
+
+    @property
+    def first(self) -> T | None:
+        """Whose turn it is, and stays until somebody of a smaller priority comes."""
+        if not self._lines and not self._firsts:
+            return None
+        priority = min(self._lines.keys() | self._firsts.keys())
+        if priority not in self._firsts:
+            found = self._lines[priority].next()
+            assert found is not None  # an empty line is dropped
+            self._firsts[priority] = found
+            self._drop_empty(priority)
+        return self._firsts[priority]
+
+    def take(self) -> None:
+        """Takes out whom `first` has just told."""
+        del self._firsts[min(self._firsts)]
+
+    def _drop_empty(self, priority: int) -> None:
+        if not len(self._lines[priority]):
+            del self._lines[priority]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 # One process holds the engine and so all counts. The files that BentoML has several workers share could take no series away.
 os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
@@ -14,7 +14,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.metrics import MetricWrapperBase  # noqa: E402
 
 from engine.engine import EngineStats  # noqa: E402
+from service.lease import Served  # noqa: E402
 
+BASE = ""  # the engine's name for the backbone
 # For requests that named no served model: one series, whatever they sent.
 UNKNOWN = "unknown"
 # A release that is served no more keeps its series for some scrapes.
@@ -90,13 +92,17 @@ class Forgetting:
 
 
 class EngineCounts:
-    """What the engine counts itself, read when somebody asks."""
+    """What the engine counts itself, read when somebody asks.
 
-    def __init__(self, stats: Callable[[], EngineStats]) -> None:
-        self._stats = stats
+    By model it is told of what is in the engine now: a release's series go with its weights, and go on where it is loaded again.
+    """
+
+    def __init__(self, stats: Callable[[], EngineStats], answering: Callable[[], Iterable[Served]]) -> None:
+        self._stats, self._answering = stats, answering
 
     def collect(self) -> Iterator[Metric]:
         stats = self._stats()
+        model_of = {one.profile or BASE: one.id for one in self._answering() if one.router is None}
         yield GaugeMetricFamily("graftline_engine_running_rows", "Rows that take a place of the batch", stats.running)
         yield GaugeMetricFamily("graftline_engine_waiting_rows", "Rows that wait for a place", stats.waiting)
         yield CounterMetricFamily("graftline_engine_forward_tokens", "Tokens that went through a forward", stats.forward_tokens)
@@ -111,9 +117,20 @@ class EngineCounts:
         yield GaugeMetricFamily("graftline_engine_resident_adapters", "Adapters that stand in the bank", bank.resident)
         yield GaugeMetricFamily("graftline_engine_loaded_adapters", "Adapters in main memory", bank.loaded)
         yield GaugeMetricFamily("graftline_engine_bank_bytes", "Bytes that the bank takes", bank.resident_bytes)
-        yield CounterMetricFamily("graftline_engine_bank_hits", "Completions whose adapter stood in the bank", bank.hits)
-        yield CounterMetricFamily("graftline_engine_bank_loads", "Adapters that came into the bank", bank.loads)
-        yield CounterMetricFamily("graftline_engine_bank_evictions", "Adapters that left the bank for another", bank.evictions)
+        resident = GaugeMetricFamily("graftline_engine_resident", "1 where the adapter stands in the bank", labels=["model"])
+        for model, each in _by_model(bank.is_resident, model_of).items():
+            resident.add_metric([model], max(each))
+        yield resident
+        for series, says, counts in (
+            ("written_tokens", "Tokens written: one a row and step", stats.generated_tokens),
+            ("bank_hits", "Completions whose adapter stood in the bank", bank.hits),
+            ("bank_loads", "Times that the adapter came into the bank", bank.loads),
+            ("bank_evictions", "Times that it left the bank for another", bank.evictions),
+        ):
+            family = CounterMetricFamily(f"graftline_engine_{series}", says, labels=["model"])
+            for model, each in _by_model(counts, model_of).items():
+                family.add_metric([model], sum(each))
+            yield family
         mixes = CounterMetricFamily(
             "graftline_engine_mixed_steps", "Steps by how many profiles wrote in them", labels=["profiles"]
         )
@@ -122,11 +139,20 @@ class EngineCounts:
         yield mixes
 
 
-def exposition(stats: Callable[[], EngineStats]) -> str:
+def exposition(stats: Callable[[], EngineStats], answering: Callable[[], Iterable[Served]]) -> str:
     """All of it, in Prometheus' text format."""
     engine = CollectorRegistry()
-    engine.register(EngineCounts(stats))
+    engine.register(EngineCounts(stats, answering))
     return (generate_latest(SERIES) + generate_latest(engine)).decode()
+
+
+def _by_model(counts: Mapping[str, int], model_of: Mapping[str, str]) -> dict[str, list[int]]:
+    """The counts of the engine's profiles, by what clients call them: a release may be loaded under a second name."""
+    found: dict[str, list[int]] = {}
+    for profile, count in counts.items():
+        if profile in model_of:
+            found.setdefault(model_of[profile], []).append(count)
+    return found
 
 
 def _models(metric: MetricWrapperBase) -> set[str]:

@@ -212,11 +212,11 @@ class ServedModels:
             release = self._champions.get(name)
             return None if release is None else str(release)
 
-    def answering(self) -> set[str]:
-        """All that a reply may name as its model: NAME@VERSION of what is loaded, and the backbone."""
+    def answering(self) -> list[Served]:
+        """All that may answer now: what is loaded, under whatever name, and the backbone first."""
         with self._state:
             held = (self._backbone, *self._slots.values(), *self._named.values(), *self._leaving)
-            return {slot.served.id for slot in held}
+            return [slot.served for slot in held]
 
     def readiness(self) -> Readiness:
         with self._state:

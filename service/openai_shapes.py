@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
+from urllib.parse import quote
 
 from pydantic import (
     BaseModel,
@@ -29,6 +30,7 @@ from service.shortened import shortened
 from service.token_fields import MAX_CHOICES, TokenFields
 from service.unsupported import NEUTRAL, NOT_OF_A_CHAT, UnsupportedField, refuse_unsupported
 
+MODEL_HEADER = "x-graftline-model"
 MAX_STOPS = 4
 MAX_REPLIES = 1024
 
@@ -80,8 +82,10 @@ class _Request(TokenFields):
     decoding: Decoding = Decoding()
     user: str | None = Field(default=None, max_length=512)  # whose requests one side of a canary answers
     cache_salt: str = Field(default="", max_length=256)
-    timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # seconds from the request's arrival
     """Requests of different salts share nothing of what is kept of their prompts."""
+    timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # seconds from the request's arrival
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
+    """Of those that wait the smallest goes first. None: 0."""
 
     @model_validator(mode="before")
     @classmethod
@@ -319,6 +323,11 @@ class Reply(BaseModel):
     created: int
     model: str
     system_fingerprint: str
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """For whoever reads no body: the model, in ASCII."""
+        return {MODEL_HEADER: quote(self.model, safe="/@:")}
 
     def wire(
         self,

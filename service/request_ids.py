@@ -10,11 +10,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _ID = "x-request-id"
-_UNSAFE = re.compile(r"[^A-Za-z0-9_.:-]")
+_HARMLESS = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
 class RequestIds:
-    """Takes the client's x-request-id, made harmless, or makes one; every reply carries it.
+    """Takes the client's x-request-id, where it is harmless and not too long, or makes one; every reply carries it.
 
     Plain ASGI: a BaseHTTPMiddleware would hide the client's hanging up from the endpoint.
     """
@@ -26,8 +26,9 @@ class RequestIds:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = _UNSAFE.sub("", Headers(scope=scope).get(_ID, ""))[:128]
-        request_id = given or uuid.uuid4().hex
+        given = Headers(scope=scope).get(_ID, "")
+        # A part of it would be nobody's id, and could be another request's.
+        request_id = given if _HARMLESS.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:

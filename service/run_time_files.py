@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import nn
 
-from adapters.backbone import Backbone
+from adapters.backbone import BUILT_IN, Backbone
 from adapters.errors import AdapterError, DamagedAdapter
 from adapters.files import kind_of
 from adapters.lora import CONFIG, PREFIX, WEIGHTS
@@ -23,6 +23,7 @@ from engine.profile import PROFILE, Profile
 from registry.errors import DamagedRelease
 from registry.manifest import CARD, MANIFEST, TRAINING, read_manifest, verify, verify_tensors
 from service.errors import ApiError
+from service.lease import served_id
 
 PATH = "lora_path"
 _SMALL = {CONFIG: 2**20, MANIFEST: 16 * 2**20, PROFILE: 2**20, TRAINING: 256 * 2**20, CARD: 16 * 2**20}
@@ -69,6 +70,8 @@ def checked_profile(copy: Path, backbone: Backbone, limits: Limits, named: str) 
     except DamagedAdapter as error:
         raise refused(400, "header_damaged", str(error)) from error
     config = _config(copy, named)
+    if not (copy / MANIFEST).is_file():
+        _check_named_backbone(config, backbone, named)
     _check_rank(header, config, limits, named)
     _check_modules(header, config, backbone, named)
     try:
@@ -180,6 +183,17 @@ def _check_backbone(copy: Path, backbone: Backbone, named: str) -> None:
         verify(copy)
     except DamagedRelease as error:
         raise refused(400, "manifest_damaged", _without(copy, named, str(error))) from error
+
+
+def _check_named_backbone(config: Mapping[str, object], backbone: Backbone, named: str) -> None:
+    """A built-in backbone's name means one set of weights; the two have the same shapes, so that nothing else tells them apart.
+
+    Any other name is a hub's id or a path of whoever fitted it: the same weights have many, and the modules' shapes decide.
+    """
+    stated = config.get("base_model_name_or_path")
+    if stated in BUILT_IN and stated != backbone.name:
+        message = f"{named!r} was fitted on {stated!r} by its {CONFIG}, but this backbone is {served_id(backbone.name)!r}."
+        raise refused(400, "backbone_mismatch", f"{message} Serve that backbone, or fit it again.")
 
 
 def _config(copy: Path, named: str) -> Mapping[str, object]:

@@ -115,7 +115,7 @@ async def running(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
 
 async def forget(models: ServedModels) -> None:
     """Takes away, for ever, the series of what is served no more."""
-    forgetting = Forgetting(models.answering)
+    forgetting = Forgetting(lambda: (one.id for one in models.answering()))
     while True:
         forgetting.look()
         await asyncio.sleep(FORGET_EVERY_S)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -132,17 +132,19 @@ class _Started:
 class EventStream(StreamingResponse):
     """Ends its generator with the connection, also when the client left before the first byte."""
 
-    def __init__(self, stream: _Started, send_timeout_s: float | None = None) -> None:
-        super().__init__(stream, media_type="text/event-stream", headers=_HEADERS)
+    def __init__(self, stream: _Started, send_timeout_s: float | None, headers: Mapping[str, str] | None) -> None:
+        super().__init__(stream, media_type="text/event-stream", headers={**_HEADERS, **(headers or {})})
         self._stream, self._send_timeout_s = stream, send_timeout_s
 
     @classmethod
-    async def started(cls, stream: AsyncGenerator[str, None], send_timeout_s: float | None = None) -> EventStream:
+    async def started(
+        cls, stream: AsyncGenerator[str, None], send_timeout_s: float | None = None, headers: Mapping[str, str] | None = None
+    ) -> EventStream:
         """Waits for the first event, so that an early failure still has a status code of its own.
 
         A client that takes nothing for `send_timeout_s` is left: its connection is closed.
         """
-        return cls(_Started(await anext(stream), stream), send_timeout_s)
+        return cls(_Started(await anext(stream), stream), send_timeout_s, headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_late = False

@@ -19,6 +19,8 @@ class UnsupportedField(ValueError):
 
 _Neutral = Mapping[str, tuple[str, Callable[[JsonValue], bool]]]
 _FALSE = ("false", lambda value: value is False)
+_TRUE = ("true", lambda value: value is True)
+_EMPTY_OBJECT = ("an empty object", lambda value: value == {})
 _EMPTY = ("an empty list", lambda value: value == [])
 _LEFT_OUT = ("left out", lambda value: False)
 # What each known but unsupported field may hold: its neutral value, which asks for nothing.
@@ -27,16 +29,25 @@ NEUTRAL: _Neutral = {
     "function_call": ("'none' or 'auto'", lambda value: value in ("none", "auto")),
     "modalities": ("['text']", lambda value: value == ["text"]),
     "audio": _LEFT_OUT,
+    "prediction": _LEFT_OUT,
+    "web_search_options": _LEFT_OUT,
+    "verbosity": ("'medium'", lambda value: value == "medium"),
     "suffix": ("left out or empty", lambda value: value == ""),
     "use_beam_search": _FALSE,
     "allowed_token_ids": _EMPTY,
     "bad_words": _EMPTY,
-    "skip_special_tokens": ("true", lambda value: value is True),
+    "length_penalty": ("1", lambda value: value == 1),
+    "early_stopping": _FALSE,
+    "skip_special_tokens": _TRUE,
+    "spaces_between_special_tokens": _TRUE,
     "return_tokens_as_token_ids": _FALSE,
     "return_token_ids": _FALSE,
     "prompt_logprobs": _LEFT_OUT,
     "prompt_embeds": _LEFT_OUT,
     "logits_processors": _LEFT_OUT,
+    "guided_decoding_backend": _LEFT_OUT,
+    "mm_processor_kwargs": _EMPTY_OBJECT,
+    "vllm_xargs": _EMPTY_OBJECT,
 }
 NOT_OF_A_CHAT: _Neutral = {
     "echo": _FALSE,

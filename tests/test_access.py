@@ -82,6 +82,20 @@ def test_a_key_without_the_scope_is_told_which(keyed: Live, secrets: dict[Scope,
     assert ask(keyed, secrets[Scope.ADMIN], path="/metrics").status_code == 200
 
 
+def test_only_an_admins_key_goes_before_others(keyed: Live, secrets: dict[Scope, str], base: str) -> None:
+    def asked(scope: Scope, priority: int | None) -> httpx.Response:
+        body = {"model": base, "prompt": "Add 5.", "max_tokens": 1, "priority": priority}
+        headers = {"authorization": f"Bearer {secrets[scope]}"}
+        return httpx.post(f"{keyed.openai_url}/completions", json=body, headers=headers, verify=False)
+
+    refused = asked(Scope.COMPLETE, -1)
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"], error["param"]) == (403, "missing_scope", "priority")
+    assert "needs a key with the scope 'admin', but got -1. Give 0 or more" in error["message"]
+    assert [asked(Scope.COMPLETE, one).status_code for one in (7, 0, None)] == [200] * 3
+    assert asked(Scope.ADMIN, -1).status_code == 200
+
+
 def test_a_refusal_carries_the_requests_id(keyed: Live) -> None:
     answer = httpx.get(f"{keyed.openai_url}/models", headers={"x-request-id": "r-7"})
     assert answer.status_code == 401 and answer.headers["x-request-id"] == "r-7"

@@ -116,11 +116,12 @@ def test_all_prompts_and_chunks_of_a_request_are_of_one_release(
     seen = set()
     for _ in range(12):
         texts = ["", ""]
-        chunks = list(client.completions.create(model="law", prompt=[PROMPT, "Answer: 14"], stream=True))
+        raw = client.completions.with_raw_response.create(model="law", prompt=[PROMPT, "Answer: 14"], stream=True)
+        chunks = list(raw.parse())
         for chunk in chunks:
             texts[chunk.choices[0].index] += chunk.choices[0].text
         [model] = {chunk.model for chunk in chunks}
-        assert texts == alone[model]
+        assert texts == alone[model] and raw.headers["x-graftline-model"] == model
         seen.add(model)
     assert seen == {"law@1", "law@2"}
 

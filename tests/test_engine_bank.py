@@ -61,7 +61,7 @@ def test_rows_whose_adapter_has_no_room_wait_and_those_behind_them_run(backbone:
             assert_same(one, other)
     stats = small.stats().bank
     assert (stats.resident, stats.loaded) == (2, 5) and stats.evictions and stats.hits
-    assert large.stats().bank.evictions == 0 and large.stats().bank.resident == 5
+    assert not large.stats().bank.evictions and large.stats().bank.resident == 5
     small.close()
     large.close()
 
@@ -173,7 +173,7 @@ def test_any_alternation_of_loads_unloads_and_requests_gives_each_row_its_own_ad
 
     asyncio.run(soak())
     stats = engine.stats().bank
-    assert stats.evictions > 20 and stats.hits > 20 and stats.resident <= 3
+    assert sum(stats.evictions.values()) > 20 and sum(stats.hits.values()) > 20 and stats.resident <= 3
     engine.close()
     assert engine.stats().bank.resident == engine.stats().bank.loaded == 0
 

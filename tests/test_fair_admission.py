@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 
@@ -114,6 +115,21 @@ async def one_runs_and_two_wait() -> tuple[Admission, Desk, dict[str, asyncio.Ta
         tasks[name] = asyncio.create_task(whole(ticket.through(desk.generate), row(name)))
     await settled()
     return admission, desk, tasks
+
+
+def test_a_row_of_smaller_priority_passes_those_that_wait() -> None:
+    async def order() -> list[str]:
+        admission, desk, tasks = await one_runs_and_two_wait()
+        for name, priority in (("last", 1), ("first", -1)):
+            asked = replace(row(name), priority=priority)
+            tasks[name] = asyncio.create_task(whole(entered(admission, ANYONE, asked).through(desk.generate), asked))
+        await settled()
+        for name in ("1", "first", "2", "3", "last"):
+            desk.end(name)
+        await asyncio.gather(*tasks.values())
+        return desk.began
+
+    assert asyncio.run(order()) == ["1", "first", "2", "3", "last"]
 
 
 def test_who_stops_waiting_leaves_the_line_and_takes_no_seat() -> None:

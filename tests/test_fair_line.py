@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.fair_line import FairLine
+from service.fair_line import FairLine, PriorityLine
 
 
 def drawn(line: FairLine[str], count: int = 100) -> str:
@@ -67,3 +67,29 @@ def test_a_key_whose_last_request_gives_up_has_no_turn() -> None:
 def test_what_a_turn_cost_is_paid() -> None:
     line = line_of([("a", 10, "a")] * 3 + [("b", 10, "b")] * 3)
     assert drawn(line) == "ababab"
+
+
+def test_the_smaller_priority_goes_first_and_within_one_keys_take_turns() -> None:
+    line = PriorityLine[str]()
+    for priority, key, item in ((0, "a", "1"), (5, "a", "later"), (0, "a", "3"), (0, "b", "2")):
+        line.add(priority, key, 512, item)
+    assert line.first == "1"
+    line.add(-1, "c", 512, "before")
+    found = []
+    while (first := line.first) is not None:
+        found.append(first)
+        line.take()
+    assert found == ["before", "1", "2", "3", "later"]
+
+
+def test_who_gave_up_waiting_has_no_turn_whatever_its_priority() -> None:
+    line = PriorityLine[str]()
+    for item in ("1", "2", "3"):
+        line.add(-9, "c", 1, item)
+    assert line.first == "1"
+    for item in ("1", "3", "3"):
+        line.remove(-9, "c", item)
+    assert line.first == "2"
+    line.take()
+    line.remove(-9, "c", "2")
+    assert line.first is None

@@ -43,6 +43,15 @@ def refused_field(**fields: JsonValue) -> str:
         ("allowed_token_ids", [1]),
         ("skip_special_tokens", False),
         ("return_token_ids", True),
+        ("vllm_xargs", {"a": 1}),
+        ("length_penalty", 1.5),
+        ("early_stopping", True),
+        ("spaces_between_special_tokens", False),
+        ("prediction", {"type": "content", "content": "a"}),
+        ("web_search_options", {}),
+        ("verbosity", "low"),
+        ("mm_processor_kwargs", {"a": 1}),
+        ("guided_decoding_backend", "outlines"),
         ("guided_grammar", "root ::= 'a'"),
     ],
 )
@@ -60,6 +69,13 @@ def test_a_known_but_unsupported_field_is_refused_by_its_name(param: str, value:
         ("tool_choice", "none"),
         ("skip_special_tokens", True),
         ("suffix", ""),
+        ("vllm_xargs", {}),
+        ("length_penalty", 1.0),
+        ("early_stopping", False),
+        ("spaces_between_special_tokens", True),
+        ("prediction", None),
+        ("verbosity", "medium"),
+        ("mm_processor_kwargs", {}),
     ],
 )
 def test_an_unsupported_field_that_asks_for_nothing_is_accepted(param: str, value: JsonValue) -> None:
@@ -70,6 +86,12 @@ def test_logprobs_zero_asks_a_completion_for_log_probabilities() -> None:
     # In /v1/completions, logprobs=0 returns those of the written tokens; only false and null ask for nothing.
     assert completion(logprobs=0).num_top == 0
     assert completion(logprobs=False).num_top is completion(logprobs=None).num_top is completion().num_top is None
+
+
+def test_a_priority_is_32_bits_and_null_is_none() -> None:
+    assert [chat(priority=one).priority for one in (-3, 0, None)] == [-3, 0, None]
+    with pytest.raises(ValidationError, match="priority"):
+        chat(priority=2**31)
 
 
 def test_a_field_that_nobody_knows_is_ignored() -> None:

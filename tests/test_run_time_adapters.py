@@ -8,6 +8,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -20,8 +21,10 @@ from safetensors.torch import load_file, save_file
 from small_releases import promote, random_lora, random_thoughts, write_release
 from stores import store_at
 
-from adapters.backbone import Backbone
+from adapters.backbone import RAW, REASONER, Backbone
 from registry.release import publish
+from service.errors import ApiError
+from service.run_time_files import Limits, checked_profile
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 MAX_RANK = 8
@@ -89,6 +92,23 @@ def test_a_loaded_adapter_is_listed_with_its_parent_and_answers_under_its_name(
     assert unload(server, "mine").status_code == 200
     with pytest.raises(openai.NotFoundError):
         write(client, "mine")
+
+
+def test_the_bank_is_told_by_the_adapters_name_until_it_is_unloaded(server: Live, client: openai.OpenAI, base: str) -> None:
+    def by_model(series: str) -> dict[str, float]:
+        lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+        told = (line.removeprefix(f'graftline_engine_{series}{{model="').split('"} ') for line in lines)
+        return {found[0]: float(found[1]) for found in told if len(found) == 2 and "{" not in found[0]}
+
+    load(server, "banked", "plain")
+    assert by_model("resident")["banked"] == 0 and "banked" not in by_model("bank_loads_total")
+    write(client, "banked", max_tokens=3)
+    write(client, "banked", max_tokens=3)
+    assert [by_model(f"bank_{one}_total")["banked"] for one in ("loads", "hits")] == [1, 1]
+    assert by_model("resident")["banked"] == 1 and by_model("written_tokens_total")["banked"] == 6
+    assert by_model("resident").keys() == {"banked", "law@1"} and by_model("written_tokens_total")[base]
+    unload(server, "banked")
+    assert "banked" not in {model for one in ("resident", "bank_loads_total", "written_tokens_total") for model in by_model(one)}
 
 
 def test_a_release_loaded_by_version_answers_as_that_version(server: Live, client: openai.OpenAI) -> None:
@@ -259,6 +279,11 @@ FAULTS: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "a pattern": (lambda place: configured(place, target_modules="(a+)+$"), 400, "modules_by_pattern"),
     "DoRA": (lambda place: configured(place, use_dora=True), 400, "adapter_refused"),
     "another kind": (lambda place: configured(place, peft_type="IA3"), 400, "adapter_refused"),
+    "another built-in backbone": (
+        lambda place: configured(place, base_model_name_or_path="smollm2-135m"),
+        400,
+        "backbone_mismatch",
+    ),
     "no JSON": (lambda place: (place / CONFIG).write_text("{"), 400, "config_damaged"),
     "JSON without an end": (lambda place: (place / CONFIG).write_text("[" * 10**5), 400, "config_damaged"),
     "layers that are none": (lambda place: configured(place, layers_to_transform=[[1]]), 400, "config_damaged"),
@@ -356,3 +381,24 @@ def test_a_server_that_is_open_to_everybody_loads_nothing_over_http(tmp_path: Pa
     store_at(tmp_path)
     with live(small(backbone_directory, tmp_path, open=True)) as server:
         assert [load(server, "mine", "plain").status_code, unload(server, "mine").status_code] == [403, 403]
+
+
+@pytest.mark.parametrize("stated", ["meta-llama/Llama-3.2-1B", "/home/somebody/model", "", None, ["smollm2-135m"]], ids=repr)
+def test_without_a_manifest_a_hubs_id_or_a_path_proves_nothing(
+    stated: object, tmp_path: Path, session_backbone: Backbone
+) -> None:
+    random_lora(session_backbone, 9).save(tmp_path)
+    configured(tmp_path, base_model_name_or_path=stated)
+    assert checked_profile(tmp_path, session_backbone, Limits(2**20, MAX_RANK), "plain").adapters
+
+
+def test_the_two_built_in_backbones_are_told_apart_though_their_shapes_are_equal(
+    tmp_path: Path, session_backbone: Backbone
+) -> None:
+    served = replace(session_backbone, name=REASONER)
+    random_lora(session_backbone, 9).save(tmp_path)
+    configured(tmp_path, base_model_name_or_path=REASONER)
+    assert checked_profile(tmp_path, served, Limits(2**20, MAX_RANK), "plain").adapters
+    configured(tmp_path, base_model_name_or_path=RAW)
+    with pytest.raises(ApiError, match="'plain' was fitted on 'smollm2-135m' by its adapter_config.json, but this backbone is"):
+        checked_profile(tmp_path, served, Limits(2**20, MAX_RANK), "plain")

@@ -302,9 +302,9 @@ def test_a_name_longer_than_any_is_unknown_in_a_short_sentence(models: ServedMod
 
 def test_what_was_loaded_by_name_counts_as_answering(models: ServedModels) -> None:
     models.install("mine", lambda: Served("mine", None, "digest"))
-    assert "mine" in models.answering()
+    assert "mine" in [one.id for one in models.answering()]
     models.remove("mine")
-    assert "mine" not in models.answering()
+    assert "mine" not in [one.id for one in models.answering()]
 
 
 def test_an_unknown_model_is_told_the_names_that_exist(models: ServedModels) -> None:

@@ -243,8 +243,8 @@ def test_an_adapter_whose_values_overflow_fails_its_own_request_only(client: ope
 
 def test_the_clients_request_id_comes_back(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
-        write(client, "astrology", extra_headers={"x-request-id": "trace-7;<script>"})
-    assert caught.value.request_id == "trace-7script"
+        write(client, "astrology", extra_headers={"x-request-id": "trace-7"})
+    assert caught.value.request_id == "trace-7"
 
 
 def test_a_client_that_leaves_a_stream_frees_its_row(server: Server) -> None:

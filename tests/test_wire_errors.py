@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,6 +63,23 @@ def test_an_unknown_path_is_not_found_in_the_same_shape(server: Live, path: str)
     assert (reply.status_code, reply.json()["error"]["code"]) == (404, "unknown_url")
 
 
+def test_paths_that_a_scanner_tries_are_counted_and_make_no_series(server: Live) -> None:
+    def told() -> dict[str, float]:
+        lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+        return {name: float(value) for name, _, value in (one.rpartition(" ") for one in lines if not one.startswith("#"))}
+
+    tried = ("/wp-login.php", "/.env", "/.git/config", "/%2e%2e/x", "/cgi-bin/a?b=1", "/v1/wp-login.php")
+    for path in ("/nothing", "/v1/models/nothing"):  # the series of all wrong paths, and of all unknown models
+        httpx.get(server.url + path)
+    before = told()
+    answers = [httpx.request(method, server.url + path).status_code for path in tried for method in ("GET", "POST", "PROPFIND")]
+    answers += [httpx.get(f"{server.url}/v1/models/{name}").status_code for name in ("wp-login.php", ".env", "a/b")]
+    after = told()
+    assert set(answers) == {404} and after.keys() == before.keys()
+    counted = 'graftline_turned_away_total{code="unknown_url"}'
+    assert after[counted] - before[counted] == 3 * len(tried)
+
+
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [("GET", CHAT, "POST"), ("DELETE", "/v1/models", "GET"), ("PATCH", "/tokenize", "POST")],
@@ -75,8 +93,17 @@ def test_a_wrong_method_is_told_the_right_ones(server: Live, method: str, path: 
 def test_every_answer_carries_the_request_s_id(server: Live) -> None:
     for path in (CHAT, "/v1/models", "/nothing"):
         assert httpx.get(f"{server.url}{path}", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
-    made = httpx.get(f"{server.url}/v1/models", headers={"x-request-id": "<script>"}).headers["x-request-id"]
-    assert made == "script"
+
+
+@pytest.mark.parametrize("given", ["r" * 129, "<script>", "trace-7;a", "a b", "a\tb", "\u00e9".encode(), ""], ids=repr)
+def test_an_id_that_is_too_long_or_holds_other_signs_is_replaced_whole(server: Live, given: str | bytes) -> None:
+    made = httpx.get(f"{server.url}/v1/models", headers={"x-request-id": given}).headers["x-request-id"]
+    assert re.fullmatch("[0-9a-f]{32}", made)
+
+
+def test_the_longest_id_that_is_kept_has_128_signs(server: Live) -> None:
+    longest = "aZ09_.:-" * 16
+    assert httpx.get(f"{server.url}/v1/models", headers={"x-request-id": longest}).headers["x-request-id"] == longest
 
 
 def test_a_reply_s_id_holds_the_request_s(server: Live, base: str) -> None:

@@ -44,7 +44,7 @@ async def chat(parts: PartsHere, request: Request, body: ChatRequest) -> Respons
     if body.stream:
         options = Streaming.of(body.stream_options, parts.settings)
         stream = events(writing, reply, options, replies, logs)
-        return await while_connected(request, EventStream.started(stream, options.send_timeout_s))
+        return await while_connected(request, EventStream.started(stream, options.send_timeout_s, reply.headers))
 
     def hear(index: int, delta: Delta) -> None:
         replies[index].add(delta)
@@ -61,4 +61,4 @@ async def chat(parts: PartsHere, request: Request, body: ChatRequest) -> Respons
         )
         for index, (choice, said) in enumerate(zip(written, replies, strict=True))
     ]
-    return JSONResponse(reply.wire(choices, writing.usage, told=writing.told()))
+    return JSONResponse(reply.wire(choices, writing.usage, told=writing.told()), headers=reply.headers)

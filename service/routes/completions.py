@@ -38,7 +38,7 @@ async def complete(parts: PartsHere, request: Request, body: CompletionRequest) 
     if body.stream:
         options = Streaming.of(body.stream_options, parts.settings)
         stream = events(writing, reply, options, logs=logs, echoes=echoes)
-        return await while_connected(request, EventStream.started(stream, options.send_timeout_s))
+        return await while_connected(request, EventStream.started(stream, options.send_timeout_s, reply.headers))
     written = await while_connected(request, collect(writing, hear=lambda index, delta: logs and logs[index].add(delta)))
     choices = [
         Choice(
@@ -49,7 +49,7 @@ async def complete(parts: PartsHere, request: Request, body: CompletionRequest) 
         )
         for index, place in enumerate(_kept(written, body))
     ]
-    return JSONResponse(reply.wire(choices, writing.usage, told=writing.told()))
+    return JSONResponse(reply.wire(choices, writing.usage, told=writing.told()), headers=reply.headers)
 
 
 async def _told_of(

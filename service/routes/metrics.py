@@ -14,4 +14,4 @@ router = APIRouter()
 
 @router.get("/metrics", summary="In Prometheus' text format", response_class=PlainTextResponse)
 async def metrics(parts: PartsHere) -> Response:
-    return Response(exposition(parts.engine.stats), media_type=CONTENT_TYPE_LATEST)
+    return Response(exposition(parts.engine.stats, parts.models.answering), media_type=CONTENT_TYPE_LATEST)
