@@ -6,7 +6,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -234,6 +234,11 @@ class LoRA:
                 f"With lora_bias every B of a LoRA has a bias, but {directory} has {len(biased)} for {len(paths)} layers. Save "
                 "or download the adapter again."
             )
+        left_out = [path for path in sorted(paths) if is_named(path.removeprefix(PREFIX), config.exclude_modules or ())]
+        if left_out:
+            raise RefusedAdapter(
+                f"PEFT applies no weights of modules in exclude_modules, but {directory} has some of {left_out[0]}. {_CONVERT}"
+            )
         # Rank-stabilised LoRA divides alpha by the root of the rank: the same layer as one of a larger alpha.
         try:
             exact = config.lora_alpha * math.sqrt(config.r) if config.use_rslora else config.lora_alpha
@@ -297,9 +302,16 @@ class LoRA:
             return {key: tensor.detach().clone() for key, tensor in get_peft_model_state_dict(self._live).items()}
 
 
+def is_named(path: str, names: Collection[str]) -> bool:
+    """Whether a module is one of those that a list in PEFT's config names: by its whole path, or by the end of it."""
+    return any(path == one or path.endswith(f".{one}") for one in names)
+
+
 def _refuse_more_than_lora(directory: Path) -> None:
     """RefusedAdapter for a setting that the engine would drop; one that this PEFT does not know counts unless it is empty."""
     plain, given = LoraConfig(), json.loads((directory / CONFIG).read_text())
+    if isinstance(given.get("exclude_modules"), str):
+        raise RefusedAdapter(f"exclude_modules is a list of names here, but {directory} has a pattern. {_CONVERT}")
     for name, value in given.items():
         if name not in _PLAIN and value and value != getattr(plain, name, None):
             raise RefusedAdapter(

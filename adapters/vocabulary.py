@@ -30,7 +30,13 @@ class Vocabulary:
                 f"Tokens are read as bytes off a fast tokenizer, but this backbone's is a {type(self._tokenizer).__name__}. "
                 "Leave out grammars and log-probabilities."
             )
-        return from_tokenizer(self._tokenizer, self.size, self._ends)
+        try:
+            return from_tokenizer(self._tokenizer, self.size, self._ends)
+        except ValueError as error:
+            raise NoVocabulary(
+                f"Tokens are read as bytes by llguidance, which cannot read this backbone's tokenizer: {error}. "
+                "Leave out grammars and log-probabilities."
+            ) from error
 
     @property
     def added(self) -> Mapping[str, int]:

@@ -17,7 +17,7 @@ from torch import nn
 from adapters.backbone import BUILT_IN, Backbone
 from adapters.errors import AdapterError, DamagedAdapter
 from adapters.files import kind_of
-from adapters.lora import CONFIG, PREFIX, WEIGHTS
+from adapters.lora import CONFIG, PREFIX, WEIGHTS, is_named
 from adapters.safetensors_header import StoredTensor, read_header
 from engine.profile import PROFILE, Profile
 from registry.errors import DamagedRelease
@@ -241,7 +241,7 @@ def _check_modules(header: Mapping[str, StoredTensor], config: Mapping[str, obje
                 f"{name} must have the shape {list(expected)} on this backbone, but that of {named!r} has {list(stored.shape)}."
             )
             raise refused(400, "shape_differs", f"{message} Fit it on this backbone.")
-    for path in _targeted(config.get("target_modules"), config.get("layers_to_transform"), linears, named):
+    for path in _targeted(config, linears, named):
         for ending in (_A, _B):
             if f"{PREFIX}{path}{ending}" not in header:
                 message = f"Every targeted layer has its A and B, but {named!r} lacks {path}{ending}. Save or download it again."
@@ -250,21 +250,25 @@ def _check_modules(header: Mapping[str, StoredTensor], config: Mapping[str, obje
         raise refused(400, "tensors_missing", f"An adapter has weights, but {named!r} has none. Save or download it again.")
 
 
-def _targeted(targets: object, layers: object, linears: Mapping[str, nn.Linear], named: str) -> Iterator[str]:
+def _targeted(config: Mapping[str, object], linears: Mapping[str, nn.Linear], named: str) -> Iterator[str]:
     """Paths that the config says are adapted. What a pattern means is not asked: it would be a stranger's regular expression."""
+    targets, layers, excluded = (config.get(name) for name in ("target_modules", "layers_to_transform", "exclude_modules"))
     if isinstance(targets, str) and targets != "all-linear":
         message = f"target_modules is a list of names or 'all-linear', but that of {named!r} is {targets!r}. Write it out."
         raise refused(400, "modules_by_pattern", message)
+    if isinstance(excluded, str) and excluded:
+        message = f"exclude_modules is a list of names, but that of {named!r} is {excluded!r:.80}. Write it out."
+        raise refused(400, "modules_by_pattern", message)
+    names, without = (tuple(str(one) for one in given) if isinstance(given, list) else () for given in (targets, excluded))
     chosen = layers if isinstance(layers, list) else None if layers is None else [layers]
     if not all(type(one) is int for one in chosen or ()):
         message = f"layers_to_transform holds numbers of layers, but that of {named!r} is {layers!r:.80}. Save it again."
         raise refused(400, "config_damaged", message)
     for path in linears:
         number = next((int(part) for part in path.split(".") if part.isdigit()), None)
-        if chosen is not None and number not in chosen:
+        if (chosen is not None and number not in chosen) or is_named(path, without):
             continue
-        named_here = isinstance(targets, list) and any(path == one or path.endswith(f".{one}") for one in targets)
-        if targets == "all-linear" or named_here:
+        if targets == "all-linear" or is_named(path, names):
             yield path
 
 

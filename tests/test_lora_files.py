@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from adapters.backbone import Backbone
 from adapters.errors import RefusedAdapter
 from adapters.lora import CONFIG, WEIGHTS, LoRA
+from adapters.vocabulary import NoVocabulary
 
 LAYER = "base_model.model.model.layers.0.self_attn.q_proj"
 
@@ -84,7 +85,13 @@ def test_a_tensor_that_would_not_act_is_refused_by_its_name(saved: Path, key: st
 
 
 @pytest.mark.parametrize(
-    "change", [lambda config: None, lambda config: setattr(config, "use_rslora", True)], ids=["plain", "rslora"]
+    "change",
+    [
+        lambda config: None,
+        lambda config: setattr(config, "use_rslora", True),
+        lambda config: setattr(config, "exclude_modules", ["layers.0.mlp.down_proj"]),
+    ],
+    ids=["plain", "rslora", "all but one"],
 )
 def test_what_peft_made_computes_the_same_here(
     tmp_path: Path, backbone: Backbone, backbone_directory: Path, change: Callable[[LoraConfig], None]
@@ -101,3 +108,18 @@ def test_what_peft_made_computes_the_same_here(
     assert isinstance(made, PeftModel) and not torch.allclose(wanted, backbone.model(ids).logits, atol=1e-2)
     with LoRA.load(tmp_path).attach(backbone), torch.no_grad():
         assert torch.allclose(backbone.model(ids).logits, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(("excluded", "said"), [(["q_proj"], "in exclude_modules"), ("(a+)+$", "has a pattern")])
+def test_weights_that_peft_would_leave_out_are_refused(saved: Path, excluded: object, said: str) -> None:
+    config = json.loads((saved / CONFIG).read_text())
+    (saved / CONFIG).write_text(json.dumps({**config, "exclude_modules": excluded}))
+    with pytest.raises(RefusedAdapter, match=said):
+        LoRA.load(saved)
+
+
+def test_a_tokenizer_that_cannot_be_read_as_bytes_is_told_so() -> None:
+    """The story reader's is of whole words."""
+    reader = Backbone.load(str(Path(__file__).parent / "story_reader"), device="cpu", dtype=torch.float32)
+    with pytest.raises(NoVocabulary, match="cannot read this backbone's tokenizer"):
+        reader.vocabulary.prepare()

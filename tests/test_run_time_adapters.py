@@ -277,6 +277,8 @@ FAULTS: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "too large a rank": (lambda place: configured(place, r=MAX_RANK + 1), 400, "rank_too_large"),
     "another rank": (lambda place: configured(place, r=3), 400, "rank_differs"),
     "a pattern": (lambda place: configured(place, target_modules="(a+)+$"), 400, "modules_by_pattern"),
+    "an excluding pattern": (lambda place: configured(place, exclude_modules="(a+)+$"), 400, "modules_by_pattern"),
+    "weights of what is excluded": (lambda place: configured(place, exclude_modules=["q_proj"]), 400, "adapter_refused"),
     "DoRA": (lambda place: configured(place, use_dora=True), 400, "adapter_refused"),
     "another kind": (lambda place: configured(place, peft_type="IA3"), 400, "adapter_refused"),
     "another built-in backbone": (

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import uvloop
 from live_service import Live, live, small
 from saying_engine import SayingEngine
 from starlette.types import Message
 
-from engine.engine import GenerationRequest
+from engine.engine import Delta, GenerationRequest
 from service.deadline import Allowed
 from service.errors import ApiError
 from service.models import ServedModels
@@ -158,6 +160,31 @@ def test_a_client_that_takes_nothing_is_left(server: Live, engine: SayingEngine)
         return writing.ended_s is not None
 
     assert asyncio.run(leave()) and len(sent) == 2 and engine.num_running == 0
+
+
+@pytest.mark.parametrize("ping_s", [None, 0.005])
+def test_a_deadline_ends_a_reply_however_early_its_timer_comes(server: Live, ping_s: float | None) -> None:
+    """Timers of uvloop, which serves, are of whole milliseconds: rounded down, they come before the deadline."""
+
+    async def never(request: GenerationRequest) -> AsyncIterator[Delta]:
+        await asyncio.Event().wait()
+        yield Delta("")
+
+    async def outcomes() -> list[tuple[str, str]]:
+        found = []
+        for _ in range(40):
+            lease = await server.parts.models.lease(server.parts.models.backbone_id)
+            writing = Writing(never, lease, (GenerationRequest((5, 6)),), Allowed(0.0114))
+            try:
+                async with contextlib.aclosing(writing.deltas(ping_s)) as deltas:
+                    async for _, delta in deltas:
+                        assert delta is None and ping_s is not None
+            except ApiError as error:
+                found.append((error.code, writing.outcome))
+        return found
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(outcomes()) == [("timeout", "timeout")] * 40
 
 
 REPLY = Reply(id="cmpl-1", object="text_completion", created=1, model="law@2", system_fingerprint="fp_0")
