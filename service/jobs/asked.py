@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from registry.errors import RefusedName
-from registry.names import checked_name
+from registry.names import checked_name, refuse_backbone_name
 from service.errors import ApiError
 from service.shortened import shortened
 
@@ -98,6 +98,12 @@ class JobRequest(BaseModel):
         if self.integrations:
             message = "Every trial is a run of the server's MLflow; other integrations are not offered. Leave them out."
             raise ApiError(400, message, "unsupported_parameter", "integrations")
+
+    def refuse_name_of(self, backbone: str) -> None:
+        try:
+            refuse_backbone_name(self.suffix or self.training_file, backbone)
+        except RefusedName as error:
+            raise ApiError(400, str(error), "name_taken", "suffix") from error
 
 
 def recipe_of(asked: JobRequest, name: str, backbone: str, task: Path, rows: int, template: Path | None) -> Recipe:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from registry.errors import ChampionMoved, RegistryError, RegistryUnreachable, UnknownRelease
 from registry.home import home_directory
 from registry.ledger import Ledger
-from registry.names import checked_name, resolve
+from registry.names import checked_name, refuse_backbone_name, resolve
 from registry.tracking import Tracking
 from service.caller import caller_of
 from service.control import CONTROLLED
@@ -51,7 +51,12 @@ async def promote(parts: PartsHere, request: Request, name: str, body: PromoteRe
     """Begins a gate in a process of its own and answers at once; the ledger's entry follows where it passes."""
     with parts.audit.during(request, "release.promote", f"{name}@{body.version}") as act:
         jobs = jobs_of(parts)
-        release = str(await asyncio.to_thread(_of_registry, lambda: resolve(_tracking(parts), f"{name}@{body.version}")))
+
+        def resolved() -> str:
+            refuse_backbone_name(name, parts.models.backbone_id)
+            return str(resolve(_tracking(parts), f"{name}@{body.version}"))
+
+        release = await asyncio.to_thread(_of_registry, resolved)
         asked: dict[str, JsonValue] = {"release": release, "reason": body.reason, "time_budget_s": body.time_budget_s}
         try:
             job = await asyncio.to_thread(jobs.submit, "promotion", asked, caller_of(request).name)
