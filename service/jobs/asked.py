@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from registry.errors import RefusedName
 from registry.names import checked_name, refuse_backbone_name
 from service.errors import ApiError
+from service.json_fields import JsonFields
 from service.shortened import shortened
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ OF_A_JOB = ("adapter", "method", "search", "ranges", "start", "study", "evaluati
 _FIELDS = {"batch_size": "method.batch_size", "learning_rate_multiplier": "method.learning_rate", "n_epochs": "method.steps"}
 
 
-class Hyperparameters(BaseModel):
+class Hyperparameters(JsonFields):
     """`auto` leaves a value to the sweep."""
 
     model_config = ConfigDict(extra="forbid")
@@ -57,7 +58,7 @@ class Method(BaseModel):
     supervised: Supervised = Supervised()
 
 
-class JobRequest(BaseModel):
+class JobRequest(JsonFields):
     """OpenAI's fields, and `recipe`, `columns` and `separator` for what they cannot say."""
 
     model: str

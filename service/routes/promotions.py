@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import ConfigDict, Field, JsonValue
 
 from registry.errors import ChampionMoved, RegistryError, RegistryUnreachable, UnknownRelease
 from registry.home import home_directory
@@ -22,6 +22,7 @@ from service.jobs import shapes
 from service.jobs.record import Job
 from service.jobs.runner import TooManyJobs
 from service.json_body import JsonRoute
+from service.json_fields import JsonFields
 from service.parts import Parts, PartsHere
 from service.routes.fine_tuning import full, jobs_of
 
@@ -29,7 +30,7 @@ router = APIRouter(route_class=JsonRoute, dependencies=[CONTROLLED])
 T = TypeVar("T")
 
 
-class PromoteRequest(BaseModel):
+class PromoteRequest(JsonFields):
     """An override of the gate is for the command line: there is no field for it."""
 
     model_config = ConfigDict(extra="forbid")
@@ -39,7 +40,7 @@ class PromoteRequest(BaseModel):
     time_budget_s: float | None = Field(default=None, gt=0, le=86400)
 
 
-class RollbackRequest(BaseModel):
+class RollbackRequest(JsonFields):
     model_config = ConfigDict(extra="forbid")
 
     reason: str = Field(min_length=1, max_length=2000)
