@@ -6,6 +6,7 @@ import getpass
 import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from registry.errors import NoChampion, RefusedName, UnknownRelease
 from registry.tracking import Tracking
@@ -38,6 +39,15 @@ def checked_name(name: str) -> str:
             f"A model name must not end in {LEDGER_SUFFIX!r}, which marks ledgers, but got {name!r}. Drop the ending."
         )
     return name
+
+
+def refuse_backbone_name(name: str, backbone: str) -> None:
+    """RefusedName where requests for the name would mean the backbone. A folder is asked for by the last part of its path."""
+    place = Path(backbone).expanduser()
+    if name in (backbone, place.name if place.exists() else backbone):
+        raise RefusedName(
+            f"A model must not have the name of its own backbone, which answers under it, but got {name!r}. Try {name}.tuned."
+        )
 
 
 def ledger_name(name: str) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from registry.errors import BackboneMismatch, DamagedRelease, NoRoom, UnknownRelease, lacks_room
 from registry.manifest import MANIFEST, Manifest, file_digest, verify, verify_tensors
-from registry.names import CANDIDATE, ReleaseName, checked_name, current_actor, unknown_release
+from registry.names import CANDIDATE, ReleaseName, checked_name, current_actor, refuse_backbone_name, unknown_release
 from registry.policy import Policy, set_policy
 from registry.tracking import Tracking, is_lost_connection
 
@@ -50,6 +50,7 @@ def publish(
     """
     checked_name(name)
     manifest = verify(directory)
+    refuse_backbone_name(name, manifest.backbone.name)
     verify_tensors(directory)
     manifest_digest = file_digest(directory / MANIFEST)
     fixed = {MANIFEST_TAG: manifest_digest, FINGERPRINT_TAG: manifest.backbone.fingerprint}

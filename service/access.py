@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 from pathlib import Path
@@ -42,6 +43,8 @@ class Access:
         """Says in the log when there is nothing to keep anybody out."""
         try:
             if self.asks_for_keys:
+                with contextlib.suppress(OSError):  # a home that nobody may write
+                    self._keys.stay_closed()
                 return
         except KeysUnreadable as error:
             log.error("Nobody is let in: %s", error)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Mapping
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -56,8 +58,14 @@ def invalid_request(error: RequestValidationError) -> ApiError:
         return ApiError(400, f"{first['msg'].removeprefix('Value error, ').rstrip('.')}.", "invalid_value")
     if not path:
         return ApiError(400, "The body must be a JSON object, sent with Content-Type: application/json.", "invalid_request")
-    message = f"{'.'.join(path)} does not fit: {first['msg'].removeprefix('Value error, ')}."
+    message = f"{'.'.join(path)} does not fit: {_in_words_of_json(first).rstrip('.')}."
     return ApiError(400, message, "missing_parameter" if first["type"] == "missing" else "invalid_value", path[0])
+
+
+def _in_words_of_json(error: Mapping[str, object]) -> str:
+    """JSON has lists and no tuples."""
+    told = str(error["msg"]).removeprefix("Value error, ")
+    return told if error["type"] == "value_error" else re.sub(r"\btuple\b", "list", told.replace("Tuple", "List"))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

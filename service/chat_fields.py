@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, JsonValue, field_validator, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
+from service.json_fields import JsonFields
 from service.messages import ChatMessage, Turn
 from service.shortened import shortened
 from service.tools import MAX_TOOLS, NamedTool, Tool
@@ -19,7 +20,7 @@ _REFUSED = {
 }
 
 
-class ChatFields(BaseModel):
+class ChatFields(JsonFields):
     messages: tuple[ChatMessage, ...] = Field(min_length=1)
     tools: Annotated[tuple[Tool, ...], Field(max_length=MAX_TOOLS)] = ()
     tool_choice: Literal["none", "auto", "required"] | NamedTool = "auto"

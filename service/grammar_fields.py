@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, JsonValue, model_validator
 
 from engine.grammar import Grammar
+from service.json_fields import JsonFields
 from service.shortened import shortened
 from service.unsupported import UnsupportedField
 
@@ -65,7 +66,7 @@ class StructuredOutputs(BaseModel):
         return _grammars(self.json_, self.regex, self.choice, Grammar("json_object") if self.json_object else None)
 
 
-class GrammarFields(BaseModel):
+class GrammarFields(JsonFields):
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: Schema | None = None

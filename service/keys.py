@@ -21,6 +21,7 @@ from adapters.whole_file import written_whole
 from service.caller import Caller, Quota, Scope
 
 KEYS = "keys.json"
+CLOSED = "keys.closed"  # stands beside it once a key was made
 _SECRET = re.compile(r"graftline-([0-9a-f]{8})-([A-Za-z0-9_-]{43})")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}")
 _NO_DIGEST = "0" * 64
@@ -32,6 +33,10 @@ class KeyRefused(ValueError):
 
 class KeysUnreadable(RuntimeError):
     """The file of keys is damaged or others may write it: nobody is let in."""
+
+
+class KeysGone(KeysUnreadable):
+    """Keys were made, and there are none: taking their file away opens nothing."""
 
 
 class InvalidKey(Exception):
@@ -86,7 +91,7 @@ class KeyStore:
     """Reads the file again whenever it has changed: what another process made or revoked holds for the next request."""
 
     def __init__(self, home: Path, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
-        self.file = home / KEYS
+        self.file, self._closed = home / KEYS, home / CLOSED
         self._now = now
         self._read: _Read | None = None
 
@@ -153,8 +158,9 @@ class KeyStore:
         with self.file.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self._read = None
-            keys = list(self._by_id().values())
+            keys = list(self._stored().values())
             yield keys
+            self.stay_closed()
             text = _File(keys=tuple(keys)).model_dump_json(indent=1)
             with written_whole(self.file) as part:
                 opened = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -164,7 +170,21 @@ class KeyStore:
                     os.fsync(out.fileno())
             self._read = None
 
+    def stay_closed(self) -> None:
+        """From now on a file of keys that is gone lets nobody in, whoever looks for it."""
+        if not self._closed.exists():
+            self._closed.touch(0o600)
+
     def _by_id(self) -> dict[str, Key]:
+        found = self._stored()
+        if not found and self._closed.exists():
+            raise KeysGone(
+                f"Keys were made here, but {KEYS} holds none any more. Bring back a copy of it, or make a key with "
+                f"`graftline keys create NAME`. For none on purpose, remove {CLOSED} from the home and start the server anew."
+            )
+        return found
+
+    def _stored(self) -> dict[str, Key]:
         try:
             found = os.stat(self.file)
         except FileNotFoundError:

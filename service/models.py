@@ -106,6 +106,7 @@ class ServedModels:
             log.exception("The registry failed at a look-up")
             self._note_registry(f"The registry failed at a look-up ({type(error).__name__}: {error}).")
             return
+        self._warn_of_hidden(known)
         for name, version in known.items():
             if version is not None:
                 self._promote(ReleaseName(name, version))
@@ -119,6 +120,15 @@ class ServedModels:
             for name in set(self._champions) - {name for name, version in known.items() if version is not None}:
                 del self._champions[name]
         self._drop_idle()
+
+    def _warn_of_hidden(self, known: Mapping[str, int | None]) -> None:
+        """Once: the registry of an earlier version may hold what no new model may be called."""
+        if self.backbone_id in known and self.backbone_id not in self._known:
+            log.warning(
+                "A registered model has the backbone's name %r, which means the backbone: its releases are served as "
+                "NAME@VERSION and NAME@champion alone. Publish them under another name.",
+                self.backbone_id,
+            )
 
     async def lease(self, model: str) -> Lease:
         """What the name means now, kept loaded until the lease is released. ApiError when it means nothing."""
@@ -150,7 +160,7 @@ class ServedModels:
 
     def canary(self, name: str) -> Canary | None:
         """What stands beside the name's champion by the ledger, loaded or not; None for a version, an alias or the backbone."""
-        trail = self._trails.get(name)
+        trail = None if name == self.backbone_id else self._trails.get(name)
         return None if trail is None else trail.under_way(name)
 
     def trail(self, name: str) -> Trail | None:
@@ -169,7 +179,11 @@ class ServedModels:
     def ids(self) -> list[str]:
         """What may be asked for by name: the backbone and every name with a champion that is loaded."""
         with self._state:
-            return [self._backbone.served.id, *sorted(self._champions), *sorted(self._named)]
+            return self._ids()
+
+    def _ids(self) -> list[str]:
+        """Called with the state's lock held. A registered model may have the backbone's name, which then means the backbone."""
+        return list(dict.fromkeys([self._backbone.served.id, *sorted(self._champions), *sorted(self._named)]))
 
     def named(self) -> list[str]:
         """The names of adapters that were loaded at run time."""
@@ -375,7 +389,7 @@ class ServedModels:
             self._registry_problem = REGISTRY_AWAY
 
     def _unknown(self, model: str, reason: str = "") -> ApiError:
-        names = ", ".join([self._backbone.served.id, *sorted(self._champions), *sorted(self._named)])
+        names = ", ".join(self._ids())
         reason = reason or f"Served here: {names}, and NAME@VERSION or NAME@ALIAS of them."
         return ApiError(404, f"The model {shortened(model, 200)} does not exist. {reason}", "model_not_found", "model")
 

@@ -91,7 +91,9 @@ def checked_profile(copy: Path, backbone: Backbone, limits: Limits, named: str) 
 def _opened(allowed: Path, path: str) -> Iterator[int]:
     """A descriptor of the directory. Links inside the allowed directory are resolved first, and none is followed after that."""
     root = allowed.resolve()
-    if ".." in Path(path).parts or "\0" in path:
+    if "\0" in path:
+        raise refused(400, "path_not_allowed", f"A {PATH} holds no character NUL, but got {path!r}. Leave it out.")
+    if ".." in Path(path).parts:
         raise refused(
             400, "path_not_allowed", f"A {PATH} holds no '..', but got {path!r}. Name a directory inside the allowed one."
         )

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from engine.vllm.options import VLLMOptions
+from registry.names import checked_name
 from service.request_log import Format, Level
 
 PREFIX = "GRAFTLINE_"
+# What other parts of the project read.
+ELSEWHERE = ("ACTOR", "CACHE", "JUDGE_API_KEY", "LLAMA_CPP", "SHOW_SOAK", "VLLM_PYTHON")
+STORES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "file", "databricks", "databricks-uc", "uc")
 # A Bento carries its backbone and its releases in this folder, beside the `service` package.
 BUNDLED = Path(__file__).resolve().parent.parent / "frozen"
 
@@ -116,7 +122,7 @@ class Settings(BaseModel):
     open_metrics: bool = False
     """Let in whoever asks for /metrics, without a key."""
     port: int = Field(default=3000, ge=1, le=65535)
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=1024)
     """Threads of PyTorch; None: its own choice."""
     log_format: Format = "json"
     """One line an event on the standard error stream: JSON, or text for eyes."""
@@ -128,6 +134,19 @@ class Settings(BaseModel):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("names")
+    @classmethod
+    def _models_may_be_called_so(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(checked_name, value))
+
+    @field_validator("tracking_uri")
+    @classmethod
+    def _mlflow_takes_it(cls, value: str | None) -> str | None:
+        scheme = "" if value is None else urlsplit(value).scheme.partition("+")[0]
+        if scheme and scheme not in STORES:
+            raise ValueError(f"a store begins with one of {', '.join(f'{one}:' for one in STORES)} or is a folder")
+        return value
 
     @field_validator("vllm_max_lora_rank")
     @classmethod
@@ -147,8 +166,20 @@ class Settings(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             name = PREFIX + "_".join(str(part) for part in first["loc"]).upper()
-            rule = f"{name} must fit its rule ({first['msg']})"
+            told = str(first["msg"]).removeprefix("Value error, ").rstrip(".")
+            rule = f"{name} must fit its rule ({told})"
             raise BadSetting(f"{rule}, but is {first['input']!r}. Correct or unset it.") from error
+
+    def check_here(self) -> None:
+        """BadSetting where what is named is not on this machine: a server that cannot start would be started again and again."""
+        if self.device is not None:
+            _check_device(self.device)
+        if self.frozen is not None and not (self.frozen.expanduser() / "index.json").is_file():
+            raise _missing("frozen", self.frozen, "a folder that `graftline build` made, with its index.json")
+        if self.adapter_directory is not None and not self.adapter_directory.expanduser().is_dir():
+            raise _missing("adapter_directory", self.adapter_directory, "a directory")
+        if self.job_recipe is not None and not self.job_recipe.expanduser().is_file():
+            raise _missing("job_recipe", self.job_recipe, "a file")
 
     def environment(self) -> dict[str, str]:
         """The variables that make another process read these same settings; paths become absolute."""
@@ -161,3 +192,29 @@ class Settings(BaseModel):
                 value = ",".join(value)
             variables[PREFIX + field.upper()] = "" if value is None else str(value)
         return variables
+
+
+def misspelt(environment: Mapping[str, str]) -> list[str]:
+    """One sentence for each variable of ours that nothing reads."""
+    known = [PREFIX + name for name in (*map(str.upper, Settings.model_fields), *ELSEWHERE)]
+    sentences = []
+    for name in sorted(name for name in environment if name.startswith(PREFIX) and name not in known):
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)
+        sentences.append(f"{name} is no setting and is not read. Did you mean {nearest[0]}?")
+    return sentences
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device).cpu()
+    except Exception as error:  # of many kinds, by the device and how torch was built
+        name = f"{PREFIX}DEVICE"
+        raise BadSetting(
+            f"{name} must be a device that PyTorch finds here (cpu, cuda, cuda:1), but is {device!r}. Correct or unset it."
+        ) from error
+
+
+def _missing(field: str, path: Path, rule: str) -> BadSetting:
+    return BadSetting(f"{PREFIX}{field.upper()} must be {rule}, but is {str(path)!r}. Correct or unset it.")

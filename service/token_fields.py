@@ -51,7 +51,11 @@ class TokenFields(GrammarFields):
     @classmethod
     def _by_token(cls, value: object) -> object:
         """JSON has no keys but texts."""
-        if not isinstance(value, dict) or not all(_TOKEN.fullmatch(str(key)) for key in value):
+        if (
+            not isinstance(value, dict)
+            or any(isinstance(one, bool) for one in value.values())
+            or not all(_TOKEN.fullmatch(str(key)) for key in value)
+        ):
             raise ValueError(f"logit_bias maps token ids to numbers from {BIAS[0]:g} to {BIAS[1]:g}, but got {shortened(value)}")
         if len({int(key) for key in value}) < len(value):
             raise ValueError("logit_bias names a token twice: once with zeros before its id")

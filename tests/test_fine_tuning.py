@@ -296,6 +296,16 @@ def test_a_job_that_cannot_be_run_is_refused_before_there_is_one(
     assert not client.fine_tuning.jobs.list().data
 
 
+def test_a_job_and_a_promotion_leave_the_backbones_name_to_the_backbone(
+    server: Live, client: openai.OpenAI, base: str, rows: str
+) -> None:
+    with pytest.raises(openai.BadRequestError, match="the name of its own backbone") as refused:
+        client.fine_tuning.jobs.create(model=base, training_file=rows, suffix=base)
+    assert refused.value.param == "suffix"
+    answer = httpx.post(f"{server.url}/v1/releases/{base}/promote", json={"version": 1})
+    assert answer.status_code == 400 and "the name of its own backbone" in answer.text
+
+
 def test_rows_that_make_no_task_are_refused_by_their_line(client: openai.OpenAI, base: str) -> None:
     file = upload(client, b"\n" + jsonl([*ROWS[:100], {"question": "", "answer": "1"}]))
     with pytest.raises(openai.BadRequestError, match="line 102 of 'rows.jsonl'"):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from service.access import OpenToAll, refuse_open
+from service.access import Access, OpenToAll, refuse_open
 from service.audit import read_audit
 from service.caller import Quota, Scope
 from service.cli import app
@@ -32,6 +32,28 @@ def graftline(home: Path, *arguments: str) -> str:
     """What the command prints; its error, where it ends with one."""
     done = CliRunner().invoke(app, [*arguments, "--home", str(home)])
     return str(done.exception) if done.exception is not None and done.exit_code != 0 else done.output
+
+
+def test_keys_that_are_gone_open_nothing_until_one_is_made(tmp_path: Path, store: KeyStore) -> None:
+    store.create("bot", COMPLETE, Quota())
+    store.file.unlink()
+    restarted = KeyStore(tmp_path, now=lambda: NOON)
+    with pytest.raises(KeysUnreadable, match="keys create.*remove keys.closed"):
+        restarted.all()
+    assert "holds none any more" in graftline(tmp_path, "keys", "list")
+    with pytest.raises(KeysUnreadable):
+        refuse_open("0.0.0.0", tmp_path, is_open=False)
+    made = restarted.create("bot", COMPLETE, Quota())
+    assert restarted.holder(made.secret).name == "bot"
+
+
+def test_a_server_marks_keys_that_were_brought_there(tmp_path: Path, store: KeyStore) -> None:
+    store.create("bot", COMPLETE, Quota())
+    (tmp_path / "keys.closed").unlink()
+    Access(store).announce()
+    store.file.unlink()
+    with pytest.raises(KeysUnreadable):
+        KeyStore(tmp_path).all()
 
 
 def test_a_secret_opens_what_its_key_says(store: KeyStore) -> None:

@@ -159,6 +159,22 @@ def test_a_value_outside_its_range_is_refused(field: str, value: JsonValue) -> N
     assert caught.value.errors()[0]["loc"] == (field,)
 
 
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens", "n", "seed", "top_k", "temperature", "priority"])
+def test_true_is_no_number(field: str) -> None:
+    with pytest.raises(ValidationError, match="it is a number, but got true"):
+        chat(**{field: True})
+
+
+@pytest.mark.parametrize("fields", [{"logit_bias": {"1": True}}, {"decoding": {"tip": {"alpha": True}}}])
+def test_true_is_no_number_inside_of_a_field(fields: dict[str, JsonValue]) -> None:
+    with pytest.raises(ValidationError, match="number"):
+        chat(**fields)
+
+
+def test_a_whole_number_may_be_written_as_a_float() -> None:
+    assert chat(max_tokens=12.0).max_tokens == 12
+
+
 def test_sampling_left_open_stays_open() -> None:
     # The release's decoding policy fills it in, so None must reach the engine.
     request = chat()

@@ -20,7 +20,7 @@ from evaluation.admission import random_update
 from evaluation.errors import DataChanged, Overlap
 from evaluation.tasks import TASKS, task_named
 from evaluation.tasks.definition import check_unchanged
-from registry.errors import PolicyRefused, PromotionRefused
+from registry.errors import PolicyRefused, PromotionRefused, RefusedName
 from registry.gate_settings import GateSettings
 from registry.manifest import file_digest
 from registry.names import ReleaseName
@@ -47,6 +47,18 @@ def test_a_version_whose_gate_failed_is_not_gated_again(tracking: Tracking, tmp_
 def test_an_override_without_a_reason_is_refused_before_the_gate(tracking: Tracking, tmp_path: Path) -> None:
     with pytest.raises(PromotionRefused, match="needs a reason"):
         promote(f"{NAME}@3", " ", True, None, None, tmp_path, tracking.uri, as_json=True)
+
+
+def test_a_name_that_means_the_backbone_is_refused_before_the_gate(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracking, name = store_at(tmp_path / "store"), Path(backbone.name).name
+    write_release(tmp_path / "files", backbone, random_lora(backbone, 1))
+    with monkeypatch.context() as earlier:  # a version of ours that let it be published
+        earlier.setattr("registry.release.refuse_backbone_name", lambda *_: None)
+        publish(tracking, name, tmp_path / "files")
+    with pytest.raises(RefusedName, match="the name of its own backbone"):
+        promote(f"{name}@1", "wanted", True, None, None, tmp_path / "store", None, as_json=True)
 
 
 def released(backbone: Backbone, directory: Path, size: float) -> Subject:

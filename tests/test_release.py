@@ -218,6 +218,12 @@ def test_names_that_would_be_ambiguous_are_refused(tracking: Tracking, directory
         publish(tracking, name, directory)
 
 
+def test_a_release_does_not_take_the_name_of_its_own_backbone(tracking: Tracking, directory: Path) -> None:
+    with pytest.raises(RefusedName, match="the name of its own backbone.*'tiny'"):
+        publish(tracking, "tiny", directory)
+    assert registered_names(tracking) == []
+
+
 def test_versions_and_aliases_are_found_and_others_are_answered_with_what_there_is(tracking: Tracking, directory: Path) -> None:
     publish(tracking, "medicine", directory)
     with tracking.client() as client:

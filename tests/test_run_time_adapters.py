@@ -320,6 +320,11 @@ def test_a_damaged_adapter_is_refused_by_its_fault_and_nothing_of_it_is_loaded(
     assert "damaged" not in {card.id for card in client.models.list()} and write(client, base)
 
 
+def test_a_path_with_nul_is_told_so(server: Live) -> None:
+    answer = load(server, "damaged", "plain\0")
+    assert answer.status_code == 400 and "no character NUL" in answer.text
+
+
 @pytest.mark.parametrize(
     ("path", "status", "expected"),
     [

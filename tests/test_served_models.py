@@ -111,6 +111,19 @@ def test_the_backbone_is_served_under_its_own_name_without_a_profile(models: Ser
     assert (served.profile, served.digest) == (None, backbone.fingerprint)
 
 
+def test_a_registered_model_of_the_backbones_name_leaves_it_to_the_backbone(
+    models: ServedModels, shelf: Shelf, caplog: pytest.LogCaptureFixture
+) -> None:
+    shelf.put(models.backbone_id, 1)
+    shelf.ledger[models.backbone_id] = 1
+    models.refresh()
+    models.refresh()
+    assert models.ids() == [models.backbone_id, "law"]
+    assert lease(models, models.backbone_id).served.profile is None
+    assert lease(models, f"{models.backbone_id}@1").served.profile is not None
+    assert sum("which means the backbone" in record.message for record in caplog.records) == 1
+
+
 def test_the_backbones_directory_stays_on_the_server(models: ServedModels) -> None:
     assert "/" not in models.backbone_id
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from service.settings import Settings
+from service.commands.serve import serve
+from service.settings import BadSetting, Settings, misspelt
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
@@ -38,8 +39,34 @@ def test_paths_are_absolute_for_another_process() -> None:
         ("GRAFTLINE_POLL_S", "60"),
         ("GRAFTLINE_MAX_ROWS", "many"),
         ("GRAFTLINE_REQUEST_TIMEOUT_S", "inf"),
+        ("GRAFTLINE_THREADS", "1000000"),
+        ("GRAFTLINE_NAMES", "law/tax"),
+        ("GRAFTLINE_TRACKING_URI", "gopher://here"),
     ],
 )
 def test_a_wrong_value_is_refused_by_its_variable(variable: str, value: str) -> None:
     with pytest.raises(ValueError, match=f"{variable} .*{value}"):
         Settings.from_environment({variable: value})
+
+
+@pytest.mark.parametrize("field", ["device", "frozen", "adapter_directory", "job_recipe"])
+def test_what_is_not_on_this_machine_is_refused_at_the_start_by_its_variable(field: str) -> None:
+    settings = Settings.from_environment({f"GRAFTLINE_{field.upper()}": "/gpu9/away"})
+    with pytest.raises(BadSetting, match=f"GRAFTLINE_{field.upper()} must be .*'/gpu9/away'"):
+        settings.check_here()
+
+
+def test_serving_asks_whether_its_settings_are_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("GRAFTLINE_DEVICE", "gpu9")
+    with pytest.raises(BadSetting, match="GRAFTLINE_DEVICE"):
+        serve("127.0.0.1", 1, None, None, tmp_path, None)
+
+
+@pytest.mark.parametrize("uri", ["sqlite:////x/m.db", "postgresql+psycopg2://a@b/c", "https://there", "runs", "databricks"])
+def test_a_store_is_whatever_mlflow_takes(uri: str) -> None:
+    assert Settings.from_environment({"GRAFTLINE_TRACKING_URI": uri}).tracking_uri == uri
+
+
+def test_a_misspelt_setting_is_told_with_the_nearest() -> None:
+    (told,) = misspelt({"GRAFTLINE_MAXROWS": "4", "GRAFTLINE_CACHE": "/x", "GRAFTLINE_PORT": "3000"})
+    assert "GRAFTLINE_MAXROWS" in told and "GRAFTLINE_MAX_ROWS?" in told

@@ -52,6 +52,19 @@ def test_a_body_that_is_no_object_is_refused(server: Live, body: bytes) -> None:
     assert (reply.status_code, reply.json()["error"]["code"]) == (400, "invalid_request")
 
 
+@pytest.mark.parametrize("messages", [[], "hi"])
+def test_messages_that_are_no_list_are_told_in_words_of_json(server: Live, messages: object) -> None:
+    reply = httpx.post(f"{server.url}{CHAT}", json={"model": "backbone0", "messages": messages})
+    message = reply.json()["error"]["message"]
+    assert reply.status_code == 400 and "list" in message.lower() and "tuple" not in message.lower()
+
+
+def test_a_sentence_of_ours_ends_with_one_full_stop(server: Live) -> None:
+    body = {"model": "backbone0", "training_file": "file-x", "suffix": "../x"}
+    message = httpx.post(f"{server.openai_url}/fine_tuning/jobs", json=body).json()["error"]["message"]
+    assert message.endswith("Try medicine.coding.")
+
+
 def test_another_content_type_is_told_apart(server: Live) -> None:
     reply = httpx.post(f"{server.url}{CHAT}", data={"model": "law"})
     assert reply.status_code == 400 and "Content-Type: application/json" in reply.json()["error"]["message"]

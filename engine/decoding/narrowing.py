@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from adapters.spec import Spec
 from engine.decoding.budget import Budget
@@ -19,9 +19,18 @@ from engine.errors import NotNarrower
 from engine.profile import DecodingPolicy
 
 _MOST = 10**9  # of tokens and the like: an integer of a request may be too large for a float
-AtLeast0 = Annotated[float, Field(ge=0)]
-CountFrom0 = Annotated[int, Field(ge=0, le=_MOST)]
-CountFrom1 = Annotated[int, Field(ge=1, le=_MOST)]
+
+
+def _no_boolean(value: object) -> object:
+    """JSON's true is no number, though Python reads it as 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"it is a number, but got {str(value).lower()}")
+    return value
+
+
+AtLeast0 = Annotated[float, BeforeValidator(_no_boolean), Field(ge=0)]
+CountFrom0 = Annotated[int, BeforeValidator(_no_boolean), Field(ge=0, le=_MOST)]
+CountFrom1 = Annotated[int, BeforeValidator(_no_boolean), Field(ge=1, le=_MOST)]
 # What a schedule of the penalty reads.
 _READ: Mapping[str, tuple[str, ...]] = {"window": ("alpha", "beta"), "const": ("alpha",), "cyclic": ("amplitude",)}
 

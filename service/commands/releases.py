@@ -18,7 +18,7 @@ from registry.errors import PromotionRefused
 from registry.home import home_directory
 from registry.ledger import Ledger
 from registry.manifest import MANIFEST, file_digest
-from registry.names import ReleaseName, checked_name, current_actor, resolve
+from registry.names import ReleaseName, checked_name, current_actor, refuse_backbone_name, resolve
 from registry.policy import Policy, policies, refuse_laxer, refuse_other_domain, set_policy
 from registry.release import Release, load_release
 from registry.release import publish as publish_release
@@ -358,6 +358,7 @@ def refuse_early(tracking: Tracking, named: ReleaseName, override: bool, reason:
             f"Files whose gate failed stay failed, and those of {named} did: {earlier.sentence} "
             "Publish a better one, or override it with a reason, which stays in the ledger."
         )
+    refuse_backbone_name(named.name, load_release(tracking, named.name, named.version).manifest.backbone.name)
 
 
 def _check_backbone(release: Release, fingerprint: str) -> None:

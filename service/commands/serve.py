@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 from registry.home import home_directory
 from service.access import refuse_open
 from service.serve import check_address
 from service.serve import serve as serve_settings
-from service.settings import Settings
+from service.settings import PREFIX, Settings, misspelt
 
 
 def serve(
@@ -28,6 +30,9 @@ def serve(
         host=host, port=port, backbone=backbone, engine=engine, home=home_directory(home), tracking_uri=tracking_uri
     )
     settings = settings.model_copy(update={"open": is_open or settings.open})
+    for warning in misspelt(os.environ):
+        print(warning, file=sys.stderr, flush=True)
+    settings.check_here()
     if settings.engine == "vllm":
         vllm_options(settings)
     sources_of(settings.backbone)  # a server that cannot start would be started again and again
@@ -45,4 +50,5 @@ def build(backbone: str | None, home: Path | None, tracking_uri: str | None) -> 
 
 
 def _settings(**given: object) -> Settings:
-    return Settings.from_environment().model_copy(update={key: value for key, value in given.items() if value is not None})
+    told = {f"{PREFIX}{key.upper()}": str(value) for key, value in given.items() if value is not None}
+    return Settings.from_environment({**os.environ, **told})

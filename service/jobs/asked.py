@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from registry.errors import RefusedName
-from registry.names import checked_name
+from registry.names import checked_name, refuse_backbone_name
 from service.errors import ApiError
+from service.json_fields import JsonFields
 from service.shortened import shortened
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ OF_A_JOB = ("adapter", "method", "search", "ranges", "start", "study", "evaluati
 _FIELDS = {"batch_size": "method.batch_size", "learning_rate_multiplier": "method.learning_rate", "n_epochs": "method.steps"}
 
 
-class Hyperparameters(BaseModel):
+class Hyperparameters(JsonFields):
     """`auto` leaves a value to the sweep."""
 
     model_config = ConfigDict(extra="forbid")
@@ -57,7 +58,7 @@ class Method(BaseModel):
     supervised: Supervised = Supervised()
 
 
-class JobRequest(BaseModel):
+class JobRequest(JsonFields):
     """OpenAI's fields, and `recipe`, `columns` and `separator` for what they cannot say."""
 
     model: str
@@ -98,6 +99,12 @@ class JobRequest(BaseModel):
         if self.integrations:
             message = "Every trial is a run of the server's MLflow; other integrations are not offered. Leave them out."
             raise ApiError(400, message, "unsupported_parameter", "integrations")
+
+    def refuse_name_of(self, backbone: str) -> None:
+        try:
+            refuse_backbone_name(self.suffix or self.training_file, backbone)
+        except RefusedName as error:
+            raise ApiError(400, str(error), "name_taken", "suffix") from error
 
 
 def recipe_of(asked: JobRequest, name: str, backbone: str, task: Path, rows: int, template: Path | None) -> Recipe:

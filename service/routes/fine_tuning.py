@@ -37,6 +37,7 @@ async def create(parts: PartsHere, request: Request, body: JobRequest) -> Respon
         if body.model != parts.models.backbone_id:
             message = f"A job fits adapters around {parts.models.backbone_id!r}, but got the model {shortened(body.model)}."
             raise ApiError(404, message, "model_not_found", "model")
+        body.refuse_name_of(parts.models.backbone_id)
         file = await uploaded(parts, body.training_file, "training_file")
         job = await asyncio.to_thread(_submitted, parts, jobs, body, file, caller_of(request).name)
         act.detail["id"] = job.id

@@ -8,12 +8,12 @@ from typing import TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import ConfigDict, Field, JsonValue
 
 from registry.errors import ChampionMoved, RegistryError, RegistryUnreachable, UnknownRelease
 from registry.home import home_directory
 from registry.ledger import Ledger
-from registry.names import checked_name, resolve
+from registry.names import checked_name, refuse_backbone_name, resolve
 from registry.tracking import Tracking
 from service.caller import caller_of
 from service.control import CONTROLLED
@@ -22,6 +22,7 @@ from service.jobs import shapes
 from service.jobs.record import Job
 from service.jobs.runner import TooManyJobs
 from service.json_body import JsonRoute
+from service.json_fields import JsonFields
 from service.parts import Parts, PartsHere
 from service.routes.fine_tuning import full, jobs_of
 
@@ -29,7 +30,7 @@ router = APIRouter(route_class=JsonRoute, dependencies=[CONTROLLED])
 T = TypeVar("T")
 
 
-class PromoteRequest(BaseModel):
+class PromoteRequest(JsonFields):
     """An override of the gate is for the command line: there is no field for it."""
 
     model_config = ConfigDict(extra="forbid")
@@ -39,7 +40,7 @@ class PromoteRequest(BaseModel):
     time_budget_s: float | None = Field(default=None, gt=0, le=86400)
 
 
-class RollbackRequest(BaseModel):
+class RollbackRequest(JsonFields):
     model_config = ConfigDict(extra="forbid")
 
     reason: str = Field(min_length=1, max_length=2000)
@@ -51,7 +52,12 @@ async def promote(parts: PartsHere, request: Request, name: str, body: PromoteRe
     """Begins a gate in a process of its own and answers at once; the ledger's entry follows where it passes."""
     with parts.audit.during(request, "release.promote", f"{name}@{body.version}") as act:
         jobs = jobs_of(parts)
-        release = str(await asyncio.to_thread(_of_registry, lambda: resolve(_tracking(parts), f"{name}@{body.version}")))
+
+        def resolved() -> str:
+            refuse_backbone_name(name, parts.models.backbone_id)
+            return str(resolve(_tracking(parts), f"{name}@{body.version}"))
+
+        release = await asyncio.to_thread(_of_registry, resolved)
         asked: dict[str, JsonValue] = {"release": release, "reason": body.reason, "time_budget_s": body.time_budget_s}
         try:
             job = await asyncio.to_thread(jobs.submit, "promotion", asked, caller_of(request).name)
