@@ -22,6 +22,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 # Two processes on two cores: whoever waits must not spin. A service, which has them alone, is twice as fast when it does.
 test test-slow: export OMP_WAIT_POLICY := PASSIVE
+# A process that a test starts would take both cores beside the other worker's.
+test: export OMP_NUM_THREADS := 1
 
 test: install
 	$(BIN)/python -m pytest -m 'not slow' -n 2
