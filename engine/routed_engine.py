@@ -14,15 +14,24 @@ from engine.engine import Completion, Continuation, Delta, Engine, EngineStats, 
 from engine.inspect import Inspector
 from engine.profile import Profile
 
-# Legend: T tokens, H hidden
+# Legend: N prompts, L layers, T tokens, H hidden
+
+_AT_ONCE = 256  # prompts whose states are held token by token
 
 
 def prompt_states(engine: Inspector, prompts: Sequence[tuple[int, ...]], layer: int) -> list[Tensor]:
     """The mean over each prompt's tokens of what the backbone's layer puts out, [H] in float32."""
-    # All tokens but the first are the continuation, so that all of their states are told.
-    asked = [Continuation(ids[:1], ids[1:]) for ids in prompts]
-    found = engine.hidden_states(asked, [None] * len(asked), [layer])
-    return [states_1TH[0].mean(dim=0) for states_1TH in found]
+    return list(states_by_layer(engine, prompts, [layer])[layer])
+
+
+def states_by_layer(engine: Inspector, prompts: Sequence[tuple[int, ...]], layers: Sequence[int]) -> dict[int, Tensor]:
+    """`prompt_states` of several layers, [N, H] each, from one reading of the prompts."""
+    means_NLH = []
+    for low in range(0, len(prompts), _AT_ONCE):
+        # All tokens but the first are the continuation, so that all of their states are told.
+        asked = [Continuation(ids[:1], ids[1:]) for ids in prompts[low : low + _AT_ONCE]]
+        means_NLH += [states_LTH.mean(dim=1) for states_LTH in engine.hidden_states(asked, [None] * len(asked), layers)]
+    return {layer: torch.stack([means_LH[place] for means_LH in means_NLH]) for place, layer in enumerate(layers)}
 
 
 class RoutedEngine:

@@ -21,7 +21,7 @@ from adapters.adapter_router import AdapterRouter
 from adapters.backbone import Backbone
 from adapters.spec import Spec
 from engine.inspect import Inspector
-from engine.routed_engine import prompt_states
+from engine.routed_engine import states_by_layer
 from evaluation.reliability import calibration_error, equal_mass_bins
 from evaluation.statistics import upper_limit, wilson
 from evaluation.task import Split, Task, direct_prompt, question_text, reasoning_prompt
@@ -123,9 +123,8 @@ def fit_router(
                 "four texts two are fitted on, one is searched on and one is read: give at least 20."
             )
     layers = sorted({max(0, round(share * (len(backbone.layers) - 1))) for share in (0.25, 0.5, 0.75, 1.0)})
-    states = {
-        layer: {split: torch.stack(prompt_states(engine, part.ids, layer)) for split, part in read.items()} for layer in layers
-    }
+    by_split = {split: states_by_layer(engine, part.ids, layers) for split, part in read.items()}
+    states = {layer: {split: found[layer] for split, found in by_split.items()} for layer in layers}
     labels = {split: torch.tensor(part.classes) for split, part in read.items()}
 
     def best(train_N: Tensor) -> AdapterRouter:
