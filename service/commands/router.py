@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from adapters.backbone import Backbone
     from engine.routed_engine import RoutedEngine
     from engine.torch_engine import TorchEngine
+    from engine.twin import Precision
     from evaluation.evaluate import Row
     from tuning.router_fit import RouterReading
     from tuning.router_gate import Target
@@ -68,7 +69,8 @@ def fit(
     own = _lines(keep) if keep is not None else ()
     tracking = Tracking.at(home_directory(home), tracking_uri).existing()
     releases = [_release(tracking, reference) for reference in references]
-    backbone, engine = _engine_for(releases)
+    # Means over a prompt's tokens, by which domains are told apart: rounding moves them by less than a word does.
+    backbone, engine = _engine_for(releases, "bfloat16")
     domains = {release.name: task_named(_domain_of(release)) for release in releases}
     if len(domains) < len(releases):
         raise ValueError("A router chooses among names, but two of these releases have one name. Name each once.")
@@ -224,7 +226,7 @@ def _release(tracking: Tracking, reference: str) -> Release:
     return load_release(tracking, found.name, found.version)
 
 
-def _engine_for(releases: Sequence[Release]) -> tuple[Backbone, TorchEngine]:
+def _engine_for(releases: Sequence[Release], precision: Precision = "float32") -> tuple[Backbone, TorchEngine]:
     from adapters.backbone import Backbone
     from engine.torch_engine import TorchEngine
     from registry.release import check_backbone
@@ -232,7 +234,7 @@ def _engine_for(releases: Sequence[Release]) -> tuple[Backbone, TorchEngine]:
     backbone = Backbone.load(releases[0].manifest.backbone.name)
     for release in releases:
         check_backbone(release, backbone.fingerprint)
-    return backbone, TorchEngine(backbone, max_rows=64)
+    return backbone, TorchEngine(backbone, max_rows=64, precision=precision)
 
 
 def _domain_of(release: Release) -> str:
