@@ -111,10 +111,10 @@ def test_its_pins_are_all_that_it_needs(tmp_path: Path, backbone_directory: Path
     }
     with subprocess.Popen([programs / "bentoml", "serve", bento], cwd=bento, env=environment) as server:
         try:
-            client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=240, timeout=30)
-            for asked in ({}, {"extra_body": {"guided_choice": ["12", "13"]}}):  # plain, and held by a grammar
-                reply = client.completions.create(model=backbone_directory.name, prompt="Start", max_tokens=8, **asked)
-                assert reply.choices[0].finish_reason in ("stop", "length")
+            with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=240, timeout=30) as client:
+                for asked in ({}, {"extra_body": {"guided_choice": ["12", "13"]}}):  # plain, and held by a grammar
+                    reply = client.completions.create(model=backbone_directory.name, prompt="Start", max_tokens=8, **asked)
+                    assert reply.choices[0].finish_reason in ("stop", "length")
             assert server.poll() is None
         finally:
             server.terminate()
