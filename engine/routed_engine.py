@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from engine.profile import Profile
 
 # Legend: N prompts, L layers, T tokens, H hidden
 
-_AT_ONCE = 256  # prompts whose states are held token by token
+_AT_ONCE = 64  # prompts whose states are held token by token
 
 
 def prompt_states(engine: Inspector, prompts: Sequence[tuple[int, ...]], layer: int) -> list[Tensor]:
@@ -24,13 +24,19 @@ def prompt_states(engine: Inspector, prompts: Sequence[tuple[int, ...]], layer: 
     return list(states_by_layer(engine, prompts, [layer])[layer])
 
 
-def states_by_layer(engine: Inspector, prompts: Sequence[tuple[int, ...]], layers: Sequence[int]) -> dict[int, Tensor]:
-    """`prompt_states` of several layers, [N, H] each, from one reading of the prompts."""
+def states_by_layer(
+    engine: Inspector,
+    prompts: Sequence[tuple[int, ...]],
+    layers: Sequence[int],
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> dict[int, Tensor]:
+    """`prompt_states` of several layers, [N, H] each, from one reading of the prompts; told as each part of them is done."""
     means_NLH = []
     for low in range(0, len(prompts), _AT_ONCE):
         # All tokens but the first are the continuation, so that all of their states are told.
         asked = [Continuation(ids[:1], ids[1:]) for ids in prompts[low : low + _AT_ONCE]]
         means_NLH += [states_LTH.mean(dim=1) for states_LTH in engine.hidden_states(asked, [None] * len(asked), layers)]
+        on_progress(len(means_NLH))
     return {layer: torch.stack([means_LH[place] for means_LH in means_NLH]) for place, layer in enumerate(layers)}
 
 

@@ -99,7 +99,10 @@ def test_so_few_prompts_that_none_astray_proves_nothing_leave_all_to_the_backbon
     engine: TorchEngine, session_backbone: Backbone
 ) -> None:
     spec = RouterSpec(items=20, max_astray=0.01)  # none of 20 astray leaves 14 % open
-    assert fit_router(engine, session_backbone, {"skin": SKIN}, [TALK], spec).router.threshold == NEVER
+    told = list[tuple[int, int]]()
+    fitted = fit_router(engine, session_backbone, {"skin": SKIN}, [TALK], spec, on_progress=lambda *at: told.append(at))
+    assert fitted.router.threshold == NEVER
+    assert told == [(40, 120), (80, 120), (120, 120)]  # a train, a search and a select split of two classes
 
 
 def test_the_instruction_of_a_prompt_is_no_cue(session_backbone: Backbone) -> None:

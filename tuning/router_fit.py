@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -109,8 +109,12 @@ def fit_router(
     others: Sequence[Task],
     spec: RouterSpec,
     own: Sequence[str] = (),
+    on_progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> RouterFit:
-    """`domains`: what each name is for; `others`: tasks whose questions are the backbone's, as the texts of `own` are."""
+    """`domains`: what each name is for; `others`: tasks whose questions are the backbone's, as the texts of `own` are.
+
+    `on_progress` is told how many of how many prompts are read, which is nearly all of the work.
+    """
     if not domains or not (others or own):
         raise ValueError("A router chooses between the backbone and at least one name, but one side has no prompts. Name a task.")
     read = {
@@ -123,7 +127,15 @@ def fit_router(
                 "four texts two are fitted on, one is searched on and one is read: give at least 20."
             )
     layers = sorted({max(0, round(share * (len(backbone.layers) - 1))) for share in (0.25, 0.5, 0.75, 1.0)})
-    by_split = {split: states_by_layer(engine, part.ids, layers) for split, part in read.items()}
+    total, before = sum(len(part.ids) for part in read.values()), 0
+    by_split = {}
+    for split, part in read.items():
+
+        def told(done: int, before: int = before) -> None:
+            on_progress(before + done, total)
+
+        by_split[split] = states_by_layer(engine, part.ids, layers, told)
+        before += len(part.ids)
     states = {layer: {split: found[layer] for split, found in by_split.items()} for layer in layers}
     labels = {split: torch.tensor(part.classes) for split, part in read.items()}
 

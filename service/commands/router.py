@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from registry.names import ReleaseName, current_actor, resolve
 from registry.release import Release, load_release
 from registry.tracking import Tracking
 from service.audit import AuditLog
+from service.pace import Pace
 
 if TYPE_CHECKING:
     from adapters.adapter_router import AdapterRouter
@@ -79,7 +81,7 @@ def fit(
         raise ValueError("A router tells domains apart, but two of these releases were fitted on one domain. Leave one out.")
     # What one release protects may be what another was fitted on: its questions are that one's, and not the backbone's too.
     others = [task for task in map(task_named, _protected(releases)) if task.name not in of_domains]
-    found = fit_router(engine, backbone, domains, others, spec, own)
+    found = fit_router(engine, backbone, domains, others, spec, own, partial(Pace(), "prompts read"))
     targets = {release.name: str(release.full_name) for release in releases}
     with whole_directory(out) as part:
         write_router(part, found, backbone, targets, domains, others, spec)
