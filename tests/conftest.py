@@ -27,6 +27,7 @@ from tuning.recipe import Recipe
 if TYPE_CHECKING:
     from live_service import Live
     from openai import OpenAI
+    from postgres import Postgres
 
     from service.serve import Server
 
@@ -105,6 +106,15 @@ def backbone_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def session_backbone(backbone_directory: Path) -> Backbone:
     return Backbone.load(str(backbone_directory), device="cpu", dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """One server for all tests of a process; each takes databases of its own."""
+    from postgres import running
+
+    with running() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
