@@ -13,9 +13,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tuning.errors import DamagedStudy, NothingToPublish
 from tuning.records import RUN_KEY
+from tuning.stop_items import is_partial
 from tuning.trial import ADAPTER
 
 DIRECTORY_KEY, SCORE_KEY = "directory", "score"  # user attributes of a trial
+IN_FULL = "in_full"  # the folder, in a trial's, of what is measured in full after a part was
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,9 @@ class Candidate:
 
 
 def candidates_of(study: optuna.Study) -> list[Candidate]:
-    """The finished trials of a study, best first."""
-    return in_order([_candidate(trial) for trial in study.get_trials(states=(TrialState.COMPLETE,))])
+    """The finished trials of a study, best first. One that was read on a part of its items is none: see tuning.stop_winner."""
+    complete = study.get_trials(states=(TrialState.COMPLETE,))
+    return in_order([found for trial in complete if (found := candidate_of(study, trial))])
 
 
 def in_order(candidates: list[Candidate]) -> list[Candidate]:
@@ -114,7 +117,17 @@ def candidate_to_publish(home: Path, name: str, trial: int | None = None) -> Can
     return best
 
 
-def _candidate(trial: FrozenTrial) -> Candidate:
-    attributes = trial.user_attrs
-    directory = Path(attributes[DIRECTORY_KEY]) / ADAPTER
-    return Candidate(trial.number, directory, trial.params, attributes[SCORE_KEY], attributes.get(RUN_KEY))
+def settled_key(number: int) -> str:
+    """The study's user attribute with the full score of a trial that was read on a part of its items."""
+    return f"{IN_FULL}.{number}"
+
+
+def candidate_of(study: optuna.Study, trial: FrozenTrial, partial: bool = False) -> Candidate | None:
+    """None for a trial that was read on a part of its items, unless those are asked for, and for one that could not be read."""
+    attributes, directory = trial.user_attrs, Path(trial.user_attrs[DIRECTORY_KEY])
+    score = attributes[SCORE_KEY]
+    if is_partial(score) and (full := study.user_attrs.get(settled_key(trial.number))) is not None:
+        score, directory = full, directory / IN_FULL
+    if not score or (is_partial(score) and not partial):
+        return None
+    return Candidate(trial.number, directory / ADAPTER, trial.params, score, attributes.get(RUN_KEY))

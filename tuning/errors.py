@@ -3,7 +3,8 @@
 TuningError (ValueError)
 ├── BadRecipe        a recipe that cannot be read, or that names what does not exist
 ├── NoSignal         the rewards of a fit never differ: nothing can be learnt from them
-├── Diverged         the loss of a fit is not finite: a deterministic failure of those settings
+├── Diverged         the loss of a fit is not finite, or exploded: a deterministic failure of those settings
+├── FitStopped       a stop rule ended a fit that was not worth its end
 ├── StudyMismatch    a study of that name exists with another search space or other directions
 ├── DamagedStudy     the file of a study cannot be read as one
 ├── NothingToPublish no such study or trial, or its best trial lost more than a margin
@@ -28,6 +29,10 @@ class NoSignal(TuningError):
 
 
 class Diverged(TuningError):
+    pass
+
+
+class FitStopped(TuningError):
     pass
 
 

@@ -7,10 +7,13 @@ import os
 import threading
 import time
 import traceback
+from collections.abc import Mapping
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
+from typing import Any
 
 from tuning.errors import BadRecipe
+from tuning.stop_probe import Ask
 from tuning.trial import Job, Outcome, Report, run
 
 _CONTEXT = multiprocessing.get_context(
@@ -55,10 +58,13 @@ def prepare(domain: str = "") -> None:
             del os.environ["OMP_WAIT_POLICY"]
 
 
-def run_isolated(job: Job, report: Report, stall_timeout_s: float | None = None) -> Outcome:
-    """The outcome of the job, run in a child. Raises ChildDied when the child leaves none, or says nothing for that long."""
-    receiver, sender = _CONTEXT.Pipe(duplex=False)
-    child = _CONTEXT.Process(target=_child, args=(job, sender), daemon=True)
+def run_isolated(job: Job, report: Report, stall_timeout_s: float | None = None, judge: Ask | None = None) -> Outcome:
+    """The outcome of the job, run in a child. Raises ChildDied when the child leaves none, or says nothing for that long.
+
+    The judge is called here, in the parent, with what the child asks it; the child waits for the answer.
+    """
+    receiver, sender = _CONTEXT.Pipe()
+    child = _CONTEXT.Process(target=_child, args=(job, sender, judge is not None), daemon=True)
     child.start()
     sender.close()
     heard, said = time.monotonic(), ""
@@ -84,15 +90,18 @@ def run_isolated(job: Job, report: Report, stall_timeout_s: float | None = None)
                 return value
             if kind == "error":
                 said = str(value)
+            elif kind == "asks":
+                assert judge is not None
+                receiver.send(judge(*value))
             else:
                 report(kind, float(value))
             heard = time.monotonic()
     finally:
+        receiver.close()  # a child that waits for an answer ends by that
         child.join(_GRACE_S)
         if child.is_alive():
             child.kill()
             child.join()
-        receiver.close()
     raise ChildDied(said or f"The trial's process ended with exit code {child.exitcode} and left no result.")
 
 
@@ -108,12 +117,18 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, name="end with parent", daemon=True).start()
 
 
-def _child(job: Job, sender: Connection) -> None:
+def _child(job: Job, sender: Connection, judged: bool) -> None:
     end_with_parent()
+
+    def ask(kind: str, told: Mapping[str, Any]) -> str | None:
+        sender.send(("asks", (kind, told)))
+        answer: str | None = sender.recv()
+        return answer
+
     try:
-        outcome = run(job, lambda phase, share: sender.send((phase, share)))
+        outcome = run(job, lambda phase, share: sender.send((phase, share)), ask if judged else None)
         sender.send(("outcome", outcome))
-    except BrokenPipeError:  # the parent is gone: nobody waits for this trial
+    except (BrokenPipeError, ConnectionResetError, EOFError):  # the parent is gone: nobody waits for this trial
         raise SystemExit(1) from None
     except BaseException:
         sender.send(("error", traceback.format_exc(limit=-6)))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from adapters.lora import LoRASpec
 from adapters.softcot import SoftCoTSpec
@@ -22,6 +22,7 @@ from tuning.errors import BadRecipe
 from tuning.methods import METHODS
 from tuning.methods.method import MethodSpec
 from tuning.methods.sft import SFTSpec
+from tuning.stop_settings import StopRecipe, fits_mode
 
 Kind = Literal["lora", "softcot", "lora+softcot", "steering"]
 KINDS: tuple[Kind, ...] = ("lora", "softcot", "lora+softcot")  # that a sweep draws; a steering vector is asked for by name
@@ -92,6 +93,7 @@ class StudyRecipe(Spec):
     stall_timeout_s: float = Field(default=900.0, gt=0)  # without a sign of life; the trial is then stopped and tried again
     scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)  # of the fitted adapter, tried after each fit
     seed: int = Field(default=0, ge=0, lt=2**31)
+    stop: Annotated[StopRecipe, AfterValidator(fits_mode)] = StopRecipe()
 
     @field_validator("scales")
     @classmethod
@@ -286,6 +288,8 @@ class Recipe(Spec):
         told = self.model_dump(mode="json")
         if self.engine == "torch":
             del told["engine"]  # it narrows nothing: a recipe that names no engine is the same one
+        if self.study.stop == StopRecipe():
+            del told["study"]["stop"]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 

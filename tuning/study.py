@@ -18,13 +18,17 @@ from adapters.spec import Choices, Range
 from adapters.whole_file import write_whole
 from registry.errors import RegistryUnreachable, StoreRefused
 from registry.tracking import RunStatus, Tracking
-from tuning.candidates import DIRECTORY_KEY, SCORE_KEY, Candidate, candidates_of, readable
+from tuning.candidates import DIRECTORY_KEY, IN_FULL, SCORE_KEY, Candidate, candidates_of, readable
 from tuning.errors import BadRecipe, StudyMismatch, SweepRefused, SweepStopped
 from tuning.isolation import ChildDied, available_threads, prepare, run_isolated
 from tuning.recipe import METHOD_NAME, Recipe, narrowed
 from tuning.records import RUN_KEY, Records
 from tuning.space import Value, defaults, is_active, suggest
-from tuning.trial import Job, Outcome
+from tuning.stop_curve import Reading
+from tuning.stop_judge import Judge
+from tuning.stop_pruners import pruner_of
+from tuning.stop_winner import settle
+from tuning.trial import ADAPTER, Job, Outcome
 
 MAX_RETRIES, MAX_DEAD = 1, 3  # of one trial; of trials in a row, before the sweep stops
 MAX_ALIKE = 3  # trials that could not be fitted, for the very same reason, before a sweep that has no other stops
@@ -37,7 +41,7 @@ _NUM_OBJECTIVES = {"pareto": 2, "constrained": 1}
 class Event:
     """Something that happened, for whoever shows the sweep."""
 
-    kind: str  # start | fit | measure | complete | pruned | failed | note
+    kind: str  # start | fit | probe | measure | complete | pruned | failed | note
     trial: int
     share: float = 0.0
     text: str = ""
@@ -129,6 +133,7 @@ class Sweep:
         # The sampler's state is not stored: the same seed after a resume would propose the same points again.
         seed = self.recipe.study.seed + len(study.trials)
         study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=4)
+        study.pruner = pruner_of(self.recipe.study.stop)
         return study
 
     def run(self, study: optuna.Study, on_event: Callable[[Event], None]) -> None:
@@ -137,6 +142,7 @@ class Sweep:
         records = Records.open(self.tracking, self.recipe, study, lambda text: on_event(Event("note", -1, text=text)))
         try:
             self._search(study, records, on_event)
+            self._settle(study, on_event)
         except BaseException as error:
             self._close(study, records, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", str(error))
             if isinstance(error, SweepRefused) and not finished(study):
@@ -170,7 +176,7 @@ class Sweep:
                 break
             trial = study.ask()
             try:
-                recipe, outcome = self._run_trial(trial, on_event)
+                recipe, outcome = self._run_trial(study, trial, on_event)
             except BaseException:
                 study.tell(trial, state=TrialState.FAIL)
                 _try_again(study, study.trials[trial.number])
@@ -195,7 +201,23 @@ class Sweep:
                     "Look for the cause outside the recipe (memory, disk, devices), then go on with --resume."
                 )
 
-    def _run_trial(self, trial: optuna.Trial, on_event: Callable[[Event], None]) -> tuple[Recipe, Outcome]:
+    def _settle(self, study: optuna.Study, on_event: Callable[[Event], None]) -> None:
+        """What would be published is first read on all of its items."""
+
+        def read_in_full(trial: FrozenTrial) -> Outcome:
+            on_event(Event("note", -1, text=f"trial {trial.number} was read on a part of its items, and is now read on all"))
+            directory = Path(trial.user_attrs[DIRECTORY_KEY])
+            recipe = self.recipe.with_values(dict(trial.params))
+            parts = (recipe, directory / IN_FULL, self.home / "cache", self.threads)
+            job = Job(*parts, given=directory / ADAPTER, keep_given=True)
+            try:
+                return run_isolated(job, lambda phase, share: None, self.recipe.study.stall_timeout_s)
+            except ChildDied as died:
+                return Outcome(state="died", reason=str(died))
+
+        settle(study, read_in_full)
+
+    def _run_trial(self, study: optuna.Study, trial: optuna.Trial, on_event: Callable[[Event], None]) -> tuple[Recipe, Outcome]:
         """The trial's own recipe, and what came of it."""
         values = suggest(trial, self.recipe)
         recipe = self.recipe.with_values(dict(values))
@@ -212,10 +234,16 @@ class Sweep:
 
         reference, started = values == defaults(self.recipe), time.monotonic()
         job = Job(recipe, directory, self.home / "cache", self.threads, reference)
+
+        def on_reading(reading: Reading) -> None:
+            on_event(Event("probe", trial.number, reading.checkpoint, str(reading), reading.told))
+
+        judge = Judge(study, trial, self.recipe.study.stop, reference, on_reading)
         try:
-            outcome = run_isolated(job, report, self.recipe.study.stall_timeout_s)
+            outcome = run_isolated(job, report, self.recipe.study.stall_timeout_s, judge)
         except ChildDied as died:
             outcome = Outcome(state="died", reason=str(died))
+        outcome = outcome.model_copy(update={"curve": judge.curve})
         trial.set_user_attr("seconds", time.monotonic() - started)
         return recipe, outcome
 
@@ -230,6 +258,10 @@ class Sweep:
             on_event(Event("complete", trial.number, 1.0, score=outcome.score, params=trial.params))
             return
         trial.set_user_attr("failure", outcome.reason)
+        if outcome.state == "stopped":  # its judge has set the constraints, as far as it has any
+            study.tell(trial, state=TrialState.PRUNED)
+            on_event(Event("pruned", trial.number, text=outcome.reason))
+            return
         if outcome.state == "failed":
             # Reported as PRUNED, since samplers do not see failed trials and would propose the same again.
             trial.set_constraint("finished", 1.0)
@@ -244,7 +276,7 @@ class Sweep:
 
     def _note_families(self, study: optuna.Study, outcome: Outcome, on_event: Callable[[Event], None]) -> None:
         """Says once which protected families constrain no trial."""
-        if outcome.state not in ("complete", "failed") or FAMILIES_KEY in study.user_attrs:
+        if outcome.state not in ("complete", "stopped", "failed") or FAMILIES_KEY in study.user_attrs:
             return
         study.set_user_attr(FAMILIES_KEY, outcome.not_measurable)
         for family, reason in outcome.not_measurable.items():
@@ -289,8 +321,8 @@ def _require_another_end(study: optuna.Study) -> None:
 
 
 def search_digest(recipe: Recipe) -> str:
-    """Of what must not change between the trials of one study: everything but its length and patience."""
-    length = {"trials": 1, "time_budget_s": None, "min_trials": 0, "stall_timeout_s": 1.0}
+    """Of what must not change between the trials of one study: everything but its length, its patience and its stop rules."""
+    length = {"trials": 1, "time_budget_s": None, "min_trials": 0, "stall_timeout_s": 1.0, "stop": recipe.study.stop.comparable}
     return recipe.model_copy(update={"study": recipe.study.model_copy(update=length)}).digest()
 
 
