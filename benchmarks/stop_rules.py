@@ -25,7 +25,7 @@ from tuning.candidates import Candidate, in_order
 from tuning.recipe import Recipe
 from tuning.stop_curve import Reading
 from tuning.stop_rules import stopped
-from tuning.stop_settings import StopRecipe
+from tuning.stop_settings import Rule, StopRecipe
 
 CURVES = Path(__file__).parent / "stop_curves.json"
 ORDERS = 200
@@ -50,7 +50,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = json.loads(CURVES.read_text()) if CURVES.is_file() else []
     if args.record:
         record(rows, args.trials)
-    lines, told = [], [("floor",), ("dominated",), ("floor", "dominated")]
+    lines, told = [], list[tuple[Rule, ...]]([("floor",), ("dominated",), ("floor", "dominated")])
     for rules in told:
         found = replays(rows, StopRecipe(rules=rules), ORDERS)
         lines.append(
@@ -101,16 +101,17 @@ def record(rows: list[dict[str, Any]], trials: int) -> None:
 
 
 def recipe() -> Recipe:
-    return Recipe(
-        name="stop-rules",
-        backbone=str(TESTBED),
-        domain=DOMAIN,
-        protected=("alchemy",),
-        search=(*RANGES, "method.target"),
-        adapter={"lora": {"rank": 8, "alpha": 256}},
-        method={"batch_size": 8, "num_examples": 400},
-        evaluation={"domain_items": 150, "chain_items": 48, "generated_items": 8},
-    )
+    values: dict[str, object] = {
+        "name": "stop-rules",
+        "backbone": str(TESTBED),
+        "domain": DOMAIN,
+        "protected": ("alchemy",),
+        "search": (*RANGES, "method.target"),
+        "adapter": {"lora": {"rank": 8, "alpha": 256}},
+        "method": {"batch_size": 8, "num_examples": 400},
+        "evaluation": {"domain_items": 150, "chain_items": 48, "generated_items": 8},
+    }
+    return Recipe.model_validate(values)
 
 
 def settings(number: int) -> dict[str, object]:

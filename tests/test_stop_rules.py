@@ -11,11 +11,11 @@ from tuning.errors import BadRecipe, Diverged
 from tuning.loop import require_steady
 from tuning.methods.sft import SFTSpec
 from tuning.recipe import Recipe
+from tuning.space import search_digest
 from tuning.stop_curve import FamilyChange, Point, Reading
 from tuning.stop_probe import checkpoint_step
 from tuning.stop_rules import below_floor, dominated, stopped
 from tuning.stop_settings import StopRecipe
-from tuning.study import search_digest
 
 STOP = StopRecipe()
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from registry.tracking import Tracking
 from tuning.errors import DamagedStudy, NothingToPublish
-from tuning.records import RUN_KEY
+from tuning.records import RUN_KEY, run_key
 from tuning.stop_items import is_partial
+from tuning.storage import StudyStorage
 from tuning.trial import ADAPTER
 
 DIRECTORY_KEY, SCORE_KEY = "directory", "score"  # user attributes of a trial
-IN_FULL = "in_full"  # the folder, in a trial's, of what is measured in full after a part was
+IN_FULL = "in_full"  # the folder, and the study's attribute, of a trial that is read in full after a part of it was
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,14 @@ class Candidate:
 
 def candidates_of(study: optuna.Study) -> list[Candidate]:
     """The finished trials of a study, best first. One that was read on a part of its items is none: see tuning.stop_winner."""
-    complete = study.get_trials(states=(TrialState.COMPLETE,))
-    return in_order([found for trial in complete if (found := candidate_of(study, trial))])
+    return in_order([one for one in all_complete(study) if not is_partial(one.score)])
+
+
+def all_complete(study: optuna.Study) -> list[Candidate]:
+    """With those that were read on a part of their items."""
+    late = study.user_attrs  # runs that were logged when the store answered again, and what was read in full after the trial
+    found = (_candidate(trial, late) for trial in study.get_trials(states=(TrialState.COMPLETE,)))
+    return [candidate for candidate in found if candidate.score]
 
 
 def in_order(candidates: list[Candidate]) -> list[Candidate]:
@@ -63,17 +71,31 @@ def in_order(candidates: list[Candidate]) -> list[Candidate]:
     return sorted(candidates, key=rank, reverse=True)
 
 
-def stored_candidates(home: Path, name: str) -> list[Candidate]:
+def stored_candidates(home: Path, name: str, storage_url: str | None = None) -> list[Candidate]:
     """The finished trials of a study by its name, best first; empty when there is no such study."""
-    file = home / "studies" / name / "optuna.db"
-    if not file.is_file():
+    storage = StudyStorage.of(home, name, storage_url)
+    if storage.file is None:
+        opened = storage.open()
+        known = name in optuna.study.get_all_study_names(opened)
+        return candidates_of(optuna.load_study(study_name=name, storage=opened)) if known else []
+    if not storage.file.is_file():
         return []
-    storage = f"sqlite:///{file}"
-    with readable(file):
-        if name not in optuna.study.get_all_study_names(storage):  # a sweep that was refused leaves the file alone
+    with readable(storage.file):
+        if name not in optuna.study.get_all_study_names(storage.url):  # a sweep that was refused leaves the file alone
             return []
-        study = optuna.load_study(study_name=name, storage=storage)
-        return candidates_of(study)
+        return candidates_of(optuna.load_study(study_name=name, storage=storage.url))
+
+
+def brought(candidate: Candidate, home: Path, tracking: Tracking) -> Candidate:
+    """The candidate with its files here: a trial of another machine has left them with its run. NothingToPublish if not."""
+    if candidate.directory.is_dir():
+        return candidate
+    if candidate.run_id is None:
+        raise NothingToPublish(
+            f"A trial is published with its adapter, but trial {candidate.trial} has left none in {candidate.directory} and none "
+            "with an MLflow run. Publish it on the machine that ran it."
+        )
+    return replace(candidate, directory=tracking.downloaded(candidate.run_id, ADAPTER, home / "cache" / "runs"))
 
 
 @contextmanager
@@ -117,17 +139,15 @@ def candidate_to_publish(home: Path, name: str, trial: int | None = None) -> Can
     return best
 
 
-def settled_key(number: int) -> str:
-    """The study's user attribute with the full score of a trial that was read on a part of its items."""
-    return f"{IN_FULL}.{number}"
+def full_key(number: int) -> str:
+    """The study's attribute with what was found when the trial was read in full; its score is empty where that failed."""
+    return f"{IN_FULL}:{number}"
 
 
-def candidate_of(study: optuna.Study, trial: FrozenTrial, partial: bool = False) -> Candidate | None:
-    """None for a trial that was read on a part of its items, unless those are asked for, and for one that could not be read."""
-    attributes, directory = trial.user_attrs, Path(trial.user_attrs[DIRECTORY_KEY])
-    score = attributes[SCORE_KEY]
-    if is_partial(score) and (full := study.user_attrs.get(settled_key(trial.number))) is not None:
-        score, directory = full, directory / IN_FULL
-    if not score or (is_partial(score) and not partial):
-        return None
-    return Candidate(trial.number, directory / ADAPTER, trial.params, score, attributes.get(RUN_KEY))
+def _candidate(trial: FrozenTrial, late: Mapping[str, Any]) -> Candidate:
+    attributes = trial.user_attrs
+    if full := late.get(full_key(trial.number)):
+        return Candidate(trial.number, Path(full["directory"]) / ADAPTER, trial.params, full["score"], full["run_id"])
+    directory = Path(attributes[DIRECTORY_KEY]) / ADAPTER
+    run_id = attributes.get(RUN_KEY) or late.get(run_key(trial.number))
+    return Candidate(trial.number, directory, trial.params, attributes[SCORE_KEY], run_id)

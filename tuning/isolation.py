@@ -7,12 +7,12 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from tuning.errors import BadRecipe
+from tuning.errors import BadRecipe, Preempted
 from tuning.stop_probe import Ask
 from tuning.trial import Job, Outcome, Report, run
 
@@ -58,10 +58,17 @@ def prepare(domain: str = "") -> None:
             del os.environ["OMP_WAIT_POLICY"]
 
 
-def run_isolated(job: Job, report: Report, stall_timeout_s: float | None = None, judge: Ask | None = None) -> Outcome:
+def run_isolated(
+    job: Job,
+    report: Report,
+    stall_timeout_s: float | None = None,
+    ended: Callable[[], bool] = lambda: False,
+    judge: Ask | None = None,
+) -> Outcome:
     """The outcome of the job, run in a child. Raises ChildDied when the child leaves none, or says nothing for that long.
 
-    The judge is called here, in the parent, with what the child asks it; the child waits for the answer.
+    Once `ended`, the child is stopped, and Preempted is raised: the checkpoint of its fit stays. The judge is called here, in the
+    parent, with what the child asks it; the child waits for the answer.
     """
     receiver, sender = _CONTEXT.Pipe()
     child = _CONTEXT.Process(target=_child, args=(job, sender, judge is not None), daemon=True)
@@ -70,6 +77,9 @@ def run_isolated(job: Job, report: Report, stall_timeout_s: float | None = None,
     heard, said = time.monotonic(), ""
     try:
         while True:
+            if ended():
+                child.kill()
+                raise Preempted("The worker was told to end in the middle of a trial, which is tried again from its checkpoint.")
             left = 1.0 if stall_timeout_s is None else min(1.0, heard + stall_timeout_s - time.monotonic())
             if left <= 0:
                 child.kill()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from tuning.stop_curve import CURVE_KEY, Reading, curve_of
@@ -38,7 +39,10 @@ class Judge:
         return [one.as_dict() for one in self._curve]
 
     def __call__(self, kind: str, told: Mapping[str, Any]) -> str | None:
-        reason = self._of_items(told) if kind == "items" else self._of_reading(Reading.of(told))
+        try:
+            reason = self._of_items(told) if kind == "items" else self._of_reading(Reading.of(told))
+        except UpdateFinishedTrialError:
+            return "another worker, which heard nothing of this one, has given the trial up."
         return None if self.spares else reason
 
     def _of_reading(self, reading: Reading) -> str | None:

@@ -2,35 +2,68 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
 
-from tuning.candidates import candidate_of, in_order, settled_key
+from tuning.candidates import IN_FULL, Candidate, all_complete, brought, full_key, in_order
+from tuning.errors import NothingToPublish
+from tuning.isolation import ChildDied, run_isolated
+from tuning.recipe import Recipe
+from tuning.records import Records
 from tuning.stop_items import is_partial
-from tuning.trial import Outcome
+from tuning.trial import Job, Outcome
 
 
-def unsettled(study: optuna.Study) -> FrozenTrial | None:
+def unsettled(study: optuna.Study) -> Candidate | None:
     """The best trial by all that is known, where only a part of its items was read; None where the best was read in full."""
-    trials = {trial.number: trial for trial in study.get_trials(states=(TrialState.COMPLETE,))}
-    ordered = in_order([found for trial in trials.values() if (found := candidate_of(study, trial, partial=True))])
-    if not ordered or not is_partial(ordered[0].score):
-        return None
-    return trials[ordered[0].trial]
+    ordered = in_order(all_complete(study))
+    return ordered[0] if ordered and is_partial(ordered[0].score) else None
 
 
-def settle(study: optuna.Study, read_in_full: Callable[[FrozenTrial], Outcome]) -> list[int]:
-    """Reads the best trial in full until the best is one that was; returns the numbers of those that were read.
+@dataclass(frozen=True)
+class Settling:
+    """What the last worker of a study does before it ends. `directory` is the study's, in this process's home."""
 
-    One that cannot be read in full is no candidate.
-    """
-    done = []
-    while (trial := unsettled(study)) is not None:
-        outcome = read_in_full(trial)
-        score: dict[str, Any] = outcome.score if outcome.state == "complete" else {}
-        study.set_user_attr(settled_key(trial.number), score)
-        done.append(trial.number)
-    return done
+    recipe: Recipe
+    study: optuna.Study
+    records: Records
+    directory: Path
+    cache: Path
+    threads: int
+    note: Callable[[str], None]
+    ended: Callable[[], bool]
+
+    def run(self) -> list[int]:
+        """Reads the best trial in full until the best is one that was; the numbers of those that were read.
+
+        One that cannot be read in full is no candidate.
+        """
+        done = list[int]()
+        with (self.directory / "settling.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # workers of one home that end together: the second finds all of it done
+            while (candidate := unsettled(self.study)) is not None:
+                self.note(f"trial {candidate.trial} was read on a part of its items, and is now read on all")
+                recipe = self.recipe.with_values(dict(candidate.params))
+                directory = self.directory / "trials" / str(candidate.trial) / IN_FULL
+                outcome = self.read(recipe, candidate, directory)
+                run_id = self.records.trial(candidate.trial, directory, recipe, outcome)
+                if outcome.state != "complete":
+                    self.note(f"trial {candidate.trial} cannot be read in full, and is no candidate: {outcome.reason}")
+                found = {"directory": str(directory), "score": outcome.score, "run_id": run_id}
+                self.study.set_user_attr(full_key(candidate.trial), found)
+                done.append(candidate.trial)
+        return done
+
+    def read(self, recipe: Recipe, candidate: Candidate, directory: Path) -> Outcome:
+        """The trial's adapter, as it was fitted, measured as any other; it is kept at the scale that is then chosen."""
+        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            given = brought(candidate, self.cache.parent, self.records.tracking).directory
+            job = Job(recipe, directory, self.cache, self.threads, given=given, keep_given=True)
+            return run_isolated(job, lambda phase, share: None, recipe.study.stall_timeout_s, self.ended)
+        except (ChildDied, NothingToPublish) as error:
+            return Outcome(state="died", reason=str(error))
