@@ -17,7 +17,7 @@ from tuning.candidates import DIRECTORY_KEY, IN_FULL, SCORE_KEY, Candidate, cand
 from tuning.errors import NothingToPublish
 from tuning.recipe import Recipe
 from tuning.records import Records
-from tuning.stop_items import SLICE, shuffled
+from tuning.stop_items import shuffled
 from tuning.stop_winner import Settling
 from tuning.study import Sweep
 from tuning.trial import ADAPTER, Job, Outcome, run
@@ -35,14 +35,15 @@ def test_items_come_in_one_order_for_all_trials_and_not_in_their_own() -> None:
 
 
 def test_a_trial_that_is_ended_has_the_mean_of_what_was_read_and_can_be_read_in_full(
-    backbone_directory: Path, home: Path
+    backbone_directory: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe, parent = by_item(backbone_directory, 2 * SLICE + 2), Parent({"items": "wilcoxon: worse."})
+    monkeypatch.setattr("tuning.stop_items.SLICE", 4)
+    recipe, parent = by_item(backbone_directory, 10), Parent({"items": "wilcoxon: worse."})
     outcome = run(Job(recipe, home / "trial", home / "cache", 1), unheard, parent)
     ((_, told),) = parent.asked
-    assert outcome.state == "complete" and outcome.score["num_items"] == SLICE == len(told["changes"])
-    assert set(told["changes"]) == set(shuffled(2 * SLICE + 2)[:SLICE])
-    assert outcome.score["chosen"]["domain_gain"] == pytest.approx(sum(told["changes"].values()) / SLICE)
+    assert outcome.state == "complete" and outcome.score["num_items"] == 4 == len(told["changes"])
+    assert set(told["changes"]) == set(shuffled(10)[:4])
+    assert outcome.score["chosen"]["domain_gain"] == pytest.approx(sum(told["changes"].values()) / 4)
 
     full = Job(recipe, home / "trial" / IN_FULL, home / "cache", 1, given=home / "trial" / ADAPTER, keep_given=True)
     found = run(full, unheard)
@@ -52,10 +53,13 @@ def test_a_trial_that_is_ended_has_the_mean_of_what_was_read_and_can_be_read_in_
         assert file.read_bytes() == (home / "trial" / IN_FULL / ADAPTER / file.relative_to(home / "whole" / ADAPTER)).read_bytes()
 
 
-def test_a_trial_that_is_not_ended_is_read_on_every_item(backbone_directory: Path, home: Path) -> None:
+def test_a_trial_that_is_not_ended_is_read_on_every_item(
+    backbone_directory: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuning.stop_items.SLICE", 8)
     parent = Parent()
-    outcome = run(Job(by_item(backbone_directory, SLICE + 4), home / "trial", home / "cache", 1), unheard, parent)
-    assert [len(told["changes"]) for _, told in parent.asked] == [SLICE, 4]
+    outcome = run(Job(by_item(backbone_directory, 12), home / "trial", home / "cache", 1), unheard, parent)
+    assert [len(told["changes"]) for _, told in parent.asked] == [8, 4]
     assert outcome.score["num_items"] is None and len(outcome.score["scales"]) == 2
 
 

@@ -72,10 +72,12 @@ class Probe:
         """None where no family can be measured on so few items."""
         import torch
 
+        from adapters.softcot import SoftCoT
         from engine.profile import Profile
         from evaluation.evaluate import evaluate
 
-        started, profile, points = time.monotonic(), Profile(tuple(self.adapters)), list[Point]()
+        started, points = time.monotonic(), list[Point]()
+        profile = Profile(tuple(one.apart() if isinstance(one, SoftCoT) else one for one in self.adapters))
         scales = sorted({min(self.recipe.study.scales), max(self.recipe.study.scales)})
         with torch.random.fork_rng(devices=[]):
             for scale in scales:
