@@ -1,6 +1,6 @@
 """What the stop rules cost and save: real trials on the small test-bed, replayed in many orders under the rules.
 
-    python -m benchmarks.stop_rules [--trials 60] [--record]
+    python -m benchmarks.stop_rules [--trials 48] [--record]
 
 With --record, trials of random settings are run to their end with their readings, about five seconds each, and kept in
 benchmarks/stop_curves.json; a killed run goes on. The replay needs no model: a trial is stopped by the rules of tuning.stop_rules
@@ -44,7 +44,7 @@ class Replay:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=60)
+    parser.add_argument("--trials", type=int, default=48)
     parser.add_argument("--record", action="store_true")
     args = parser.parse_args()
     rows: list[dict[str, Any]] = json.loads(CURVES.read_text()) if CURVES.is_file() else []

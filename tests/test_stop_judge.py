@@ -16,7 +16,7 @@ STOP = StopRecipe()
 
 def reading(gain: float, change: float, checkpoint: float = 0.33) -> Reading:
     point = Point(1.0, gain, 0.01, {"kin": FamilyChange(change, change - 0.1, change + 0.1, 0.05)})
-    return Reading(checkpoint, (32, 8), (point,), 1.0)
+    return Reading(checkpoint, (32, 8), (point,), 1.0, 1.0)
 
 
 def pareto() -> optuna.Study:

@@ -70,7 +70,15 @@ def test_a_reading_is_of_the_weights_as_they_are_then(backbone_directory: Path, 
     run(Job(recipe, home / "trial", home / "cache", 1), unheard, parent)
     early, late = (Reading.of(told) for _, told in parent.asked)
     assert [point.scale for point in late.points] == [0.5, 1.0] and set(late.points[0].families) == {"arithmetic", "ordering"}
-    assert early.points[1].families != late.points[1].families != late.points[0].families
+    assert early.points[-1].families != late.points[-1].families != late.points[0].families
+    assert not late.points[-1].is_tolerable
+
+
+def test_a_smaller_scale_is_read_only_where_the_largest_loses_too_much(backbone_directory: Path, home: Path) -> None:
+    recipe, parent = read_at(backbone_directory, 1.0, **{"method.learning_rate": 1e-9}), Parent()
+    run(Job(recipe, home / "trial", home / "cache", 1), unheard, parent)
+    (reading,) = (Reading.of(told) for _, told in parent.asked)
+    assert [point.scale for point in reading.points] == [1.0] and reading.least is None and reading.chosen.is_tolerable
 
 
 def test_a_fit_that_is_stopped_says_why_and_leaves_no_weights(

@@ -28,7 +28,7 @@ def point(gain: float, change: float, scale: float = 1.0, noise: float = 0.01) -
 
 
 def reading(*points: Point, checkpoint: float = 0.33) -> Reading:
-    return Reading(checkpoint, (32, 8), points, 1.0)
+    return Reading(checkpoint, (32, 8), points, points[0].scale, 1.0)
 
 
 def test_a_family_that_is_surely_lost_at_the_smallest_scale_stops_the_fit() -> None:
@@ -70,11 +70,18 @@ def test_where_neither_loses_anything_the_gain_decides() -> None:
     assert dominated(quick, [slow] * 3, STOP) is None
 
 
-def test_a_trial_with_one_scale_on_the_front_goes_on() -> None:
-    rival = reading(point(0.05, 0.0, 0.25), point(0.3, -0.5))
-    own = reading(point(0.2, 0.0, 0.25), point(0.1, -5.0))
-    assert dominated(own, [rival] * 3, STOP) is None
+def test_a_trial_goes_on_that_may_have_a_scale_between_those_read_which_is_on_the_front() -> None:
+    rival = reading(point(0.2, 0.0, 0.25), point(0.3, -0.5))
+    assert dominated(reading(point(0.0, 0.0, 0.25), point(0.25, -5.0)), [rival] * 3, STOP) is None
     assert dominated(reading(point(0.0, 0.0, 0.25), point(0.1, -5.0)), [rival] * 3, STOP) is not None
+
+
+def test_where_the_smallest_scale_was_not_read_it_is_taken_to_lose_nothing() -> None:
+    only_largest = Reading(0.33, (32, 8), (point(0.1, -0.9),), 0.25, 1.0)
+    lossy, clean = reading(point(0.3, -0.5)), reading(point(0.3, -0.05))
+    assert dominated(only_largest, [lossy] * 3, STOP) is None and dominated(only_largest, [clean] * 3, STOP) is not None
+    assert dominated(reading(point(0.1, -0.9)), [lossy] * 3, STOP) is not None
+    assert below_floor(Reading(0.33, (32, 8), (point(0.1, -50.0),), 0.25, 1.0), floor=1.0) is None
 
 
 def test_noise_and_epsilon_are_allowed_for() -> None:
@@ -86,7 +93,7 @@ def test_noise_and_epsilon_are_allowed_for() -> None:
 
 def test_only_readings_at_the_same_checkpoint_and_of_the_same_items_are_compared() -> None:
     poor, later = reading(point(0.02, -0.6)), reading(point(0.3, -0.1), checkpoint=0.67)
-    other_items = Reading(0.33, (64, 8), (point(0.3, -0.1),), 1.0)
+    other_items = Reading(0.33, (64, 8), (point(0.3, -0.1),), 1.0, 1.0)
     assert dominated(poor, [later] * 3, STOP) is None and dominated(poor, [other_items] * 3, STOP) is None
 
 

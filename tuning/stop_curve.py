@@ -1,4 +1,4 @@
-"""What a fit was read to be at its checkpoints: few items, the smallest and the largest scale of the study."""
+"""What a fit was read to be at its checkpoints: few items, at full scale and, where that loses too much, at the smallest."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Point:
     @property
     def retention(self) -> float:
         """Capped, in margins: the trial's second objective, on fewer items."""
-        return sum(min(0.0, change.mean) for change in self.families.values()) / len(self.families)
+        return sum(min(0.0, change.mean) for change in self.families.values()) / max(1, len(self.families))
 
     @property
     def retention_stderr(self) -> float:
         """As if no family were capped, which makes it larger, never smaller."""
-        return math.hypot(*(change.stderr for change in self.families.values())) / len(self.families)
+        return math.hypot(*(change.stderr for change in self.families.values())) / max(1, len(self.families))
 
     @property
     def is_tolerable(self) -> bool:
@@ -51,12 +51,21 @@ class Point:
 
 @dataclass(frozen=True)
 class Reading:
-    """At one checkpoint; the points are by rising scale. What is read on other items is not compared."""
+    """At one checkpoint; the points are by rising scale. What is read on other items is not compared.
+
+    `smallest` is the study's smallest scale. It is read where the largest is not tolerable, and is the first point then.
+    """
 
     checkpoint: float  # the share of the steps, as the recipe names it
     items: tuple[int, int]  # of the domain and of each family
     points: tuple[Point, ...]
+    smallest: float
     seconds: float
+
+    @property
+    def least(self) -> Point | None:
+        """At the smallest scale; None where it was not read."""
+        return self.points[0] if self.points[0].scale == self.smallest else None
 
     @property
     def chosen(self) -> Point:
@@ -82,7 +91,8 @@ class Reading:
             for point in told["points"]
         ]
         domain_items, family_items = told["items"]
-        return cls(float(told["checkpoint"]), (int(domain_items), int(family_items)), tuple(points), float(told["seconds"]))
+        items, smallest = (int(domain_items), int(family_items)), float(told["smallest"])
+        return cls(float(told["checkpoint"]), items, tuple(points), smallest, float(told["seconds"]))
 
     @property
     def told(self) -> dict[str, Any]:

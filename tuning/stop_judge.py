@@ -50,9 +50,10 @@ class Judge:
         self.trial.set_user_attr(CURVE_KEY, self.curve)
         self.on_reading(reading)
         reason = stopped(reading, self._rivals(reading), self.settings)
-        if reason is not None and not self.spares and below_floor(reading, self.settings.floor):
+        lost = reading.least
+        if reason is not None and lost and not self.spares and below_floor(reading, self.settings.floor):
             # Samplers rank what is not feasible by how far it is from it.
-            for family, change in reading.points[0].families.items():
+            for family, change in lost.families.items():
                 self.trial.set_constraint(family, -change.mean - 1.0)
             self.trial.set_constraint(STOPPED, 1.0)
         return reason or self._of_pruner(reading)

@@ -78,19 +78,21 @@ class Probe:
 
         started, points = time.monotonic(), list[Point]()
         profile = Profile(tuple(one.apart() if isinstance(one, SoftCoT) else one for one in self.adapters))
-        scales = sorted({min(self.recipe.study.scales), max(self.recipe.study.scales)})
+        smallest, largest = min(self.recipe.study.scales), max(self.recipe.study.scales)
         with torch.random.fork_rng(devices=[]):
-            for scale in scales:
+            for scale in (largest, smallest):
+                if points and (scale == largest or points[0].is_tolerable):
+                    break
                 self.engine.load(_LIVE, profile.scaled(scale))
                 found = evaluate(self.engine, self.ground.backbone, _LIVE, self._plan, self.cache, lambda planned: self.alive())
                 self.engine.unload(_LIVE)
-                points.append(point_of(scale, found, self._margins))
+                points.insert(0, point_of(scale, found, self._margins))
         taken = time.monotonic() - started
         self.seconds += taken
         if not all(point.families for point in points):
             return None
         stop = self.recipe.study.stop
-        return Reading(checkpoint, (stop.domain_items, stop.family_items), tuple(points), taken)
+        return Reading(checkpoint, (stop.domain_items, stop.family_items), tuple(points), smallest, taken)
 
     def by_items(self, profile: Profile) -> TrialScore | None:
         """What is known of a fitted adapter that was ended on the way; None where nothing is read item by item, or all was."""

@@ -26,7 +26,8 @@ def stopped(reading: Reading, rivals: Sequence[Reading], settings: StopRecipe) -
 
 def below_floor(reading: Reading, floor: float) -> str | None:
     """Even at the smallest scale a family, or all together, is sure (95 %) to have lost more than the floor."""
-    point = reading.points[0]
+    if (point := reading.least) is None:
+        return None
     family, change = min(point.families.items(), key=lambda item: item[1].high)
     if change.high < -floor:
         lost, what = -change.high, family
@@ -41,13 +42,15 @@ def below_floor(reading: Reading, floor: float) -> str | None:
 
 
 def dominated(reading: Reading, rivals: Sequence[Reading], settings: StopRecipe) -> str | None:
-    """So many rivals were better at the same checkpoint: to each of its scales there is a better one of theirs."""
+    """So many rivals were better at the same checkpoint than any scale of this one can be expected to be.
+
+    That is: than the best gain that it showed with the least loss, which is none where the smallest scale was not read.
+    """
+    best = max(reading.points, key=lambda point: point.gain)
+    least = reading.least
+    hoped = Point(best.scale, best.gain, best.gain_stderr, least.families if least else {})
     compared = [rival for rival in rivals if rival.matches(reading)]
-    ahead = [
-        rival
-        for rival in compared
-        if all(any(is_better(other, own, settings) for other in rival.points) for own in reading.points)
-    ]
+    ahead = [rival for rival in compared if any(is_better(other, hoped, settings) for other in rival.points)]
     if len(ahead) < settings.rivals:
         return None
     own = reading.chosen
