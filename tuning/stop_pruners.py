@@ -15,7 +15,7 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner,
 from tuning.stop_items import SLICE
 from tuning.stop_settings import StopRecipe
 
-P_VALUE = 0.05  # at each of several looks; docs/methods.md says how often the best trial is ended by chance
+P_VALUE = 0.05  # at each of several looks; docs/results.md says how often a trial that is better is ended by chance
 REDUCTION = 2  # of Hyperband: both usual checkpoints are then rungs
 
 
