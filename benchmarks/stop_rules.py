@@ -27,7 +27,7 @@ from adapters.whole_file import write_whole
 from benchmarks.results import commits, provenance, table, write_section
 from tuning.candidates import Candidate, in_order
 from tuning.recipe import Recipe
-from tuning.stop_curve import Reading
+from tuning.stop_curve import FitReading
 from tuning.stop_items import SLICE
 from tuning.stop_pruners import P_VALUE
 from tuning.stop_rules import stopped
@@ -166,10 +166,10 @@ def replays(rows: Sequence[Mapping[str, Any]], stop: StopRecipe, orders: int) ->
 
 def replay(rows: Sequence[Mapping[str, Any]], order: Sequence[int], stop: StopRecipe) -> Replay:
     """One trial after the other. The first is the recipe's own, which nothing stops."""
-    ended, spent, rivals = list[int](), 0.0, list[Reading]()
+    ended, spent, rivals = list[int](), 0.0, list[FitReading]()
     for place, index in enumerate(order):
         row = rows[index]
-        curve, seconds = [Reading.of(told) for told in row["curve"]], cost(row)
+        curve, seconds = [FitReading.of(told) for told in row["curve"]], cost(row)
         at = next((at for at, reading in enumerate(curve) if place and stopped(reading, rivals, stop)), None)
         if at is None:
             spent += seconds["whole"]

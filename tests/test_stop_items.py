@@ -24,9 +24,16 @@ from tuning.trial import ADAPTER, Job, Outcome, run
 from tuning.waiting import Waiting
 
 
+@pytest.fixture(autouse=True)
+def _few_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The distance to the backbone is read of each trial, and plays no part here."""
+    monkeypatch.setattr("tuning.trial.KL_PROMPTS", 1)
+
+
 def by_item(backbone_directory: Path, num_items: int) -> Recipe:
     changes = {"study.mode": "constrained", "study.stop.rules": (), "study.stop.pruner": "wilcoxon"}
     changes |= {"study.stop.domain_items": 8, "study.stop.family_items": 4, "evaluation.domain_items": num_items}
+    changes["evaluation.generated_items"] = 0
     return small(backbone_directory, **{"adapter.kind": "lora", **changes})
 
 

@@ -19,7 +19,7 @@ from tuning.candidates import stored_candidates
 from tuning.isolation import run_isolated
 from tuning.loop import CHECKPOINT
 from tuning.recipe import Recipe
-from tuning.stop_curve import Reading, curve_of
+from tuning.stop_curve import FitReading, curve_of
 from tuning.study import Event, Sweep
 from tuning.trial import ADAPTER, Job, run
 
@@ -37,7 +37,13 @@ class Parent:
 
     @property
     def checkpoints(self) -> list[float]:
-        return [Reading.of(told).checkpoint for kind, told in self.asked if kind == "probe"]
+        return [FitReading.of(told).checkpoint for kind, told in self.asked if kind == "probe"]
+
+
+@pytest.fixture(autouse=True)
+def _few_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The distance to the backbone is read of each trial, and plays no part here."""
+    monkeypatch.setattr("tuning.trial.KL_PROMPTS", 1)
 
 
 def unheard(phase: str, share: float) -> None:
@@ -46,6 +52,7 @@ def unheard(phase: str, share: float) -> None:
 
 def read_at(backbone_directory: Path, *checkpoints: float, **changes: object) -> Recipe:
     given = {"study.stop.checkpoints": checkpoints, "study.stop.domain_items": 8, "study.stop.family_items": 4}
+    given["evaluation.generated_items"] = 0
     return small(backbone_directory, **{"method.steps": 3, "adapter.kind": "lora", **given, **changes})
 
 
@@ -66,9 +73,9 @@ def test_a_fit_that_is_read_is_bit_for_bit_the_same(backbone_directory: Path, ho
 
 
 def test_a_reading_is_of_the_weights_as_they_are_then(backbone_directory: Path, home: Path) -> None:
-    recipe, parent = read_at(backbone_directory, 0.33, 1.0, **{"method.learning_rate": 2e-2, "method.steps": 6}), Parent()
+    recipe, parent = read_at(backbone_directory, 0.33, 1.0, **{"method.learning_rate": 0.2, "method.steps": 6}), Parent()
     run(Job(recipe, home / "trial", home / "cache", 1), unheard, parent)
-    early, late = (Reading.of(told) for _, told in parent.asked)
+    early, late = (FitReading.of(told) for _, told in parent.asked)
     assert [point.scale for point in late.points] == [0.5, 1.0] and set(late.points[0].families) == {"arithmetic", "ordering"}
     assert early.points[-1].families != late.points[-1].families != late.points[0].families
     assert not late.points[-1].is_tolerable
@@ -77,7 +84,7 @@ def test_a_reading_is_of_the_weights_as_they_are_then(backbone_directory: Path, 
 def test_a_smaller_scale_is_read_only_where_the_largest_loses_too_much(backbone_directory: Path, home: Path) -> None:
     recipe, parent = read_at(backbone_directory, 1.0, **{"method.learning_rate": 1e-9}), Parent()
     run(Job(recipe, home / "trial", home / "cache", 1), unheard, parent)
-    (reading,) = (Reading.of(told) for _, told in parent.asked)
+    (reading,) = (FitReading.of(told) for _, told in parent.asked)
     assert [point.scale for point in reading.points] == [1.0] and reading.least is None and reading.chosen.is_tolerable
 
 

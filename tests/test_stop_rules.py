@@ -12,7 +12,7 @@ from tuning.loop import require_steady
 from tuning.methods.sft import SFTSpec
 from tuning.recipe import Recipe
 from tuning.space import search_digest
-from tuning.stop_curve import FamilyChange, Point, Reading
+from tuning.stop_curve import FamilyChange, FitReading, Point
 from tuning.stop_probe import checkpoint_step
 from tuning.stop_rules import below_floor, dominated, stopped
 from tuning.stop_settings import StopRecipe
@@ -27,8 +27,8 @@ def point(gain: float, change: float, scale: float = 1.0, noise: float = 0.01) -
     return Point(scale, gain, noise, families)
 
 
-def reading(*points: Point, checkpoint: float = 0.33) -> Reading:
-    return Reading(checkpoint, (32, 8), points, points[0].scale, 1.0)
+def reading(*points: Point, checkpoint: float = 0.33) -> FitReading:
+    return FitReading(checkpoint, (32, 8), points, points[0].scale, 1.0)
 
 
 def test_a_family_that_is_surely_lost_at_the_smallest_scale_stops_the_fit() -> None:
@@ -77,11 +77,11 @@ def test_a_trial_goes_on_that_may_have_a_scale_between_those_read_which_is_on_th
 
 
 def test_where_the_smallest_scale_was_not_read_it_is_taken_to_lose_nothing() -> None:
-    only_largest = Reading(0.33, (32, 8), (point(0.1, -0.9),), 0.25, 1.0)
+    only_largest = FitReading(0.33, (32, 8), (point(0.1, -0.9),), 0.25, 1.0)
     lossy, clean = reading(point(0.3, -0.5)), reading(point(0.3, -0.05))
     assert dominated(only_largest, [lossy] * 3, STOP) is None and dominated(only_largest, [clean] * 3, STOP) is not None
     assert dominated(reading(point(0.1, -0.9)), [lossy] * 3, STOP) is not None
-    assert below_floor(Reading(0.33, (32, 8), (point(0.1, -50.0),), 0.25, 1.0), floor=1.0) is None
+    assert below_floor(FitReading(0.33, (32, 8), (point(0.1, -50.0),), 0.25, 1.0), floor=1.0) is None
 
 
 def test_noise_and_epsilon_are_allowed_for() -> None:
@@ -93,7 +93,7 @@ def test_noise_and_epsilon_are_allowed_for() -> None:
 
 def test_only_readings_at_the_same_checkpoint_and_of_the_same_items_are_compared() -> None:
     poor, later = reading(point(0.02, -0.6)), reading(point(0.3, -0.1), checkpoint=0.67)
-    other_items = Reading(0.33, (64, 8), (point(0.3, -0.1),), 1.0, 1.0)
+    other_items = FitReading(0.33, (64, 8), (point(0.3, -0.1),), 1.0, 1.0)
     assert dominated(poor, [later] * 3, STOP) is None and dominated(poor, [other_items] * 3, STOP) is None
 
 
@@ -147,7 +147,7 @@ def test_trials_under_other_rules_belong_to_one_study_and_those_of_fewer_items_d
 
 def test_a_reading_is_the_same_after_it_was_stored() -> None:
     found = reading(point(0.1, -0.2, 0.25), point(0.3, -2.0))
-    assert Reading.of(json.loads(json.dumps(found.as_dict()))) == found
+    assert FitReading.of(json.loads(json.dumps(found.as_dict()))) == found
     assert found.chosen.scale == 0.25 and found.told["constraints"]["kin"] == pytest.approx(-0.8)
     assert str(found).startswith("after 33% of the fit: gain +0.100 at scale 0.25, retention -0.10 margins, worst kin -0.2")
 

@@ -50,7 +50,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Reading:
+class FitReading:
     """At one checkpoint; the points are by rising scale. What is read on other items is not compared.
 
     `smallest` is the study's smallest scale. It is read where the largest is not tolerable, and is the first point then.
@@ -75,12 +75,12 @@ class Reading:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def matches(self, other: Reading) -> bool:
+    def matches(self, other: FitReading) -> bool:
         """Whether the two can be compared."""
         return self.checkpoint == other.checkpoint and self.items == other.items
 
     @classmethod
-    def of(cls, told: Mapping[str, Any]) -> Reading:
+    def of(cls, told: Mapping[str, Any]) -> FitReading:
         points = [
             Point(
                 float(point["scale"]),
@@ -110,7 +110,7 @@ class Reading:
         )
 
 
-def curve_of(attributes: Mapping[str, Any]) -> list[Reading]:
+def curve_of(attributes: Mapping[str, Any]) -> list[FitReading]:
     """The readings among the user attributes of a trial; empty where it was not read."""
     stored: Sequence[Mapping[str, Any]] = attributes.get(CURVE_KEY, ())
-    return [Reading.of(told) for told in stored]
+    return [FitReading.of(told) for told in stored]

@@ -10,7 +10,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from tuning.stop_curve import CURVE_KEY, Reading, curve_of
+from tuning.stop_curve import CURVE_KEY, FitReading, curve_of
 from tuning.stop_pruners import is_pruned, percent
 from tuning.stop_rules import below_floor, stopped
 from tuning.stop_settings import StopRecipe
@@ -18,20 +18,20 @@ from tuning.stop_settings import StopRecipe
 STOPPED = "finished"  # the constraint of a trial that has no score; at or below 0 where it has one
 
 
-def _unheard(reading: Reading) -> None:
+def _unheard(reading: FitReading) -> None:
     pass
 
 
 @dataclass
-class Judge:
+class StopJudge:
     """Of one running trial; called in the parent, with what its child says. `spares` hears all and stops nothing."""
 
     study: optuna.Study
     trial: optuna.Trial
     settings: StopRecipe
     spares: bool = False
-    on_reading: Callable[[Reading], None] = _unheard
-    _curve: list[Reading] = field(default_factory=list)
+    on_reading: Callable[[FitReading], None] = _unheard
+    _curve: list[FitReading] = field(default_factory=list)
 
     @property
     def curve(self) -> list[dict[str, Any]]:
@@ -40,12 +40,12 @@ class Judge:
 
     def __call__(self, kind: str, told: Mapping[str, Any]) -> str | None:
         try:
-            reason = self._of_items(told) if kind == "items" else self._of_reading(Reading.of(told))
+            reason = self._of_items(told) if kind == "items" else self._of_reading(FitReading.of(told))
         except UpdateFinishedTrialError:
             return "another worker, which heard nothing of this one, has given the trial up."
         return None if self.spares else reason
 
-    def _of_reading(self, reading: Reading) -> str | None:
+    def _of_reading(self, reading: FitReading) -> str | None:
         self._curve.append(reading)
         self.trial.set_user_attr(CURVE_KEY, self.curve)
         self.on_reading(reading)
@@ -58,7 +58,7 @@ class Judge:
             self.trial.set_constraint(STOPPED, 1.0)
         return reason or self._of_pruner(reading)
 
-    def _of_pruner(self, reading: Reading) -> str | None:
+    def _of_pruner(self, reading: FitReading) -> str | None:
         if self.settings.pruner not in ("median", "hyperband"):
             return None
         gain = reading.chosen.gain
@@ -74,7 +74,7 @@ class Judge:
             return None
         return "wilcoxon: item by item, the best trial so far is better."
 
-    def _rivals(self, reading: Reading) -> list[Reading]:
+    def _rivals(self, reading: FitReading) -> list[FitReading]:
         """At the same checkpoint, one a trial: of trials that run, and of those that ended well."""
         trials = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.COMPLETE))
         others = [trial for trial in trials if trial.number != self.trial.number and not _ended_badly(trial)]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from evaluation.statistics import PairedChange
 from tuning.errors import FitStopped
 from tuning.journal import Journal
-from tuning.stop_curve import FamilyChange, Point, Reading
+from tuning.stop_curve import FamilyChange, FitReading, Point
 
 if TYPE_CHECKING:
     from adapters.adapter import Adapter
@@ -53,7 +53,7 @@ class Probe:
         self.adapters = adapters
         for entry in self._journal.entries():
             if entry["identity"] == self._identity:
-                reading = Reading.of(entry["reading"])
+                reading = FitReading.of(entry["reading"])
                 self._done.add(reading.checkpoint)
                 self._told(reading)
 
@@ -68,7 +68,7 @@ class Probe:
             self._journal.append({"identity": self._identity, "reading": reading.as_dict()})
             self._told(reading)
 
-    def read(self, checkpoint: float) -> Reading | None:
+    def read(self, checkpoint: float) -> FitReading | None:
         """None where no family can be measured on so few items."""
         import torch
 
@@ -92,7 +92,7 @@ class Probe:
         if not all(point.families for point in points):
             return None
         stop = self.recipe.study.stop
-        return Reading(checkpoint, (stop.domain_items, stop.family_items), tuple(points), smallest, taken)
+        return FitReading(checkpoint, (stop.domain_items, stop.family_items), tuple(points), smallest, taken)
 
     def by_items(self, profile: Profile) -> TrialScore | None:
         """What is known of a fitted adapter that was ended on the way; None where nothing is read item by item, or all was."""
@@ -103,7 +103,7 @@ class Probe:
         parts = (self.engine, self.cache, self.ask, self.alive)
         return read_by_items(self.recipe, self.ground, profile, reading.chosen, *parts)
 
-    def _told(self, reading: Reading) -> None:
+    def _told(self, reading: FitReading) -> None:
         reason = self.ask("probe", reading.as_dict())
         if reason is not None:
             raise FitStopped(reason)

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import hypot
 
-from tuning.stop_curve import Point, Reading
+from tuning.stop_curve import FitReading, Point
 from tuning.stop_settings import StopRecipe
 
 Z = 1.645  # one-sided 95 %
 
 
-def stopped(reading: Reading, rivals: Sequence[Reading], settings: StopRecipe) -> str | None:
+def stopped(reading: FitReading, rivals: Sequence[FitReading], settings: StopRecipe) -> str | None:
     """Why the fit should end here, in a sentence; None where it should go on. `rivals` are of other trials, one each."""
     if "floor" in settings.rules and (reason := below_floor(reading, settings.floor)):
         return reason
@@ -24,7 +24,7 @@ def stopped(reading: Reading, rivals: Sequence[Reading], settings: StopRecipe) -
     return None
 
 
-def below_floor(reading: Reading, floor: float) -> str | None:
+def below_floor(reading: FitReading, floor: float) -> str | None:
     """Even at the smallest scale a family, or all together, is sure (95 %) to have lost more than the floor."""
     if (point := reading.least) is None:
         return None
@@ -41,7 +41,7 @@ def below_floor(reading: Reading, floor: float) -> str | None:
     )
 
 
-def dominated(reading: Reading, rivals: Sequence[Reading], settings: StopRecipe) -> str | None:
+def dominated(reading: FitReading, rivals: Sequence[FitReading], settings: StopRecipe) -> str | None:
     """So many rivals were better at the same checkpoint than any scale of this one can be expected to be.
 
     That is: than the best gain that it showed with the least loss, which is none where the smallest scale was not read.

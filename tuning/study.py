@@ -30,6 +30,7 @@ from tuning.recipe import METHOD_NAME, Recipe, narrowed
 from tuning.records import Records
 from tuning.retries import try_lost_again
 from tuning.space import Value, defaults, is_active, search_digest
+from tuning.stop_curve import CURVE_KEY
 from tuning.stop_pruners import pruner_of
 from tuning.stop_winner import Settling
 from tuning.storage import StudyStorage, is_away
@@ -282,6 +283,7 @@ def trials_table(study: optuna.Study) -> list[dict[str, Any]]:
             "score": trial.user_attrs.get(SCORE_KEY),
             "seconds": trial.user_attrs.get("seconds"),
             "failure": trial.user_attrs.get("failure"),
+            "curve": trial.user_attrs.get(CURVE_KEY, []),
         }
         for trial in study.trials
     ]

@@ -24,8 +24,8 @@ from tuning.recipe import Recipe
 from tuning.records import RUN_KEY, Records
 from tuning.retries import MAX_RETRIES, TRIES_KEY, continued, hand_back, kept_outcome, note_asked, tries, try_again
 from tuning.space import defaults, suggest
-from tuning.stop_curve import Reading
-from tuning.stop_judge import Judge
+from tuning.stop_curve import FitReading
+from tuning.stop_judge import StopJudge
 from tuning.storage import beating, is_away
 from tuning.trial import Job, Outcome
 
@@ -169,11 +169,11 @@ class Worker:
             elif phase == "admission" and share == 0:
                 self.on_event(Event("note", -1, text="reads once what this backbone can do; minutes"))
 
-        def on_reading(reading: Reading) -> None:
+        def on_reading(reading: FitReading) -> None:
             self.on_event(Event("probe", number, reading.checkpoint, str(reading), reading.told))
 
         # The recipe's own values are what the others are compared with: they are read, and never stopped.
-        judge = Judge(self.study, trial, self.recipe.study.stop, job.reference, on_reading)
+        judge = StopJudge(self.study, trial, self.recipe.study.stop, job.reference, on_reading)
         try:
             outcome = run_isolated(job, report, self.recipe.study.stall_timeout_s, self.ended, judge)
         except ChildDied as died:
