@@ -10,7 +10,9 @@ RegistryError (ValueError)
 ├── DamagedRelease         a file is missing, added, changed, cut short or not finite
 ├── BackboneMismatch       the release was fitted on another backbone (also adapters.errors.BackboneMismatch)
 ├── PromotionRefused       the gate did not pass, or the report is about something else
-│   └── PolicyRefused      a gate asks for less than the name's policy, or the file of a policy cannot be read
+│   ├── PolicyRefused      a gate asks for less than the name's policy, or the file of a policy cannot be read
+│   └── ApprovalRefused    nothing is proposed, or whoever approves has proposed or published it
+├── AwaitsApproval         not yet promoted: it is proposed, and another person's word is asked for
 ├── GateIsRunning          another process gates the same files, or too many gates begin at once
 ├── ChampionMoved          someone else promoted first
 ├── CanaryRefused          a canary that breaks a rule: the champion itself, a second one, a share beyond its limits
@@ -89,6 +91,14 @@ class PromotionRefused(RegistryError):
 
 class PolicyRefused(PromotionRefused):
     pass
+
+
+class ApprovalRefused(PromotionRefused):
+    pass
+
+
+class AwaitsApproval(RegistryError):
+    """What `Ledger.promote` ends with under a policy of two people. Its sentence names the command of the second one."""
 
 
 class GateIsRunning(RegistryError):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 MANIFEST_TAG, FINGERPRINT_TAG = "graftline.manifest_sha256", "graftline.backbone_fingerprint"
+PUBLISHER_TAG = "graftline.published_by"
 MODEL_TYPE = "graftline-adapter"
 UNTRACKED = "graftline"
 
@@ -53,7 +54,11 @@ def publish(
     refuse_backbone_name(name, manifest.backbone.name)
     verify_tensors(directory)
     manifest_digest = file_digest(directory / MANIFEST)
-    fixed = {MANIFEST_TAG: manifest_digest, FINGERPRINT_TAG: manifest.backbone.fingerprint}
+    fixed = {
+        MANIFEST_TAG: manifest_digest,
+        FINGERPRINT_TAG: manifest.backbone.fingerprint,
+        PUBLISHER_TAG: current_actor(),
+    }
     experiment_id = tracking.experiment(UNTRACKED) if run_id is None else _experiment_of(tracking, run_id)
     with tracking.client() as client:
         model = client.create_logged_model(

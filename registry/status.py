@@ -10,9 +10,10 @@ from pydantic import BaseModel, ConfigDict
 from registry.canary import CanaryLedger
 from registry.canary_chain import Trail
 from registry.ledger import Ledger
-from registry.ledger_chain import Recorded
+from registry.ledger_chain import Head, Recorded, as_head
 from registry.names import registered_names
 from registry.policy import PolicyChange, policies
+from registry.proposals import Proposed, open_proposals
 from registry.tracking import Tracking
 from registry.verdicts import VERDICT_TAG
 
@@ -44,6 +45,17 @@ class HistoryEntry(_Value):
     created: str
 
 
+class ProposalStatus(_Value):
+    number: int
+    kind: str
+    version: int
+    verdict: str
+    actor: str
+    reason: str
+    created: str
+    sentence: str  # who proposed what, and what another person would run
+
+
 class NameStatus(_Value):
     """`warnings` are sentences: drift of the alias, edited or lost entries, laxer policies, overrides in force."""
 
@@ -53,6 +65,7 @@ class NameStatus(_Value):
     history: tuple[HistoryEntry, ...]  # valid entries, oldest first
     drift: str | None
     warnings: tuple[str, ...]
+    proposals: tuple[ProposalStatus, ...] = ()  # those that wait for another person's approval, oldest first
     canary: str | None = None  # a sentence on what stands beside the champion; None: nothing does
 
 
@@ -74,9 +87,17 @@ def name_status(tracking: Tracking, name: str) -> NameStatus:
     drift = ledger.drift()
     candidates = _candidates(tracking, name, champion, {entry.version for entry in history if entry.kind == "override"})
     warnings = [f"Entry {recorded.number} of the ledger is void: {recorded.void}." for recorded in records if recorded.void]
+    warnings.extend(
+        f"Entry {recorded.number} of the ledger was {recorded.damage}: what it said is told from the copy in entry "
+        f"{recorded.told_by}. Run `graftline doctor {name}`."
+        for recorded in records
+        if recorded.damage
+    )
     warnings.extend(_policy_changes(policies(tracking, name)))
     warnings.extend(_overrides_in_force(name, champion, history))
     trail = CanaryLedger(tracking, name).history().trail
+    valid = [recorded for recorded in records if recorded.void is None]
+    proposals = open_proposals(tracking, name, as_head(valid[-1]) if valid else Head())
     if drift is not None:
         warnings.insert(0, drift.repair)
     return NameStatus(
@@ -86,7 +107,25 @@ def name_status(tracking: Tracking, name: str) -> NameStatus:
         history=history,
         drift=drift.repair if drift is not None else None,
         warnings=tuple(warnings),
+        proposals=tuple(_proposal(name, one) for one in proposals),
         canary=_canary(trail, name),
+    )
+
+
+def _proposal(name: str, proposed: Proposed) -> ProposalStatus:
+    proposal = proposed.proposal
+    release = f"{name}@{proposal.adapter_version}"
+    what = "proposed" if proposal.kind == "promote" else f"proposed past its gate ({proposal.gate_verdict})"
+    return ProposalStatus(
+        number=proposed.number,
+        kind=proposal.kind,
+        version=proposal.adapter_version,
+        verdict=proposal.gate_verdict,
+        actor=proposal.actor,
+        reason=proposal.reason,
+        created=proposal.created,
+        sentence=f"{release} is {what} by {proposal.actor}, {proposal.created}: {proposal.reason or '-'}. Somebody else approves "
+        f"it: graftline approve {release}",
     )
 
 

@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
+import psutil
+
 from registry.errors import NoRegistry, RegistryUnreachable, StoreRefused
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+PROCESS_TAG = "graftline.process"  # of a run: HOST/PID@SECONDS, when the process began, in seconds since 1970
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 CONNECT_TIMEOUT_S = 5.0
 # MLflow retries for minutes by default; whoever waits at a terminal wants the sentence instead.
@@ -120,7 +123,7 @@ class Tracking:
         """The id of a new run in the named experiment; with `parent`, a child of that run, from any process."""
         from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
-        every_tag = {**(tags or {}), MLFLOW_RUN_NAME: name}
+        every_tag = {PROCESS_TAG: _this_process(), **(tags or {}), MLFLOW_RUN_NAME: name}
         if parent is not None:
             every_tag[MLFLOW_PARENT_RUN_ID] = parent
         experiment_id = self.experiment(experiment)
@@ -175,13 +178,18 @@ class Tracking:
             client.log_text(run_id, text, file)
 
     def reopen_run(self, run_id: str) -> None:
-        """Marks an ended run as running again."""
+        """Marks an ended run as running again, in this process."""
         with self.client() as client:
+            client.set_tag(run_id, PROCESS_TAG, _this_process())
             client.update_run(run_id, "RUNNING")
 
     def end_run(self, run_id: str, status: RunStatus = "FINISHED") -> None:
         with self.client() as client:
             client.set_terminated(run_id, status)
+
+
+def _this_process() -> str:
+    return f"{socket.gethostname()}/{os.getpid()}@{int(psutil.Process().create_time())}"
 
 
 def _client(uri: str) -> MlflowClient:

@@ -69,8 +69,63 @@ def rollback(
 
 
 @registry_app.command()
+def approve(
+    release: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="What somebody else has proposed.")],
+    reason: Annotated[str, typer.Option(help="Kept in the ledger for ever [default: the proposal's].", show_default=False)] = "",
+    home: Home = None,
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Make a proposed version champion, where the policy of its name asks for two people (`approvals = 2`)."""
+    from service.commands.approvals import approve as run
+
+    run(release, reason, home, tracking_uri, as_json)
+
+
+@registry_app.command()
+def policy(
+    name: Annotated[str, typer.Argument(help="Registered model.")],
+    gate: Annotated[
+        Path | None, typer.Option(help="A TOML file with keys of a policy to change [default: show the policy].")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Of the change; kept for ever.")] = "",
+    home: Home = None,
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Show or change what a name asks of every release: margins, alpha, protected families, how many people approve."""
+    from service.commands.approvals import policy as run
+
+    run(name, gate, reason, home, tracking_uri, as_json)
+
+
+@registry_app.command()
+def doctor(
+    name: Annotated[
+        str | None, typer.Argument(help="Registered model [default: all of them, and runs].", show_default=False)
+    ] = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Put right what can be: the alias, edited entries that a copy tells, dead runs.")
+    ] = False,
+    accept: Annotated[
+        str | None, typer.Option(metavar="REASON", help="Keep on record what cannot be put right; it is no finding any more.")
+    ] = None,
+    stale_after_h: Annotated[
+        float, typer.Option(help="Hours after which a run of another machine that says RUNNING counts as dead.", min=0)
+    ] = 168.0,
+    home: Home = None,
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Find edited or deleted entries, a moved alias, a champion that is gone, dead runs. Exit code 1: something is left."""
+    from service.commands.doctor import doctor as run
+
+    raise typer.Exit(run(name, repair, accept, stale_after_h, home, tracking_uri, as_json))
+
+
+@registry_app.command()
 def status(home: Home = None, tracking_uri: TrackingUri = None, as_json: Json = False) -> None:
     """Champions, candidates, their gate verdicts, and any alias that was moved past the ledger."""
-    from service.commands.releases import status as run
+    from service.commands.status import status as run
 
     run(home, tracking_uri, as_json)

@@ -18,7 +18,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from registry.errors import NoChampion, RegistryUnreachable, UnknownRelease
-from registry.ledger import Ledger, LedgerReader
+from registry.ledger import Ledger
+from registry.ledger_reader import LedgerReader
 from registry.manifest import BackboneIdentity, ProfileDescription, TrainingHashes, write_manifest
 from registry.names import registered_names, resolve
 from registry.release import load_release, publish
