@@ -8,6 +8,7 @@ RegistryError (ValueError)
 ├── NoChampion             the model exists, but the ledger has promoted nothing
 ├── NoRoom                 this machine could not take a release's files at that moment
 ├── DamagedRelease         a file is missing, added, changed, cut short or not finite
+├── DamagedExport          an export that is not whole, or is none
 ├── BackboneMismatch       the release was fitted on another backbone (also adapters.errors.BackboneMismatch)
 ├── PromotionRefused       the gate did not pass, or the report is about something else
 │   ├── PolicyRefused      a gate asks for less than the name's policy, or the file of a policy cannot be read
@@ -78,6 +79,10 @@ def lacks_room(error: BaseException) -> bool:
 
 
 class DamagedRelease(RegistryError):
+    pass
+
+
+class DamagedExport(RegistryError):
     pass
 
 

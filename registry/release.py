@@ -42,11 +42,18 @@ class Release:
 
 
 def publish(
-    tracking: Tracking, name: str, directory: Path, run_id: str | None = None, tags: Mapping[str, str] | None = None
+    tracking: Tracking,
+    name: str,
+    directory: Path,
+    run_id: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    *,
+    version_tags: Mapping[str, str] | None = None,
 ) -> Release:
     """A new version of the registered model (made when missing) from a directory with a manifest.
 
-    The first release sets the policy of the name, from its recipe.
+    The first release sets the policy of the name, from its recipe. `tags` go to the version and to its logged model,
+    `version_tags`, which may be long, to the version alone.
     Whatever fails, no version, no logged model and no registered model made for it remain.
     """
     checked_name(name)
@@ -58,6 +65,7 @@ def publish(
         MANIFEST_TAG: manifest_digest,
         FINGERPRINT_TAG: manifest.backbone.fingerprint,
         PUBLISHER_TAG: current_actor(),
+        **(version_tags or {}),
     }
     experiment_id = tracking.experiment(UNTRACKED) if run_id is None else _experiment_of(tracking, run_id)
     with tracking.client() as client:

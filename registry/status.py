@@ -15,6 +15,7 @@ from registry.names import registered_names
 from registry.policy import PolicyChange, policies
 from registry.proposals import Proposed, open_proposals
 from registry.tracking import Tracking
+from registry.transfer import origin_of
 from registry.verdicts import VERDICT_TAG
 
 NOT_GATED = "not gated"
@@ -33,6 +34,7 @@ class VersionStatus(_Value):
     aliases: tuple[str, ...]
     champion: bool
     overridden: bool  # was promoted at least once although its gate had not passed
+    origin: str | None = None  # of an imported version: where it comes from
 
 
 class HistoryEntry(_Value):
@@ -153,9 +155,15 @@ def _candidates(tracking: Tracking, name: str, champion: int | None, overridden:
             aliases=tuple(sorted(alias for alias, target in aliases.items() if int(target) == int(version.version))),
             champion=int(version.version) == champion,
             overridden=int(version.version) in overridden,
+            origin=_origin(version.tags),
         )
         for version in versions
     )
+
+
+def _origin(tags: dict[str, str]) -> str | None:
+    origin = origin_of(tags)
+    return None if origin is None else origin.sentence
 
 
 def _history(recorded: Recorded) -> HistoryEntry:

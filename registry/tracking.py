@@ -71,7 +71,7 @@ class Tracking:
         """Itself, or NoRegistry where there is none: a mistyped home is not to be made."""
         if self.is_missing:
             raise NoRegistry(
-                f"Releases are in a registry, but there is none in {_shown(self.uri)} yet. Check --home, or start with "
+                f"Releases are in a registry, but there is none in {shown_uri(self.uri)} yet. Check --home, or start with "
                 "`graftline tune RECIPE.toml`."
             )
         return self
@@ -99,7 +99,7 @@ class Tracking:
         except MlflowException as error:
             if is_lost_connection(error):
                 raise _unreachable(self.uri, _first_line(error)) from error
-            raise StoreRefused(f"MLflow at {_shown(self.uri)} refused a call: {_first_line(error)}") from error
+            raise StoreRefused(f"MLflow at {shown_uri(self.uri)} refused a call: {_first_line(error)}") from error
         except (OSError, SQLAlchemyError, HTTPError) as error:
             raise _unreachable(self.uri, _first_line(error)) from error
 
@@ -269,12 +269,12 @@ def _sqlite_file(uri: str) -> Path:
 
 def _unreachable(uri: str, reason: str) -> RegistryUnreachable:
     return RegistryUnreachable(
-        f"The MLflow registry must answer, but {_shown(uri)} does not ({reason}). "
+        f"The MLflow registry must answer, but {shown_uri(uri)} does not ({reason}). "
         "Start the server, correct the tracking URI, or leave it out to use the SQLite store in the home directory."
     )
 
 
-def _shown(uri: str) -> str:
+def shown_uri(uri: str) -> str:
     """The URI without its password."""
     password = urlsplit(uri).password
     return uri.replace(f":{password}@", ":***@") if password else uri

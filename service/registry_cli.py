@@ -123,6 +123,55 @@ def doctor(
     raise typer.Exit(run(name, repair, accept, stale_after_h, home, tracking_uri, as_json))
 
 
+@registry_app.command("export")
+def export_(
+    release: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="A published version.")],
+    target: Annotated[
+        Path, typer.Argument(metavar="FILE|DIRECTORY", help="Not there yet; an archive if it ends in .tar.gz or .tar.")
+    ],
+    home: Home = None,
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Write a release with its manifest and its gate's report to a file or folder, under one SHA-256."""
+    from service.commands.transfer import export as run
+
+    run(release, target, home, tracking_uri, as_json)
+
+
+@registry_app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(metavar="FILE|DIRECTORY", help="What `graftline export` wrote.")],
+    name: Annotated[str | None, typer.Option(help="Registered model [default: the one it comes from].")] = None,
+    sha256: Annotated[str | None, typer.Option(help="What the export printed: anything else is refused.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="The backbone that it must fit [default: the one it names, if it is on this machine].")
+    ] = None,
+    home: Home = None,
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Publish an exported release as a candidate, once every hash is right. Its gate is run anew when it is promoted."""
+    from service.commands.transfer import import_ as run
+
+    run(source, name, sha256, backbone, home, tracking_uri, as_json)
+
+
+@registry_app.command()
+def copy(
+    release: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="A published version.")],
+    to: Annotated[str, typer.Option(metavar="TRACKING_URI|HOME", help="The other registry.")],
+    name: Annotated[str | None, typer.Option(help="Registered model there [default: the same].")] = None,
+    home: Home = None,
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Export a release and import it into another registry, as a candidate there."""
+    from service.commands.transfer import copy as run
+
+    run(release, to, name, home, tracking_uri, as_json)
+
+
 @registry_app.command()
 def status(home: Home = None, tracking_uri: TrackingUri = None, as_json: Json = False) -> None:
     """Champions, candidates, their gate verdicts, and any alias that was moved past the ledger."""

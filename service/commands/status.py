@@ -34,6 +34,9 @@ def status(home: Path | None, tracking_uri: str | None, as_json: bool) -> None:
             mark = "champion" if version.champion else ("overridden" if version.overridden else "")
             table.add_row(str(version.version), version.verdict, version.created, ", ".join(version.aliases), mark)
         console.print(table)
+        for version in name.candidates:
+            if version.origin is not None:
+                console.print(f"  {name.name}@{version.version} is {version.origin}")
         if name.canary is not None:
             console.print(f"  {name.canary}")
         for entry in name.history:
