@@ -315,6 +315,11 @@ class Ledger:
         return True
 
     def _moved(self, expected: Head, winner: Head) -> ChampionMoved:
+        if winner.adapter_version is None:
+            return ChampionMoved(
+                f"A promotion builds on the champion that it saw, but entry {expected.number}, which made it, is gone. "
+                f"`graftline doctor {self.name}` says more."
+            )
         before = f"{self.name}@{expected.adapter_version}" if expected.adapter_version is not None else "no champion"
         return ChampionMoved(
             f"A promotion builds on the champion that it saw, but {before} (entry {expected.number}) is no longer it: "

@@ -105,7 +105,9 @@ def _holds(client: MlflowClient, ledger: str, head: Head, newest: Sequence[Model
 
 
 def _is_another_history(later: Later) -> bool:
-    """Whether an entry was written on top of one that is not the last here, and lost to none of those that came with it."""
+    """Whether an entry counts by a copy alone, or was built on one that is not the last here and lost to none of these."""
+    if any(one.damage for one in later.entries):
+        return True
     built_on = {one.entry.parent for one in later.entries if one.void is None and one.entry is not None}
     return any(one.void is not None and one.entry is not None and one.entry.parent not in built_on for one in later.entries)
 

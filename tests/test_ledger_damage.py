@@ -130,6 +130,17 @@ def test_two_who_have_read_different_histories_read_the_whole_one_once_one_of_th
     assert knowing.refresh() == fresh(ledger.tracking) == 4
 
 
+def test_who_knew_the_ledger_and_who_did_not_read_a_forged_copy_alike(ledger: Ledger) -> None:
+    """A rival who built on entry 2, and one who says that the rival had built on entry 3: both come in one look."""
+    knowing = LedgerReader(ledger.tracking, NAME)
+    assert knowing.refresh() == 3
+    lost = entry_on(ledger, 2)
+    append(ledger, lost, ledger.records()[1].digest)
+    told = lost.model_copy(update={"parent": 3})
+    append(ledger, entry_on(ledger, 4), told.chained(ledger.records()[2].digest), told, number=4)
+    assert knowing.refresh() == fresh(ledger.tracking) == 3
+
+
 def entry_on(ledger: Ledger, parent: int) -> LedgerEntry:
     first = ledger.records()[0].entry
     assert first is not None
