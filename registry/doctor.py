@@ -114,7 +114,7 @@ def _of_entries(examined: _Examined) -> Iterator[Finding]:
     tags = {int(version.version): version.tags for version in examined.versions}
     for recorded in examined.valid:
         assert recorded.entry is not None
-        digest = recorded.entry.gate_digest
+        digest = None if recorded.entry.kind == "rollback" else recorded.entry.gate_digest  # it names that of an earlier entry
         held = tags.get(recorded.number)
         if digest is not None and held is not None and signed_report(held.get(REPORT_TAG), digest) is None:
             yield Finding(
