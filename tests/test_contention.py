@@ -34,13 +34,13 @@ from registry.verdicts import record_verdict
 
 NAME = "medicine"
 RIVALS = 16
-STORES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow), pytest.param("server", marks=pytest.mark.slow)]
+pytestmark = pytest.mark.slow
 POLICY = Policy(
     protected=("boxes",), margin=0.1, alpha=0.05, round_items=20, domain_items=50, max_rounds=4, time_budget_s=60, approvals=2
 )
 
 
-@pytest.fixture(scope="module", params=STORES)
+@pytest.fixture(scope="module", params=["sqlite", "postgresql", "server"])
 def uri(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str | None]:
     """None: the SQLite file of each test's home."""
     if request.param == "sqlite":
@@ -239,7 +239,6 @@ for child in children:
 """
 
 
-@pytest.mark.slow
 def test_of_sixteen_promoters_in_processes_exactly_one_wins(ledger: Ledger, uri: str | None, tmp_path: Path) -> None:
     ledger.promote(1, report(1))
     (tmp_path / "said").mkdir()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from gated_names import NAME, report
@@ -17,13 +19,20 @@ from registry.tracking import Tracking
 ENTRIES = f"{NAME}.releases"
 
 
-@pytest.fixture
-def ledger(tracking: Tracking) -> Ledger:
-    """Versions 1, 2 and 3 were champions in turn."""
-    ledger = Ledger(tracking, NAME)
+@pytest.fixture(scope="module")
+def made(prepared_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("made")
+    shutil.copy(prepared_store, home / "mlflow.db")
     for version in (1, 2, 3):
-        ledger.promote(version, report(version), actor="ada")
-    return ledger
+        Ledger(Tracking.at(home), NAME).promote(version, report(version), actor="ada")
+    return home / "mlflow.db"
+
+
+@pytest.fixture
+def ledger(made: Path, tmp_path: Path) -> Ledger:
+    """Versions 1, 2 and 3 were champions in turn."""
+    shutil.copy(made, tmp_path / "mlflow.db")
+    return Ledger(Tracking.at(tmp_path), NAME)
 
 
 def edit(tracking: Tracking, number: int, **changes: object) -> None:
