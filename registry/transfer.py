@@ -25,9 +25,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from adapters.whole_file import whole_directory, written_whole
 from registry.errors import DamagedExport, RefusedName
 from registry.gate_report import GateReport
-from registry.manifest import MANIFEST, file_digest, read_manifest
+from registry.manifest import MANIFEST, file_digest, read_manifest, verify
 from registry.names import ReleaseName, checked_name, current_actor
-from registry.release import Release, load_release, mark_candidate, publish, published
+from registry.release import Release, check_backbone, load_release, mark_candidate, publish, published
 from registry.tracking import Tracking, shown_uri
 from registry.verdicts import recorded_report, version_tags
 
@@ -117,11 +117,8 @@ def import_release(
     with opened(source) as folder:
         export, report = verify_export(folder, source, sha256)
         target = checked_name(name or export.name)
-        release = Release(target, 0, folder / FILES, read_manifest(folder / FILES), None)
         if backbone is not None:
-            from registry.release import check_backbone
-
-            check_backbone(release, backbone)
+            check_backbone(Release(target, export.version, folder / FILES, read_manifest(folder / FILES), None), backbone)
         origin = Origin(
             **export.model_dump(include={"name", "version", "registry", "sha256", "exported_by", "exported", "gate_verdict"}),
             imported_by=current_actor(),
@@ -145,6 +142,13 @@ def copy_release(tracking: Tracking, named: ReleaseName, target: Tracking, name:
         folder = Path(scratch) / "export"
         export_release(tracking, named, folder)
         return import_release(target, folder, name)
+
+
+def proved_release(source: Path, sha256: str | None = None) -> Release:
+    """What a whole export holds, under its name of elsewhere; DamagedExport otherwise. Nothing is published."""
+    with opened(source) as folder:
+        export, _ = verify_export(folder, source, sha256)
+        return Release(export.name, export.version, source, verify(folder / FILES), None)
 
 
 def origin_of(tags: dict[str, str]) -> Origin | None:

@@ -191,6 +191,16 @@ def test_a_copy_is_both_steps_and_needs_another_place(here: Tracking, there: Tra
         copy_release(here, ONE, here)
 
 
+def test_a_damaged_export_makes_no_home(here: Tracking, tmp_path: Path, backbone_directory: Path) -> None:
+    export_release(here, ONE, tmp_path / "out")
+    with pytest.raises(BackboneMismatch):
+        import_(tmp_path / "out", None, None, str(backbone_directory), tmp_path / "new", None, as_json=True)
+    (tmp_path / "out" / INDEX).write_text("{}")
+    with pytest.raises(DamagedExport):
+        import_(tmp_path / "out", None, None, None, tmp_path / "new", None, as_json=True)
+    assert not (tmp_path / "new").exists()
+
+
 def test_by_command_an_export_tells_its_digest_and_an_import_leaves_a_line(
     here: Tracking, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

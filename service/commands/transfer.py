@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 from registry.home import home_directory
+from registry.manifest import Manifest
 from registry.names import checked_name, current_actor, resolve
+from registry.release import check_backbone
 from registry.tracking import Tracking
-from registry.transfer import FILES, Imported, copy_release, export_release, import_release, opened
+from registry.transfer import Imported, copy_release, export_release, import_release, proved_release
 from service.audit import AuditLog
 
 
@@ -35,7 +37,10 @@ def import_(
     if name is not None:
         checked_name(name)
     place = home_directory(home)
-    fingerprint = _fingerprint(source, backbone)
+    release = proved_release(source, sha256)
+    fingerprint = _fingerprint(release.manifest, backbone)
+    if fingerprint is not None:
+        check_backbone(release, fingerprint)
     tracking = Tracking.at(place, tracking_uri).create()
     with AuditLog(place).by_user("release.import", name or str(source), current_actor()) as act:
         done = import_release(tracking, source, name, sha256=sha256, backbone=fingerprint)
@@ -63,22 +68,16 @@ def _registry(to: str, home: Path) -> Tracking:
     return Tracking.at(home, to)
 
 
-def _fingerprint(source: Path, backbone: str | None) -> str | None:
+def _fingerprint(manifest: Manifest, backbone: str | None) -> str | None:
     """Of the backbone here that the release must have been fitted on; None where it is not on this machine."""
     from adapters.backbone import BUILT_IN, fingerprint_of, sources_of
-    from registry.manifest import read_manifest
 
-    if backbone is None:
-        with opened(source) as folder:
-            named = read_manifest(folder / FILES).backbone.name
-        if named not in BUILT_IN and not Path(named).expanduser().exists():
-            print(
-                f"its backbone {named!r} is not on this machine: it is compared when it is gated, or now with --backbone",
-                file=sys.stderr,
-            )
-            return None
-        backbone = named
-    return fingerprint_of(sources_of(backbone))
+    named = manifest.backbone.name
+    if backbone is None and named not in BUILT_IN and not Path(named).expanduser().exists():
+        told = "it is compared when it is gated, or now with --backbone"
+        print(f"its backbone {named!r} is not on this machine: {told}", file=sys.stderr)
+        return None
+    return fingerprint_of(sources_of(backbone or named))
 
 
 def _show(done: Imported, as_json: bool) -> None:
