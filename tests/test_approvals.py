@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import httpx
@@ -29,13 +30,21 @@ ONE = Policy(
 TWO = ONE.model_copy(update={"approvals": 2})
 
 
-@pytest.fixture
-def ledger(tracking: Tracking) -> Ledger:
-    """Version 1 is champion, and from here on a promotion takes two."""
-    ledger = Ledger(tracking, NAME)
-    ledger.promote(1, report(1), actor="ada")
+@pytest.fixture(scope="module")
+def made(prepared_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("made")
+    shutil.copy(prepared_store, home / "mlflow.db")
+    tracking = Tracking.at(home)
+    Ledger(tracking, NAME).promote(1, report(1), actor="ada")
     set_policy(tracking, NAME, TWO, actor="ada", reason="an audit")
-    return ledger
+    return home / "mlflow.db"
+
+
+@pytest.fixture
+def ledger(made: Path, tmp_path: Path) -> Ledger:
+    """Version 1 is champion, and from here on a promotion takes two."""
+    shutil.copy(made, tmp_path / "mlflow.db")
+    return Ledger(Tracking.at(tmp_path), NAME)
 
 
 def propose(ledger: Ledger, version: int, actor: str = "ada", reason: str = "") -> None:

@@ -43,6 +43,7 @@ def answers(models: ServedModels) -> str:
     return lease.served.id
 
 
+@pytest.mark.slow
 def test_a_deleted_champion_is_served_while_it_is_loaded_and_refused_by_name_at_a_start(
     tracking: Tracking, backbone: Backbone
 ) -> None:

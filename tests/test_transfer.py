@@ -46,13 +46,26 @@ def write_directory(folder: Path, backbone: str = "tiny") -> Path:
     return folder
 
 
-@pytest.fixture
-def here(tmp_path: Path) -> Tracking:
-    """medicine@1, whose gate passed here."""
-    tracking = store_at(tmp_path / "here")
-    publish(tracking, NAME, write_directory(tmp_path / "adapter"))
+def published_at(home: Path) -> Tracking:
+    tracking = store_at(home)
+    publish(tracking, NAME, write_directory(home / "adapter"))
     record_verdict(tracking, ONE, report(1))
     return tracking
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return published_at(tmp_path_factory.mktemp("made")).cache.parent
+
+
+@pytest.fixture
+def here(made: Path, tmp_path: Path) -> Tracking:
+    """medicine@1, whose gate passed here. Its files stay where they were made: nothing writes to them."""
+    home = tmp_path / "here"
+    home.mkdir()
+    shutil.copy(made / "mlflow.db", home)
+    (home / "releases").symlink_to(made / "releases")
+    return Tracking.at(home)
 
 
 @pytest.fixture
@@ -172,7 +185,8 @@ def test_an_archive_writes_nothing_outside_and_holds_no_links(there: Tracking, t
             import_release(there, tmp_path / source)
 
 
-def test_nothing_is_written_over_and_an_export_that_fails_leaves_nothing(here: Tracking, tmp_path: Path) -> None:
+def test_nothing_is_written_over_and_an_export_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    here = published_at(tmp_path / "here")
     (tmp_path / "taken").write_text("mine")
     with pytest.raises(DamagedExport, match="is there already"):
         export_release(here, ONE, tmp_path / "taken")
