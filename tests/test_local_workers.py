@@ -135,13 +135,14 @@ from tuning.executors.watch import watch
 
 folder = Path(sys.argv[1])
 command = WorkerCommand("study", "sqlite:///x", program=(sys.argv[2],))
-sys.exit(watch(EXECUTORS["local"](Launch(command, folder), {"gpus": ()}), 2, print))
+try:
+    sys.exit(watch(EXECUTORS["local"](Launch(command, folder), {"gpus": ()}), 2, print))
+except KeyboardInterrupt:
+    sys.exit(130)
 """
 
 
-@pytest.mark.parametrize(
-    ("number", "ended"), [(signal.SIGTERM, 75), (signal.SIGINT, 1), (signal.SIGKILL, -signal.SIGKILL)]
-)
+@pytest.mark.parametrize(("number", "ended"), [(signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_workers_end_in_an_orderly_way_with_who_started_them(tmp_path: Path, number: int, ended: int) -> None:
     stand_in = StandIn(tmp_path, "wait")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
