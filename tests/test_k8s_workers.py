@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tuning.errors import BadCluster, NotSubmitted, OneHostOnly
+from tuning.errors import BadCluster, BadStorage, NotSubmitted
 from tuning.executors import EXECUTORS
 from tuning.executors.executor import Launch, WorkerCommand
 from tuning.executors.k8s import K8s
@@ -97,6 +97,7 @@ def test_a_password_is_in_no_file_and_in_no_text(tmp_path: Path) -> None:
     executor = k8s(tmp_path, SECRET)
     told = executor.start(2)
     assert "hush" not in executor.file.read_text() + told
+    assert "--storage" not in container(executor.manifest(2))["command"]
     reference = environment(executor.manifest(2))["GRAFTLINE_STORAGE"]
     assert reference == {"secretKeyRef": {"name": "graftline-icd10", "key": "storage"}}
     assert environment(executor.manifest(2))["GRAFTLINE_TRACKING_URI"] == TRACKING
@@ -161,7 +162,7 @@ def test_two_studies_never_share_a_job(tmp_path: Path) -> None:
 
 def test_sqlite_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     executor = k8s(tmp_path, "sqlite:////home-volume/optuna.db")
-    with pytest.raises(OneHostOnly):
+    with pytest.raises(BadStorage):
         executor.start(1)
     assert not executor.file.exists()
 

@@ -18,11 +18,12 @@ from tuning.executors.executor import Executor, Launch, Phase, WorkerCommand, Wo
 from tuning.executors.watch import watch
 
 ROOT = Path(__file__).parent.parent
-URL = "postgresql+psycopg://me:p w'\"$x@db.example.org/studies"
+URL = "postgresql+psycopg://me@db.example.org/stu 'dies'"
+SECRET = "postgresql+psycopg://me:p w'\"$x@db.example.org/studies"
 
 
-def local(stand_in: StandIn, folder: Path, **values: object) -> Executor:
-    command = WorkerCommand("a 'study'", URL, home=folder / "home dir", program=(str(stand_in.program),))
+def local(stand_in: StandIn, folder: Path, storage: str = URL, **values: object) -> Executor:
+    command = WorkerCommand("a 'study'", storage, home=folder / "home dir", program=(str(stand_in.program),))
     return EXECUTORS["local"](Launch(command, folder / "study dir"), {"gpus": (), "backoff_s": 0.01, "grace_s": 20, **values})
 
 
@@ -37,6 +38,13 @@ def test_every_worker_gets_the_same_command_as_it_was_given(tmp_path: Path) -> N
     assert code == 0
     words = ["worker", "--study", "a 'study'", "--storage", URL, "--home", str(tmp_path / "home dir")]
     assert [start["words"] for start in stand_in.starts] == [words, words]
+
+
+def test_a_password_is_in_no_words_that_everybody_can_read(tmp_path: Path) -> None:
+    stand_in = StandIn(tmp_path)
+    watched(local(stand_in, tmp_path, SECRET), 1)
+    (start,) = stand_in.starts
+    assert start["environment"]["GRAFTLINE_STORAGE"] == SECRET and "--storage" not in start["words"]
 
 
 def test_on_the_cpu_a_worker_has_one_thread(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from stand_in import StandIn, until
 from test_isolation import is_alive
 
-from tuning.errors import BadCluster, OneHostOnly
+from tuning.errors import BadCluster, BadStorage
 from tuning.executors.executor import Launch, WorkerCommand
 from tuning.executors.ray_tasks import RayTasks
 from tuning.executors.settings import RaySettings
@@ -53,11 +53,11 @@ def watched(executor: RayTasks, num_workers: int) -> tuple[int, list[str]]:
 def test_every_task_runs_the_same_worker_as_it_was_given(tmp_path: Path) -> None:
     stand_in = StandIn(tmp_path)
     code, told = watched(tasks(stand_in, tmp_path), 3)
-    words = ["worker", "--study", "a 'study'", "--storage", STORAGE]
-    words += ["--home", str(tmp_path / "home dir"), "--tracking-uri", TRACKING]
+    words = ["worker", "--study", "a 'study'", "--home", str(tmp_path / "home dir"), "--tracking-uri", TRACKING]
     assert code == 0 and [start["words"] for start in stand_in.starts] == [words] * 3
     assert told[0] == "3 workers on a Ray cluster of 2 nodes"
-    assert {start["environment"]["GRAFTLINE_THREADS"] for start in stand_in.starts} == {"1"}
+    seen = {(start["environment"]["GRAFTLINE_STORAGE"], start["environment"]["GRAFTLINE_THREADS"]) for start in stand_in.starts}
+    assert seen == {(STORAGE, "1")}
 
 
 def test_two_workers_share_a_gpu_and_the_third_waits_for_one(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_stop_tells_every_worker_to_end(tmp_path: Path) -> None:
 
 def test_sqlite_is_refused_on_more_than_one_node(tmp_path: Path) -> None:
     stand_in = StandIn(tmp_path)
-    with pytest.raises(OneHostOnly, match="ray with 2 nodes"):
+    with pytest.raises(BadStorage, match="ray with 2 nodes"):
         tasks(stand_in, tmp_path, "sqlite:////shared/optuna.db").start(1)
     assert stand_in.starts == []
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tuning.errors import OneHostOnly
+from tuning.errors import BadStorage
 from tuning.executors.executor import WorkerCommand
-from tuning.executors.reach import has_secret, require_many_hosts, shown
+from tuning.executors.reach import require_many_hosts
+from tuning.executors.urls import has_secret, shown
 
 STORAGE, TRACKING = "postgresql+psycopg://me@db.example.org/studies", "http://mlflow.example.org:5000"
 
@@ -25,7 +26,7 @@ STORAGE, TRACKING = "postgresql+psycopg://me@db.example.org/studies", "http://ml
     ],
 )
 def test_a_study_of_this_machine_alone_is_refused(storage: str) -> None:
-    with pytest.raises(OneHostOnly, match=r"slurm.*--storage postgresql"):
+    with pytest.raises(BadStorage, match=r"slurm.*--storage postgresql"):
         require_many_hosts(WorkerCommand("s", storage, tracking_uri=TRACKING), "slurm")
 
 
@@ -45,7 +46,7 @@ def test_a_study_on_a_server_is_not(storage: str) -> None:
 
 @pytest.mark.parametrize("uri", [None, "sqlite:////shared/mlflow.db", "http://localhost:5000", "./mlruns"])
 def test_runs_of_this_machine_alone_are_refused(uri: str | None) -> None:
-    with pytest.raises(OneHostOnly, match=r"k8s.*--tracking-uri http"):
+    with pytest.raises(BadStorage, match=r"k8s.*--tracking-uri http"):
         require_many_hosts(WorkerCommand("s", STORAGE, tracking_uri=uri), "k8s")
 
 
@@ -69,7 +70,7 @@ def test_a_password_is_found_and_never_shown(url: str) -> None:
     assert has_secret(url) and "sh" not in shown(url).replace("hu@", "") and "***" in shown(url)
     refused = WorkerCommand("s", url.replace("@db", "@localhost").replace("//db", "//localhost"), tracking_uri=TRACKING)
     if "mlflow" not in url and "?sh/" not in url:
-        with pytest.raises(OneHostOnly) as error:
+        with pytest.raises(BadStorage) as error:
             require_many_hosts(refused, "slurm")
         assert "hush" not in str(error.value)
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from stand_in import StandIn
 
-from tuning.errors import BadCluster, NotSubmitted, OneHostOnly
+from tuning.errors import BadCluster, BadStorage, NotSubmitted
 from tuning.executors import EXECUTORS
 from tuning.executors.executor import Executor, Launch, WorkerCommand
 
@@ -91,8 +91,10 @@ def words_of(start: dict[str, Any]) -> dict[str, str]:
 def test_each_task_runs_the_same_worker_with_every_word_as_it_was_given(tmp_path: Path, fakes: Path, storage: str) -> None:
     stand_in = StandIn(tmp_path)
     slurm(tmp_path, stand_in, storage).start(3)
-    given = {"--study": STUDY, "--storage": storage, "--home": str(tmp_path / "home $dir'"), "--tracking-uri": TRACKING}
+    given = {"--study": STUDY, "--home": str(tmp_path / "home $dir'"), "--tracking-uri": TRACKING}
+    given |= {"--storage": storage} if storage == OPEN else {}  # everybody can read words
     assert [words_of(start) for start in stand_in.starts] == [given] * 3
+    assert {start["environment"]["GRAFTLINE_STORAGE"] for start in stand_in.starts} == {storage}
     assert sorted(file.name for file in script_of(tmp_path).parent.glob("*.log")) == [f"slurm-42_{task}.log" for task in range(3)]
 
 
@@ -197,7 +199,7 @@ def test_a_script_that_is_told_to_end_waits_for_its_worker(tmp_path: Path, fakes
 
 
 def test_sqlite_is_refused_before_anything_is_written(tmp_path: Path, fakes: Path) -> None:
-    with pytest.raises(OneHostOnly):
+    with pytest.raises(BadStorage):
         slurm(tmp_path, StandIn(tmp_path), "sqlite:////shared/optuna.db").start(1)
     assert not script_of(tmp_path).exists()
 

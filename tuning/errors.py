@@ -15,7 +15,6 @@ TuningError (ValueError)
 ├── Preempted        a worker was told to end: what it ran is handed back
 ├── NoSelection      a task has too few items in the select split to choose a policy on them
 ├── NotSearchable    a part of the decoding policy that this release, backbone or engine does not have
-├── OneHostOnly      a database that only this machine can use, for workers on several
 ├── BadCluster       settings of an executor that cannot be read, or that ask for what is not there
 ├── NotSubmitted     a scheduler's program that is not here, or that took no job
 └── StudyIsRunning   another process fits and reads the arms of the very same study
@@ -83,10 +82,6 @@ class NoSelection(TuningError):
 
 
 class NotSearchable(TuningError):
-    pass
-
-
-class OneHostOnly(TuningError):
     pass
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from tuning.executors.urls import has_secret
+
 STORAGE_VARIABLE, TRACKING_VARIABLE = "GRAFTLINE_STORAGE", "GRAFTLINE_TRACKING_URI"
 DONE, STOPPED, REFUSED, START_AGAIN = 0, 1, 2, os.EX_TEMPFAIL  # what a worker ends with
 FINAL = (DONE, STOPPED, REFUSED)  # starting it again would end alike; any other end is a death, or a preemption (START_AGAIN)
@@ -29,12 +31,18 @@ class WorkerCommand:
     """None: the `graftline` of the machine that starts it."""
 
     def words(self) -> list[str]:
-        words = [*(self.program or ("graftline",)), "worker", "--study", self.study, "--storage", self.storage]
+        """Without a storage that holds a password: everybody can read words, and the worker takes it from `environment` too."""
+        words = [*(self.program or ("graftline",)), "worker", "--study", self.study]
+        if not has_secret(self.storage):
+            words += ["--storage", self.storage]
         if self.home is not None:
             words += ["--home", str(self.home)]
         if self.tracking_uri is not None:
             words += ["--tracking-uri", self.tracking_uri]
         return words
+
+    def environment(self) -> dict[str, str]:
+        return {STORAGE_VARIABLE: self.storage}
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,10 @@ from tuning.executors.executor import (
     Launch,
     WorkerState,
 )
-from tuning.executors.reach import has_secret, require_many_hosts
+from tuning.executors.reach import require_many_hosts
 from tuning.executors.scheduler import ran
 from tuning.executors.settings import K8sSettings
+from tuning.executors.urls import has_secret
 
 _HOME = "/home-volume"
 _KEYS = {STORAGE_VARIABLE: "storage", TRACKING_VARIABLE: "tracking-uri"}  # of the Secret
@@ -106,19 +107,15 @@ class K8s:
 
     def _container(self) -> dict[str, Any]:
         command, settings = self._launch.command, self._settings
-        by_variable = replace(
-            command,
-            storage=f"$({STORAGE_VARIABLE})",
-            home=Path(_HOME),
-            tracking_uri=None if command.tracking_uri is None else f"$({TRACKING_VARIABLE})",
-        )
-        references = {by_variable.storage, by_variable.tracking_uri}
+        reference = f"$({TRACKING_VARIABLE})"
+        words = replace(command, home=Path(_HOME), tracking_uri=None).words()
+        arguments = [*map(_literal, words), *(() if command.tracking_uri is None else ("--tracking-uri", reference))]
         resources = {"cpu": settings.cpus, "memory": settings.memory}
         gpus = {"nvidia.com/gpu": str(settings.gpus)} if settings.gpus else {}
         return {
             "name": "worker",
             "image": settings.image,
-            "command": [word if word in references else _literal(word) for word in by_variable.words()],
+            "command": arguments,
             "env": [*self._environment(), *_threads(settings.cpus)],
             "resources": {"requests": resources | gpus, "limits": {"memory": settings.memory} | gpus},
             "volumeMounts": [{"name": "home", "mountPath": _HOME}],

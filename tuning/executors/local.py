@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from tuning.errors import BadCluster
-from tuning.executors.executor import DONE, FINAL, START_AGAIN, Executor, Launch, Phase, WorkerState, program_here
+from tuning.executors.backoff import Backoff
+from tuning.executors.executor import DONE, FINAL, Executor, Launch, Phase, WorkerState, program_here
 from tuning.executors.process import end_processes, start_process, threads_environment
 from tuning.executors.settings import LocalSettings
-
-_STEADY_S = 600.0  # a worker that ran for so long was not ended by what it began with
-_MAX_BACKOFF_S = 60.0
 
 
 @dataclass
@@ -26,11 +24,10 @@ class _Place:
     number: int
     environment: dict[str, str]
     log: Path
+    backoff: Backoff
     process: subprocess.Popen[bytes] | None = None
     started_s: float = 0.0
     due_s: float = 0.0
-    deaths: int = 0
-    """In a row."""
     restarts: int = 0
     phase: Phase = "waits"
     exit_code: int | None = None
@@ -57,8 +54,10 @@ class Local:
     def start(self, num_workers: int) -> str:
         environments = self._environments(num_workers)
         self._logs.mkdir(parents=True, exist_ok=True)
+        settings = self._settings
         self._places = [
-            _Place(number, environment, self._logs / f"worker-{number}.log") for number, environment in enumerate(environments)
+            _Place(number, environment, self._logs / f"worker-{number}.log", Backoff(settings.max_restarts, settings.backoff_s))
+            for number, environment in enumerate(environments)
         ]
         for place in self._places:
             self._run(place)
@@ -82,7 +81,7 @@ class Local:
 
     def _run(self, place: _Place) -> None:
         with place.log.open("ab") as log:
-            place.process = start_process(self._command.words(), place.environment, log)
+            place.process = start_process(self._command.words(), {**self._command.environment(), **place.environment}, log)
         place.started_s, place.phase = time.monotonic(), "runs"
 
     def _note_end(self, place: _Place, code: int) -> None:
@@ -91,13 +90,11 @@ class Local:
         if code in FINAL:
             place.phase = "done" if code == DONE else "stopped"
             return
-        steady = time.monotonic() - place.started_s >= _STEADY_S
-        place.deaths = 0 if code == START_AGAIN else 1 if steady else place.deaths + 1
-        if place.deaths > self._settings.max_restarts:
+        wait_s = place.backoff.wait_s(code, time.monotonic() - place.started_s)
+        if wait_s is None:
             place.phase = "given up"
-            return
-        wait_s = min(_MAX_BACKOFF_S, self._settings.backoff_s * 2 ** max(0, place.deaths - 1))
-        place.due_s, place.phase = time.monotonic() + wait_s, "waits"
+        else:
+            place.due_s, place.phase = time.monotonic() + wait_s, "waits"
 
     def _environments(self, num_workers: int) -> list[dict[str, str]]:
         """What sets one worker apart from the others."""

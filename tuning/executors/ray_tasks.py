@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from tuning.errors import BadCluster
+from tuning.executors.backoff import Backoff
 from tuning.executors.executor import DONE, FINAL, START_AGAIN, Executor, Launch, Phase, WorkerCommand, WorkerState, program_here
 from tuning.executors.process import end_processes, start_process, threads_environment
 from tuning.executors.reach import require_many_hosts
 from tuning.executors.settings import RaySettings
 
+_FIRST_S = 1.0  # before a worker that was preempted is started again; then longer
 _TOLD_S = 10.0  # in which a node hears that a task is cancelled
 
 
@@ -29,6 +32,9 @@ class _Task:
     exit_code: int | None = None
     restarts: int = 0
     reason: str = ""
+    backoff: Backoff = field(default_factory=lambda: Backoff(0, _FIRST_S))
+    started_s: float = field(default_factory=time.monotonic)
+    due_s: float = 0.0
 
     @property
     def state(self) -> WorkerState:
@@ -66,6 +72,9 @@ class RayTasks:
     def poll(self) -> tuple[WorkerState, ...]:
         ray = _ray()
         for task in self._tasks:
+            if task.phase == "waits" and time.monotonic() >= task.due_s:
+                task.phase, task.reference, task.started_s = "runs", self._submitted(), time.monotonic()
+                task.restarts += 1
             if task.phase != "runs" or not ray.wait([task.reference], timeout=0)[0]:
                 continue
             try:
@@ -74,8 +83,9 @@ class RayTasks:
                 task.phase, task.reason = "given up", str(error).strip().splitlines()[-1]
                 continue
             if task.exit_code == START_AGAIN:
-                task.restarts += 1
-                task.reference = self._submitted()
+                wait_s = task.backoff.wait_s(START_AGAIN, time.monotonic() - task.started_s)
+                assert wait_s is not None
+                task.phase, task.due_s = "waits", time.monotonic() + wait_s
             else:
                 task.phase = "done" if task.exit_code == DONE else "stopped"
         return tuple(task.state for task in self._tasks)
@@ -90,8 +100,9 @@ class RayTasks:
                 ray.wait(references, num_returns=len(references), timeout=self._settings.grace_s + _TOLD_S)
         finally:
             for task in running:
-                task.phase = "ended"
                 ray.cancel(task.reference, force=True)
+            for task in self._tasks:
+                task.phase = task.phase if task.state.is_over else "ended"
             if self._is_ours:
                 ray.shutdown()
 
@@ -122,7 +133,7 @@ def run_worker(command: WorkerCommand, threads: int, grace_s: float) -> int:
     Ray cancels by a KeyboardInterrupt, which only comes between two calls: hence the short waits.
     """
     words = replace(command, program=command.program or program_here()).words()
-    process = start_process(words, threads_environment(threads))
+    process = start_process(words, {**command.environment(), **threads_environment(threads)})
     try:
         while True:
             try:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from adapters.whole_file import write_whole
 from tuning.executors.executor import STORAGE_VARIABLE, TRACKING_VARIABLE, Executor, Launch, WorkerState
-from tuning.executors.reach import has_secret, require_many_hosts
+from tuning.executors.reach import require_many_hosts
 from tuning.executors.scheduler import ran
 from tuning.executors.settings import SlurmSettings
+from tuning.executors.urls import has_secret
 
 # Slurm tells steps, not the script: the worker ends its trial and leaves with 75. Only a task that still runs is put back: one
 # that was cancelled is not to come, and one that Slurm requeued comes anyway. 128 and more is a death.
@@ -108,13 +110,10 @@ class Slurm:
         return [*options, *settings.options]
 
     def _command(self) -> str:
-        """For the shell, the URLs by their variables."""
+        """For the shell; a URL that may hold a password by its variable."""
         command = self._launch.command
-        words = [*(command.program or ("graftline",)), "worker", "--study", command.study]
-        if command.home is not None:
-            words += ["--home", str(command.home)]
-        shared = f'{shlex.join(words)} --storage "${STORAGE_VARIABLE}"'
-        return shared if command.tracking_uri is None else f'{shared} --tracking-uri "${TRACKING_VARIABLE}"'
+        words = shlex.join(replace(command, tracking_uri=None).words())
+        return words if command.tracking_uri is None else f'{words} --tracking-uri "${TRACKING_VARIABLE}"'
 
     def _urls(self) -> dict[str, str | None]:
         return {STORAGE_VARIABLE: self._launch.command.storage, TRACKING_VARIABLE: self._launch.command.tracking_uri}
