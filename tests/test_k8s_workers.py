@@ -161,10 +161,9 @@ def test_two_studies_never_share_a_job(tmp_path: Path) -> None:
 
 
 def test_sqlite_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    executor = k8s(tmp_path, "sqlite:////home-volume/optuna.db")
     with pytest.raises(BadStorage):
-        executor.start(1)
-    assert not executor.file.exists()
+        k8s(tmp_path, "sqlite:////home-volume/optuna.db").start(1)
+    assert not (tmp_path / "study 'dir").exists()
 
 
 def test_an_image_is_asked_for(tmp_path: Path) -> None:

@@ -29,14 +29,14 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def sweep(postgres: Postgres, backbone_directory: Path, home: Path) -> Sweep:
     storage = StudyStorage.of(home, "small", postgres.database())
-    recipe = small(backbone_directory, **{"study.trials": 4})
-    return Sweep(recipe, home, Tracking.at(home), threads=1, storage=storage)
+    return Sweep(small(backbone_directory), home, Tracking.at(home), threads=1, storage=storage)
 
 
 @pytest.fixture
 def _ray_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ray = pytest.importorskip("ray")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # with its usual 15 a busy machine would let the workers wait for ever
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", ""))))
     yield
     assert not ray.is_initialized()
@@ -44,10 +44,9 @@ def _ray_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def require_complete(sweep: Sweep, study: optuna.Study) -> None:
     trials = study.get_trials()
-    assert [trial.state for trial in trials if trial.state != TrialState.FAIL].count(TrialState.COMPLETE) == 4
-    assert not [trial for trial in trials if trial.state in (TrialState.RUNNING, TrialState.WAITING)]
-    client_runs = {trial.number for trial in trials if trial.state == TrialState.COMPLETE}
-    assert len(client_runs) == 4 == len(sweep.candidates(study))
+    assert [trial.state for trial in trials if trial.state != TrialState.FAIL] == [TrialState.COMPLETE] * 2
+    runs = {candidate.run_id for candidate in sweep.candidates(study)}
+    assert len(runs) == 2 and None not in runs
 
 
 def run_by(name: str, sweep: Sweep, say: Callable[[str], None], **values: object) -> int:
@@ -59,7 +58,7 @@ def test_two_local_workers_complete_a_study(sweep: Sweep) -> None:
     study, told = sweep.create(), list[str]()
     assert run_by("local", sweep, told.append, gpus=()) == 0, (told, logs(sweep))
     require_complete(sweep, study)
-    assert all("complete" in log or "trial" in log for log in logs(sweep))
+    assert any("trial 0: start" in log for log in logs(sweep))
 
 
 def test_two_workers_on_ray_complete_a_study(sweep: Sweep, _ray_of_its_own: None) -> None:

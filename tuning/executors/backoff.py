@@ -27,4 +27,4 @@ class Backoff:
         self._deaths = 0 if code == START_AGAIN else self._deaths + 1
         if self._deaths > self.max_deaths:
             return None
-        return min(_MAX_WAIT_S, self.first_s * 2 ** min(self._soon - 1, 16))
+        return min(_MAX_WAIT_S, self.first_s * 2.0 ** min(self._soon - 1, 16))

@@ -36,6 +36,7 @@ class K8s:
     """Writes `workers.job.json` beside the study; with `submit` kubectl takes it. The Job is the cluster's to watch."""
 
     def __init__(self, launch: Launch, settings: K8sSettings) -> None:
+        require_many_hosts(launch.command, "k8s")
         self._launch = launch
         self._settings = settings
 
@@ -57,7 +58,6 @@ class K8s:
         return f"graftline-{plain}"
 
     def start(self, num_workers: int) -> str:
-        require_many_hosts(self._launch.command, "k8s")
         write_whole(self.file, json.dumps(self.manifest(num_workers), indent=2) + "\n")
         create = [*self._kubectl(), "create", "-f", str(self.file)]
         if not self._launch.submit:

@@ -46,6 +46,7 @@ class Slurm:
     """Writes `workers.sbatch` beside the study; with `submit` sbatch takes it. The array is Slurm's to watch."""
 
     def __init__(self, launch: Launch, settings: SlurmSettings) -> None:
+        require_many_hosts(launch.command, "slurm")
         self._launch = launch
         self._settings = settings
 
@@ -58,7 +59,6 @@ class Slurm:
         return self._launch.directory / "workers.sbatch"
 
     def start(self, num_workers: int) -> str:
-        require_many_hosts(self._launch.command, "slurm")
         write_whole(self.file, self.script(num_workers))
         words = ["sbatch", "--parsable", f"--chdir={self.file.parent}", str(self.file)]
         if not self._launch.submit:
