@@ -15,6 +15,7 @@ from test_isolation import is_alive
 from tuning.errors import BadCluster
 from tuning.executors import EXECUTORS
 from tuning.executors.executor import Executor, Launch, Phase, WorkerCommand, WorkerState
+from tuning.executors.local import gpu_names
 from tuning.executors.watch import watch
 
 ROOT = Path(__file__).parent.parent
@@ -58,6 +59,21 @@ def test_each_worker_has_a_gpu_of_its_own(tmp_path: Path) -> None:
     stand_in = StandIn(tmp_path)
     watched(local(stand_in, tmp_path, gpus=("3", "5")), 2)
     assert sorted(start["environment"]["CUDA_VISIBLE_DEVICES"] for start in stand_in.starts) == ["3", "5"]
+
+
+@pytest.mark.parametrize(
+    ("visible", "num_seen", "names"),
+    [
+        (None, 2, ("0", "1")),
+        (None, 0, ()),
+        ("2, 3", 2, ("2", "3")),
+        ("2,3,9", 2, ("2", "3")),
+        ("", 0, ()),
+        ("GPU-5f,MIG-7a", 2, ("GPU-5f", "MIG-7a")),
+    ],
+)
+def test_workers_are_given_the_gpus_that_their_parent_sees(visible: str | None, num_seen: int, names: tuple[str, ...]) -> None:
+    assert gpu_names(visible, num_seen) == names
 
 
 def test_two_workers_may_share_a_gpu_where_they_are_told_to(tmp_path: Path) -> None:
@@ -139,6 +155,7 @@ import sys
 from pathlib import Path
 from tuning.executors import EXECUTORS
 from tuning.executors.executor import Launch, WorkerCommand
+from tuning.executors.local import gpu_names
 from tuning.executors.watch import watch
 
 folder = Path(sys.argv[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,8 +28,10 @@ STORAGE, TRACKING = "postgresql+psycopg://me:p w'\"$x@db.example.org/studies", "
 def _nodes() -> Iterator[None]:
     from ray.cluster_utils import Cluster
 
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)  # its processes import what this one does
+    # Its processes import what this one does; with their usual niceness of 15 a busy machine would let workers wait for ever.
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1, "include_dashboard": False})
     try:
         cluster.add_node(num_cpus=1)
@@ -37,7 +40,7 @@ def _nodes() -> Iterator[None]:
     finally:
         ray.shutdown()
         cluster.shutdown()
-        os.environ.pop("PYTHONPATH") if before is None else os.environ.__setitem__("PYTHONPATH", before)
+        monkeypatch.undo()
 
 
 def tasks(stand_in: StandIn, folder: Path, storage: str = STORAGE, **values: object) -> RayTasks:
@@ -105,6 +108,28 @@ def test_stop_tells_every_worker_to_end(tmp_path: Path) -> None:
     executor.stop()
     until(lambda: all(start["told"] and not is_alive(start["pid"]) for start in stand_in.starts))
     assert {state.phase for state in executor.poll()} == {"ended"}
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from tuning.executors import EXECUTORS
+from tuning.executors.executor import Launch, WorkerCommand
+from tuning.executors.watch import watch
+
+command = WorkerCommand("study", "sqlite:////x/optuna.db", program=(sys.argv[2],))
+sys.exit(watch(EXECUTORS["ray"](Launch(command, Path(sys.argv[1])), {"address": "local"}), 1, print))
+"""
+
+
+def test_workers_on_a_ray_of_this_machine_end_in_an_orderly_way_with_who_started_it(tmp_path: Path) -> None:
+    """SQLite does there: it is one node."""
+    stand_in = StandIn(tmp_path, "wait")
+    with subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path), str(stand_in.program)]) as parent:
+        stand_in.wait_for(1)
+        parent.send_signal(signal.SIGTERM)
+        assert parent.wait(90) == 75
+    assert stand_in.starts[0]["told"] and not is_alive(stand_in.starts[0]["pid"])
 
 
 def test_sqlite_is_refused_on_more_than_one_node(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ class Local:
     def _environments(self, num_workers: int) -> list[dict[str, str]]:
         """What sets one worker apart from the others."""
         gpus, each = self._settings.gpus, self._settings.workers_per_gpu
-        gpus = visible_gpus() if gpus is None else gpus
+        gpus = gpu_names(os.environ.get("CUDA_VISIBLE_DEVICES"), _num_gpus()) if gpus is None else gpus
         if not gpus:
             return [threads_environment(self._settings.threads or 1)] * num_workers
         if num_workers > len(gpus) * each:
@@ -115,15 +115,17 @@ class Local:
         ]
 
 
-def visible_gpus() -> tuple[str, ...]:
-    """Those that this process sees, by the names that a child would see them under."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+def gpu_names(visible: str | None, num_seen: int) -> tuple[str, ...]:
+    """Under which a child sees what this process does: those of CUDA_VISIBLE_DEVICES, None where it is not set."""
+    if visible is None:
+        return tuple(map(str, range(num_seen)))
+    return tuple(name.strip() for name in visible.split(",") if name.strip())[:num_seen]
+
+
+def _num_gpus() -> int:
     import torch
 
-    seen = torch.cuda.device_count()
-    if named is None:
-        return tuple(map(str, range(seen)))
-    return tuple(name.strip() for name in named.split(",") if name.strip())[:seen]
+    return torch.cuda.device_count()
 
 
 if TYPE_CHECKING:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -59,7 +62,8 @@ class RayTasks:
     def start(self, num_workers: int) -> str:
         ray = _ray()
         if not ray.is_initialized():
-            ray.init(address=self._settings.address)
+            with _own_end():
+                ray.init(address=self._settings.address)
             self._is_ours = True
         nodes = [node for node in ray.nodes() if node["Alive"]]
         if len(nodes) > 1:
@@ -146,6 +150,19 @@ def run_worker(command: WorkerCommand, threads: int, grace_s: float) -> int:
     if code not in (*FINAL, START_AGAIN):
         raise WorkerDied(f"The worker ended with {f'signal {-code}' if code < 0 else f'exit code {code}'}.")
     return code
+
+
+@contextmanager
+def _own_end() -> Iterator[None]:
+    """Ray would have SIGTERM kill the workers of a Ray that it starts here: who waits for them ends them in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _ray() -> Any:
