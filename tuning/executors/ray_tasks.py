@@ -66,8 +66,10 @@ class RayTasks:
                 ray.init(address=self._settings.address)
             self._is_ours = True
         nodes = [node for node in ray.nodes() if node["Alive"]]
-        if len(nodes) > 1:
-            require_many_hosts(self._command, f"ray with {len(nodes)} nodes")
+        if len(nodes) > 1 or (self._settings.address or "").startswith("ray://"):
+            require_many_hosts(
+                self._command, f"ray with {len(nodes)} {'nodes' if len(nodes) > 1 else 'node, on another machine'}"
+            )
         self._tasks = [_Task(number, self._submitted()) for number in range(num_workers)]
         room = self._room(ray.cluster_resources())
         waits = "" if room >= num_workers else f"; it has room for {room} at a time, the others wait"
