@@ -58,15 +58,25 @@ def tune(
         str | None, typer.Option(help="pareto: gain and retention; constrained: gain under the retention margins.")
     ] = None,
     create_only: Annotated[bool, typer.Option("--create-only", help="Make the study, for `graftline worker` to run.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Have so many workers run it; see docs/sweeps.md.", min=1)] = None,
+    executor: Annotated[str | None, typer.Option(help="What starts them: local, slurm, k8s or ray [default: local].")] = None,
+    cluster: Annotated[Path | None, typer.Option(help="A TOML file of what the executor is told.", dir_okay=False)] = None,
+    submit: Annotated[bool, typer.Option("--submit", help="Also call sbatch or kubectl.")] = False,
     storage: Storage = None,
     home: Home = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
     """Sweep a recipe for domain gain subject to retained reasoning; every trial is an MLflow run. Exit code 1: none finished."""
+    if workers is None and (executor is not None or cluster is not None or submit):
+        raise typer.BadParameter("--executor, --cluster and --submit are of workers: say with --workers how many.")
+    if workers is not None and create_only:
+        raise typer.BadParameter("--create-only makes a study that nobody runs yet: leave it or --workers out.")
+    from service.commands.crew import Crew
     from service.commands.tune import tune as run
 
-    raise typer.Exit(run(recipe, resume, trials, time_budget_s, mode, create_only, storage, home, tracking_uri, as_json))
+    crew = None if workers is None else Crew(workers, executor or "local", cluster, submit)
+    raise typer.Exit(run(recipe, resume, trials, time_budget_s, mode, create_only, crew, storage, home, tracking_uri, as_json))
 
 
 @app.command()

@@ -16,6 +16,8 @@ TuningError (ValueError)
 ├── Preempted        a worker was told to end: what it ran is handed back
 ├── NoSelection      a task has too few items in the select split to choose a policy on them
 ├── NotSearchable    a part of the decoding policy that this release, backbone or engine does not have
+├── BadCluster       settings of an executor that cannot be read, or that ask for what is not there
+├── NotSubmitted     a scheduler's program that is not here, or that took no job
 └── StudyIsRunning   another process fits and reads the arms of the very same study
 """
 
@@ -85,4 +87,12 @@ class NoSelection(TuningError):
 
 
 class NotSearchable(TuningError):
+    pass
+
+
+class BadCluster(TuningError):
+    pass
+
+
+class NotSubmitted(TuningError):
     pass
