@@ -11,6 +11,7 @@ TuningError (ValueError)
 ├── SweepStopped     trial after trial died, or could not be fitted for one and the same reason
 ├── NoSelection      a task has too few items in the select split to choose a policy on them
 ├── NotSearchable    a part of the decoding policy that this release, backbone or engine does not have
+├── NotReproducible  a release that no fit made has nothing to be fitted again
 └── StudyIsRunning   another process fits and reads the arms of the very same study
 """
 
@@ -60,4 +61,8 @@ class NoSelection(TuningError):
 
 
 class NotSearchable(TuningError):
+    pass
+
+
+class NotReproducible(TuningError):
     pass

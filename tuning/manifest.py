@@ -17,6 +17,7 @@ from evaluation.task import Example
 from evaluation.tasks import task_named
 from evaluation.tasks.definition import definition
 from registry.manifest import BackboneIdentity, Manifest, ProfileDescription, TrainingHashes, write_manifest
+from tuning.machine import this_machine
 from tuning.plan import data_digest
 from tuning.recipe import Recipe
 
@@ -59,6 +60,7 @@ def complete(
         seeds=_seeds(recipe) if is_fitted else {},
         training=hashes_of(examples),
         derived={} if is_fitted else made or {"how": "a decoding policy alone"},
+        fitted_on=this_machine(backbone.device) if is_fitted else None,
     )
 
 
