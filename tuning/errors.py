@@ -11,6 +11,7 @@ TuningError (ValueError)
 ├── SweepStopped     trial after trial died, or could not be fitted for one and the same reason
 ├── NoSelection      a task has too few items in the select split to choose a policy on them
 ├── NotSearchable    a part of the decoding policy that this release, backbone or engine does not have
+├── RoundIsRunning   another process goes on with new rows of the same name
 ├── NotReproducible  a release that no fit made has nothing to be fitted again
 └── StudyIsRunning   another process fits and reads the arms of the very same study
 """
@@ -65,4 +66,8 @@ class NotSearchable(TuningError):
 
 
 class NotReproducible(TuningError):
+    pass
+
+
+class RoundIsRunning(TuningError):
     pass
