@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,22 +35,29 @@ from service.commands import continued as command
 from service.commands.continued import BAD_DATA, LATER, REFUSED, Asked, continued
 from service.commands.releases import promote as gate_and_promote
 from tuning.manifest import complete
+from tuning.new_data.rows import checked_rows
 from tuning.new_data.studies import round_arms
 from tuning.new_data.tasks import Known, write_tasks
 from tuning.recipe import Recipe
 
 
-@pytest.fixture
-def released(backbone: Backbone, tmp_path: Path) -> Path:
-    """A home whose champion of `shelves` is an adapter of random weights."""
-    home, toml = tmp_path / "home", write_task(tmp_path / "task")
+@pytest.fixture(scope="module")
+def prepared(session_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home whose champion of `shelves` is an adapter of random weights, made once and copied for each test."""
+    folder = tmp_path_factory.mktemp("prepared")
+    home, toml = folder / "home", write_task(folder / "task")
     tracking = store_at(home)
-    recipe = recipe_of(backbone, toml)
     examples = task_named(str(toml)).examples("train", 20)
-    complete(tmp_path / "a", recipe, backbone, Profile((random_lora(backbone, 1),)), 1.0, examples)
-    publish(tracking, NAME, tmp_path / "a")
+    profile = Profile((random_lora(session_backbone, 1),))
+    complete(folder / "a", recipe_of(session_backbone, toml), session_backbone, profile, 1.0, examples)
+    publish(tracking, NAME, folder / "a")
     promote(tracking, NAME, 1)
     return home
+
+
+@pytest.fixture
+def released(prepared: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(prepared, tmp_path / "home"))
 
 
 def rows(tmp_path: Path, numbers: range = range(1000, 1120), colours: tuple[str, ...] = ("green",)) -> Path:
@@ -150,7 +158,7 @@ def other_files(backbone: Backbone, home: Path) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("passes", [True, False])
+@pytest.mark.parametrize("passes", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_candidate_is_published_where_its_gate_passes_and_never_promoted(
     released: Path,
     backbone: Backbone,
@@ -180,6 +188,7 @@ def test_a_candidate_is_published_where_its_gate_passes_and_never_promoted(
         assert len(client.search_model_versions(f"name='{NAME}'")) == 2
 
 
+@pytest.mark.slow
 def test_a_champion_that_moves_in_the_meantime_is_not_passed_over(
     released: Path, backbone: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,10 +206,12 @@ def test_a_champion_that_moves_in_the_meantime_is_not_passed_over(
 
 
 def test_the_arms_begin_from_the_champion_and_keep_out_of_other_loras(released: Path, backbone: Backbone, tmp_path: Path) -> None:
-    tracking, known = Tracking.at(released), Known.of(str(tmp_path / "task" / "shelves.toml"))
+    tracking = Tracking.at(released)
     start = load_release(tracking, NAME, 1)
     recipe = Recipe.model_validate(start.manifest.recipe)
-    tasks = write_tasks(tmp_path / "data", known, [])
+    known = Known.of(recipe.domain)
+    _, new = checked_rows(known.schema, rows(tmp_path))
+    tasks = write_tasks(tmp_path / "data", known, new)
     plain = round_arms(recipe, start.directory, tasks, [], "k", 2, tracking)
     assert [arm.name for arm in plain] == ["replay", "new"]
     every = round_arms(recipe, start.directory, tasks, [f"models:/{NAME}/1"], "k", 2, tracking)

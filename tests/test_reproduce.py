@@ -89,6 +89,7 @@ def test_a_last_bit_is_not_identical_but_equivalent(backbone: Backbone, own: Rec
     assert not found.bit_equal and found.verdict == "equivalent" and 0 < found.relative_distance < 1e-5
 
 
+@pytest.mark.slow
 def test_another_strength_of_the_same_weights_is_not_identical(backbone: Backbone, own: Recipe, tmp_path: Path) -> None:
     subject = fitted(backbone, own, tmp_path / "a")
     Profile.load(subject.directory).scaled(2.0).save(tmp_path / "b")
@@ -115,6 +116,7 @@ def test_changed_data_are_refused_with_both_digests_before_any_fit(
     assert not (tmp_path / "again").exists()
 
 
+@pytest.mark.slow
 def test_rows_that_are_drawn_otherwise_are_refused_with_both_digests(backbone: Backbone, own: Recipe, tmp_path: Path) -> None:
     subject = fitted(backbone, own, tmp_path / "a")
     now = subject.manifest.data_digests["train"][:12]
@@ -123,6 +125,7 @@ def test_rows_that_are_drawn_otherwise_are_refused_with_both_digests(backbone: B
         fitted_again(Subject(subject.name, subject.directory, claimed), backbone, tmp_path)
 
 
+@pytest.mark.slow
 def test_another_backbone_is_refused(backbone: Backbone, testbed: Backbone, own: Recipe, tmp_path: Path) -> None:
     with pytest.raises(BackboneMismatch, match="on its own backbone"):
         fitted_again(fitted(backbone, own, tmp_path / "a"), testbed, tmp_path)

@@ -7,6 +7,7 @@ import math
 import sys
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from adapters.backbone import Backbone
@@ -30,7 +31,8 @@ def reproduce(reference: str, home: Path | None, tracking_uri: str | None, as_js
     named = resolve(tracking, reference)
     release = load_release(tracking, named.name, named.version)
     subject = Subject(str(release.full_name), release.directory, release.manifest)
-    backbone = Backbone.load(release.manifest.backbone.name)
+    fitted_in = release.manifest.backbone
+    backbone = Backbone.load(fitted_in.name, dtype=getattr(torch, fitted_in.dtype))
     engine = TorchEngine(backbone, max_rows=64)
     kept = place / "reproduced" / file_digest(release.directory / MANIFEST)[:16]
     console = Console(stderr=as_json, markup=False, width=None if sys.stdout.isatty() else 140)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from registry.claim import held
+from registry.errors import RegistryUnreachable
 from registry.home import home_directory
 from registry.names import resolve
 from registry.tracking import Tracking
@@ -113,11 +115,15 @@ def watch(
     uri: str | None,
     as_json: bool,
 ) -> int:
-    """0 when it was stopped in order; 75 where another process watches the directory."""
+    """0 when it was stopped in order; 75 where another process watches the directory, or the registry is away."""
     place = home_directory(home)
     if not directory.is_dir():
-        raise NotADirectoryError(20, "Not a directory", str(directory))
-    resolve(Tracking.at(place, uri).existing(), name)  # a name without a champion is said before the first file
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory))
+    try:
+        resolve(Tracking.at(place, uri).existing(), name)  # a name without a champion is said before the first file
+    except RegistryUnreachable as error:
+        print(f"graftline: {error}", file=sys.stderr)
+        return LATER
     told = ["--home", str(place), *(["--tracking-uri", uri] if uri else []), "--json"]
     command = [sys.executable, "-m", "service.cli", "continue", name, *options, *told]
     with held(directory / ".graftline-watch.lock") as holder:
