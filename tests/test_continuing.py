@@ -22,7 +22,7 @@ from registry.errors import BackboneMismatch, UnknownRelease
 from registry.manifest import TrainingHashes
 from registry.release import publish
 from registry.tracking import Tracking
-from tuning.continuing import check_start, pinned, retention_texts
+from tuning.continuing import check_start, fetched, pinned, retention_texts
 from tuning.errors import BadRecipe
 from tuning.ground import new_adapters
 from tuning.manifest import complete, fingerprints_of
@@ -240,3 +240,15 @@ def test_a_release_that_was_begun_from_another_names_the_rows_of_both(backbone: 
     one, two = (fingerprints_of(TrainingHashes.read(tmp_path / name)) for name in ("one", "two"))
     assert one.rows < two.rows and len(two.rows) == len(EXAMPLES) + 1
     assert {repeat.held_out_id for repeat in two.repeats([*EXAMPLES, *other])} == {one.id for one in (*EXAMPLES, *other)}
+
+
+def test_what_a_fit_was_begun_from_is_fetched_where_it_is_not_here(
+    backbone: Backbone, tmp_path: Path, tracking: Tracking
+) -> None:
+    saved(tmp_path / "one", backbone, random_lora(backbone, 1))
+    release = publish(tracking, "coding", tmp_path / "one")
+    elsewhere = f"/gone/releases/{release.directory.name}"
+    found = fetched(recipe_of(backbone, warm_start=elsewhere, orthogonal_to=(elsewhere,), lora=SHAPE), tracking)
+    assert found.adapter.warm_start == str(release.directory) and found.adapter.orthogonal_to == (str(release.directory),)
+    unknown = recipe_of(backbone, warm_start="/gone/releases/other", lora=SHAPE)
+    assert fetched(unknown, tracking) == unknown

@@ -178,7 +178,7 @@ def test_the_command_ends_in_order_at_sigterm_and_one_process_watches_a_director
     with held(folder / ".graftline-watch.lock"):
         done = subprocess.run(command, cwd=root, capture_output=True, text=True)
         assert done.returncode == LATER and "by one process at a time" in done.stderr
-    process = subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=root)
     for _ in range(600):
         with held(folder / ".graftline-watch.lock") as holder:
             if holder:

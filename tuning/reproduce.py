@@ -30,7 +30,8 @@ from evaluation.task import Example, answer_line, direct_prompt
 from evaluation.tasks import task_named
 from registry.errors import BackboneMismatch
 from registry.manifest import Machine
-from tuning.continuing import check_start
+from registry.tracking import Tracking
+from tuning.continuing import check_start, fetched
 from tuning.errors import NotReproducible
 from tuning.gating import Subject, check_tasks
 from tuning.ground import new_adapters
@@ -77,9 +78,16 @@ class Reproduction:
 
 
 def reproduce(
-    subject: Subject, backbone: Backbone, engine: Engine, directory: Path, on_step: Callable[[float], None] = lambda share: None
+    subject: Subject,
+    backbone: Backbone,
+    engine: Engine,
+    directory: Path,
+    on_step: Callable[[float], None] = lambda share: None,
+    tracking: Tracking | None = None,
 ) -> Reproduction:
     """Fits the release's recipe again, on as many threads as it was, and keeps what comes out in `directory`.
+
+    What the fit was begun from is fetched from the registry of `tracking` where it is not here.
 
     A fit that was killed goes on at its checkpoint there. Raises before the fit: NotReproducible for what no fit made,
     DataChanged where the task or its rows are others now, with both digests, and BackboneMismatch.
@@ -99,6 +107,7 @@ def reproduce(
             f"{subject.name} was fitted on rows with SHA-256 {str(then)[:12]}, but its recipe draws rows with {now[:12]} now. "
             "Restore the data, or fit the recipe anew."
         )
+    recipe = recipe if tracking is None else fetched(recipe, tracking)
     check_start(recipe, backbone)
     with _threads(manifest.fitted_on):
         changed = None if manifest.fitted_on is None else tuple(changes(manifest.fitted_on, this_machine(backbone.device)))

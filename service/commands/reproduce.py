@@ -37,9 +37,11 @@ def reproduce(reference: str, home: Path | None, tracking_uri: str | None, as_js
     kept = place / "reproduced" / file_digest(release.directory / MANIFEST)[:16]
     console = Console(stderr=as_json, markup=False, width=None if sys.stdout.isatty() else 140)
     with console.status(f"fitting {subject.name} again") as shown:
-        found = fit_again(
-            subject, backbone, engine, kept, lambda share: shown.update(f"fitting {subject.name} again: {share:.0%}")
-        )
+
+        def told(share: float) -> None:
+            shown.update(f"fitting {subject.name} again: {share:.0%}")
+
+        found = fit_again(subject, backbone, engine, kept, told, tracking)
     verdict = found.likeness.verdict
     if as_json:
         print(json.dumps({"release": subject.name, "verdict": verdict, **_told(found)}))

@@ -126,12 +126,11 @@ def watch(
         return LATER
     told = ["--home", str(place), *(["--tracking-uri", uri] if uri else []), "--json"]
     command = [sys.executable, "-m", "service.cli", "continue", name, *options, *told]
-    with held(directory / ".graftline-watch.lock") as holder:
+    with _stopping() as stop, held(directory / ".graftline-watch.lock") as holder:
         if holder:
             print(f"graftline: {directory} is watched by one process at a time, and {holder} does so now.", file=sys.stderr)
             return LATER
-        with _stopping() as stop:
-            return Watch(Arrivals(directory), command, poll_s, as_json, stop).run(once)
+        return Watch(Arrivals(directory), command, poll_s, as_json, stop).run(once)
 
 
 @contextmanager
