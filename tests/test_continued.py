@@ -258,7 +258,7 @@ def test_a_new_colour_is_learnt_beside_the_old_ones_passes_the_gate_and_a_kill_c
     data = new_colour(tmp_path)
     code, told = run(straight, data, capsys)
     assert (code, told["status"], told["release"]) == (0, "published", f"{NAME}@2"), told
-    assert told["learnable"]["is_lost"] and told["drift"]["likelihood_p"] <= 0.05
+    assert told["learnable"]["is_lost"] and told["drift"]["mmd_p"] <= 0.05
     assert told["beside"]["passed"] and set(told["chosen"]["arms"]) == {"replay", "new"}
 
     here = Path(__file__).parent

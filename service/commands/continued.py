@@ -118,7 +118,8 @@ def _taken_in(
         return before
     recipe = fitted if given is None else _from_given(given, fitted)
     found = Round(asked, name, recipe, champion, known, folder, home, tracking, console)
-    earlier = earlier_domains(tracking, name, champion.manifest.backbone.fingerprint, fitted.domain)
+    fingerprint = champion.manifest.backbone.fingerprint
+    earlier = earlier_domains(tracking, name, fingerprint, fitted.domain, known.task.name)
     guarded = [task_named(task) for task in dict.fromkeys((*recipe.protected, *earlier))]
     hashes = fingerprints_of(TrainingHashes.read(champion.directory))
     rows = sifted(known, asked.data, hashes, guarded)
