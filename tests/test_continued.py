@@ -72,13 +72,15 @@ def run(home: Path, data: Path, capsys: pytest.CaptureFixture[str], **asked: Any
 
 def test_rows_that_are_all_known_are_nothing_to_do(released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, told = run(released, rows(tmp_path, range(60), ("red", "blue")), capsys)
-    assert (code, told["status"]) == (0, "nothing") and "all of them are there already" in told["reason"]
+    assert (code, told["status"]) == (0, "nothing") and "all of them are known" in told["reason"]
     assert told["checks"]["left_out"] == {"there already": 60}
 
 
 def test_too_few_rows_are_nothing_to_do(released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, told = run(released, rows(tmp_path, range(1000, 1020)), capsys)
     assert (code, told["status"]) == (0, "nothing") and "20 of 20 rows are new: 40 are needed" in told["reason"]
+    code, told = run(released, tmp_path / "new.jsonl", capsys, least_rows=21)
+    assert "21 are needed" in told["reason"]  # what was asked for is another thing now
 
 
 def test_where_nothing_is_lost_nothing_is_fitted_and_the_same_rows_again_are_not_read(
@@ -277,5 +279,5 @@ def test_a_new_colour_is_learnt_beside_the_old_ones_passes_the_gate_and_a_kill_c
     )  # by the evidence that is there
     capsys.readouterr()
     code, known = run(straight, data, capsys)
-    assert (code, known["status"]) == (0, "nothing") and "all of them are there already" in known["reason"]
+    assert (code, known["status"]) == (0, "nothing") and "all of them are known" in known["reason"]
     assert BAD_DATA == 2

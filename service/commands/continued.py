@@ -38,7 +38,7 @@ from tuning.new_data.beside import beside_champion
 from tuning.new_data.drift import LEAST_ROWS, drift, drift_picture, read_side
 from tuning.new_data.kept import RoundFolder, alone
 from tuning.new_data.learnable import learnable
-from tuning.new_data.rows import file_sha256, sifted
+from tuning.new_data.rows import KNOWN, file_sha256, sifted
 from tuning.new_data.studies import RoundArm, round_arms
 from tuning.new_data.tasks import Known, RoundTasks, write_tasks
 from tuning.recipe import Recipe
@@ -59,6 +59,11 @@ class Asked:
     least_rows: int
     time_budget_s: float | None  # of the gate; None: the policy's
 
+    @property
+    def thresholds(self) -> dict[str, object]:
+        """What decides whether there is anything to do."""
+        return {"always": self.always, "least_rows": self.least_rows}
+
 
 @dataclass(frozen=True)
 class Round:
@@ -76,7 +81,8 @@ class Round:
 
     def ended(self, status: Status, reason: str, more: dict[str, Any], is_final: bool = True) -> dict[str, Any]:
         told = {"status": status, "reason": reason, "name": self.name, "champion": str(self.champion.full_name), **more}
-        return self.folder.write("outcome", {**told, "is_final": is_final, "folder": str(self.folder.directory)})
+        about = {"asked": self.asked.thresholds, "is_final": is_final, "folder": str(self.folder.directory)}
+        return self.folder.write("outcome", {**told, **about})
 
 
 def continued(domain: str, asked: Asked, home: Path | None, tracking_uri: str | None, as_json: bool) -> int:
@@ -113,7 +119,7 @@ def _taken_in(
         raise DataError(f"New rows are a file in the columns of {known.task.name!r}, but {str(asked.data)!r} is none. Name one.")
     folder = RoundFolder.of(home, name, file_sha256(asked.data), file_digest(champion.directory / MANIFEST))
     before = folder.read("outcome")
-    if before is not None and before["is_final"] and not (asked.always and before["status"] == "nothing"):
+    if before is not None and before["is_final"] and (before["status"] != "nothing" or before["asked"] == asked.thresholds):
         console.print(f"these rows were taken in before; see {folder.directory}", highlight=False)
         return before
     recipe = fitted if given is None else _from_given(given, fitted)
@@ -129,7 +135,11 @@ def _taken_in(
     unread = [row for row in rows.rows if split_of(row.group) != "gate"]
     trains = [row for row in unread if split_of(row.group) == "train"]
     if len(rows.rows) < asked.least_rows or not trains or len(unread) == len(rows.rows):
-        why = "all of them are there already" if not rows.rows else f"{asked.least_rows} are needed, some of each split"
+        why = (
+            "all of them are known"
+            if rows.count(*KNOWN) == rows.num_read
+            else f"{asked.least_rows} are needed, some of each split"
+        )
         return found.ended("nothing", f"{len(rows.rows)} of {rows.num_read} rows are new: {why}", {"checks": checks})
     return _learnt(found, rows.rows, rows.lines, checks, [str(one) for one in earlier.values()])
 

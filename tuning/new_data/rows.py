@@ -27,6 +27,7 @@ Why = Literal[
     "repeats a row that was fitted",
 ]
 CONTRADICTS: Why = "another answer to the same question"
+KNOWN: tuple[Why, ...] = ("there already", "nearly there already")
 MAX_FAULTS = 20  # that one message names
 _LOOKED_AT = 5000  # items of a held-out split, at most
 
