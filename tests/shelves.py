@@ -1,4 +1,4 @@
-"""A domain that the tiny backbone can really learn: on which shelf a parcel goes, by its colour. New rows bring a new colour."""
+"""A domain that the tiny backbone can really learn: on which shelf a parcel goes, by its colour. Letters come as new rows."""
 
 from __future__ import annotations
 
@@ -35,6 +35,11 @@ def parcels(numbers: Iterable[int], colours: tuple[str, ...]) -> list[dict[str, 
     ]
 
 
+def letters(numbers: Iterable[int]) -> list[dict[str, Any]]:
+    """What does not look like a parcel, and goes where none went so far."""
+    return [{"text": f"A letter by air, {number}", "shelf": "east", "shelves": OPTIONS} for number in numbers]
+
+
 def write_jsonl(file: Path, rows: Iterable[dict[str, Any]]) -> Path:
     file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return file
@@ -60,7 +65,7 @@ def recipe_of(backbone: Backbone, toml: Path, **changes: object) -> Recipe:
         "adapter.lora.rank": 8,
         "adapter.lora.alpha": 512,  # strong steps at a rate that sweeps search
         "method.learning_rate": 1e-3,
-        "method.steps": 60,
+        "method.steps": 80,
         "method.batch_size": 16,
         "evaluation.domain_items": 40,
         "evaluation.chain_items": 4,

@@ -29,7 +29,7 @@ from tuning.manifest import complete
 from tuning.methods import METHODS
 from tuning.plan import training_examples
 from tuning.recipe import Recipe
-from tuning.reproduce import Likeness, compared_files, reproduce
+from tuning.reproduce import Nearness, compared_files, reproduce
 from tuning.siblings import reseeded
 
 
@@ -59,8 +59,8 @@ def fitted(backbone: Backbone, recipe: Recipe, directory: Path, told: Recipe | N
     return Subject("small@1", directory, manifest)
 
 
-def fitted_again(subject: Subject, backbone: Backbone, tmp_path: Path) -> Likeness:
-    return reproduce(subject, backbone, TorchEngine(backbone), tmp_path / "again").likeness
+def fitted_again(subject: Subject, backbone: Backbone, tmp_path: Path) -> Nearness:
+    return reproduce(subject, backbone, TorchEngine(backbone), tmp_path / "again").nearness
 
 
 def test_a_release_comes_out_again_bit_for_bit_and_its_machine_is_as_it_was(
@@ -68,9 +68,9 @@ def test_a_release_comes_out_again_bit_for_bit_and_its_machine_is_as_it_was(
 ) -> None:
     subject = fitted(backbone, own, tmp_path / "a")
     found = reproduce(subject, backbone, TorchEngine(backbone), tmp_path / "again")
-    assert found.likeness == Likeness(True, 0.0, 0.0, 0.0) and found.likeness.verdict == "identical"
+    assert found.nearness == Nearness(True, 0.0, 0.0, 0.0) and found.nearness.verdict == "identical"
     assert found.bits_expected and (found.directory / "adapter_model.safetensors").is_file()
-    assert reproduce(subject, backbone, TorchEngine(backbone), tmp_path / "again").likeness == found.likeness
+    assert reproduce(subject, backbone, TorchEngine(backbone), tmp_path / "again").nearness == found.nearness
 
 
 def test_another_seed_is_different(backbone: Backbone, own: Recipe, tmp_path: Path) -> None:

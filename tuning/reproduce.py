@@ -48,7 +48,7 @@ ITEMS = 32  # of the select split, on which that is read
 
 
 @dataclass(frozen=True)
-class Likeness:
+class Nearness:
     """`relative_distance` and the differences (nats per token) are infinite where the two have other weights at all."""
 
     bit_equal: bool
@@ -68,7 +68,7 @@ class Likeness:
 class Reproduction:
     """`changed`: what the manifest records of the machine and is not so now; None where it records none of it."""
 
-    likeness: Likeness
+    nearness: Nearness
     changed: tuple[str, ...] | None
     directory: Path  # of what was fitted now
 
@@ -115,22 +115,22 @@ def reproduce(
     shutil.rmtree(directory / "adapter", ignore_errors=True)
     with whole_directory(directory / "adapter") as part:
         again.save(part)
-    likeness = compared_files(subject.directory, directory / "adapter", engine, backbone, domain.examples("select", ITEMS))
-    return Reproduction(likeness, changed, directory / "adapter")
+    nearness = compared_files(subject.directory, directory / "adapter", engine, backbone, domain.examples("select", ITEMS))
+    return Reproduction(nearness, changed, directory / "adapter")
 
 
-def compared_files(release: Path, again: Path, engine: Engine, backbone: Backbone, examples: Sequence[Example]) -> Likeness:
+def compared_files(release: Path, again: Path, engine: Engine, backbone: Backbone, examples: Sequence[Example]) -> Nearness:
     """Two directories of adapter files: their weights, and what they make of the right answers."""
     one, other = _weights(release), _weights(again)
     shapes = [{name: tensor.shape for name, tensor in found.items()} for found in (one, other)]
     if shapes[0] != shapes[1]:
-        return Likeness(False, math.inf, math.inf, math.inf)
+        return Nearness(False, math.inf, math.inf, math.inf)
     equal = all(torch.equal(one[name], other[name]) for name in one) and _configs(release) == _configs(again)
     apart = math.sqrt(sum(float((other[name].double() - one[name].double()).square().sum()) for name in one))
     size = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in one.values()))
     said = [_said(directory, engine, backbone, examples) for directory in (release, again)]
     nats = [abs(after - before) for before, after in zip(*said, strict=True)]
-    return Likeness(equal, apart / size if size else math.inf, sum(nats) / len(nats), max(nats))
+    return Nearness(equal, apart / size if size else math.inf, sum(nats) / len(nats), max(nats))
 
 
 def _fitted_recipe(subject: Subject) -> Recipe:

@@ -42,7 +42,7 @@ def reproduce(reference: str, home: Path | None, tracking_uri: str | None, as_js
             shown.update(f"fitting {subject.name} again: {share:.0%}")
 
         found = fit_again(subject, backbone, engine, kept, told, tracking)
-    verdict = found.likeness.verdict
+    verdict = found.nearness.verdict
     if as_json:
         print(json.dumps({"release": subject.name, "verdict": verdict, **_told(found)}))
     else:
@@ -53,11 +53,11 @@ def reproduce(reference: str, home: Path | None, tracking_uri: str | None, as_js
 
 
 def _told(found: Reproduction) -> dict[str, object]:
-    likeness = found.likeness
+    nearness = found.nearness
     numbers = {
-        "relative_distance": likeness.relative_distance,
-        "mean_nats": likeness.mean_nats,
-        "max_nats": likeness.max_nats,
+        "relative_distance": nearness.relative_distance,
+        "mean_nats": nearness.mean_nats,
+        "max_nats": nearness.max_nats,
     }
     return {
         **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
@@ -68,10 +68,10 @@ def _told(found: Reproduction) -> dict[str, object]:
 
 
 def _lines(found: Reproduction) -> list[str]:
-    likeness = found.likeness
+    nearness = found.nearness
     lines = [
-        f"weights: |again - release| / |release| = {likeness.relative_distance:.2g}",
-        f"right answers: {likeness.mean_nats:.2g} nats a token apart on average, {likeness.max_nats:.2g} at most",
+        f"weights: |again - release| / |release| = {nearness.relative_distance:.2g}",
+        f"right answers: {nearness.mean_nats:.2g} nats a token apart on average, {nearness.max_nats:.2g} at most",
     ]
     if found.changed is None:
         lines.append("its manifest does not say what machine it was fitted on")
