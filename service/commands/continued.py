@@ -29,9 +29,10 @@ from registry.tracking import Tracking
 from registry.verdicts import recorded_report
 from service.commands.releases import gate_policy, gate_release, gate_table, publish_directory
 from service.pace import checked_seconds
+from service.preempted import START_AGAIN, ends_orderly
 from service.sweep_view import LinesView
 from tuning.candidates import Candidate, in_order
-from tuning.errors import RoundIsRunning, StudyIsRunning, SweepStopped
+from tuning.errors import Preempted, RoundIsRunning, StorageAway, StudyIsRunning, SweepStopped
 from tuning.gating import Subject, gate_settings, recipe_policy
 from tuning.manifest import fingerprints_of
 from tuning.new_data.beside import beside_champion
@@ -45,9 +46,19 @@ from tuning.recipe import Recipe
 from tuning.study import Sweep
 
 Status = Literal["published", "nothing", "refused"]
-REFUSED, BAD_DATA, LATER = 3, 2, 75  # 75 is EX_TEMPFAIL of sysexits.h
+REFUSED, BAD_DATA, LATER = 3, 2, START_AGAIN
 EXIT_CODES: dict[str, int] = {"published": 0, "nothing": 0, "refused": REFUSED}
-PASSING = (RegistryUnreachable, GateIsRunning, ChampionMoved, NoRoom, RoundIsRunning, StudyIsRunning, SweepStopped)
+PASSING = (
+    RegistryUnreachable,
+    GateIsRunning,
+    ChampionMoved,
+    NoRoom,
+    RoundIsRunning,
+    StudyIsRunning,
+    SweepStopped,
+    StorageAway,
+    Preempted,
+)
 CHAMPION = "champion"  # the name under which the engine holds it
 
 
@@ -236,7 +247,8 @@ def _arm(found: Round, arm: RoundArm) -> list[Candidate]:
     sweep = Sweep(arm.recipe, found.home, found.tracking)
     found.console.print(f"arm {arm.name}", highlight=False)
     study = sweep.create(resume=True)
-    sweep.run(study, LinesView(arm.recipe, sys.stderr).on_event)
+    with ends_orderly() as ended:
+        sweep.run(study, LinesView(arm.recipe, sys.stderr).on_event, ended)
     return sweep.candidates(study)
 
 

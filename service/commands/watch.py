@@ -23,8 +23,9 @@ from registry.home import home_directory
 from registry.names import resolve
 from registry.tracking import Tracking
 from service.arrivals import Arrivals, Look, Mark, Waiting
+from service.preempted import START_AGAIN
 
-LATER = 75
+LATER = START_AGAIN
 MARK_OF: dict[int, Mark] = {0: "processed", 3: "processed", 2: "rejected"}  # by the exit code of `graftline continue`
 MAX_CRASHES = 3  # of one file, before it is rejected
 STOP_S = 60.0  # for a child that was asked to stop
