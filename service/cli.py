@@ -11,6 +11,7 @@ import typer
 
 from service import combining_cli, reading_cli
 from service.canary_cli import canary_app
+from service.continuing_cli import continuing_app
 from service.keys_cli import audit_app, keys_app
 from service.options import Home, Json, Storage, TrackingUri, listed, numbers, seconds
 from service.policy_cli import policy_app
@@ -32,6 +33,7 @@ app = typer.Typer(
 backbone_app = typer.Typer(no_args_is_help=True, help="The frozen models that come with Graftline.")
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(registry_app)
+app.add_typer(continuing_app)
 app.add_typer(serving_app)
 app.add_typer(steering_app)
 app.add_typer(policy_app)

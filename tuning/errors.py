@@ -18,6 +18,8 @@ TuningError (ValueError)
 ├── NotSearchable    a part of the decoding policy that this release, backbone or engine does not have
 ├── BadCluster       settings of an executor that cannot be read, or that ask for what is not there
 ├── NotSubmitted     a scheduler's program that is not here, or that took no job
+├── RoundIsRunning   another process goes on with new rows of the same name
+├── NotReproducible  a release that no fit made has nothing to be fitted again
 └── StudyIsRunning   another process fits and reads the arms of the very same study
 """
 
@@ -95,4 +97,12 @@ class BadCluster(TuningError):
 
 
 class NotSubmitted(TuningError):
+    pass
+
+
+class NotReproducible(TuningError):
+    pass
+
+
+class RoundIsRunning(TuningError):
     pass

@@ -145,6 +145,12 @@ def read_spec(path: Path) -> TaskSpec:
 
 
 def _examples(spec: TaskSpec, source: str, rows: Sequence[Row]) -> list[Example]:
+    check_columns(spec, source, rows)
+    return [example_of(spec, source, row) for row in rows]
+
+
+def check_columns(spec: TaskSpec, source: str, rows: Sequence[Row]) -> None:
+    """Raises for no rows, and for rows without a column that the task names."""
     if not rows:
         raise EmptySplit(f"A task needs rows, but {source!r} has none. Name a file that has some.")
     have = dict.fromkeys(name for row in rows for name in row.values)
@@ -154,10 +160,10 @@ def _examples(spec: TaskSpec, source: str, rows: Sequence[Row]) -> list[Example]
                 f"Every column that the task names must be in the data, but {source!r} has no {column!r}. "
                 f"It has {', '.join(have)}: correct [columns] in the task file."
             )
-    return [_example(spec, source, row) for row in rows]
 
 
-def _example(spec: TaskSpec, source: str, row: Row) -> Example:
+def example_of(spec: TaskSpec, source: str, row: Row) -> Example:
+    """One row as an example; WrongRow, with its line, where it breaks a rule."""
     columns, where = spec.columns, f"line {row.line} of {source!r}"
     question, answer = _required(row, columns.question, where), _required(row, columns.answer, where)
     choices = _choices(spec, row, where)

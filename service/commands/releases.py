@@ -181,12 +181,14 @@ def gate_release(
     """
     from registry.claim import alone, claimed
     from registry.earlier import earlier_domains
+    from registry.policy import domain_name
     from registry.verdicts import record_verdict
     from tuning.gating import Subject
 
     named = release.full_name
     if policy.earlier_domains:
-        found = earlier_domains(tracking, release.name, backbone.fingerprint, str(release.manifest.recipe.get("domain")))
+        domain, task = str(release.manifest.recipe.get("domain")), domain_name(release.manifest.task)
+        found = earlier_domains(tracking, release.name, backbone.fingerprint, domain, task)
         for domain, champion in found.items():
             console.print(f"{domain} is served by {champion} on this backbone, and protected too", highlight=False)
         policy = policy.protecting(found)
