@@ -12,13 +12,14 @@ import typer
 from service import combining_cli, reading_cli
 from service.canary_cli import canary_app
 from service.keys_cli import audit_app, keys_app
-from service.options import Home, Json, TrackingUri, listed, numbers, seconds
+from service.options import Home, Json, Price, TrackingUri, listed, numbers, seconds
 from service.policy_cli import policy_app
 from service.registry_cli import registry_app
 from service.router_cli import router_app
 from service.sae_cli import sae_app
 from service.serving_cli import serving_app
 from service.steering_cli import steering_app
+from service.sweep_cli import sweep_app
 
 app = typer.Typer(
     name="graftline",
@@ -36,6 +37,7 @@ app.add_typer(serving_app)
 app.add_typer(steering_app)
 app.add_typer(policy_app)
 app.add_typer(sae_app, name="sae")
+app.add_typer(sweep_app, name="sweep")
 app.add_typer(canary_app, name="canary")
 app.add_typer(router_app, name="router")
 app.add_typer(keys_app, name="keys")
@@ -57,14 +59,25 @@ def tune(
     mode: Annotated[
         str | None, typer.Option(help="pareto: gain and retention; constrained: gain under the retention margins.")
     ] = None,
+    max_cost: Annotated[
+        float | None, typer.Option(help="Cost of all trials together, by the price; no trial starts past it.", min=0)
+    ] = None,
+    price_per_hour: Price = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Time a few steps and say what the sweep would take; keep nothing.")
+    ] = False,
     home: Home = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
     """Sweep a recipe for domain gain subject to retained reasoning; every trial is an MLflow run. Exit code 1: none finished."""
+    if dry_run:
+        from service.commands.dry_run import dry_run as run_dry
+
+        raise typer.Exit(run_dry(recipe, trials, time_budget_s, mode, max_cost, price_per_hour, 1, home, tracking_uri, as_json))
     from service.commands.tune import tune as run
 
-    raise typer.Exit(run(recipe, resume, trials, time_budget_s, mode, home, tracking_uri, as_json))
+    raise typer.Exit(run(recipe, resume, trials, time_budget_s, mode, home, tracking_uri, as_json, max_cost, price_per_hour))
 
 
 @app.command()

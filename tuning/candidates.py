@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,12 @@ from tuning.records import RUN_KEY
 from tuning.trial import ADAPTER
 
 DIRECTORY_KEY, SCORE_KEY = "directory", "score"  # user attributes of a trial
+REFITTED = "refitted"
+
+
+def removed_key(trial: int) -> str:
+    """The user attribute of a study that says that the weights of this trial were removed (True), or are back to stay."""
+    return f"weights_removed/{trial}"
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,12 @@ class Candidate:
     params: dict[str, Any]
     score: dict[str, Any]
     run_id: str | None
+    marked_removed: bool = False
+
+    @property
+    def removed(self) -> bool:
+        """Whether its weights made room for those of better trials; see tuning.kept_weights. Fitted again, they are back."""
+        return self.marked_removed and not self.directory.is_dir()
 
     @property
     def feasible(self) -> bool:
@@ -40,10 +52,16 @@ class Candidate:
     def retention(self) -> float:
         return float(self.score["retention"])
 
+    @property
+    def reaches(self) -> float:
+        """The gain and one standard error: a largest gain above it leaves the trial behind."""
+        return self.domain_gain + float(self.score["chosen"]["gain_stderr"])
+
 
 def candidates_of(study: optuna.Study) -> list[Candidate]:
     """The finished trials of a study, best first."""
-    return in_order([_candidate(trial) for trial in study.get_trials(states=(TrialState.COMPLETE,))])
+    told = study.user_attrs
+    return in_order([_candidate(trial, told) for trial in study.get_trials(states=(TrialState.COMPLETE,))])
 
 
 def in_order(candidates: list[Candidate]) -> list[Candidate]:
@@ -54,7 +72,7 @@ def in_order(candidates: list[Candidate]) -> list[Candidate]:
     largest = max((c.domain_gain for c in candidates if c.feasible), default=0.0)
 
     def rank(candidate: Candidate) -> tuple[bool, bool, float, float]:
-        near = candidate.domain_gain + float(candidate.score["chosen"]["gain_stderr"]) >= largest
+        near = candidate.reaches >= largest
         return candidate.feasible, candidate.feasible and near, candidate.retention, candidate.domain_gain
 
     return sorted(candidates, key=rank, reverse=True)
@@ -102,7 +120,7 @@ def candidate_to_publish(home: Path, name: str, trial: int | None = None) -> Can
         if not named:
             numbers = ", ".join(str(number) for number in sorted(candidate.trial for candidate in found))
             raise NothingToPublish(f"Trial {trial} of the study {name!r} did not finish. Finished: {numbers}.")
-        return named[0]
+        return _with_weights(named[0], name)
     best = found[0]
     if not best.feasible:
         family, excess = max(best.score["constraints"].items(), key=lambda item: float(item[1]))
@@ -111,10 +129,20 @@ def candidate_to_publish(home: Path, name: str, trial: int | None = None) -> Can
             f"exceeds the margin of {family} by {excess:.1f} margins. Sweep on with --resume and more trials, or publish it as a "
             f"candidate all the same with --trial {best.trial}: the gate decides."
         )
-    return best
+    return _with_weights(best, name)
 
 
-def _candidate(trial: FrozenTrial) -> Candidate:
+def _with_weights(candidate: Candidate, name: str) -> Candidate:
+    if candidate.removed:
+        raise NothingToPublish(
+            f"Only the best adapters of a study stay on disk (study.keep_adapters), but trial {candidate.trial} of {name!r} is "
+            f"not among them: its weights were removed. Fit it again with `graftline sweep refit {name} --trial "
+            f"{candidate.trial}`."
+        )
+    return candidate
+
+
+def _candidate(trial: FrozenTrial, told: Mapping[str, Any]) -> Candidate:
     attributes = trial.user_attrs
-    directory = Path(attributes[DIRECTORY_KEY]) / ADAPTER
-    return Candidate(trial.number, directory, trial.params, attributes[SCORE_KEY], attributes.get(RUN_KEY))
+    directory, removed = Path(attributes[DIRECTORY_KEY]) / ADAPTER, told.get(removed_key(trial.number)) is True
+    return Candidate(trial.number, directory, trial.params, attributes[SCORE_KEY], attributes.get(RUN_KEY), removed)

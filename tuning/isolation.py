@@ -9,6 +9,7 @@ import time
 import traceback
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext
 
 from tuning.errors import BadRecipe
 from tuning.trial import Job, Outcome, Report, run
@@ -39,6 +40,11 @@ def use_threads() -> None:
     import torch
 
     torch.set_num_threads(available_threads())
+
+
+def trials_context() -> ForkServerContext:
+    """How the processes of trials are started."""
+    return _CONTEXT
 
 
 def prepare(domain: str = "") -> None:

@@ -10,6 +10,7 @@ from evaluation.tasks import task_named
 from registry.home import home_directory
 from registry.tracking import Tracking
 from service.sweep_view import LinesView, TableView
+from tuning.budget import price_of
 from tuning.candidates import Candidate
 from tuning.continuing import pinned
 from tuning.recipe import Recipe
@@ -25,14 +26,11 @@ def tune(
     home: Path | None,
     tracking_uri: str | None,
     as_json: bool,
+    max_cost: float | None = None,
+    price_per_hour: str | None = None,
 ) -> int:
     """0 when a trial finished, 1 when none did."""
-    from adapters.backbone import sources_of
-
-    recipe = with_options(Recipe.load(recipe_file), trials, time_budget_s, mode)
-    for task in (recipe.domain, *recipe.protected):
-        task_named(task)  # refuses an unknown task or bad data before anything is written
-    sources_of(recipe.backbone)
+    recipe = checked(with_options(Recipe.load(recipe_file), trials, time_budget_s, mode, max_cost, price_per_hour))
     place = home_directory(home)
     tracking = Tracking.at(place, tracking_uri)
     sweep = Sweep(pinned(recipe, tracking), place, tracking)
@@ -49,9 +47,34 @@ def tune(
     return 0 if chosen else 1
 
 
-def with_options(recipe: Recipe, trials: int | None, time_budget_s: float | None, mode: str | None) -> Recipe:
-    """The recipe with what the command line overrides."""
-    given = {"study.trials": trials, "study.time_budget_s": time_budget_s, "study.mode": mode}
+def checked(recipe: Recipe) -> Recipe:
+    """Refuses an unknown task, bad data or an unknown backbone before anything is written."""
+    from adapters.backbone import sources_of
+
+    for task in (recipe.domain, *recipe.protected):
+        task_named(task)
+    sources_of(recipe.backbone)
+    return recipe
+
+
+def with_options(
+    recipe: Recipe,
+    trials: int | None,
+    time_budget_s: float | None,
+    mode: str | None,
+    max_cost: float | None = None,
+    price_per_hour: str | None = None,
+) -> Recipe:
+    """The recipe with what the command line overrides. A price is text: "2.50 EUR"."""
+    price, currency = (None, None) if price_per_hour is None else price_of(price_per_hour)
+    given = {
+        "study.trials": trials,
+        "study.time_budget_s": time_budget_s,
+        "study.mode": mode,
+        "study.max_cost": max_cost,
+        "study.price_per_hour": price,
+        "study.currency": currency,
+    }
     return recipe.with_values({key: value for key, value in given.items() if value is not None})
 
 
