@@ -51,6 +51,7 @@ def timed(recipe: Recipe, cache: Path, threads: int) -> Timing:
     """`cache` is read, for what is known of the backbone, and not written to."""
     import torch
 
+    from adapters.adapter import Stack
     from tuning.allocator import keep_freed_memory
     from tuning.trial import MAX_CHECKS, peak_memory_mib
 
@@ -62,7 +63,8 @@ def timed(recipe: Recipe, cache: Path, threads: int) -> Timing:
     adapters, fit = _fitted(recipe, ground)
     parts = _measured(recipe, ground, adapters, cache, unknown)
     cuda = torch.cuda.is_available()
-    trained = sum(parameter.numel() for adapter in adapters for parameter in adapter.parameters())
+    with Stack(adapters).attach(ground.backbone) as stack:
+        trained = sum(parameter.numel() for parameter in stack.parameters())
     scored, written, fixed_s, once_s, size = parts
     return replace(
         fit,
