@@ -12,7 +12,7 @@ import typer
 from service import combining_cli, reading_cli
 from service.canary_cli import canary_app
 from service.keys_cli import audit_app, keys_app
-from service.options import Home, Json, Price, TrackingUri, listed, numbers, seconds
+from service.options import Home, Json, Price, Storage, TrackingUri, listed, numbers, seconds
 from service.policy_cli import policy_app
 from service.registry_cli import registry_app
 from service.router_cli import router_app
@@ -66,18 +66,35 @@ def tune(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Time a few steps and say what the sweep would take; keep nothing.")
     ] = False,
+    create_only: Annotated[bool, typer.Option("--create-only", help="Make the study, for `graftline worker` to run.")] = False,
+    storage: Storage = None,
     home: Home = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
     """Sweep a recipe for domain gain subject to retained reasoning; every trial is an MLflow run. Exit code 1: none finished."""
+    from service.commands.tune import Overrides
+    from service.commands.tune import tune as run
+
+    asked = Overrides(trials, time_budget_s, mode, max_cost, price_per_hour)
     if dry_run:
         from service.commands.dry_run import dry_run as run_dry
 
-        raise typer.Exit(run_dry(recipe, trials, time_budget_s, mode, max_cost, price_per_hour, 1, home, tracking_uri, as_json))
-    from service.commands.tune import tune as run
+        raise typer.Exit(run_dry(recipe, asked, 1, home, tracking_uri, as_json))
+    raise typer.Exit(run(recipe, asked, resume, create_only, storage, home, tracking_uri, as_json))
 
-    raise typer.Exit(run(recipe, resume, trials, time_budget_s, mode, home, tracking_uri, as_json, max_cost, price_per_hour))
+
+@app.command()
+def worker(
+    study: Annotated[str, typer.Option("--study", metavar="NAME", help="A study that `graftline tune` has made.")],
+    storage: Storage = None,
+    home: Home = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Run trials of a study beside other workers, here or on other machines. Exit code 75: ended early, start it again."""
+    from service.commands.worker import worker as run
+
+    raise typer.Exit(run(study, storage, home, tracking_uri))
 
 
 @app.command()

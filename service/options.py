@@ -16,20 +16,19 @@ Home = Annotated[
 TrackingUri = Annotated[
     str | None, typer.Option("--tracking-uri", help="An MLflow server or database [default: SQLite in the home].")
 ]
-StorageUrl = Annotated[
+Storage = Annotated[
     str | None,
     typer.Option(
         "--storage",
-        help="The study's database, postgresql+psycopg://... for workers on several machines [default: $GRAFTLINE_STORAGE, else "
-        "a file in the home].",
+        metavar="URL",
+        help="The study's database, postgresql+psycopg://..., for workers on several machines "
+        "[default: $GRAFTLINE_STORAGE, else a file in the home].",
     ),
 ]
 Price = Annotated[
     str | None,
     typer.Option(
         "--price-per-hour",
-        envvar="GRAFTLINE_PRICE_PER_HOUR",
-        show_envvar=False,
         help='Of one worker, with any currency: "2.50 EUR" [default: the recipe\'s, else $GRAFTLINE_PRICE_PER_HOUR].',
     ),
 ]

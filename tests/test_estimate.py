@@ -171,6 +171,7 @@ def _killed(recipe: Recipe, cache: Path, threads: int) -> Timing:
 @pytest.mark.slow
 def test_a_dry_run_leaves_the_home_as_it_was(backbone_directory: Path, tmp_path: Path) -> None:
     from service.commands.dry_run import dry_run
+    from service.commands.tune import Overrides
 
     file = tmp_path / "recipe.toml"
     file.write_text(
@@ -180,7 +181,7 @@ def test_a_dry_run_leaves_the_home_as_it_was(backbone_directory: Path, tmp_path:
     )
     home, out = tmp_path / "home", io.StringIO()
     with redirect_stdout(out), redirect_stderr(io.StringIO()):
-        assert dry_run(file, 4, None, None, 1.0, "2.50 EUR", 1, home, None, True) == 0
+        assert dry_run(file, Overrides(4, max_cost=1.0, price_per_hour="2.50 EUR"), 1, home, None, True) == 0
     told = json.loads(out.getvalue())
     assert told["costliest"] == {"adapter.lora.rank": 64, "method.steps": 60}
     assert (told["trials"], told["own"]["steps"], told["corner"]["steps"], told["currency"]) == (4, 3, 60, "EUR")

@@ -63,7 +63,8 @@ def timed(recipe: Recipe, cache: Path, threads: int) -> Timing:
     adapters, fit = _fitted(recipe, ground)
     parts = _measured(recipe, ground, adapters, cache, unknown)
     cuda = torch.cuda.is_available()
-    with Stack(adapters).attach(ground.backbone) as stack:
+    stack = Stack(adapters)
+    with stack.attach(ground.backbone):
         trained = sum(parameter.numel() for parameter in stack.parameters())
     scored, written, fixed_s, once_s, size = parts
     return replace(

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from registry.home import home_directory
 from registry.tracking import Tracking
-from service.commands.tune import checked, with_options
+from service.commands.tune import Overrides, checked
 from service.estimate_view import estimate_view
 from tuning.continuing import pinned
 from tuning.estimate import corner_of, estimated
@@ -18,21 +18,9 @@ from tuning.recipe import Recipe
 from tuning.timing import timed_apart
 
 
-def dry_run(
-    recipe_file: Path,
-    trials: int | None,
-    time_budget_s: float | None,
-    mode: str | None,
-    max_cost: float | None,
-    price_per_hour: str | None,
-    workers: int,
-    home: Path | None,
-    tracking_uri: str | None,
-    as_json: bool,
-) -> int:
+def dry_run(recipe_file: Path, asked: Overrides, workers: int, home: Path | None, tracking_uri: str | None, as_json: bool) -> int:
     place = home_directory(home)
-    asked = with_options(Recipe.load(recipe_file), trials, time_budget_s, mode, max_cost, price_per_hour)
-    recipe = pinned(checked(asked), Tracking.at(place, tracking_uri))
+    recipe = pinned(checked(asked.over(Recipe.load(recipe_file))), Tracking.at(place, tracking_uri))
     corner = corner_of(recipe)
     console = Console(stderr=as_json, markup=False, highlight=False)
     console.print("times the recipe's own values, then the costliest corner of its search; about one trial's time")

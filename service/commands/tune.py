@@ -3,40 +3,89 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from evaluation.tasks import task_named
 from registry.home import home_directory
 from registry.tracking import Tracking
+from service.preempted import START_AGAIN, ends_orderly
 from service.sweep_view import LinesView, TableView
 from tuning.budget import price_of
 from tuning.candidates import Candidate
 from tuning.continuing import pinned
+from tuning.errors import Preempted
 from tuning.recipe import Recipe
+from tuning.storage import StudyStorage
 from tuning.study import Sweep
+
+
+PRICE = "GRAFTLINE_PRICE_PER_HOUR"
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What the command line says in place of the recipe; None where it says nothing. A price is text: "2.50 EUR"."""
+
+    trials: int | None = None
+    time_budget_s: float | None = None
+    mode: str | None = None
+    max_cost: float | None = None
+    price_per_hour: str | None = None
+
+    def over(self, recipe: Recipe) -> Recipe:
+        """The recipe with these values; a price that neither has is that of the environment."""
+        text = self.price_per_hour
+        if text is None and recipe.study.price_per_hour is None:
+            text = os.environ.get(PRICE)
+        price, currency = price_of(text) if text else (None, None)
+        given = {
+            "study.trials": self.trials,
+            "study.time_budget_s": self.time_budget_s,
+            "study.mode": self.mode,
+            "study.max_cost": self.max_cost,
+            "study.price_per_hour": price,
+            "study.currency": currency,
+        }
+        return recipe.with_values({key: value for key, value in given.items() if value is not None})
 
 
 def tune(
     recipe_file: Path,
+    asked: Overrides,
     resume: bool,
-    trials: int | None,
-    time_budget_s: float | None,
-    mode: str | None,
+    create_only: bool,
+    storage: str | None,
     home: Path | None,
     tracking_uri: str | None,
     as_json: bool,
-    max_cost: float | None = None,
-    price_per_hour: str | None = None,
 ) -> int:
-    """0 when a trial finished, 1 when none did."""
-    recipe = checked(with_options(Recipe.load(recipe_file), trials, time_budget_s, mode, max_cost, price_per_hour))
+    """0 when a trial finished, or the study was only made; 1 when none did, 75 when it was told to end."""
+    recipe = checked(asked.over(Recipe.load(recipe_file)))
     place = home_directory(home)
     tracking = Tracking.at(place, tracking_uri)
-    sweep = Sweep(pinned(recipe, tracking), place, tracking)
-    chosen = run_sweep(sweep, resume, quiet=as_json)
+    sweep = Sweep(pinned(recipe, tracking), place, tracking, storage=StudyStorage.of(place, recipe.name, storage))
+    if create_only:
+        sweep.create(resume)
+        shown = sweep.kept_in.shown
+        told = {"study": recipe.name, "storage": shown}
+        print(
+            json.dumps(told)
+            if as_json
+            else f"the study {recipe.name} is in {shown}; next: graftline worker --study {recipe.name}"
+        )
+        return 0
+    try:
+        with ends_orderly() as ended:
+            chosen = run_sweep(sweep, resume, quiet=as_json, ended=ended)
+    except Preempted as error:
+        print(error, file=sys.stderr)
+        return START_AGAIN
     if as_json:
-        print(json.dumps({"study": recipe.name, "storage": sweep.storage_url, "candidates": [_row(c) for c in chosen]}))
+        print(json.dumps({"study": recipe.name, "storage": sweep.kept_in.shown, "candidates": [_row(c) for c in chosen]}))
     elif chosen:
         best = chosen[0]
         print(f"\nbest: trial {best.trial}, gain {best.domain_gain:+.3f}, retention {best.retention:+.2f} margins, ", end="")
@@ -57,35 +106,14 @@ def checked(recipe: Recipe) -> Recipe:
     return recipe
 
 
-def with_options(
-    recipe: Recipe,
-    trials: int | None,
-    time_budget_s: float | None,
-    mode: str | None,
-    max_cost: float | None = None,
-    price_per_hour: str | None = None,
-) -> Recipe:
-    """The recipe with what the command line overrides. A price is text: "2.50 EUR"."""
-    price, currency = (None, None) if price_per_hour is None else price_of(price_per_hour)
-    given = {
-        "study.trials": trials,
-        "study.time_budget_s": time_budget_s,
-        "study.mode": mode,
-        "study.max_cost": max_cost,
-        "study.price_per_hour": price,
-        "study.currency": currency,
-    }
-    return recipe.with_values({key: value for key, value in given.items() if value is not None})
-
-
-def run_sweep(sweep: Sweep, resume: bool, quiet: bool = False) -> list[Candidate]:
+def run_sweep(sweep: Sweep, resume: bool, quiet: bool = False, ended: Callable[[], bool] = lambda: False) -> list[Candidate]:
     """Runs to the end and returns the candidates, best first."""
     study = sweep.create(resume)
     if sys.stdout.isatty() and not quiet:
         with TableView(sweep.recipe) as view:
-            sweep.run(study, view.on_event)
+            sweep.run(study, view.on_event, ended)
     else:
-        sweep.run(study, LinesView(sweep.recipe, sys.stderr if quiet else sys.stdout).on_event)
+        sweep.run(study, LinesView(sweep.recipe, sys.stderr if quiet else sys.stdout).on_event, ended)
     return sweep.candidates(study)
 
 
