@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 from tuning.trial import ADAPTER
 
 START = 1_000_000.0  # s since the epoch
-PARETO = ["maximize", "maximize"]
+PARETO = [optuna.study.StudyDirection.MAXIMIZE] * 2
 
 
 def empty(storage: str | None = None, name: str = "small") -> optuna.Study:
@@ -38,7 +38,9 @@ def complete(
         "as_fitted": {} if not as_fitted else {"scale": 1.0},
     }
     given = params or {}
-    searched = {name: optuna.distributions.FloatDistribution(0.0, 1.0) for name in given}
+    searched: dict[str, optuna.distributions.BaseDistribution] = {
+        name: optuna.distributions.FloatDistribution(0.0, 1.0) for name in given
+    }
     return optuna.trial.create_trial(
         values=[gain, retention],
         params=given,

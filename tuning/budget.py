@@ -21,7 +21,8 @@ from tuning.errors import BadRecipe
 from tuning.recipe import Recipe
 
 ROOM = 1.25  # by which a trial of a kind not yet seen may outlast the longest so far
-SECONDS_KEY, BEGAN_KEY = "seconds", "began"  # user attributes of a trial; began: seconds since the epoch, by its worker's clock
+# User attributes of a trial: what it took, when it began (seconds since the epoch, by its worker's clock), and who runs it.
+SECONDS_KEY, BEGAN_KEY, WORKER_KEY = "seconds", "began", "worker"
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -41,15 +42,11 @@ class Left:
     seconds: float | None  # None: no limit
     cost: float | None
     used_up: str = ""
+    may_come: bool = False  # a trial of another worker, where it dies, would leave one to begin
 
     @property
     def may_begin(self) -> bool:
         return not self.used_up
-
-    @property
-    def may_come(self) -> bool:
-        """Whether a trial of another worker, where it dies, would leave one to begin."""
-        return bool(self.running) and self.trials == 0
 
 
 def left(study: optuna.Study, recipe: Recipe, now: float | None = None) -> Left:
@@ -68,7 +65,7 @@ def left(study: optuna.Study, recipe: Recipe, now: float | None = None) -> Left:
         why = f"time budget of {bounds.time_budget_s:.0f} s is used up by {len(finished)} trials"
     elif cost is not None and cost < cost_of(_to_come_s(trials, used, now), bounds.price_per_hour):
         why = f"budget of {money(bounds.max_cost or 0.0, bounds.currency)} is used up by {len(finished)} trials"
-    return Left(to_begin, running, seconds, cost, why)
+    return Left(to_begin, running, seconds, cost, why, bool(running and not to_begin and len(finished) < bounds.trials))
 
 
 def spent(study: optuna.Study, now: float | None = None) -> Spent:

@@ -13,13 +13,12 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from tuning.asked import Wish, limits, wish
-from tuning.budget import Left, Spent, began_at, cost_of, left, spent
+from tuning.budget import SECONDS_KEY, WORKER_KEY, Left, Spent, began_at, cost_of, left, spent
 from tuning.candidates import Candidate, candidates_of
 from tuning.hypervolume import hypervolume_of
 from tuning.importance import importances, too_few
 from tuning.recipe import Recipe
 
-WORKER_KEY = "worker"  # user attribute of a trial: who runs it
 _SHOWN_FAILURES = 10
 
 
@@ -149,7 +148,7 @@ def _running(study: optuna.Study, trials: Sequence[FrozenTrial], storage: RDBSto
 
 def _eta_s(trials: Sequence[FrozenTrial], running: Sequence[Running], remaining: Left, now: float) -> float | None:
     """By the mean time of the trials that ended, over the workers that are alive; within what is left of the time budget."""
-    took = [float(t.user_attrs["seconds"]) for t in trials if t.state.is_finished() and "seconds" in t.user_attrs]
+    took = [float(t.user_attrs[SECONDS_KEY]) for t in trials if t.state.is_finished() and SECONDS_KEY in t.user_attrs]
     workers = sum(one.alive is not False for one in running)
     if not took or (remaining.used_up and not workers):
         return None

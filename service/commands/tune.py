@@ -22,7 +22,6 @@ from tuning.recipe import Recipe
 from tuning.storage import StudyStorage
 from tuning.study import Sweep
 
-
 PRICE = "GRAFTLINE_PRICE_PER_HOUR"
 
 
