@@ -11,9 +11,10 @@ import pytest
 from small_studies import small
 from told_studies import complete, empty, with_weights
 
+from tuning.being_read import being_read
 from tuning.candidates import REFITTED, Candidate, candidate_to_publish, candidates_of, in_order, removed_key
 from tuning.errors import NothingToPublish
-from tuning.kept_weights import being_read, needed, remove_unneeded
+from tuning.kept_weights import needed, remove_unneeded
 from tuning.recipe import Recipe
 
 

@@ -136,7 +136,7 @@ def candidate_to_publish(home: Path, name: str, trial: int | None = None) -> Can
         if not named:
             numbers = ", ".join(str(number) for number in sorted(candidate.trial for candidate in found))
             raise NothingToPublish(f"Trial {trial} of the study {name!r} did not finish. Finished: {numbers}.")
-        return _with_weights(named[0], name)
+        return _with_weights(named[0], home, name)
     best = found[0]
     if not best.feasible:
         family, excess = max(best.score["constraints"].items(), key=lambda item: float(item[1]))
@@ -145,11 +145,11 @@ def candidate_to_publish(home: Path, name: str, trial: int | None = None) -> Can
             f"exceeds the margin of {family} by {excess:.1f} margins. Sweep on with --resume and more trials, or publish it as a "
             f"candidate all the same with --trial {best.trial}: the gate decides."
         )
-    return _with_weights(best, name)
+    return _with_weights(best, home, name)
 
 
-def _with_weights(candidate: Candidate, name: str) -> Candidate:
-    if candidate.removed:
+def _with_weights(candidate: Candidate, home: Path, name: str) -> Candidate:
+    if candidate.removed and not StudyStorage.of(home, name).is_shared:  # workers of several machines leave a copy with the run
         raise NothingToPublish(
             f"Only the best adapters of a study stay on disk (study.keep_adapters), but trial {candidate.trial} of {name!r} is "
             f"not among them: its weights were removed. Fit it again with `graftline sweep refit {name} --trial "

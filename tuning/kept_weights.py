@@ -12,15 +12,12 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Sequence
 
 import optuna
 
 from adapters.whole_file import is_part
 from tuning.candidates import REFITTED, Candidate, candidates_of, in_order, removed_key
-from tuning.errors import NothingToPublish
 from tuning.recipe import Recipe
 
 
@@ -54,28 +51,6 @@ def _always_before(other: Candidate, one: Candidate) -> bool:
         return other.feasible
     value = (other.retention, other.domain_gain) > (one.retention, one.domain_gain)
     return value and (not one.feasible or other.reaches >= one.reaches)
-
-
-@contextmanager
-def being_read(directory: Path) -> Iterator[None]:
-    """Keeps the files of a trial from being removed meanwhile. NothingToPublish where they just were."""
-    try:
-        opened = os.open(directory, os.O_RDONLY)
-    except FileNotFoundError:
-        opened = -1
-    try:
-        if opened >= 0:
-            with suppress(OSError):  # a file system without locks
-                fcntl.flock(opened, fcntl.LOCK_SH)
-        if opened < 0 or not directory.is_dir():
-            raise NothingToPublish(
-                f"What is published is a directory of adapter files, but {directory} is not there, or no longer. "
-                "`graftline sweep status` says which trials have theirs."
-            )
-        yield
-    finally:
-        if opened >= 0:
-            os.close(opened)
 
 
 def _removed(study: optuna.Study, candidate: Candidate) -> bool:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-import optuna
-from optuna.storages import RDBStorage
 from rich.console import Console
 from rich.live import Live
 
@@ -17,12 +14,10 @@ from registry.home import home_directory
 from registry.tracking import Tracking
 from service.clock import clock
 from service.overview_view import lines, overview_view
-from tuning.asked import Wish, ask, extend
+from tuning.asked import Wish
 from tuning.budget import money
-from tuning.overview import Overview, overview
-from tuning.pictures import IMPORTANCES, PARETO, importances_picture, pareto_picture
-from tuning.refit import refitted
-from tuning.study import Sweep
+from tuning.overview import Overview
+from tuning.standing import Standing
 
 WATCH_S = 2.0
 _SAID = {
@@ -32,52 +27,31 @@ _SAID = {
 }
 
 
-@dataclass(frozen=True)
-class _Found:
-    sweep: Sweep
-    study: optuna.Study
-    storage: RDBStorage
-
-    @classmethod
-    def named(cls, name: str, home: Path | None, storage: str | None) -> _Found:
-        place = home_directory(home)
-        sweep = Sweep.joined(name, place, Tracking.at(place), storage)
-        opened = sweep.kept_in.open()
-        return cls(sweep, optuna.load_study(study_name=name, storage=opened), opened)
-
-    def overview(self) -> Overview:
-        return overview(self.study, self.sweep.recipe, self.storage)
+def _named(name: str, home: Path | None, storage: str | None) -> Standing:
+    place = home_directory(home)
+    return Standing.named(name, place, Tracking.at(place), storage)
 
 
 def status(name: str, watch: bool, pictures: Path | None, home: Path | None, storage: str | None, as_json: bool) -> int:
     """0 while trials are to come or one is feasible, 1 when the study is over without a feasible one."""
-    found = _Found.named(name, home, storage)
+    found = _named(name, home, storage)
     seen = _watched(found.overview, as_json) if watch else found.overview()
-    written = [] if pictures is None else draw(found.study, seen, pictures)
-    standing = found.sweep.directory / PARETO
+    written = [] if pictures is None else found.draw(seen, pictures)
+    standing = found.picture
     if as_json:
-        told = seen.as_dict() | {"pareto": str(standing) if standing.is_file() else None, "pictures": list(map(str, written))}
+        told = seen.as_dict() | {"pareto": str(standing) if standing else None, "pictures": list(map(str, written))}
         print(json.dumps(told))
     else:
         console = Console(markup=False, highlight=False, width=None if Console().is_terminal else 140)
         console.print(overview_view(seen))
-        shown = written or ([standing] if standing.is_file() else [])
+        shown = written or ([standing] if standing else [])
         console.print(f"pictures: {', '.join(map(str, shown)) or 'none yet; --pictures DIRECTORY draws them'}")
     return 1 if seen.over and seen.best is None else 0
 
 
-def draw(study: optuna.Study, seen: Overview, directory: Path) -> list[Path]:
-    """The Pareto picture, and that of the importances where there are any."""
-    directory.mkdir(parents=True, exist_ok=True)
-    written = [pareto_picture(study, seen.candidates, directory / PARETO)]
-    if any(seen.importances.values()):
-        written.append(importances_picture(seen.importances, study.study_name, directory / IMPORTANCES))
-    return written
-
-
 def tell(name: str, what: Wish, home: Path | None, storage: str | None, as_json: bool) -> None:
-    found = _Found.named(name, home, storage)
-    ask(found.study, what)
+    found = _named(name, home, storage)
+    found.ask(what)
     seen = found.overview()
     if as_json:
         print(json.dumps({"study": name, "asked": what, "running": len(seen.running)}))
@@ -94,8 +68,8 @@ def lengthen(
     storage: str | None,
     as_json: bool,
 ) -> None:
-    found = _Found.named(name, home, storage)
-    holds = extend(found.study, found.sweep.recipe, trials, time_budget_s, max_cost)
+    found = _named(name, home, storage)
+    holds = found.extend(trials, time_budget_s, max_cost)
     if as_json:
         kept = {"trials": holds.trials, "time_budget_s": holds.time_budget_s, "max_cost": holds.max_cost}
         print(json.dumps({"study": name, **kept}))
@@ -107,8 +81,8 @@ def lengthen(
 
 def refit(name: str, trial: int, home: Path | None, storage: str | None, as_json: bool) -> int:
     """0 when the weights are back with the scores that the study has, 1 when they come out differently."""
-    found = _Found.named(name, home, storage)
-    done = refitted(found.sweep, found.study, trial)
+    found = _named(name, home, storage)
+    done = found.refitted(trial)
     if as_json:
         print(json.dumps({"study": name, "trial": trial, "directory": str(done.directory), "same_scores": done.same_scores}))
     else:
