@@ -54,7 +54,8 @@ def tune(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study of this recipe; finished trials count.")] = False,
     trials: Annotated[int | None, typer.Option(help="Finished trials to reach, instead of the recipe's.")] = None,
     time_budget_s: Annotated[
-        float | None, typer.Option(help="Seconds after which no further trial starts.", callback=seconds)
+        float | None,
+        typer.Option(help="Seconds after which no further trial starts, over all runs and workers.", callback=seconds),
     ] = None,
     mode: Annotated[
         str | None, typer.Option(help="pareto: gain and retention; constrained: gain under the retention margins.")
