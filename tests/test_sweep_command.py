@@ -28,7 +28,7 @@ from tuning.refit import refitted
 from tuning.standing import Standing
 from tuning.storage import StudyStorage
 from tuning.study import Sweep
-from tuning.worker import Event, finished
+from tuning.worker import Event, _asked, finished
 
 if TYPE_CHECKING:
     from postgres import Postgres
@@ -125,7 +125,9 @@ def test_a_budget_that_was_used_up_ends_every_worker(study: optuna.Study, sweep:
     shorter = replace(sweep, recipe=sweep.recipe.with_values({"study.max_cost": 0.01, "study.price_per_hour": 3.6}))
     notes: list[Event] = []
     shorter.run(study, notes.append)
-    assert [note.text for note in notes if "used up" in note.text] == ["budget of 0.01 is used up by 2 trials"]
+    assert [note.text for note in notes if "used up" in note.text] == [
+        "budget of 0.01 is used up by 2 trials; more: graftline sweep extend small"
+    ]
     assert len(finished(study)) == 2
 
 
@@ -175,7 +177,7 @@ def test_two_machines_see_one_wish_and_one_length(
     told(elsewhere, "pause", "small", "--storage", url)
     told(elsewhere, "extend", "small", "--trials", "9", "--storage", url)
     assert wish(study) == "pause"
-    running = study.ask()
+    running = _asked(study)
     seen = Standing.of(shared).overview()
     assert (seen.asked, seen.wanted, seen.left.trials) == ("pause", 9, 8)
     assert [(one.trial, one.alive) for one in seen.running] == [(running.number, True)]

@@ -112,8 +112,8 @@ def estimated(recipe: Recipe, own: Timing, corner: Timing, workers: int = 1) -> 
         workers,
         trial,
         sweep,
-        Band(own.peak_memory_mib, max(own.peak_memory_mib, corner.peak_memory_mib), corner.peak_memory_mib * (1 + spread)),
-        Band(own.gpu_memory_mib, max(own.gpu_memory_mib, corner.gpu_memory_mib), corner.gpu_memory_mib * (1 + spread)),
+        _peak(own.peak_memory_mib, corner.peak_memory_mib, spread),
+        _peak(own.gpu_memory_mib, corner.gpu_memory_mib, spread),
         _disk(recipe, own, corner, workers),
         None if price is None else _scaled(sweep, price / 3600 * study.trials / math.ceil(study.trials / workers)),
         study.currency,
@@ -173,6 +173,10 @@ def _trial_s(recipe: Recipe, point: dict[str, float], own: Timing, corner: Timin
     before = between(own.before_s, corner.before_s)
     measuring = between(statistics.fmean(own.measure_s), statistics.fmean(corner.measure_s))
     return before + between(own.fit_s(steps), corner.fit_s(steps)) + measuring
+
+
+def _peak(own: float, corner: float, spread: float) -> Band:
+    return Band(min(own, corner), max(own, corner), max(own, corner) * (1 + spread))
 
 
 def _disk(recipe: Recipe, own: Timing, corner: Timing, workers: int) -> Band:

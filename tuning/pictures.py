@@ -40,7 +40,7 @@ def pareto_picture(study: optuna.Study, candidates: Sequence[Candidate], file: P
         axes.step(
             [c.domain_gain for c in best],
             [c.retention for c in best],
-            where="pre",
+            where="post",
             color="0.6",
             linewidth=1,
             label="Pareto front",

@@ -106,7 +106,8 @@ class Worker:
                     return True
                 if not found.may_come:
                     if found.trials:
-                        self.on_event(Event("note", -1, text=found.used_up))
+                        more = f"graftline sweep extend {self.study.study_name}"
+                        self.on_event(Event("note", -1, text=f"{found.used_up}; more: {more}"))
                     return False
             time.sleep(_POLL_S)
 
