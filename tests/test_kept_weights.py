@@ -9,7 +9,7 @@ from pathlib import Path
 import optuna
 import pytest
 from small_studies import small
-from told_studies import complete, empty, with_weights
+from told_studies import complete, empty_in, with_weights
 
 from tuning.being_read import being_read
 from tuning.candidates import REFITTED, Candidate, candidate_to_publish, candidates_of, in_order, removed_key
@@ -30,8 +30,7 @@ def candidate(trial: int, gain: float, retention: float, *, feasible: bool = Tru
 def swept(home: Path, scores: list[tuple[float, float]]) -> optuna.Study:
     """A study in a file with trials of such (gain, retention), and all their weights."""
     place = home / "studies" / "small"
-    place.mkdir(parents=True)
-    study = empty(f"sqlite:///{place / 'optuna.db'}")
+    study = empty_in(place / "optuna.db")
     for number, (gain, retention) in enumerate(scores):
         study.add_trial(complete(gain, retention, directory=with_weights(place / "trials" / str(number))))
     return study

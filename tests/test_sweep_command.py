@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from told_studies import complete, ended
 from typer.testing import CliRunner
 
 from adapters.backbone import Backbone
+from registry.tracking import Tracking
 from service.cli import app
 from tuning.asked import ask, wish
 from tuning.candidates import candidates_of
@@ -34,15 +36,26 @@ if TYPE_CHECKING:
     from postgres import Postgres
 
 
+@pytest.fixture(scope="module")
+def made(backbone_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    """Once: Optuna makes the tables of a file by dozens of migrations."""
+    home = tmp_path_factory.mktemp("made")
+    sweep = Sweep(small(backbone_directory, **{"study.trials": 4}), home, store_at(home), threads=1)
+    sweep.create()
+    return sweep
+
+
 @pytest.fixture
-def sweep(backbone_directory: Path, tmp_path: Path) -> Sweep:
-    return Sweep(small(backbone_directory, **{"study.trials": 4}), tmp_path, store_at(tmp_path), threads=1)
+def sweep(made: Sweep, tmp_path: Path) -> Sweep:
+    """With no trial yet."""
+    shutil.copytree(made.home, tmp_path, dirs_exist_ok=True)
+    return replace(made, home=tmp_path, tracking=Tracking.at(tmp_path))
 
 
 @pytest.fixture
 def study(sweep: Sweep) -> optuna.Study:
-    """Made, with two trials that nothing was fitted for."""
-    study = sweep.create()
+    """With two trials that nothing was fitted for."""
+    study = Standing.of(sweep).study
     study.add_trials([complete(0.2, -0.2, seconds=10.0), ended(TrialState.PRUNED, failure="Diverged: lower it", seconds=5.0)])
     return study
 
@@ -72,7 +85,7 @@ def test_watching_ends_with_the_study(study: optuna.Study, tmp_path: Path) -> No
 
 
 def test_a_study_that_is_over_without_a_feasible_trial_is_exit_code_1(sweep: Sweep, tmp_path: Path) -> None:
-    sweep.create().add_trials([complete(0.3, -2.0, feasible=False) for _ in range(4)])
+    Standing.of(sweep).study.add_trials([complete(0.3, -2.0, feasible=False) for _ in range(4)])
     told(tmp_path, "status", "small", code=1)
 
 
@@ -94,7 +107,7 @@ def test_a_study_that_is_not_there_is_an_error_and_leaves_nothing(tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
-def test_a_stopped_study_takes_no_trial_until_it_is_resumed(study: optuna.Study, sweep: Sweep, home: Path) -> None:
+def test_a_stopped_study_takes_no_trial_until_it_is_resumed(study: optuna.Study, sweep: Sweep) -> None:
     ask(study, "stop")
     notes: list[Event] = []
     sweep.run(study, notes.append)
@@ -102,9 +115,7 @@ def test_a_stopped_study_takes_no_trial_until_it_is_resumed(study: optuna.Study,
     assert wish(sweep.create(resume=True)) == "run"
 
 
-def test_a_worker_waits_while_the_study_is_paused(
-    study: optuna.Study, sweep: Sweep, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_waits_while_the_study_is_paused(study: optuna.Study, sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tuning.worker._POLL_S", 0.05)
     ask(study, "pause")
     notes: list[Event] = []
@@ -121,7 +132,7 @@ def test_a_worker_waits_while_the_study_is_paused(
     assert not worker.is_alive() and sum("paused" in note.text for note in notes) == 1
 
 
-def test_a_budget_that_was_used_up_ends_every_worker(study: optuna.Study, sweep: Sweep, home: Path) -> None:
+def test_a_budget_that_was_used_up_ends_every_worker(study: optuna.Study, sweep: Sweep) -> None:
     shorter = replace(sweep, recipe=sweep.recipe.with_values({"study.max_cost": 0.01, "study.price_per_hour": 3.6}))
     notes: list[Event] = []
     shorter.run(study, notes.append)

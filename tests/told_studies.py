@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,21 @@ PARETO = [optuna.study.StudyDirection.MAXIMIZE] * 2
 
 def empty(storage: str | None = None, name: str = "small") -> optuna.Study:
     return optuna.create_study(study_name=name, storage=storage, directions=PARETO)
+
+
+def empty_in(file: Path) -> optuna.Study:
+    """In a file whose tables are copied: Optuna makes them by dozens of migrations."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(_empty_file())
+    return optuna.load_study(study_name="small", storage=f"sqlite:///{file}")
+
+
+@cache
+def _empty_file() -> bytes:
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / "optuna.db"
+        empty(f"sqlite:///{file}")
+        return file.read_bytes()
 
 
 def complete(
