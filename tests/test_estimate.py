@@ -147,7 +147,8 @@ def test_a_timing_counts_the_steps_that_a_fit_makes(backbone_directory: Path, se
     assert found.adapter_bytes > 1000 and found.checkpoint_bytes > 0 and found.peak_memory_mib > 10
     assert min(found.before_s, found.first_step_s, *found.step_s, *found.measure_s) > 0
     assert sorted(home.rglob("*")) == before
-    limited = timed(recipe.with_values({"method.token_budget": 60}), home / "cache", 1)
+    limited = timed(recipe.with_values({"method.token_budget": 60}), home / "cache", 1, with_base=False)
+    assert found.once_s > 0 and limited.once_s == 0
     assert limited.most_steps is not None and limited.steps <= limited.most_steps < 7
 
 
@@ -160,7 +161,7 @@ def test_a_process_that_the_system_ends_is_told_with_the_way_out(
         timed_apart(small(backbone_directory), tmp_path, 1)
 
 
-def _killed(recipe: Recipe, cache: Path, threads: int) -> Timing:
+def _killed(recipe: Recipe, cache: Path, threads: int, with_base: bool) -> Timing:
     import os
     import signal
 

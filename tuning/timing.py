@@ -34,11 +34,11 @@ STEPS, SHARE, ROWS = (
 _ADMISSION_READINGS = 4  # of each family, once for a backbone
 
 
-def timed_apart(recipe: Recipe, cache: Path, threads: int) -> Timing:
+def timed_apart(recipe: Recipe, cache: Path, threads: int, with_base: bool = True) -> Timing:
     """In a child. SweepRefused where the system ends it, as it does where memory does not suffice."""
     with ProcessPoolExecutor(max_workers=1, mp_context=trials_context(), initializer=end_with_parent) as pool:
         try:
-            return pool.submit(timed, recipe, cache, threads).result()
+            return pool.submit(timed, recipe, cache, threads, with_base).result()
         except BrokenProcessPool as error:
             raise SweepRefused(
                 f"A trial must fit into this machine, but the process that tried {recipe.method.steps} steps of batches of "
@@ -47,8 +47,8 @@ def timed_apart(recipe: Recipe, cache: Path, threads: int) -> Timing:
             ) from error
 
 
-def timed(recipe: Recipe, cache: Path, threads: int) -> Timing:
-    """`cache` is read, for what is known of the backbone, and not written to."""
+def timed(recipe: Recipe, cache: Path, threads: int, with_base: bool = True) -> Timing:
+    """`cache` is read, for what is known of the backbone, and not written to. With what the first trial alone reads, or not."""
     import torch
 
     from adapters.adapter import Stack
@@ -61,7 +61,7 @@ def timed(recipe: Recipe, cache: Path, threads: int) -> Timing:
     ground, unknown = _ground(recipe, cache)
     load_s = time.monotonic() - began
     adapters, fit = _fitted(recipe, ground)
-    parts = _measured(recipe, ground, adapters, cache, unknown)
+    parts = _measured(recipe, ground, adapters, cache, unknown if with_base else None)
     cuda = torch.cuda.is_available()
     stack = Stack(adapters)
     with stack.attach(ground.backbone):
@@ -130,14 +130,12 @@ def _fitted(recipe: Recipe, ground: Ground) -> tuple[tuple[Adapter, ...], Timing
 
 
 def _measured(
-    recipe: Recipe, ground: Ground, adapters: tuple[Adapter, ...], cache: Path, unknown: int
+    recipe: Recipe, ground: Ground, adapters: tuple[Adapter, ...], cache: Path, unknown: int | None
 ) -> tuple[tuple[float, float], float, float, float, int]:
     """Seconds: of scoring all scales (by each of two slices), of writing once, of what else a trial does; of what the first
     trial reads of the backbone. And the bytes of the files of an adapter."""
     from engine.profile import Profile
     from engine.torch_engine import TorchEngine
-    from evaluation.admission import ITEMS
-    from evaluation.base_cache import BaseCache
     from evaluation.task import reasoning_prompt
     from tuning.distance import distance, written_by_backbone
     from tuning.manifest import complete
@@ -148,12 +146,7 @@ def _measured(
     engine = TorchEngine(backbone, max_rows=64, precision=recipe.evaluation.precision)
     scoring = likelihood_plan(recipe, ground.domain, without=ground.not_measurable)
     writing = generated_plan(recipe, without=ground.not_measurable)
-    base_scored, base_written = _scoring_s(engine, ground, None, scoring, 0), _writing_s(engine, ground, None, writing)
-    known = BaseCache(cache / "base", recipe.evaluation.precision)
-    plan = [*scoring, *writing]
-    is_known = all(known.stored(p.measure, backbone, p.task, p.examples) is not None for p in plan)
-    rows = sum(len(p.examples) for p in writing)
-    once = (0.0 if is_known else base_scored + base_written) + unknown * _ADMISSION_READINGS * ITEMS * base_written / max(1, rows)
+    once = 0.0 if unknown is None else _once_s(recipe, engine, ground, cache, scoring, writing, unknown)
     engine.load("candidate", profile)
     scored = [_scoring_s(engine, ground, "candidate", scoring, number) for number in (0, 1)]
     written = _writing_s(engine, ground, "candidate", writing)
@@ -169,6 +162,29 @@ def _measured(
         size = sum(file.stat().st_size for file in (Path(place) / ADAPTER).rglob("*") if file.is_file())
     fixed = (asked - began) + scales * (read - asked) + (time.monotonic() - read)
     return (scales * scored[0], scales * scored[1]), written, fixed, once, size
+
+
+def _once_s(
+    recipe: Recipe,
+    engine: TorchEngine,
+    ground: Ground,
+    cache: Path,
+    scoring: Sequence[Planned],
+    writing: Sequence[Planned],
+    unknown: int,
+) -> float:
+    """Of reading the backbone itself, where that is not in the cache, and of admitting so many families."""
+    from evaluation.admission import ITEMS
+    from evaluation.base_cache import BaseCache
+
+    known = BaseCache(cache / "base", recipe.evaluation.precision)
+    plan = [*scoring, *writing]
+    is_known = all(known.stored(p.measure, ground.backbone, p.task, p.examples) is not None for p in plan)
+    if is_known and not unknown:
+        return 0.0
+    scored, written = _scoring_s(engine, ground, None, scoring, 0), _writing_s(engine, ground, None, writing)
+    row_s = written / max(1, sum(len(p.examples) for p in writing))
+    return (0.0 if is_known else scored + written) + unknown * _ADMISSION_READINGS * ITEMS * row_s
 
 
 def _scoring_s(engine: TorchEngine, ground: Ground, profile: str | None, plan: Sequence[Planned], number: int) -> float:

@@ -27,7 +27,7 @@ def dry_run(recipe_file: Path, asked: Overrides, workers: int, home: Path | None
     prepare(recipe.domain)
     threads, cache = available_threads(), place / "cache"
     own = timed_apart(recipe, cache, threads)
-    costliest = timed_apart(recipe.with_values(dict(corner)), cache, threads)
+    costliest = timed_apart(recipe.with_values(dict(corner)), cache, threads, with_base=False)
     found = estimated(recipe, own, costliest, workers)
     if as_json:
         print(json.dumps({"recipe": recipe.name, "costliest": corner, **found.as_dict()}))
