@@ -11,6 +11,8 @@ TuningError (ValueError)
 ├── StudyMismatch    a study of that name exists with another search space or other directions
 ├── DamagedStudy     the file of a study cannot be read as one
 ├── NothingToPublish no such study or trial, or its best trial lost more than a margin
+├── NothingToExtend  a limit that is no larger than the study's own, or that it does not have
+├── NothingToRefit   a trial that did not finish, or whose recipe is not known
 ├── SweepRefused     no trial of the recipe can run: the backbone, the data or the protected families
 ├── SweepStopped     trial after trial died, or could not be fitted for one and the same reason
 ├── Preempted        a worker was told to end: what it ran is handed back
@@ -65,6 +67,14 @@ class DamagedStudy(TuningError):
 
 
 class NothingToPublish(TuningError):
+    pass
+
+
+class NothingToExtend(TuningError):
+    pass
+
+
+class NothingToRefit(TuningError):
     pass
 
 

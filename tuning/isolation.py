@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext
 from typing import Any
 
 from tuning.errors import BadRecipe, Preempted
@@ -42,6 +43,11 @@ def use_threads() -> None:
     import torch
 
     torch.set_num_threads(available_threads())
+
+
+def trials_context() -> ForkServerContext:
+    """How the processes of trials are started."""
+    return _CONTEXT
 
 
 def prepare(domain: str = "") -> None:

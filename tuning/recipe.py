@@ -23,6 +23,7 @@ from tuning.methods import METHODS
 from tuning.methods.method import MethodSpec
 from tuning.methods.sft import SFTSpec
 from tuning.stop_settings import StopRecipe, fits_mode
+from tuning.study_limits import UNDECIDING, StudyLimits
 
 Kind = Literal["lora", "softcot", "lora+softcot", "steering"]
 KINDS: tuple[Kind, ...] = ("lora", "softcot", "lora+softcot")  # that a sweep draws; a steering vector is asked for by name
@@ -83,14 +84,10 @@ class AdapterRecipe(Spec):
         return self
 
 
-class StudyRecipe(Spec):
+class StudyRecipe(StudyLimits):
     """How long the sweep searches, and for what."""
 
     mode: Literal["pareto", "constrained"] = "pareto"
-    trials: int = Field(default=20, ge=1)
-    time_budget_s: float | None = Field(default=None, gt=0)
-    min_trials: int = Field(default=0, ge=0)  # complete ones before the budget ends the sweep; none starts past twice the budget
-    stall_timeout_s: float = Field(default=900.0, gt=0)  # without a sign of life; the trial is then stopped and tried again
     scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)  # of the fitted adapter, tried after each fit
     seed: int = Field(default=0, ge=0, lt=2**31)
     stop: Annotated[StopRecipe, AfterValidator(fits_mode)] = StopRecipe()
@@ -286,6 +283,7 @@ class Recipe(Spec):
 
     def digest(self) -> str:
         told = self.model_dump(mode="json")
+        told["study"] = {name: value for name, value in told["study"].items() if name not in UNDECIDING}
         if self.engine == "torch":
             del told["engine"]  # it narrows nothing: a recipe that names no engine is the same one
         if self.study.stop == StopRecipe():

@@ -54,9 +54,11 @@ def publish(
 def publish_directory(tracking: Tracking, directory: Path, name: str | None = None, run_id: str | None = None) -> Release:
     """The name defaults to that of the recipe in the manifest."""
     from registry.manifest import read_manifest
+    from tuning.being_read import being_read
 
-    recipe_name = read_manifest(directory).recipe.get("name", "")
-    return publish_release(tracking, checked_name(name or str(recipe_name)), directory, run_id)
+    with being_read(directory):
+        recipe_name = read_manifest(directory).recipe.get("name", "")
+        return publish_release(tracking, checked_name(name or str(recipe_name)), directory, run_id)
 
 
 def promote(
