@@ -3,6 +3,7 @@
 TuningError (ValueError)
 ├── BadRecipe        a recipe that cannot be read, or that names what does not exist
 ├── NoSignal         the rewards of a fit never differ: nothing can be learnt from them
+├── FitFailed        a process of a fit that was launched said why it cannot go on
 ├── Diverged         the loss of a fit is not finite: a deterministic failure of those settings
 ├── StudyMismatch    a study of that name exists with another search space or other directions
 ├── DamagedStudy     the file of a study cannot be read as one
@@ -24,6 +25,10 @@ class BadRecipe(TuningError):
 
 
 class NoSignal(TuningError):
+    pass
+
+
+class FitFailed(TuningError):
     pass
 
 

@@ -21,7 +21,7 @@ from tuning.plan import data_digest
 from tuning.recipe import Recipe
 
 # What nothing was fitted by.
-_OF_FITS = {"adapter", "method", "search", "ranges", "start", "study"}
+_OF_FITS = {"adapter", "method", "fit", "search", "ranges", "start", "study"}
 
 
 def complete(
@@ -43,7 +43,10 @@ def complete(
     return write_manifest(
         directory,
         backbone=BackboneIdentity(
-            name=recipe.backbone, fingerprint=backbone.fingerprint, dtype=str(backbone.dtype).removeprefix("torch.")
+            name=recipe.backbone,
+            fingerprint=backbone.fingerprint,
+            dtype=str(backbone.dtype).removeprefix("torch."),
+            format=backbone.format,
         ),
         profile=ProfileDescription(
             adapters=tuple(map(kind_of, profile.adapters)), scale=scale, decoding=profile.policy.model_dump(mode="json")

@@ -20,7 +20,8 @@ from registry.errors import RegistryUnreachable, StoreRefused
 from registry.tracking import RunStatus, Tracking
 from tuning.candidates import DIRECTORY_KEY, SCORE_KEY, Candidate, candidates_of, readable
 from tuning.errors import BadRecipe, StudyMismatch, SweepRefused, SweepStopped
-from tuning.isolation import ChildDied, available_threads, prepare, run_isolated
+from tuning.isolation import ChildDied, available_threads, prepare
+from tuning.memory import run_within_memory
 from tuning.recipe import METHOD_NAME, Recipe, narrowed
 from tuning.records import RUN_KEY, Records
 from tuning.space import Value, defaults, is_active, suggest
@@ -213,7 +214,7 @@ class Sweep:
         reference, started = values == defaults(self.recipe), time.monotonic()
         job = Job(recipe, directory, self.home / "cache", self.threads, reference)
         try:
-            outcome = run_isolated(job, report, self.recipe.study.stall_timeout_s)
+            outcome = run_within_memory(job, report, self.recipe.study.stall_timeout_s)
         except ChildDied as died:
             outcome = Outcome(state="died", reason=str(died))
         trial.set_user_attr("seconds", time.monotonic() - started)
