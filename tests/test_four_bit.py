@@ -10,7 +10,7 @@ import torch
 from adapters.adapter import Stack
 from adapters.backbone import TESTBED, Backbone
 from adapters.errors import UnknownBackbone
-from adapters.four_bit import PACKAGE, whole_weight
+from adapters.four_bit import PACKAGE, hold_in_four_bits, whole_weight
 from adapters.lora import LoRA, LoRASpec
 from engine.engine import GenerationRequest
 from engine.profile import Profile
@@ -48,7 +48,7 @@ def test_its_logits_are_near_those_of_the_backbone_and_not_the_same(testbed: Bac
     with torch.no_grad():
         whole, rounded = (one.model(ids).logits.log_softmax(-1) for one in (testbed, four_bit))
     kl = (whole.exp() * (whole - rounded)).sum(-1).mean()
-    assert 0 < kl < 0.1
+    assert 0 < kl < 0.2  # 1.4 where rows are read with the scales of others
 
 
 @pytest.mark.slow
@@ -79,6 +79,16 @@ def test_a_weight_in_four_bits_is_told_as_it_acts(testbed: Backbone, four_bit: B
     whole, rounded = (whole_weight(backbone.layers[0].self_attn.q_proj) for backbone in (testbed, four_bit))
     assert whole.shape == rounded.shape
     assert 0 < float((whole - rounded).norm() / whole.norm()) < 0.15
+
+
+@pytest.mark.slow
+def test_a_layer_that_comes_out_as_something_else_is_refused() -> None:
+    pytest.importorskip(PACKAGE)
+    # On a CPU bitsandbytes 0.50 reads rows that its blocks do not divide with the scales of others.
+    decoder = torch.nn.Sequential(torch.nn.Linear(48, 48, bias=False))
+    decoder[0].weight.data *= torch.logspace(-2, 0, 48)[:, None]
+    with pytest.raises(UnknownBackbone, match=r"within 20%, but 0 \(48 to 48\) came out of bitsandbytes changed by \d+%"):
+        hold_in_four_bits(decoder, torch.float32, "cpu")
 
 
 def test_without_the_package_it_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:

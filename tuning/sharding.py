@@ -32,34 +32,36 @@ def is_asked() -> bool:
 
 def sharded(recipe: Recipe, device: torch.device) -> Backbone:
     """Loaded whole into main memory by every process, and then held in parts on the devices."""
-    from accelerate import FullyShardedDataParallelPlugin
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
     if recipe.backbone_format != "full":
         raise BadRecipe(
             f"A sharded backbone is held in its own dtype, but backbone_format is {recipe.backbone_format!r}. Leave out one of "
             "the two: a config file of Accelerate that says FSDP, or backbone_format."
         )
+    backbone = backbone_of(recipe, "cpu", torch.bfloat16 if device.type == "cuda" else torch.float32)
+    shard(backbone, device)
+    return backbone
+
+
+def shard(backbone: Backbone, device: torch.device) -> None:
+    """In place. BadRecipe for a config file of another version of FSDP."""
+    from accelerate import FullyShardedDataParallelPlugin
+    from torch import distributed
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     plugin = FullyShardedDataParallelPlugin()  # it reads what `accelerate launch` made of the config file
     if plugin.fsdp_version != 2:
         raise BadRecipe(
             f"A backbone is sharded by FSDP2, but the config file of Accelerate has fsdp_version {plugin.fsdp_version}. Set "
             "fsdp_version: 2 in its fsdp_config."
         )
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    backbone = backbone_of(recipe, "cpu", dtype)
+    if not distributed.is_initialized():
+        distributed.init_process_group()
     mesh = init_device_mesh(device.type, (Processes.here().count,))
+    offload: dict[str, Any] = {"offload_policy": plugin.cpu_offload} if plugin.cpu_offload else {}
     for layer in backbone.layers:
-        fully_shard(
-            layer,
-            mesh=mesh,
-            reshard_after_forward=plugin.reshard_after_forward,
-            mp_policy=MixedPrecisionPolicy(),
-            **({"offload_policy": plugin.cpu_offload} if plugin.cpu_offload else {}),
-        )
+        fully_shard(layer, mesh=mesh, reshard_after_forward=plugin.reshard_after_forward, **offload)
     _move_the_rest(backbone, device)
-    return backbone
 
 
 def _move_the_rest(backbone: Backbone, device: torch.device) -> None:
