@@ -2,7 +2,7 @@
 
     python -m benchmarks.fit_memory [--steps 3]
 
-A few minutes on two cores; each fit has a process of its own. In 4 bits the whole weights are read first: that peak is of loading.
+A few minutes on two cores; each fit has a process of its own. In 4 bits the weights are read whole first: a peak of loading.
 """
 
 from __future__ import annotations
