@@ -13,11 +13,13 @@ from small_studies import small
 
 from adapters.backbone import Backbone
 from adapters.lora import LoRA, LoRASpec
+from adapters.whole_file import write_whole
 from evaluation.task import Example
 from tuning.isolation import ChildDied
 from tuning.memory import NOTE, run_within_memory
 from tuning.methods.sft import SFT, SFTSpec
-from tuning.trial import Job, Outcome, Report, is_out_of_memory, run
+from tuning.retries import kept_outcome, note_asked
+from tuning.trial import RESULT, Job, Outcome, Report, is_out_of_memory, run
 
 EXAMPLES = [
     Example(
@@ -36,7 +38,7 @@ def job(backbone_directory: Path, tmp_path: Path) -> Job:
 def fits_below(limit: int, seen: list[int], otherwise: Callable[[], Outcome]) -> Callable[..., Outcome]:
     """A child that has room for so many tokens at once."""
 
-    def isolated(job: Job, report: Report, stall_timeout_s: float | None = None) -> Outcome:
+    def isolated(job: Job, report: Report, stall_timeout_s: float | None = None, ended: object = None) -> Outcome:
         seen.append(job.recipe.method.micro_batch_tokens)
         return Outcome(state="complete") if seen[-1] < limit else otherwise()
 
@@ -64,6 +66,7 @@ def test_what_does_not_fit_is_tried_once_with_half(job: Job) -> None:
 def test_what_fits_is_tried_as_it_is_written(job: Job) -> None:
     outcome = run_within_memory(job, quiet, isolated=fits_below(4096, [], no_room))
     assert outcome.micro_batch_tokens == (2048,) and not (job.directory / NOTE).exists()
+    assert json.loads((job.directory / RESULT).read_text())["micro_batch_tokens"] == [2048]
 
 
 def test_half_that_does_not_fit_either_is_given_up_with_both_sizes_and_the_way_out(job: Job) -> None:
@@ -100,6 +103,15 @@ def test_a_child_that_died_of_something_else_is_tried_again_as_it_was(job: Job) 
         assert seen == [2048]
 
 
+def test_a_result_without_room_is_kept_only_where_half_was_tried(job: Job) -> None:
+    note_asked(job.directory, job.recipe, reference=False)
+    write_whole(job.directory / RESULT, no_room().model_dump_json())
+    assert kept_outcome(job.directory, job.recipe, reference=False) is None
+    run_within_memory(job, quiet, isolated=fits_below(1, [], no_room))
+    kept = kept_outcome(job.directory, job.recipe, reference=False)
+    assert kept is not None and kept.micro_batch_tokens == (2048, 1024)
+
+
 @pytest.mark.parametrize("note", ["", "{}", json.dumps({"micro_batch_tokens": [64]})])
 def test_a_note_of_other_settings_or_none_counts_for_nothing(job: Job, note: str) -> None:
     job.directory.mkdir()
@@ -124,7 +136,7 @@ def test_a_fit_that_runs_out_of_memory_ends_its_trial_with_the_smaller_one(
     here = replace(job, recipe=recipe, cache=home / "cache")
     alone = run(replace(here, directory=home / "alone"), quiet)
     assert alone.out_of_memory and alone.reason.startswith("out of memory: CUDA")
-    outcome = run_within_memory(here, quiet, isolated=lambda job, report, stall_timeout_s: run(job, report))
+    outcome = run_within_memory(here, quiet, isolated=lambda job, report, *more: run(job, report))
     assert (outcome.state, outcome.micro_batch_tokens) == ("complete", (1000, 500))
     manifest = json.loads((here.directory / "adapter" / "manifest.json").read_text())
     assert manifest["recipe"]["method"]["micro_batch_tokens"] == 500

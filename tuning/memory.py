@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from adapters.whole_file import write_whole
 from tuning.isolation import ChildDied, run_isolated
-from tuning.trial import Job, Outcome, Report
+from tuning.trial import RESULT, Job, Outcome, Report
 
 NOTE = "memory.json"  # in a trial's directory: what did not fit
 MAX_TRIED = 2
@@ -18,11 +19,17 @@ MAX_TRIED = 2
 class Isolated(Protocol):
     """As `run_isolated`."""
 
-    def __call__(self, job: Job, report: Report, stall_timeout_s: float | None = None) -> Outcome: ...
+    def __call__(
+        self, job: Job, report: Report, stall_timeout_s: float | None = None, ended: Callable[[], bool] = lambda: False
+    ) -> Outcome: ...
 
 
 def run_within_memory(
-    job: Job, report: Report, stall_timeout_s: float | None = None, isolated: Isolated = run_isolated
+    job: Job,
+    report: Report,
+    stall_timeout_s: float | None = None,
+    ended: Callable[[], bool] = lambda: False,
+    isolated: Isolated = run_isolated,
 ) -> Outcome:
     """The outcome of the job, which says the micro-batches that it was tried with; `failed` where the second did not fit either.
 
@@ -37,7 +44,7 @@ def run_within_memory(
         tried = (*tried, now)
         smaller = replace(job, recipe=job.recipe.with_values({"method.micro_batch_tokens": now})) if now != whole else job
         try:
-            outcome = isolated(smaller, report, stall_timeout_s)
+            outcome = isolated(smaller, report, stall_timeout_s, ended)
         except ChildDied as died:
             if not died.killed:
                 raise
@@ -46,14 +53,16 @@ def run_within_memory(
                 raise
             reason = "out of memory: its process was killed (SIGKILL), twice"
             outcome = Outcome(state="failed", reason=reason, out_of_memory=True)
-        outcome = outcome.model_copy(update={"micro_batch_tokens": tried})
-        if not outcome.out_of_memory:
-            return outcome
-        if len(tried) == MAX_TRIED:
+        if outcome.out_of_memory and len(tried) < MAX_TRIED:
+            _note(job.directory, tried)
+            continue
+        told: dict[str, object] = {"micro_batch_tokens": tried}
+        if outcome.out_of_memory:
             ways = "Lower batch_size or the length of rows, set fit.gradient_checkpointing = true, or take a smaller backbone."
-            sizes = " and ".join(map(str, tried))
-            return outcome.model_copy(update={"reason": f"{outcome.reason} Tried with micro_batch_tokens {sizes}. {ways}"})
-        _note(job.directory, tried)
+            told["reason"] = f"{outcome.reason} Tried with micro_batch_tokens {' and '.join(map(str, tried))}. {ways}"
+        outcome = outcome.model_copy(update=told)
+        write_whole(job.directory / RESULT, outcome.model_dump_json(indent=2))
+        return outcome
 
 
 def _noted(directory: Path, whole: int) -> tuple[int, ...]:
