@@ -19,12 +19,14 @@ from adapters.lora import WEIGHTS, LoRASpec
 from adapters.softcot import SoftCoTSpec
 from adapters.steering import SteeringSpec
 from evaluation.task import Example
+from tuning import launch
 from tuning.errors import BadRecipe
 from tuning.methods.method import Method
 from tuning.methods.sft import SFT, SFTSpec
 from tuning.methods.star import STaR, STaRSpec
 from tuning.processes import Processes
 from tuning.recipe import Recipe
+from tuning.sharding import shard, sharded
 
 ROOT = Path(__file__).parent.parent
 FSDP = """
@@ -186,6 +188,37 @@ def test_a_recipe_of_such_a_method_is_refused_before_anything_is_launched(given:
         recipe.with_values({**given, "method.name": "rlvr"})
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "cannot be read: .*No such file"),
+        ("name = 'own'\n", "has no distributed_type. Correct the path"),
+        ("distributed_type: DEEPSPEED\n", "asks for DeepSpeed.*Set distributed_type: FSDP and fsdp_version: 2"),
+    ],
+)
+def test_a_config_that_shards_in_no_way_of_ours_is_refused_before_a_launch(
+    tmp_path: Path, text: str | None, message: str
+) -> None:
+    if text is not None:
+        (tmp_path / "config.yaml").write_text(text)
+    recipe = Recipe(name="own", domain="icd10").with_values({"fit.accelerate": str(tmp_path / "config.yaml")})
+    with pytest.raises(BadRecipe, match=message):
+        launch.launched(recipe, tmp_path / "out", threads=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_older_version_of_fsdp_is_refused(backbone: Backbone, two: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    with pytest.raises(BadRecipe, match="has fsdp_version 1. Set fsdp_version: 2"):
+        shard(backbone, torch.device("cpu"))
+
+
+def test_a_sharded_backbone_in_four_bits_is_refused() -> None:
+    recipe = Recipe(name="own", domain="icd10").with_values({"backbone_format": "nf4"})
+    with pytest.raises(BadRecipe, match="held in its own dtype, but backbone_format is 'nf4'"):
+        sharded(recipe, torch.device("cpu"))
+
+
 def test_replay_is_refused_in_several_processes(backbone: Backbone, two: None) -> None:
     with pytest.raises(BadRecipe, match="Replay is written for a fit in one process, but 2 were launched"):
         SFT(SFTSpec(replay_share=0.1)).fit(backbone, [new_adapter(LoRASpec())], [])
@@ -216,8 +249,6 @@ def main(backbone_directory: str, batch_size: str, directory: str, kinds: str, *
     torch.set_num_threads(1)
     place, backbone = Path(directory) / os.environ["RANK"], whole(backbone_directory, "again" in more)
     if Processes.here().in_step:
-        from tuning.sharding import shard
-
         before = {name: parameter.clone() for name, parameter in backbone.model.named_parameters()}
         shard(backbone, torch.device("cpu"))
     fit(backbone, int(batch_size), place, kinds)

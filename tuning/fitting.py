@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapters.backbone import Backbone
 from adapters.whole_file import whole_directory
 from engine.profile import Profile
 from evaluation.tasks import task_named
@@ -37,8 +36,9 @@ def fit_recipe(recipe: Recipe, directory: Path, on_step: OnStep | None = None) -
     check_free(directory)
     here = Processes.here()
     METHODS[recipe.method.name].check_processes(here.count)
-    accelerator = _accelerator()
-    backbone, domain = _backbone(recipe, accelerator), task_named(recipe.domain)
+    in_parts, accelerator = is_asked(), _accelerator()
+    backbone = sharded(recipe, accelerator.device) if in_parts else backbone_of(recipe, str(accelerator.device))
+    domain = task_named(recipe.domain)
     examples = training_examples(recipe, domain)
     check_usable(recipe, domain, examples)
     check_lengths(recipe, backbone, examples)
@@ -74,10 +74,3 @@ def _accelerator() -> Accelerator:
     from accelerate import Accelerator
 
     return Accelerator(cpu=not torch.cuda.is_available())
-
-
-def _backbone(recipe: Recipe, accelerator: Accelerator) -> Backbone:
-    """On this process's own device: whole, or the part that is its own."""
-    if not is_asked():
-        return backbone_of(recipe, str(accelerator.device))
-    return sharded(recipe, accelerator.device)

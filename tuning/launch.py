@@ -15,10 +15,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from adapters.whole_file import write_whole
-from tuning.errors import FitFailed
+from tuning.errors import BadRecipe, FitFailed
 from tuning.loop import OnStep
 from tuning.methods.method import Fit
 from tuning.recipe import Recipe
+from tuning.sharding import DEEPSPEED
 
 ASKED, FIT, FAILED = "asked.json", "fit.json", "failed.json"
 _SHOWN = 1500  # characters of what the processes said, where they left nothing else
@@ -40,6 +41,8 @@ def launched(recipe: Recipe, directory: Path, threads: int, on_step: OnStep | No
 
     FitFailed with what a process said; MemoryError where one was out of memory; OSError where one ended without a word.
     """
+    if recipe.fit.accelerate is not None:
+        check_config(Path(recipe.fit.accelerate))
     with tempfile.TemporaryDirectory(prefix="graftline-fit-") as name:
         place = Path(name)
         asked = Asked(recipe=recipe.model_dump(mode="json"), directory=directory.absolute(), threads=threads, waiting=os.getpid())
@@ -56,6 +59,23 @@ def launched(recipe: Recipe, directory: Path, threads: int, on_step: OnStep | No
                 said.seek(0)
                 _raise(place, child.returncode, said.read().decode(errors="replace"))
         return Fit(**json.loads((place / FIT).read_text()))
+
+
+def check_config(file: Path) -> None:
+    """Raises BadRecipe for what is no config file of Accelerate, or asks for another way to shard than FSDP2."""
+    import yaml
+
+    try:
+        told = yaml.safe_load(file.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadRecipe(f"fit.accelerate is what `accelerate config` writes, but {file} cannot be read: {error}.") from error
+    kind = told.get("distributed_type") if isinstance(told, dict) else None
+    if not isinstance(kind, str):
+        raise BadRecipe(
+            f"fit.accelerate is what `accelerate config` writes, but {file} has no distributed_type. Correct the path."
+        )
+    if kind.upper() == "DEEPSPEED":
+        raise BadRecipe(DEEPSPEED)
 
 
 def _launcher(recipe: Recipe) -> list[str]:

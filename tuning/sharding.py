@@ -19,14 +19,16 @@ from tuning.ground import backbone_of
 from tuning.processes import Processes
 from tuning.recipe import Recipe
 
+DEEPSPEED = (
+    "A backbone is sharded by FSDP2, but the config file of Accelerate asks for DeepSpeed, whose own optimizer and engine would "
+    "take the place of ours. Set distributed_type: FSDP and fsdp_version: 2 in it."
+)
+
 
 def is_asked() -> bool:
     """Whether the backbone is to be sharded. BadRecipe for a config file of DeepSpeed's that would shard it."""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        raise BadRecipe(
-            "A backbone is sharded by FSDP2, but the config file of Accelerate asks for DeepSpeed, whose own optimizer and "
-            "engine would take the place of ours. Set distributed_type: FSDP and fsdp_version: 2 in it."
-        )
+        raise BadRecipe(DEEPSPEED)
     return Processes.here().in_step
 
 
