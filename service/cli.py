@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from service import combining_cli, reading_cli
+from service import combining_cli, fitting_cli, reading_cli
 from service.canary_cli import canary_app
 from service.continuing_cli import continuing_app
 from service.keys_cli import audit_app, keys_app
@@ -300,6 +300,7 @@ def trace_reliance(
     raise typer.Exit(run(recipe, seeds, trace_loss, time_budget_s, home, as_json))
 
 
+app.command()(fitting_cli.fit)
 app.command()(combining_cli.merge)
 app.command("softcot-arms")(combining_cli.softcot_arms)
 app.command("reduce-intruders")(combining_cli.reduce_intruders)

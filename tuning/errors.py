@@ -5,6 +5,7 @@ TuningError (ValueError)
 ├── NoSignal         the rewards of a fit never differ: nothing can be learnt from them
 ├── Diverged         the loss of a fit is not finite, or exploded: a deterministic failure of those settings
 ├── FitStopped       a stop rule ended a fit that was not worth its end
+├── FitFailed        a process of a fit that was launched said why it cannot go on
 ├── BadStorage       the URL of a study's database cannot be used, or not from here
 ├── StorageAway      the database of a study does not answer
 ├── NoStudy          no study of that name, for a worker to join
@@ -35,6 +36,10 @@ class BadRecipe(TuningError):
 
 
 class NoSignal(TuningError):
+    pass
+
+
+class FitFailed(TuningError):
     pass
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 import traceback
@@ -26,7 +27,14 @@ _GRACE_S = 10.0  # for a child that has sent its last message
 
 
 class ChildDied(RuntimeError):
-    """The child ended without an outcome: killed, out of memory, or an error that may pass. The trial is tried again."""
+    """The child ended without an outcome: killed, out of memory, or an error that may pass. The trial is tried again.
+
+    `killed`: by SIGKILL, which was not ours; the kernel sends it where memory is used up.
+    """
+
+    def __init__(self, message: str, killed: bool = False) -> None:
+        super().__init__(message)
+        self.killed = killed
 
 
 def available_threads() -> int:
@@ -118,7 +126,10 @@ def run_isolated(
         if child.is_alive():
             child.kill()
             child.join()
-    raise ChildDied(said or f"The trial's process ended with exit code {child.exitcode} and left no result.")
+    raise ChildDied(
+        said or f"The trial's process ended with exit code {child.exitcode} and left no result.",
+        child.exitcode == -signal.SIGKILL,
+    )
 
 
 def end_with_parent() -> None:

@@ -23,8 +23,9 @@ from tuning.asked import limits, wish
 from tuning.budget import BEGAN_KEY, SECONDS_KEY, WORKER_KEY, left
 from tuning.candidates import DIRECTORY_KEY, SCORE_KEY
 from tuning.errors import Preempted, SweepRefused, SweepStopped
-from tuning.isolation import ChildDied, run_isolated
+from tuning.isolation import ChildDied
 from tuning.kept_weights import remove_unneeded
+from tuning.memory import run_within_memory
 from tuning.recipe import Recipe
 from tuning.records import RUN_KEY, Records
 from tuning.retries import MAX_RETRIES, TRIES_KEY, continued, hand_back, kept_outcome, note_asked, tries, try_again
@@ -195,7 +196,7 @@ class Worker:
         # The recipe's own values are what the others are compared with: they are read, and never stopped.
         judge = StopJudge(self.study, trial, self.recipe.study.stop, job.reference, on_reading)
         try:
-            outcome = run_isolated(job, report, self.recipe.study.stall_timeout_s, self.ended, judge)
+            outcome = run_within_memory(job, report, self.recipe.study.stall_timeout_s, self.ended, judge)
         except ChildDied as died:
             outcome = Outcome(state="died", reason=str(died))
         return outcome.model_copy(update={"curve": judge.curve})

@@ -160,7 +160,7 @@ def gated(
         )
     subject = Subject(str(release.full_name), release.directory, release.manifest)
     policy = gate_policy(tracking, release.name, recipe_policy(subject.recipe), gate_file, reason)
-    backbone = Backbone.load(release.manifest.backbone.name)
+    backbone = Backbone.load(release.manifest.backbone.name, format=release.manifest.backbone.format)
     _check_backbone(release, backbone.fingerprint)
     engine = TorchEngine(backbone, max_rows=64, precision=subject.recipe.evaluation.precision)
     settings = gate_settings(policy, time_budget_s=time_budget_s)
