@@ -89,7 +89,7 @@ def sequence(
     ] = "given",
     items: Annotated[int, typer.Option(help="Items a domain, of the select split.", min=8)] = 60,
     family_items: Annotated[int, typer.Option(help="Items a protected family.", min=8)] = 40,
-    router_items: Annotated[int, typer.Option(help="Questions a class and split that a router is fitted on.", min=20)] = 240,
+    router_items: Annotated[int, typer.Option(help="Questions a class and split that a router is fitted on.", min=100)] = 240,
     combination: Annotated[str, typer.Option(metavar="cat|svd|ties|dare|dare_ties", help="How adapters are merged.")] = "cat",
     sweep: Annotated[bool, typer.Option("--sweep", help="Search each recipe, instead of fitting its own values.")] = False,
     home: Home = None,

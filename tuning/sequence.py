@@ -34,9 +34,11 @@ from tuning.recipe import Recipe
 from tuning.router_fit import RouterSpec
 from tuning.sequence_fits import Fittable, SequenceFits, Told
 from tuning.sequence_matrix import PolicyMatrix
-from tuning.sequence_policies import POLICIES, Policy, Reader, Stages
+from tuning.sequence_policies import POLICIES, Document, Policy, Reader, Stages
 from tuning.sequence_recipes import Order, orders_of
 from tuning.usable import check_lengths, check_usable
+
+Place = tuple[Order, Policy, int]  # a stage, counted from 1
 
 
 class SequenceSpec(Spec):
@@ -111,13 +113,18 @@ class SequenceStudy:
     def orders(self) -> tuple[Order, ...]:
         return orders_of([domain.name for domain in self.domains], self.spec.orders)
 
+    @property
+    def left(self) -> list[Place]:
+        """Stages that were not read yet."""
+        found = self._kept()
+        return [one for one in self._wanted() if one not in found]
+
     def run(self, on_progress: Told = lambda what, done, of: None) -> Sequenced:
         backbone, precision = self.fits.backbone, self.domains[0].recipe.evaluation.precision
-        journal, wanted = Journal(self.directory / "stages.jsonl"), list(self._wanted())
+        wanted = list(self._wanted())
         with alone_in(self.directory):
-            found = {_place(entry): entry["document"] for entry in journal.entries()}
-            left = [one for one in wanted if one not in found]
-            if left:
+            found = self._kept()
+            if left := self.left:
                 engine = TorchEngine(backbone, max_rows=64, precision=precision)
                 reader = Reader(engine, backbone, self.plan, self.home / "cache", precision)
                 try:
@@ -132,7 +139,7 @@ class SequenceStudy:
                             self.spec.router,
                         )
                         document = stages.document(policy, stage)
-                        journal.append({"order": list(order), "policy": policy, "stage": stage, "document": document})
+                        self._journal.append({"order": list(order), "policy": policy, "stage": stage, "document": document})
                         found[order, policy, stage] = document
                 finally:
                     engine.close()
@@ -151,7 +158,14 @@ class SequenceStudy:
             ],
         }
 
-    def _wanted(self) -> Iterator[tuple[Order, Policy, int]]:
+    @property
+    def _journal(self) -> Journal:
+        return Journal(self.directory / "stages.jsonl")
+
+    def _kept(self) -> dict[Place, Document]:
+        return {_place(entry): entry["document"] for entry in self._journal.entries()}
+
+    def _wanted(self) -> Iterator[Place]:
         for order in self.orders:
             for policy in self.spec.policies:
                 for stage in range(1, len(order) + 1):
@@ -160,7 +174,7 @@ class SequenceStudy:
     def _domain(self, name: str) -> Fittable:
         return next(domain for domain in self.domains if domain.name == name)
 
-    def _told(self, found: Mapping[tuple[Order, Policy, int], dict[str, Any]]) -> Sequenced:
+    def _told(self, found: Mapping[Place, Document]) -> Sequenced:
         matrices = {}
         for order in self.orders:
             for policy in self.spec.policies:
@@ -169,7 +183,7 @@ class SequenceStudy:
         return Sequenced(matrices)
 
 
-def _place(entry: Mapping[str, Any]) -> tuple[Order, Policy, int]:
+def _place(entry: Mapping[str, Any]) -> Place:
     return tuple(entry["order"]), entry["policy"], entry["stage"]
 
 

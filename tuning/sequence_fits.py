@@ -6,13 +6,18 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
 
 from adapters.adapter_router import AdapterRouter
 from adapters.backbone import Backbone
 from adapters.merge import MergeSpec
 from adapters.whole_file import whole_directory, write_whole
+from engine.engine import Continuation
 from engine.inspect import Inspector
 from engine.profile import Profile
 from evaluation.task import Example, Task
@@ -25,6 +30,8 @@ from tuning.methods import METHODS
 from tuning.plan import data_digest
 from tuning.recipe import GIVEN_BY_START, Recipe
 from tuning.router_fit import RouterSpec, fit_router
+
+# Legend: L layers, P places, H hidden
 
 Told = Callable[[str, int, int], None]  # (what is counted, so many, of so many)
 READING = "reading.json"  # how a router did on prompts that it had not seen
@@ -51,6 +58,36 @@ class Made:
     directory: Path
 
 
+@dataclass
+class MeanStates:
+    """Of every prompt that a router was fitted on, the mean state by layer, [H]: the routers of later stages ask for it again.
+
+    It answers what a fit of a router asks of an engine, with one place in place of all: the mean over them is the same.
+    """
+
+    engine: Inspector | None = None
+    _known: dict[tuple[tuple[int, ...], int], Tensor] = field(default_factory=dict)
+
+    def of(self, engine: Inspector) -> MeanStates:
+        self.engine = engine
+        return self
+
+    def hidden_states(
+        self, continuations: Sequence[Continuation], profiles: Sequence[str | None], layers: Sequence[int]
+    ) -> list[Tensor]:
+        """[L, 1, H] of each continuation. All are asked of the backbone."""
+        assert self.engine is not None and not any(profiles)
+        keys = [(*one.prompt_ids, *one.ids) for one in continuations]
+        fresh = {
+            key: one for key, one in zip(keys, continuations, strict=True) if any((key, at) not in self._known for at in layers)
+        }
+        if fresh:
+            read = self.engine.hidden_states(list(fresh.values()), [None] * len(fresh), layers)
+            for key, states_LPH in zip(fresh, read, strict=True):
+                self._known |= {(key, at): mean_H for at, mean_H in zip(layers, states_LPH.mean(dim=1), strict=True)}
+        return [torch.stack([self._known[key, at] for at in layers])[:, None] for key in keys]
+
+
 @dataclass(frozen=True)
 class SequenceFits:
     """`sweep` searches a recipe and returns the directory of its best adapter; None fits the recipe's own values, at scale 1."""
@@ -59,6 +96,7 @@ class SequenceFits:
     directory: Path
     on_progress: Told
     sweep: Callable[[Recipe], Path] | None = None
+    _states: MeanStates = field(default_factory=MeanStates)
 
     def own(self, domain: Fittable) -> Made:
         """An adapter of this domain alone."""
@@ -88,7 +126,7 @@ class SequenceFits:
         made = self._place("router", [*deciding, questions], [task.name for task in others])
         if not made.directory.is_dir():
             fitted = fit_router(
-                engine,
+                cast(Inspector, self._states.of(engine)),
                 self.backbone,
                 {name: parts[name] for name in names},
                 others,

@@ -170,7 +170,9 @@ def _differences(found: Sequenced, order: Order) -> Table:
         made.add_column(heading, overflow="fold")
     for row in rows:
         cells = (row[name] for name in COMPARED)
-        made.add_row(f"{row['one']} - {row['other']}", *(_signed(cell["value"], cell["low"], cell["high"]) for cell in cells))
+        made.add_row(
+            f"{row['one']} - {row['other']}", *(shown_change(cell["value"], cell["low"], cell["high"]) for cell in cells)
+        )
     return made
 
 
@@ -180,8 +182,8 @@ def shown(found: Interval, name: str) -> str:
         return "-"
     if "accuracy" in name:
         return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
-    return _signed(*found)
+    return shown_change(*found)
 
 
-def _signed(value: float | None, low: float | None, high: float | None) -> str:
+def shown_change(value: float | None, low: float | None, high: float | None) -> str:
     return "-" if value is None else f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
