@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import shutil
 import socket
 import time
 import warnings
@@ -13,9 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
+from adapters.whole_file import whole_directory
 from registry.errors import NoRegistry, RegistryUnreachable, StoreRefused
 
 if TYPE_CHECKING:
@@ -173,6 +176,17 @@ class Tracking:
     def log_text(self, run_id: str, text: str, file: str) -> None:
         with self.client() as client:
             client.log_text(run_id, text, file)
+
+    def downloaded(self, run_id: str, folder: str, into: Path) -> Path:
+        """A folder of a run's artifacts, as it is there: `into`/RUN/FOLDER. What was downloaded before is not asked for again."""
+        from mlflow.artifacts import download_artifacts
+
+        directory = into / run_id / folder
+        if not directory.is_dir():
+            with self.client(), whole_directory(directory) as part, TemporaryDirectory() as scratch:
+                found = download_artifacts(artifact_uri=f"runs:/{run_id}/{folder}", dst_path=scratch)
+                shutil.copytree(found, part, dirs_exist_ok=True)
+        return directory
 
     def reopen_run(self, run_id: str) -> None:
         """Marks an ended run as running again."""

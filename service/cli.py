@@ -12,7 +12,7 @@ import typer
 from service import combining_cli, reading_cli
 from service.canary_cli import canary_app
 from service.keys_cli import audit_app, keys_app
-from service.options import Home, Json, TrackingUri, listed, numbers, seconds
+from service.options import Home, Json, Storage, TrackingUri, listed, numbers, seconds
 from service.policy_cli import policy_app
 from service.registry_cli import registry_app
 from service.router_cli import router_app
@@ -57,6 +57,8 @@ def tune(
     mode: Annotated[
         str | None, typer.Option(help="pareto: gain and retention; constrained: gain under the retention margins.")
     ] = None,
+    create_only: Annotated[bool, typer.Option("--create-only", help="Make the study, for `graftline worker` to run.")] = False,
+    storage: Storage = None,
     home: Home = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
@@ -64,7 +66,20 @@ def tune(
     """Sweep a recipe for domain gain subject to retained reasoning; every trial is an MLflow run. Exit code 1: none finished."""
     from service.commands.tune import tune as run
 
-    raise typer.Exit(run(recipe, resume, trials, time_budget_s, mode, home, tracking_uri, as_json))
+    raise typer.Exit(run(recipe, resume, trials, time_budget_s, mode, create_only, storage, home, tracking_uri, as_json))
+
+
+@app.command()
+def worker(
+    study: Annotated[str, typer.Option("--study", metavar="NAME", help="A study that `graftline tune` has made.")],
+    storage: Storage = None,
+    home: Home = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Run trials of a study beside other workers, here or on other machines. Exit code 75: ended early, start it again."""
+    from service.commands.worker import worker as run
+
+    raise typer.Exit(run(study, storage, home, tracking_uri))
 
 
 @app.command()

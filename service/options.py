@@ -16,6 +16,15 @@ Home = Annotated[
 TrackingUri = Annotated[
     str | None, typer.Option("--tracking-uri", help="An MLflow server or database [default: SQLite in the home].")
 ]
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        metavar="URL",
+        help="The study's database, postgresql+psycopg://..., for workers on several machines "
+        "[default: $GRAFTLINE_STORAGE, else a file in the home].",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts instead of text.")]
 
 

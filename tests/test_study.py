@@ -224,23 +224,46 @@ def test_an_error_that_would_come_again_prunes_the_trial(backbone_directory: Pat
     assert re.search(r"^\w+Error: .*\(\w+\.py:\d+\)", study.trials[1].user_attrs["failure"], re.S)
 
 
-def test_a_store_that_goes_away_stops_the_sweep_after_the_trial_is_kept(backbone_directory: Path, home: Path) -> None:
+def test_results_wait_while_the_store_is_away_and_are_logged_once(backbone_directory: Path, home: Path) -> None:
     sweep = Sweep(small(backbone_directory), home, Tracking.at(home), threads=1)
-    study, store = sweep.create(), home / "mlflow.db"
+    study, store, events = sweep.create(), home / "mlflow.db", list[Event]()
 
     def lose_the_store(event: Event) -> None:
+        if event.kind == "measure" and event.trial == 0 and not (home / "away").is_file():
+            store.rename(home / "away")
+            store.write_text("no database")
+        if event.kind == "start" and event.trial == 1:
+            (home / "away").replace(store)
+        events.append(event)
+
+    sweep.run(study, lose_the_store)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
+    notes = " ".join(event.text for event in events if event.kind == "note")
+    assert "The result of trial 0 waits in" in notes and "1 results that waited are logged" in notes
+    assert sorted(run.data.tags["optuna.trial"] for run in children_of(sweep)) == ["0", "1"]
+    by_trial = {run.data.tags["optuna.trial"]: run.info.run_id for run in children_of(sweep)}
+    assert {str(one.trial): one.run_id for one in sweep.candidates(study)} == by_trial
+    assert parent_of(sweep).info.status == "FINISHED"
+
+
+def test_results_that_still_wait_at_the_end_are_logged_by_the_next_command(backbone_directory: Path, home: Path) -> None:
+    sweep = Sweep(small(backbone_directory, **{"study.trials": 1}), home, Tracking.at(home), threads=1)
+    study, store, notes = sweep.create(), home / "mlflow.db", list[str]()
+
+    def lose_the_store(event: Event) -> None:
+        notes.append(event.text)
         if event.kind == "measure" and not (home / "away").is_file():
             store.rename(home / "away")
             store.write_text("no database")
 
-    with pytest.raises(SweepStopped, match="registry must answer.*What was tried so far is kept .1 trials.: go on with --resume"):
-        sweep.run(study, lose_the_store)
-    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE]
+    sweep.run(study, lose_the_store)
+    assert any("1 results wait in" in note and "--resume" in note for note in notes)
     (home / "away").replace(store)
-    again = sweep.create(resume=True)
-    sweep.run(again, lambda event: None)
-    assert len(again.get_trials(states=(TrialState.COMPLETE,))) == 2
+    sweep.run(sweep.create(resume=True), lambda event: None)
+    (child,) = children_of(sweep)
+    assert child.data.tags["optuna.trial"] == "0" and child.info.status == "FINISHED"
     assert parent_of(sweep).info.status == "FINISHED"
+    assert not list((sweep.directory / "untracked").glob("*.json"))
 
 
 @pytest.mark.parametrize(("min_trials", "spent_s", "may_start"), [(0, 11.0, False), (9, 11.0, True), (9, 21.0, False)])

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from registry.tracking import Tracking
 from tuning.errors import DamagedStudy, NothingToPublish
-from tuning.records import RUN_KEY
+from tuning.records import RUN_KEY, run_key
+from tuning.storage import StudyStorage
 from tuning.trial import ADAPTER
 
 DIRECTORY_KEY, SCORE_KEY = "directory", "score"  # user attributes of a trial
@@ -43,7 +45,8 @@ class Candidate:
 
 def candidates_of(study: optuna.Study) -> list[Candidate]:
     """The finished trials of a study, best first."""
-    return in_order([_candidate(trial) for trial in study.get_trials(states=(TrialState.COMPLETE,))])
+    late = study.user_attrs  # runs that were logged when the store answered again
+    return in_order([_candidate(trial, late) for trial in study.get_trials(states=(TrialState.COMPLETE,))])
 
 
 def in_order(candidates: list[Candidate]) -> list[Candidate]:
@@ -60,17 +63,31 @@ def in_order(candidates: list[Candidate]) -> list[Candidate]:
     return sorted(candidates, key=rank, reverse=True)
 
 
-def stored_candidates(home: Path, name: str) -> list[Candidate]:
+def stored_candidates(home: Path, name: str, storage_url: str | None = None) -> list[Candidate]:
     """The finished trials of a study by its name, best first; empty when there is no such study."""
-    file = home / "studies" / name / "optuna.db"
-    if not file.is_file():
+    storage = StudyStorage.of(home, name, storage_url)
+    if storage.file is None:
+        opened = storage.open()
+        known = name in optuna.study.get_all_study_names(opened)
+        return candidates_of(optuna.load_study(study_name=name, storage=opened)) if known else []
+    if not storage.file.is_file():
         return []
-    storage = f"sqlite:///{file}"
-    with readable(file):
-        if name not in optuna.study.get_all_study_names(storage):  # a sweep that was refused leaves the file alone
+    with readable(storage.file):
+        if name not in optuna.study.get_all_study_names(storage.url):  # a sweep that was refused leaves the file alone
             return []
-        study = optuna.load_study(study_name=name, storage=storage)
-        return candidates_of(study)
+        return candidates_of(optuna.load_study(study_name=name, storage=storage.url))
+
+
+def brought(candidate: Candidate, home: Path, tracking: Tracking) -> Candidate:
+    """The candidate with its files here: a trial of another machine has left them with its run. NothingToPublish if not."""
+    if candidate.directory.is_dir():
+        return candidate
+    if candidate.run_id is None:
+        raise NothingToPublish(
+            f"A trial is published with its adapter, but trial {candidate.trial} has left none in {candidate.directory} and none "
+            "with an MLflow run. Publish it on the machine that ran it."
+        )
+    return replace(candidate, directory=tracking.downloaded(candidate.run_id, ADAPTER, home / "cache" / "runs"))
 
 
 @contextmanager
@@ -114,7 +131,8 @@ def candidate_to_publish(home: Path, name: str, trial: int | None = None) -> Can
     return best
 
 
-def _candidate(trial: FrozenTrial) -> Candidate:
+def _candidate(trial: FrozenTrial, late: Mapping[str, Any]) -> Candidate:
     attributes = trial.user_attrs
     directory = Path(attributes[DIRECTORY_KEY]) / ADAPTER
-    return Candidate(trial.number, directory, trial.params, attributes[SCORE_KEY], attributes.get(RUN_KEY))
+    run_id = attributes.get(RUN_KEY) or late.get(run_key(trial.number))
+    return Candidate(trial.number, directory, trial.params, attributes[SCORE_KEY], run_id)

@@ -4,11 +4,15 @@ TuningError (ValueError)
 ├── BadRecipe        a recipe that cannot be read, or that names what does not exist
 ├── NoSignal         the rewards of a fit never differ: nothing can be learnt from them
 ├── Diverged         the loss of a fit is not finite: a deterministic failure of those settings
+├── BadStorage       the URL of a study's database cannot be used, or not from here
+├── StorageAway      the database of a study does not answer
+├── NoStudy          no study of that name, for a worker to join
 ├── StudyMismatch    a study of that name exists with another search space or other directions
 ├── DamagedStudy     the file of a study cannot be read as one
 ├── NothingToPublish no such study or trial, or its best trial lost more than a margin
 ├── SweepRefused     no trial of the recipe can run: the backbone, the data or the protected families
 ├── SweepStopped     trial after trial died, or could not be fitted for one and the same reason
+├── Preempted        a worker was told to end: what it ran is handed back
 ├── NoSelection      a task has too few items in the select split to choose a policy on them
 ├── NotSearchable    a part of the decoding policy that this release, backbone or engine does not have
 └── StudyIsRunning   another process fits and reads the arms of the very same study
@@ -28,6 +32,18 @@ class NoSignal(TuningError):
 
 
 class Diverged(TuningError):
+    pass
+
+
+class BadStorage(TuningError):
+    pass
+
+
+class StorageAway(TuningError):
+    pass
+
+
+class NoStudy(TuningError):
     pass
 
 
@@ -52,6 +68,10 @@ class SweepStopped(TuningError):
 
 
 class StudyIsRunning(TuningError):
+    pass
+
+
+class Preempted(TuningError):
     pass
 
 

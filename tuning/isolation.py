@@ -7,10 +7,11 @@ import os
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 
-from tuning.errors import BadRecipe
+from tuning.errors import BadRecipe, Preempted
 from tuning.trial import Job, Outcome, Report, run
 
 _CONTEXT = multiprocessing.get_context(
@@ -55,8 +56,13 @@ def prepare(domain: str = "") -> None:
             del os.environ["OMP_WAIT_POLICY"]
 
 
-def run_isolated(job: Job, report: Report, stall_timeout_s: float | None = None) -> Outcome:
-    """The outcome of the job, run in a child. Raises ChildDied when the child leaves none, or says nothing for that long."""
+def run_isolated(
+    job: Job, report: Report, stall_timeout_s: float | None = None, ended: Callable[[], bool] = lambda: False
+) -> Outcome:
+    """The outcome of the job, run in a child. Raises ChildDied when the child leaves none, or says nothing for that long.
+
+    Once `ended`, the child is stopped, and Preempted is raised: the checkpoint of its fit stays.
+    """
     receiver, sender = _CONTEXT.Pipe(duplex=False)
     child = _CONTEXT.Process(target=_child, args=(job, sender), daemon=True)
     child.start()
@@ -64,6 +70,9 @@ def run_isolated(job: Job, report: Report, stall_timeout_s: float | None = None)
     heard, said = time.monotonic(), ""
     try:
         while True:
+            if ended():
+                child.kill()
+                raise Preempted("The worker was told to end in the middle of a trial, which is tried again from its checkpoint.")
             left = 1.0 if stall_timeout_s is None else min(1.0, heard + stall_timeout_s - time.monotonic())
             if left <= 0:
                 child.kill()

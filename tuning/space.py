@@ -62,6 +62,12 @@ def defaults(recipe: Recipe) -> dict[str, Value]:
     return values
 
 
+def search_digest(recipe: Recipe) -> str:
+    """Of what must not change between the trials of one study: everything but its length and patience."""
+    length = {"trials": 1, "time_budget_s": None, "min_trials": 0, "stall_timeout_s": 1.0}
+    return recipe.model_copy(update={"study": recipe.study.model_copy(update=length)}).digest()
+
+
 def _deciding_first(field: str) -> int:
     """What other fields hang on is drawn before them."""
     return (METHOD_NAME, "adapter.kind", field).index(field)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from evaluation.tasks import task_named
 from registry.home import home_directory
 from registry.tracking import Tracking
+from service.preempted import START_AGAIN, ends_orderly
 from service.sweep_view import LinesView, TableView
 from tuning.candidates import Candidate
 from tuning.continuing import pinned
+from tuning.errors import Preempted
 from tuning.recipe import Recipe
+from tuning.storage import StudyStorage
 from tuning.study import Sweep
 
 
@@ -22,11 +26,13 @@ def tune(
     trials: int | None,
     time_budget_s: float | None,
     mode: str | None,
+    create_only: bool,
+    storage: str | None,
     home: Path | None,
     tracking_uri: str | None,
     as_json: bool,
 ) -> int:
-    """0 when a trial finished, 1 when none did."""
+    """0 when a trial finished, or the study was only made; 1 when none did, 75 when it was told to end."""
     from adapters.backbone import sources_of
 
     recipe = with_options(Recipe.load(recipe_file), trials, time_budget_s, mode)
@@ -35,10 +41,25 @@ def tune(
     sources_of(recipe.backbone)
     place = home_directory(home)
     tracking = Tracking.at(place, tracking_uri)
-    sweep = Sweep(pinned(recipe, tracking), place, tracking)
-    chosen = run_sweep(sweep, resume, quiet=as_json)
+    sweep = Sweep(pinned(recipe, tracking), place, tracking, storage=StudyStorage.of(place, recipe.name, storage))
+    if create_only:
+        sweep.create(resume)
+        shown = sweep.kept_in.shown
+        told = {"study": recipe.name, "storage": shown}
+        print(
+            json.dumps(told)
+            if as_json
+            else f"the study {recipe.name} is in {shown}; next: graftline worker --study {recipe.name}"
+        )
+        return 0
+    try:
+        with ends_orderly() as ended:
+            chosen = run_sweep(sweep, resume, quiet=as_json, ended=ended)
+    except Preempted as error:
+        print(error, file=sys.stderr)
+        return START_AGAIN
     if as_json:
-        print(json.dumps({"study": recipe.name, "storage": sweep.storage_url, "candidates": [_row(c) for c in chosen]}))
+        print(json.dumps({"study": recipe.name, "storage": sweep.kept_in.shown, "candidates": [_row(c) for c in chosen]}))
     elif chosen:
         best = chosen[0]
         print(f"\nbest: trial {best.trial}, gain {best.domain_gain:+.3f}, retention {best.retention:+.2f} margins, ", end="")
@@ -55,14 +76,14 @@ def with_options(recipe: Recipe, trials: int | None, time_budget_s: float | None
     return recipe.with_values({key: value for key, value in given.items() if value is not None})
 
 
-def run_sweep(sweep: Sweep, resume: bool, quiet: bool = False) -> list[Candidate]:
+def run_sweep(sweep: Sweep, resume: bool, quiet: bool = False, ended: Callable[[], bool] = lambda: False) -> list[Candidate]:
     """Runs to the end and returns the candidates, best first."""
     study = sweep.create(resume)
     if sys.stdout.isatty() and not quiet:
         with TableView(sweep.recipe) as view:
-            sweep.run(study, view.on_event)
+            sweep.run(study, view.on_event, ended)
     else:
-        sweep.run(study, LinesView(sweep.recipe, sys.stderr if quiet else sys.stdout).on_event)
+        sweep.run(study, LinesView(sweep.recipe, sys.stderr if quiet else sys.stdout).on_event, ended)
     return sweep.candidates(study)
 
 

@@ -1,0 +1,267 @@
+"""A worker: asks a study for one trial after another, runs each in a child process, and tells what came of it.
+
+Any number of workers, on any machine that reaches the study's database, share one study: its length is counted over all of them.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from tuning.candidates import DIRECTORY_KEY, SCORE_KEY
+from tuning.errors import Preempted, SweepRefused, SweepStopped
+from tuning.isolation import ChildDied, run_isolated
+from tuning.recipe import Recipe
+from tuning.records import RUN_KEY, Records
+from tuning.retries import MAX_RETRIES, TRIES_KEY, continued, hand_back, kept_outcome, note_asked, tries, try_again
+from tuning.space import Value, defaults, suggest
+from tuning.storage import beating, is_away
+from tuning.trial import Job, Outcome
+
+MAX_DEAD = 3  # trials in a row that died, before a worker stops
+MAX_ALIKE = 3  # trials that could not be fitted, for the very same reason, before a sweep that has no other stops
+ROOM = 1.25  # by which a trial of a kind not yet seen may outlast the longest so far
+LENGTH_KEY, PAUSED_KEY, FAMILIES_KEY = "trials", "paused", "not_measurable"  # user attributes of a study
+RESUMED_KEY = "resumed"  # of a trial: its result was there already, made before its worker was lost
+_POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened, for whoever shows the sweep."""
+
+    kind: str  # start | fit | measure | complete | pruned | failed | note
+    trial: int
+    share: float = 0.0
+    text: str = ""
+    score: dict[str, Any] | None = None
+    params: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One process's part in a study. `directory` is where it keeps the trials, `cache` what it read of the backbone."""
+
+    recipe: Recipe
+    study: optuna.Study
+    storage: RDBStorage
+    records: Records
+    directory: Path
+    cache: Path
+    threads: int
+    on_event: Callable[[Event], None]
+    ended: Callable[[], bool] = lambda: False  # whether it was told to end
+
+    def search(self) -> None:
+        """Trials until the study has as many finished ones as it wants, its time is over, or it is paused.
+
+        Preempted when it was told to end; SweepRefused and SweepStopped for what trying on cannot mend.
+        """
+        started, dead = time.monotonic(), list[FrozenTrial]()
+        while self._has_work(started):
+            trial = _asked(self.study)
+            if self._is_surplus(trial):
+                continue
+            with beating(self.storage, trial):
+                outcome = self._told(trial)
+            if outcome.state != "died":
+                dead.clear()
+                self._require_another_end()
+                continue
+            dead.append(self.study.trials[trial.number])
+            if len(dead) == MAX_DEAD:
+                self._give_up(dead, outcome.reason)
+
+    def _has_work(self, started: float) -> bool:
+        """Waits while other workers run all that is wanted: one of them may be lost."""
+        while True:
+            if self.ended():
+                raise Preempted("The worker was told to end. What it had begun is tried again: start it, or --resume the sweep.")
+            fail_stale(self.study)
+            attributes = self.study.user_attrs
+            if attributes.get(PAUSED_KEY):
+                self.on_event(Event("note", -1, text=f"the study is paused: graftline sweep resume {self.study.study_name}"))
+                return False
+            done = finished(self.study)
+            if len(done) >= wanted(self.study, self.recipe):
+                return False
+            if not has_time(self.recipe, self.study, time.monotonic() - started):
+                budget = self.recipe.study.time_budget_s
+                self.on_event(Event("note", -1, text=f"time budget of {budget:.0f} s is used up by {len(done)} trials"))
+                return False
+            if len(done) + len(running(self.study)) < wanted(self.study, self.recipe):
+                return True
+            time.sleep(_POLL_S)
+
+    def _is_surplus(self, trial: optuna.Trial) -> bool:
+        """Workers that look at the same moment may begin more than is wanted: those with the largest numbers are given back."""
+        live = [one.number for one in (*finished(self.study), *running(self.study))]
+        over = len(live) - wanted(self.study, self.recipe)
+        if over <= 0 or trial.number not in sorted(live)[-over:]:
+            return False
+        trial.set_user_attr("failure", "given back: another worker had begun the last trial that was wanted")
+        self.study.tell(trial, state=TrialState.FAIL)
+        return True
+
+    def _told(self, trial: optuna.Trial) -> Outcome:
+        """Runs the trial, logs its run and tells the study."""
+        try:
+            recipe, directory, outcome = self._run(trial)
+        except BaseException as error:
+            if is_away(error):
+                raise
+            self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+            left = self.study.trials[trial.number]
+            if isinstance(error, Preempted | KeyboardInterrupt):
+                hand_back(self.study, left)
+            else:
+                try_again(self.study, left)
+            raise
+        run_id = self.records.trial(trial.number, directory, recipe, outcome)
+        try:
+            trial.set_user_attr(RUN_KEY, run_id)
+            self._tell(trial, outcome)
+        except UpdateFinishedTrialError:
+            text = "was given up by another worker, which heard nothing of this one; who tries it again finds the result"
+            self.on_event(Event("failed", trial.number, text=text))
+        self._note_families(outcome)
+        return outcome
+
+    def _run(self, trial: optuna.Trial) -> tuple[Recipe, Path, Outcome]:
+        """The trial's own recipe, its directory, and what came of it."""
+        values = suggest(trial, self.recipe)
+        recipe = self.recipe.with_values(dict(values))
+        reference = values == defaults(self.recipe)
+        # A trial that is tried again goes on from the checkpoint of the one that died, or was lost after its result.
+        known = trial.user_attrs.get(DIRECTORY_KEY)
+        directory = self.directory / "trials" / str(trial.number) if known is None else Path(known)
+        if known is not None and not directory.is_dir():  # it lies on another machine
+            directory = self.directory / "trials" / str(trial.number)
+        trial.set_user_attr(DIRECTORY_KEY, str(directory))
+        self.on_event(Event("start", trial.number, params=values))
+        if known == str(directory) and (kept := kept_outcome(directory, recipe, reference)):
+            trial.set_user_attr("seconds", sum(kept.seconds.values()))
+            trial.set_user_attr(RESUMED_KEY, True)
+            return recipe, directory, kept
+        note_asked(directory, recipe, reference)
+        started = time.monotonic()
+        outcome = self._isolated(Job(recipe, directory, self.cache, self.threads, reference), trial.number, values)
+        trial.set_user_attr("seconds", time.monotonic() - started)
+        return recipe, directory, outcome
+
+    def _isolated(self, job: Job, number: int, values: dict[str, Value]) -> Outcome:
+        def report(phase: str, share: float) -> None:
+            if phase in ("fit", "measure"):
+                self.on_event(Event(phase, number, share))
+            elif phase == "admission" and share == 0:
+                self.on_event(Event("note", -1, text="reads once what this backbone can do; minutes"))
+
+        try:
+            return run_isolated(job, report, self.recipe.study.stall_timeout_s, self.ended)
+        except ChildDied as died:
+            return Outcome(state="died", reason=str(died))
+
+    def _tell(self, trial: optuna.Trial, outcome: Outcome) -> None:
+        """Optuna's side of an outcome. Raises SweepRefused for one that every trial would have."""
+        if outcome.state == "complete":
+            trial.set_user_attr(SCORE_KEY, outcome.score)
+            for family, value in outcome.score["constraints"].items():
+                trial.set_constraint(family, value)
+            gain, retention = outcome.score["chosen"]["domain_gain"], outcome.score["retention"]
+            values = (gain, retention) if self.recipe.study.mode == "pareto" else gain
+            self.study.tell(trial, values, skip_if_finished=True)
+            self.on_event(Event("complete", trial.number, 1.0, score=outcome.score, params=trial.params))
+            return
+        trial.set_user_attr("failure", outcome.reason)
+        if outcome.state == "failed":
+            # Reported as PRUNED, since samplers do not see failed trials and would propose the same again.
+            trial.set_constraint("finished", 1.0)
+            self.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
+            self.on_event(Event("pruned", trial.number, text=outcome.reason))
+            return
+        self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+        again = try_again(self.study, self.study.trials[trial.number])
+        if outcome.state == "refused":
+            raise SweepRefused(outcome.reason)
+        self.on_event(Event("failed", trial.number, text=f"{_last_line(outcome.reason)}{' (tried again)' if again else ''}"))
+
+    def _note_families(self, outcome: Outcome) -> None:
+        """Says once which protected families constrain no trial."""
+        if outcome.state not in ("complete", "failed") or FAMILIES_KEY in self.study.user_attrs:
+            return
+        self.study.set_user_attr(FAMILIES_KEY, outcome.not_measurable)
+        for family, reason in outcome.not_measurable.items():
+            self.on_event(Event("note", -1, text=f"{family} constrains no trial, since it is not measurable: {reason}"))
+
+    def _require_another_end(self) -> None:
+        """Raises SweepStopped where all trials so far ended for the very same reason: what is searched does not touch it."""
+        done = finished(self.study)
+        reasons = {trial.user_attrs.get("failure") for trial in done}
+        if len(done) >= MAX_ALIKE and len(reasons) == 1 and (reason := reasons.pop()):
+            raise SweepStopped(
+                f"No trial of {len(done)} could be fitted, each for the same reason, which what is searched does not touch: "
+                f"{reason} Change the recipe and its name, or try one more trial with --resume."
+            )
+
+    def _give_up(self, dead: list[FrozenTrial], reason: str) -> None:
+        for trial in dead:
+            if tries(trial) >= MAX_RETRIES:
+                anew = {key: value for key, value in continued(trial).items() if key != TRIES_KEY}
+                self.study.enqueue_trial(trial.params, user_attrs=anew)
+        raise SweepStopped(
+            f"{MAX_DEAD} trials in a row died, the last of: {_last_line(reason)} "
+            "Look for the cause outside the recipe (memory, disk, devices), then go on with --resume."
+        )
+
+
+def finished(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+
+
+def running(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+
+def wanted(study: optuna.Study, recipe: Recipe) -> int:
+    """Finished trials that the study is to have: what it was last told, by whichever process."""
+    return int(study.user_attrs.get(LENGTH_KEY, recipe.study.trials))
+
+
+def has_time(recipe: Recipe, study: optuna.Study, spent_s: float) -> bool:
+    """Whether another trial may start."""
+    budget = recipe.study.time_budget_s
+    if budget is None:
+        return True
+    done = finished(study)
+    complete = sum(trial.state == TrialState.COMPLETE for trial in done)
+    if not done or complete < recipe.study.min_trials:
+        return spent_s <= 2 * budget
+    # Kinds differ in what they take: a trial that may start must be able to be the longest.
+    longest = max((float(trial.user_attrs["seconds"]) for trial in done if "seconds" in trial.user_attrs), default=0.0)
+    return spent_s + ROOM * longest <= budget
+
+
+def fail_stale(study: optuna.Study) -> None:
+    """Gives up the trials whose worker has not been heard of for the grace period; they are tried again."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        optuna.storages.fail_stale_trials(study)
+
+
+def _asked(study: optuna.Study) -> optuna.Trial:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that only Optuna's own loop beats: so does `beating`
+        return study.ask()
+
+
+def _last_line(text: str) -> str:
+    return text.strip().splitlines()[-1]
