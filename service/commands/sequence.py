@@ -69,7 +69,7 @@ def sequence(
         print(json.dumps(told | {"differences": [told for order in found.orders for told in differences(found, order)]}))
         return
     console = Console(markup=False)
-    console.width = max(console.width, 110)
+    console.width = max(console.width, 28 + 17 * (len(study.plan) + 1))  # a cell has an interval
     for order in found.orders:
         for policy, matrix in found.of(order).items():
             console.print(_scores(matrix, f"{policy}: {', '.join(order)}"))
@@ -129,7 +129,7 @@ def _swept(place: Path, tracking: Tracking, quiet: bool) -> Callable[[Recipe], P
 
 def _scores(matrix: PolicyMatrix, title: str) -> Table:
     columns = [*matrix.matrix.domains, *matrix.matrix.retention]
-    made = Table(title=f"{title}: score after each stage", title_justify="left")
+    made = Table(title=f"{title}: score after each stage, [change from the backbone]", title_justify="left")
     for heading in ("stage", "reasoning", *(column.task for column in columns)):
         made.add_column(heading, overflow="fold")
     stages = ("backbone", *(f"{number}: {one.task}" for number, one in enumerate(matrix.matrix.domains, start=1)))
