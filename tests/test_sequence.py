@@ -27,7 +27,7 @@ from tuning.errors import BadRecipe
 from tuning.recipe import Recipe
 from tuning.router_fit import RouterSpec
 from tuning.sequence import SequenceSpec, SequenceStudy, fits_in, study_of
-from tuning.sequence_fits import MeanStates
+from tuning.sequence_fits import MeanStates, continuing
 from tuning.sequence_recipes import check_recipes, orders_of
 
 GOODS, PLACES = "customs-section", "geography-country"
@@ -259,6 +259,29 @@ def test_a_merge_does_not_depend_on_the_order_of_its_parts(study: SequenceStudy)
     parts = [study.fits.own(domain) for domain in study.domains]
     assert study.fits.merged(parts, MergeSpec()) == study.fits.merged(parts[::-1], MergeSpec())
     assert study.fits.merged(parts[:1], MergeSpec()) == parts[0]
+
+
+def test_a_sweep_is_of_the_recipe_that_goes_on_and_its_best_adapter_is_kept(study: SequenceStudy, tmp_path: Path) -> None:
+    asked = list[Recipe]()
+
+    def best(recipe: Recipe) -> Path:
+        asked.append(recipe)
+        return study.fits.own(study.domains[0]).directory
+
+    fits, (goods, places) = replace(study.fits, directory=tmp_path, sweep=best), study.domains
+    start = fits.own(goods)
+    assert fits.continued(places, start) == fits.continued(places, start) != fits.own(places)
+    assert directory_digest(start.directory) == directory_digest(best(goods.recipe))
+    assert len({recipe.name for recipe in asked[:3]}) == 3  # studies of their own
+    assert [recipe.adapter.warm_start for recipe in asked[:3]] == [None, str(start.directory), None]
+
+
+def test_a_recipe_that_goes_on_searches_nothing_that_its_start_decides(backbone_directory: Path) -> None:
+    drawing = recipe_of(backbone_directory, GOODS, search=("adapter.lora.rank", "method.learning_rate"))
+    drawing = drawing.with_values({"ranges": {"adapter.lora.rank": (4, 8)}, "start": ({"adapter.lora.rank": 8},)})
+    found = continuing(drawing, Path("earlier"))
+    assert (found.search, found.ranges, found.start) == (("method.learning_rate",), {}, ())
+    assert found.adapter.warm_start == "earlier" and drawing.adapter.warm_start is None
 
 
 @pytest.mark.slow
