@@ -303,6 +303,7 @@ def trace_reliance(
 app.command()(fitting_cli.fit)
 app.command()(combining_cli.merge)
 app.command("softcot-arms")(combining_cli.softcot_arms)
+app.command()(combining_cli.sequence)
 app.command("reduce-intruders")(combining_cli.reduce_intruders)
 app.command()(reading_cli.hybrid)
 app.command()(reading_cli.thoughts)
