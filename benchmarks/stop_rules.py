@@ -3,8 +3,9 @@
     python -m benchmarks.stop_rules [--trials 48] [--record]
 
 With --record, trials of random settings on the small test-bed are run to their end with their readings, about five seconds each,
-and kept in benchmarks/stop_curves.json; a killed run goes on. The replay needs no model: a trial is stopped by the rules of tuning.stop_rules
-with the trials before it as rivals. A false stop is one of the trial that would have been first in line for the gate.
+and kept in benchmarks/stop_curves.json; a killed run goes on. The replay needs no model: a trial is stopped by the rules of
+tuning.stop_rules with the trials before it as rivals. What is lost is told by the trial that would have been first in line for
+the gate.
 """
 
 from __future__ import annotations
