@@ -1,8 +1,9 @@
 """Made-up trials with readings, of the shape and noise of real ones: what rules do on more studies than anybody can run.
 
-By trial: a gain that saturates, quickly or slowly; a loss of each family that grows with the steps and the cube of the scale up to
-a hundred margins, from a tenth of a margin at full scale to all of it and, in every fifth trial, largest amid the fit. Noise: 0.5 / sqrt(items)
-of the gain, and of each family's change a third of it and a fifth of a margin. Seconds are those of a trial of the quickstart.
+By trial: a gain that saturates, quickly or slowly; a loss of each family that grows with the steps and the cube of the scale, up
+to a hundred margins, from a tenth of a margin at full scale to all of it and, in every fifth trial, largest amid the fit. Noise:
+0.5 / sqrt(items) of the gain, and of each family's change a third of it and a fifth of a margin. Seconds are about those of a
+trial of the quickstart.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ def test_a_reading_is_the_same_after_it_was_stored() -> None:
 
 
 def test_over_many_studies_the_rules_save_time_and_keep_the_best_trial() -> None:
-    studies = [made_up(seed, trials=30) for seed in range(12)]
+    studies = [made_up(seed, trials=30) for seed in range(8)]
     found = [replay(rows, range(len(rows)), STOP) for rows in studies]
     assert not any(one.lost_best for one in found) and sum(one.saved for one in found) / len(found) > 0.04
     hasty = StopRecipe(floor=0.001, epsilon_gain=0.0, rivals=1)
