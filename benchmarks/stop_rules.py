@@ -77,7 +77,7 @@ def main() -> None:
         f"\n\nWilcoxon over items, simulated: {NUM_ITEMS} items of which the best trial gets half, a look after every {SLICE} at "
         f"p < {P_VALUE}, {SIMULATED} trials a row.\n\n{table(['the new trial gets', 'ended', 'items read'], wilcoxon())}"
     )
-    write_section("stop-rules", "Stop rules on recorded trials", text)
+    write_section("stop-rules", "Stop rules", text)
     print(text)
 
 
