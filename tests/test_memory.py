@@ -38,7 +38,7 @@ def job(backbone_directory: Path, tmp_path: Path) -> Job:
 def fits_below(limit: int, seen: list[int], otherwise: Callable[[], Outcome]) -> Callable[..., Outcome]:
     """A child that has room for so many tokens at once."""
 
-    def isolated(job: Job, report: Report, stall_timeout_s: float | None = None, ended: object = None) -> Outcome:
+    def isolated(job: Job, report: Report, *asked: object) -> Outcome:
         seen.append(job.recipe.method.micro_batch_tokens)
         return Outcome(state="complete") if seen[-1] < limit else otherwise()
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tuning.methods.method import MethodSpec
 
 T = TypeVar("T")
+EXPLODED_RATIO, EXPLODED_NATS, EXPLODED_STEPS = 5.0, 3.0, 5  # above its start, for so many steps in a row
 MAX_NORM = 1.0  # a batch's gradient is clipped to it
 CHECKPOINT, CHECKPOINT_S = "fit.pt", 20.0
 OnStep = Callable[[int, int, float], None]  # (step, steps, loss)
@@ -83,7 +84,7 @@ def run(
     """Trains what the stack trains for `spec.steps` steps, or until `spec.token_budget` is used up: `num_written` counts in it.
 
     With a directory, a checkpoint is kept there every 20 seconds, and a fit of the same `identity` (a digest of all that decides
-    it) goes on at it. Diverged where a loss, a gradient or a weight is not finite.
+    it) goes on at it. Diverged where a loss, a gradient or a weight is not finite, or the loss exploded.
     """
     from accelerate import Accelerator
 
@@ -127,9 +128,11 @@ def run(
             progress.num_tokens += learner.num_tokens(batch)
             for name, value in numbers.items():
                 progress.numbers.setdefault(name, []).append(value)
+            require_steady(progress.numbers["loss"], spec)
             progress.seconds = time.monotonic() - before
             if on_step:
                 on_step(step + 1, spec.steps, numbers["loss"])
+                before = time.monotonic() - progress.seconds  # what is read of a fit is no part of its time
             if kept and kept.is_due:
                 kept.save(progress, trained, optimizer)
         if kept and kept.file.is_file():
@@ -237,4 +240,17 @@ def require_finite(what: str, value: float, step: int, spec: MethodSpec) -> None
         raise Diverged(
             f"The {what} must stay finite, but is {value} at step {step + 1} of {spec.steps} with "
             f"learning_rate={spec.learning_rate:g}. Lower it."
+        )
+
+
+def require_steady(losses: Sequence[float], spec: MethodSpec) -> None:
+    """Raises Diverged where the loss has stayed far above its start, the median of the first three steps."""
+    if len(losses) < 3 + EXPLODED_STEPS:
+        return
+    start = sorted(losses[:3])[1]
+    most = max(EXPLODED_RATIO * start, start + EXPLODED_NATS)
+    if min(losses[-EXPLODED_STEPS:]) > most:
+        raise Diverged(
+            f"The loss must not explode, but it began at {start:.3g} and stayed above {most:.3g} for {EXPLODED_STEPS} steps, "
+            f"{losses[-1]:.3g} at step {len(losses)} of {spec.steps} with learning_rate={spec.learning_rate:g}. Lower it."
         )

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from adapters.whole_file import write_whole
 from tuning.isolation import ChildDied, run_isolated
+from tuning.stop_probe import Ask
 from tuning.trial import RESULT, Job, Outcome, Report
 
 NOTE = "memory.json"  # in a trial's directory: what did not fit
@@ -20,7 +21,12 @@ class Isolated(Protocol):
     """As `run_isolated`."""
 
     def __call__(
-        self, job: Job, report: Report, stall_timeout_s: float | None = None, ended: Callable[[], bool] = lambda: False
+        self,
+        job: Job,
+        report: Report,
+        stall_timeout_s: float | None = None,
+        ended: Callable[[], bool] = lambda: False,
+        judge: Ask | None = None,
     ) -> Outcome: ...
 
 
@@ -29,6 +35,7 @@ def run_within_memory(
     report: Report,
     stall_timeout_s: float | None = None,
     ended: Callable[[], bool] = lambda: False,
+    judge: Ask | None = None,
     isolated: Isolated = run_isolated,
 ) -> Outcome:
     """The outcome of the job, which says the micro-batches that it was tried with; `failed` where the second did not fit either.
@@ -44,7 +51,7 @@ def run_within_memory(
         tried = (*tried, now)
         smaller = replace(job, recipe=job.recipe.with_values({"method.micro_batch_tokens": now})) if now != whole else job
         try:
-            outcome = isolated(smaller, report, stall_timeout_s, ended)
+            outcome = isolated(smaller, report, stall_timeout_s, ended, judge)
         except ChildDied as died:
             if not died.killed:
                 raise

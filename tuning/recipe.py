@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from adapters.backbone import Format
 from adapters.lora import LoRASpec
@@ -24,6 +24,8 @@ from tuning.layout import FitRecipe
 from tuning.methods import METHODS
 from tuning.methods.method import MethodSpec
 from tuning.methods.sft import SFTSpec
+from tuning.stop_settings import StopRecipe, fits_mode
+from tuning.study_limits import UNDECIDING, StudyLimits
 
 Kind = Literal["lora", "softcot", "lora+softcot", "steering"]
 KINDS: tuple[Kind, ...] = ("lora", "softcot", "lora+softcot")  # that a sweep draws; a steering vector is asked for by name
@@ -84,16 +86,13 @@ class AdapterRecipe(Spec):
         return self
 
 
-class StudyRecipe(Spec):
+class StudyRecipe(StudyLimits):
     """How long the sweep searches, and for what."""
 
     mode: Literal["pareto", "constrained"] = "pareto"
-    trials: int = Field(default=20, ge=1)
-    time_budget_s: float | None = Field(default=None, gt=0)
-    min_trials: int = Field(default=0, ge=0)  # complete ones before the budget ends the sweep; none starts past twice the budget
-    stall_timeout_s: float = Field(default=900.0, gt=0)  # without a sign of life; the trial is then stopped and tried again
     scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)  # of the fitted adapter, tried after each fit
     seed: int = Field(default=0, ge=0, lt=2**31)
+    stop: Annotated[StopRecipe, AfterValidator(fits_mode)] = StopRecipe()
 
     @field_validator("scales")
     @classmethod
@@ -293,8 +292,11 @@ class Recipe(Spec):
 
     def digest(self) -> str:
         told = self.model_dump(mode="json")
+        told["study"] = {name: value for name, value in told["study"].items() if name not in UNDECIDING}
         if self.engine == "torch":
             del told["engine"]  # it narrows nothing: a recipe that names no engine is the same one
+        if self.study.stop == StopRecipe():
+            del told["study"]["stop"]
         if self.backbone_format == "full":
             del told["backbone_format"]  # as recipes were before there was another
         del told["fit"]

@@ -75,8 +75,8 @@ def _by_zero(backbone: Backbone) -> None:
     if own or stage != 3:
         raise BadRecipe(
             "A backbone is sharded by stage 3 of DeepSpeed, as the config file of Accelerate itself sets it, but that "
-            f"{'names a deepspeed_config_file' if own else f'says zero_stage {stage}'}. Set zero_stage: 3 in its deepspeed_config, "
-            "and leave out deepspeed_config_file."
+            f"{'names a deepspeed_config_file' if own else f'says zero_stage {stage}'}. Set zero_stage: 3 in its "
+            "deepspeed_config, and leave out deepspeed_config_file."
         )
     import deepspeed
 

@@ -45,6 +45,7 @@ from tuning.loop import (
     backward_of,
     check_budget,
     require_finite,
+    require_steady,
     schedule,
     share_done,
 )
@@ -194,9 +195,11 @@ class _Watch:
         progress.num_tokens = self.tokens_before + int(logs.get("num_tokens", 0))
         for theirs, ours in self.logged.items():
             progress.numbers.setdefault(ours, []).append(float(logs.get(theirs, math.nan)))
+        require_steady(progress.numbers["loss"], spec)
         progress.seconds = time.monotonic() - self.began
         if self.on_step:
             self.on_step(progress.step, spec.steps, logs["loss"])
+            self.began = time.monotonic() - progress.seconds
         if self.kept and (self.kept.is_due or (self.is_done and self.kept.file.is_file())):
             self.kept.save(progress, self.trained, self.optimizer)
 

