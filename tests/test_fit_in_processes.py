@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -26,7 +27,7 @@ from tuning.methods.sft import SFT, SFTSpec
 from tuning.methods.star import STaR, STaRSpec
 from tuning.processes import Processes
 from tuning.recipe import Recipe
-from tuning.sharding import shard, sharded
+from tuning.sharding import by_deepspeed, shard, sharded
 
 ROOT = Path(__file__).parent.parent
 FSDP = """
@@ -36,6 +37,20 @@ fsdp_config:
   fsdp_version: {version}
   fsdp_reshard_after_forward: true
   fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
+mixed_precision: 'no'
+num_machines: 1
+machine_rank: 0
+num_processes: 2
+use_cpu: true
+"""
+ZERO = """
+compute_environment: LOCAL_MACHINE
+distributed_type: DEEPSPEED
+deepspeed_config:
+  zero_stage: {stage}
+  offload_param_device: none
+  offload_optimizer_device: none
+  zero3_init_flag: false
 mixed_precision: 'no'
 num_machines: 1
 machine_rank: 0
@@ -78,7 +93,8 @@ def whole(backbone_directory: str, recompute: bool = False) -> Backbone:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))), "OMP_NUM_THREADS": "1"}
+    paths = (str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
 
 
 def launched(launcher: list[str], *arguments: str) -> None:
@@ -113,13 +129,15 @@ def test_two_processes_fit_the_adapters_that_one_fits(tmp_path: Path, backbone_d
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("batch_size", "recompute"), [(3, False), (1, True)])
+@pytest.mark.parametrize(("by", "batch_size", "recompute"), [("fsdp", 3, False), ("fsdp", 1, True), ("deepspeed", 3, False)])
 def test_two_processes_with_half_of_the_backbone_each_fit_the_adapter_that_one_fits(
-    tmp_path: Path, backbone_directory: Path, batch_size: int, recompute: bool
+    tmp_path: Path, backbone_directory: Path, by: str, batch_size: int, recompute: bool
 ) -> None:
+    if by == "deepspeed" and importlib.util.find_spec(by) is None:
+        pytest.skip("DeepSpeed is not installed")
     fit(whole(str(backbone_directory)), batch_size, tmp_path / "one", "lora+steering")
-    config = tmp_path / "fsdp.yaml"
-    config.write_text(FSDP.format(version=2))
+    config = tmp_path / "config.yaml"
+    config.write_text(FSDP.format(version=2) if by == "fsdp" else ZERO.format(stage=3))
     launcher = ["accelerate.commands.launch", "--config_file", str(config)]
     launched(
         launcher, str(backbone_directory), str(batch_size), str(tmp_path), "lora+steering", *(["again"] if recompute else [])
@@ -193,7 +211,6 @@ def test_a_recipe_of_such_a_method_is_refused_before_anything_is_launched(given:
     [
         (None, "cannot be read: .*No such file"),
         ("name = 'own'\n", "has no distributed_type. Correct the path"),
-        ("distributed_type: DEEPSPEED\n", "asks for DeepSpeed.*Set distributed_type: FSDP and fsdp_version: 2"),
     ],
 )
 def test_a_config_that_shards_in_no_way_of_ours_is_refused_before_a_launch(
@@ -210,6 +227,22 @@ def test_a_config_that_shards_in_no_way_of_ours_is_refused_before_a_launch(
 def test_an_older_version_of_fsdp_is_refused(backbone: Backbone, two: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FSDP_VERSION", "1")
     with pytest.raises(BadRecipe, match="has fsdp_version 1. Set fsdp_version: 2"):
+        shard(backbone, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2", "says zero_stage 2. Set zero_stage: 3"),
+        ("ACCELERATE_DEEPSPEED_CONFIG_FILE", "ds.json", "names a deepspeed_config_file. Set"),
+    ],
+)
+def test_a_stage_that_shards_no_weights_is_refused(
+    backbone: Backbone, two: None, monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(BadRecipe, match=message):
         shard(backbone, torch.device("cpu"))
 
 
@@ -254,8 +287,15 @@ def main(backbone_directory: str, batch_size: str, directory: str, kinds: str, *
     fit(backbone, int(batch_size), place, kinds)
     if Processes.here().in_step:
         parameters = list(backbone.layers.named_parameters())
-        parts = [parameter.to_local().numel() for _, parameter in parameters]
-        after = {name: parameter.full_tensor() for name, parameter in parameters}
+        if by_deepspeed():
+            import deepspeed
+
+            parts = [parameter.ds_tensor.numel() for _, parameter in parameters]
+            with deepspeed.zero.GatheredParameters([parameter for _, parameter in parameters]):
+                after = {name: parameter.detach().clone() for name, parameter in parameters}
+        else:
+            parts = [parameter.to_local().numel() for _, parameter in parameters]
+            after = {name: parameter.full_tensor() for name, parameter in parameters}
         same = all(torch.equal(after[name], before[f"model.layers.{name}"]) for name in after)
         told = [sum(parts), sum(tensor.numel() for tensor in after.values()), "the same" if same else "another"]
         (place / "held.json").write_text(json.dumps(told))

@@ -8,12 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from adapters.whole_file import write_whole
-from tuning.launch import ASKED, FAILED, FIT, Asked, end_with
+from tuning.launch import ASKED, FAILED, FIT, AskedFit, end_with
 
 
 def main(place: Path) -> int:
     """Fits what is asked there; the first process tells its steps on stdout and leaves what the fit came to."""
-    asked = Asked.model_validate_json((place / ASKED).read_text())
+    asked = AskedFit.model_validate_json((place / ASKED).read_text())
     end_with(asked.waiting)
     from tuning.trial import in_words, is_out_of_memory
 
@@ -28,7 +28,7 @@ def main(place: Path) -> int:
     return 0
 
 
-def _fitted(asked: Asked) -> dict[str, object] | None:
+def _fitted(asked: AskedFit) -> dict[str, object] | None:
     """None of a process that is not the first."""
     import torch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -19,13 +20,12 @@ from tuning.errors import BadRecipe, FitFailed
 from tuning.loop import OnStep
 from tuning.methods.method import Fit
 from tuning.recipe import Recipe
-from tuning.sharding import DEEPSPEED
 
 ASKED, FIT, FAILED = "asked.json", "fit.json", "failed.json"
 _SHOWN = 1500  # characters of what the processes said, where they left nothing else
 
 
-class Asked(BaseModel):
+class AskedFit(BaseModel):
     """What the launched processes read. They end when `waiting`, a process of this machine, has."""
 
     model_config = ConfigDict(frozen=True)
@@ -45,7 +45,9 @@ def launched(recipe: Recipe, directory: Path, threads: int, on_step: OnStep | No
         check_config(Path(recipe.fit.accelerate))
     with tempfile.TemporaryDirectory(prefix="graftline-fit-") as name:
         place = Path(name)
-        asked = Asked(recipe=recipe.model_dump(mode="json"), directory=directory.absolute(), threads=threads, waiting=os.getpid())
+        asked = AskedFit(
+            recipe=recipe.model_dump(mode="json"), directory=directory.absolute(), threads=threads, waiting=os.getpid()
+        )
         write_whole(place / ASKED, asked.model_dump_json())
         command = [*_launcher(recipe), "-m", "tuning.fit_process", str(place)]
         with (place / "said").open("w+b") as said:
@@ -62,7 +64,7 @@ def launched(recipe: Recipe, directory: Path, threads: int, on_step: OnStep | No
 
 
 def check_config(file: Path) -> None:
-    """Raises BadRecipe for what is no config file of Accelerate, or asks for another way to shard than FSDP2."""
+    """Raises BadRecipe for what is no config file of Accelerate, or needs a package that is not installed."""
     import yaml
 
     try:
@@ -70,12 +72,15 @@ def check_config(file: Path) -> None:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadRecipe(f"fit.accelerate is what `accelerate config` writes, but {file} cannot be read: {error}.") from error
     kind = told.get("distributed_type") if isinstance(told, dict) else None
+    if isinstance(kind, str) and kind.upper() == "DEEPSPEED" and importlib.util.find_spec("deepspeed") is None:
+        raise BadRecipe(
+            f"{file} asks for DeepSpeed, which is not installed. Install it with `pip install deepspeed`, or set "
+            "distributed_type: FSDP and fsdp_version: 2 in it."
+        )
     if not isinstance(kind, str):
         raise BadRecipe(
             f"fit.accelerate is what `accelerate config` writes, but {file} has no distributed_type. Correct the path."
         )
-    if kind.upper() == "DEEPSPEED":
-        raise BadRecipe(DEEPSPEED)
 
 
 def _launcher(recipe: Recipe) -> list[str]:

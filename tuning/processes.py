@@ -20,7 +20,8 @@ class Processes:
         count = int(os.environ.get("WORLD_SIZE", "1"))
         if count == 1:
             return cls()
-        sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+        asked = (os.environ.get(name, "false") for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"))
+        sharded = any(value.lower() == "true" for value in asked)
         return cls(int(os.environ.get("RANK", "0")), count, sharded)
 
     @property

@@ -1,8 +1,9 @@
-"""A backbone of which every process holds a part: FSDP2, by the config file that `accelerate launch` was given.
+"""A backbone of which every process holds a part: FSDP2 or DeepSpeed, by the config file that `accelerate launch` was given.
 
 Decoder layers are sharded, one unit each, and gathered for as long as they compute; embeddings, the last norm and the head are
 whole in every process, and so are the adapters, whose gradients are summed as without shards. Of the config file
-`fsdp_reshard_after_forward` and `fsdp_offload_params` are followed; which modules are wrapped is not asked of it.
+`fsdp_reshard_after_forward` and `fsdp_offload_params` are followed, or DeepSpeed's `zero_stage` and `offload_param_device`; which
+modules are wrapped is not asked of it.
 """
 
 from __future__ import annotations
@@ -19,16 +20,13 @@ from tuning.ground import backbone_of
 from tuning.processes import Processes
 from tuning.recipe import Recipe
 
-DEEPSPEED = (
-    "A backbone is sharded by FSDP2, but the config file of Accelerate asks for DeepSpeed, whose own optimizer and engine would "
-    "take the place of ours. Set distributed_type: FSDP and fsdp_version: 2 in it."
-)
+
+def by_deepspeed() -> bool:
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
 
 def is_asked() -> bool:
-    """Whether the backbone is to be sharded. BadRecipe for a config file of DeepSpeed's that would shard it."""
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        raise BadRecipe(DEEPSPEED)
+    """Whether the backbone is to be sharded."""
     return Processes.here().in_step
 
 
@@ -45,9 +43,16 @@ def sharded(recipe: Recipe, device: torch.device) -> Backbone:
 
 
 def shard(backbone: Backbone, device: torch.device) -> None:
-    """In place. BadRecipe for a config file of another version of FSDP."""
+    """In place, and for good. BadRecipe for a config file of another version of FSDP, or another stage of DeepSpeed."""
+    if by_deepspeed():
+        _by_zero(backbone)
+    else:
+        _by_fsdp(backbone, device)
+    _move_the_rest(backbone, device)
+
+
+def _by_fsdp(backbone: Backbone, device: torch.device) -> None:
     from accelerate import FullyShardedDataParallelPlugin
-    from torch import distributed
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -57,13 +62,38 @@ def shard(backbone: Backbone, device: torch.device) -> None:
             f"A backbone is sharded by FSDP2, but the config file of Accelerate has fsdp_version {plugin.fsdp_version}. Set "
             "fsdp_version: 2 in its fsdp_config."
         )
-    if not distributed.is_initialized():
-        distributed.init_process_group()
+    _begin()
     mesh = init_device_mesh(device.type, (Processes.here().count,))
     offload: dict[str, Any] = {"offload_policy": plugin.cpu_offload} if plugin.cpu_offload else {}
     for layer in backbone.layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=plugin.reshard_after_forward, **offload)
-    _move_the_rest(backbone, device)
+
+
+def _by_zero(backbone: Backbone) -> None:
+    """DeepSpeed's stage 3 without an optimizer of its own: it partitions and gathers the frozen weights, and does no more."""
+    stage, own = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")), "ACCELERATE_DEEPSPEED_CONFIG_FILE" in os.environ
+    if own or stage != 3:
+        raise BadRecipe(
+            "A backbone is sharded by stage 3 of DeepSpeed, as the config file of Accelerate itself sets it, but that "
+            f"{'names a deepspeed_config_file' if own else f'says zero_stage {stage}'}. Set zero_stage: 3 in its "
+            "deepspeed_config, and leave out deepspeed_config_file."
+        )
+    import deepspeed
+
+    _begin()
+    offloaded = os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "none")
+    zero = {"stage": 3, "stage3_param_persistence_threshold": 0, "offload_param": {"device": offloaded}}
+    settings: dict[str, Any] = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero}
+    if backbone.dtype == torch.bfloat16:
+        settings["bf16"] = {"enabled": True}
+    deepspeed.initialize(model=backbone.layers, config=settings, dist_init_required=False)
+
+
+def _begin() -> None:
+    from torch import distributed
+
+    if not distributed.is_initialized():
+        distributed.init_process_group()
 
 
 def _move_the_rest(backbone: Backbone, device: torch.device) -> None:
