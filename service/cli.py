@@ -9,8 +9,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from service import combining_cli, reading_cli
+from service import combining_cli, fitting_cli, reading_cli
 from service.canary_cli import canary_app
+from service.continuing_cli import continuing_app
 from service.keys_cli import audit_app, keys_app
 from service.options import Home, Json, Price, Storage, TrackingUri, listed, numbers, seconds
 from service.policy_cli import policy_app
@@ -33,6 +34,7 @@ app = typer.Typer(
 backbone_app = typer.Typer(no_args_is_help=True, help="The frozen models that come with Graftline.")
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(registry_app)
+app.add_typer(continuing_app)
 app.add_typer(serving_app)
 app.add_typer(steering_app)
 app.add_typer(policy_app)
@@ -68,12 +70,21 @@ def tune(
         bool, typer.Option("--dry-run", help="Time a few steps and say what the sweep would take; keep nothing.")
     ] = False,
     create_only: Annotated[bool, typer.Option("--create-only", help="Make the study, for `graftline worker` to run.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Have so many workers run it; see docs/sweeps.md.", min=1)] = None,
+    executor: Annotated[str | None, typer.Option(help="What starts them: local, slurm, k8s or ray [default: local].")] = None,
+    cluster: Annotated[Path | None, typer.Option(help="A TOML file of what the executor is told.", dir_okay=False)] = None,
+    submit: Annotated[bool, typer.Option("--submit", help="Also call sbatch or kubectl.")] = False,
     storage: Storage = None,
     home: Home = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
     """Sweep a recipe for domain gain subject to retained reasoning; every trial is an MLflow run. Exit code 1: none finished."""
+    if workers is None and (executor is not None or cluster is not None or submit):
+        raise typer.BadParameter("--executor, --cluster and --submit are of workers: say with --workers how many.")
+    if workers is not None and create_only:
+        raise typer.BadParameter("--create-only makes a study that nobody runs yet: leave it or --workers out.")
+    from service.commands.crew import Crew
     from service.commands.tune import Overrides
     from service.commands.tune import tune as run
 
@@ -81,8 +92,9 @@ def tune(
     if dry_run:
         from service.commands.dry_run import dry_run as run_dry
 
-        raise typer.Exit(run_dry(recipe, asked, 1, home, tracking_uri, as_json))
-    raise typer.Exit(run(recipe, asked, resume, create_only, storage, home, tracking_uri, as_json))
+        raise typer.Exit(run_dry(recipe, asked, workers or 1, home, tracking_uri, as_json))
+    crew = None if workers is None else Crew(workers, executor or "local", cluster, submit)
+    raise typer.Exit(run(recipe, asked, resume, create_only, crew, storage, home, tracking_uri, as_json))
 
 
 @app.command()
@@ -288,8 +300,10 @@ def trace_reliance(
     raise typer.Exit(run(recipe, seeds, trace_loss, time_budget_s, home, as_json))
 
 
+app.command()(fitting_cli.fit)
 app.command()(combining_cli.merge)
 app.command("softcot-arms")(combining_cli.softcot_arms)
+app.command()(combining_cli.sequence)
 app.command("reduce-intruders")(combining_cli.reduce_intruders)
 app.command()(reading_cli.hybrid)
 app.command()(reading_cli.thoughts)

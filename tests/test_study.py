@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 from functools import partial
@@ -269,6 +270,21 @@ def test_a_child_that_gives_no_sign_of_life_is_stopped(backbone_directory: Path,
     job = Job(small(backbone_directory), tmp_path / "trial", tmp_path, threads=1)
     with pytest.raises(ChildDied, match="no sign of life for 0 s.*stall_timeout_s"):
         run_isolated(job, lambda phase, share: None, stall_timeout_s=0.01)
+
+
+def test_a_child_that_is_killed_is_told_from_one_that_was_stopped(backbone_directory: Path, tmp_path: Path) -> None:
+    job = Job(small(backbone_directory), tmp_path / "trial", tmp_path / "cache", threads=1)
+
+    def kill(phase: str, share: float) -> None:
+        for child in multiprocessing.active_children():
+            child.kill()
+
+    with pytest.raises(ChildDied, match="exit code -9") as died:
+        run_isolated(job, kill)
+    assert died.value.killed
+    with pytest.raises(ChildDied, match="no sign of life") as stopped:
+        run_isolated(job, lambda phase, share: None, stall_timeout_s=0.01)
+    assert not stopped.value.killed
 
 
 def test_scales_are_written_from_in_order_of_gain_among_those_that_lose_nothing() -> None:

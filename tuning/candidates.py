@@ -14,10 +14,12 @@ from optuna.trial import FrozenTrial, TrialState
 from registry.tracking import Tracking
 from tuning.errors import DamagedStudy, NothingToPublish
 from tuning.records import RUN_KEY, run_key
+from tuning.stop_items import is_partial
 from tuning.storage import StudyStorage
 from tuning.trial import ADAPTER
 
 DIRECTORY_KEY, SCORE_KEY = "directory", "score"  # user attributes of a trial
+IN_FULL = "in_full"  # the folder, and the study's attribute, of a trial that is read in full after a part of it was
 REFITTED = "refitted"
 
 
@@ -61,9 +63,15 @@ class Candidate:
 
 
 def candidates_of(study: optuna.Study) -> list[Candidate]:
-    """The finished trials of a study, best first."""
-    told = study.user_attrs  # weights that were removed, and runs that were logged when the store answered again
-    return in_order([_candidate(trial, told) for trial in study.get_trials(states=(TrialState.COMPLETE,))])
+    """The finished trials of a study, best first. One that was read on a part of its items is none: see tuning.stop_winner."""
+    return in_order([one for one in all_complete(study) if not is_partial(one.score)])
+
+
+def all_complete(study: optuna.Study) -> list[Candidate]:
+    """With those that were read on a part of their items."""
+    told = study.user_attrs  # runs that were logged late, what was read in full after the trial, and weights that were removed
+    found = (_candidate(trial, told) for trial in study.get_trials(states=(TrialState.COMPLETE,)))
+    return [candidate for candidate in found if candidate.score]
 
 
 def in_order(candidates: list[Candidate]) -> list[Candidate]:
@@ -148,6 +156,11 @@ def candidate_to_publish(home: Path, name: str, trial: int | None = None) -> Can
     return _with_weights(best, home, name)
 
 
+def full_key(number: int) -> str:
+    """The study's attribute with what was found when the trial was read in full; its score is empty where that failed."""
+    return f"{IN_FULL}:{number}"
+
+
 def _with_weights(candidate: Candidate, home: Path, name: str) -> Candidate:
     if candidate.removed and not StudyStorage.of(home, name).is_shared:  # workers of several machines leave a copy with the run
         raise NothingToPublish(
@@ -159,7 +172,9 @@ def _with_weights(candidate: Candidate, home: Path, name: str) -> Candidate:
 
 
 def _candidate(trial: FrozenTrial, told: Mapping[str, Any]) -> Candidate:
-    attributes = trial.user_attrs
-    directory, removed = Path(attributes[DIRECTORY_KEY]) / ADAPTER, told.get(removed_key(trial.number)) is True
+    attributes, removed = trial.user_attrs, told.get(removed_key(trial.number)) is True
+    if full := told.get(full_key(trial.number)):
+        return Candidate(trial.number, Path(full["directory"]) / ADAPTER, trial.params, full["score"], full["run_id"], removed)
+    directory = Path(attributes[DIRECTORY_KEY]) / ADAPTER
     run_id = attributes.get(RUN_KEY) or told.get(run_key(trial.number))
     return Candidate(trial.number, directory, trial.params, attributes[SCORE_KEY], run_id, removed)

@@ -33,6 +33,9 @@ from tuning.recipe import METHOD_NAME, Recipe, narrowed
 from tuning.records import Records
 from tuning.retries import try_lost_again
 from tuning.space import Value, defaults, is_active, search_digest
+from tuning.stop_curve import CURVE_KEY
+from tuning.stop_pruners import pruner_of
+from tuning.stop_winner import Settling
 from tuning.storage import StudyStorage, is_away
 from tuning.worker import FAMILIES_KEY, Worker, finished, running
 from tuning.worker import Event as Event
@@ -175,6 +178,7 @@ class Sweep:
         if self.kept_in.is_shared or running(study):
             seed = int.from_bytes(hashlib.sha256(f"{seed}/{uuid.uuid4()}".encode()).digest()[:4])
         study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=4)
+        study.pruner = pruner_of(self.recipe.study.stop)
         return study
 
     @contextmanager
@@ -224,6 +228,9 @@ class Sweep:
             )
             try:
                 worker.search()
+                if not running(study):
+                    parts = (self.recipe, study, records, self.directory, self.home / "cache", self.threads)
+                    Settling(*parts, note, ended).run()
             except BaseException as error:
                 if is_away(error):
                     raise
@@ -277,6 +284,7 @@ def trials_table(study: optuna.Study) -> list[dict[str, Any]]:
             "score": trial.user_attrs.get(SCORE_KEY),
             "seconds": trial.user_attrs.get("seconds"),
             "failure": trial.user_attrs.get("failure"),
+            "curve": trial.user_attrs.get(CURVE_KEY, []),
         }
         for trial in study.trials
     ]

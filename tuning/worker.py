@@ -23,12 +23,15 @@ from tuning.asked import limits, wish
 from tuning.budget import BEGAN_KEY, SECONDS_KEY, WORKER_KEY, left
 from tuning.candidates import DIRECTORY_KEY, SCORE_KEY
 from tuning.errors import Preempted, SweepRefused, SweepStopped
-from tuning.isolation import ChildDied, run_isolated
+from tuning.isolation import ChildDied
 from tuning.kept_weights import remove_unneeded
+from tuning.memory import run_within_memory
 from tuning.recipe import Recipe
 from tuning.records import RUN_KEY, Records
 from tuning.retries import MAX_RETRIES, TRIES_KEY, continued, hand_back, kept_outcome, note_asked, tries, try_again
-from tuning.space import Value, defaults, suggest
+from tuning.space import defaults, suggest
+from tuning.stop_curve import FitReading
+from tuning.stop_judge import StopJudge
 from tuning.storage import beating, is_away
 from tuning.trial import Job, Outcome
 
@@ -43,7 +46,7 @@ _POLL_S = 1.0
 class Event:
     """Something that happened, for whoever shows the sweep."""
 
-    kind: str  # start | fit | measure | complete | pruned | failed | note
+    kind: str  # start | fit | probe | measure | complete | pruned | failed | note
     trial: int
     share: float = 0.0
     text: str = ""
@@ -174,21 +177,29 @@ class Worker:
             return recipe, directory, kept
         note_asked(directory, recipe, reference)
         started = time.monotonic()
-        outcome = self._isolated(Job(recipe, directory, self.cache, self.threads, reference), trial.number, values)
+        outcome = self._isolated(Job(recipe, directory, self.cache, self.threads, reference), trial)
         trial.set_user_attr(SECONDS_KEY, time.monotonic() - started)
         return recipe, directory, outcome
 
-    def _isolated(self, job: Job, number: int, values: dict[str, Value]) -> Outcome:
+    def _isolated(self, job: Job, trial: optuna.Trial) -> Outcome:
+        number = trial.number
+
         def report(phase: str, share: float) -> None:
             if phase in ("fit", "measure"):
                 self.on_event(Event(phase, number, share))
             elif phase == "admission" and share == 0:
                 self.on_event(Event("note", -1, text="reads once what this backbone can do; minutes"))
 
+        def on_reading(reading: FitReading) -> None:
+            self.on_event(Event("probe", number, reading.checkpoint, str(reading), reading.told))
+
+        # The recipe's own values are what the others are compared with: they are read, and never stopped.
+        judge = StopJudge(self.study, trial, self.recipe.study.stop, job.reference, on_reading)
         try:
-            return run_isolated(job, report, self.recipe.study.stall_timeout_s, self.ended)
+            outcome = run_within_memory(job, report, self.recipe.study.stall_timeout_s, self.ended, judge)
         except ChildDied as died:
-            return Outcome(state="died", reason=str(died))
+            outcome = Outcome(state="died", reason=str(died))
+        return outcome.model_copy(update={"curve": judge.curve})
 
     def _tell(self, trial: optuna.Trial, outcome: Outcome) -> None:
         """Optuna's side of an outcome. Raises SweepRefused for one that every trial would have."""
@@ -202,9 +213,10 @@ class Worker:
             self.on_event(Event("complete", trial.number, 1.0, score=outcome.score, params=trial.params))
             return
         trial.set_user_attr("failure", outcome.reason)
-        if outcome.state == "failed":
+        if outcome.state in ("stopped", "failed"):
             # Reported as PRUNED, since samplers do not see failed trials and would propose the same again.
-            trial.set_constraint("finished", 1.0)
+            if outcome.state == "failed":  # of one that was stopped, its judge has said how far it is from feasible
+                trial.set_constraint("finished", 1.0)
             self.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
             self.on_event(Event("pruned", trial.number, text=outcome.reason))
             return
@@ -216,7 +228,7 @@ class Worker:
 
     def _note_families(self, outcome: Outcome) -> None:
         """Says once which protected families constrain no trial."""
-        if outcome.state not in ("complete", "failed") or FAMILIES_KEY in self.study.user_attrs:
+        if outcome.state not in ("complete", "stopped", "failed") or FAMILIES_KEY in self.study.user_attrs:
             return
         self.study.set_user_attr(FAMILIES_KEY, outcome.not_measurable)
         for family, reason in outcome.not_measurable.items():

@@ -12,6 +12,7 @@ from pathlib import Path
 from evaluation.tasks import task_named
 from registry.home import home_directory
 from registry.tracking import Tracking
+from service.commands.crew import Crew, executor_of, run_by
 from service.preempted import START_AGAIN, ends_orderly
 from service.sweep_view import LinesView, TableView
 from tuning.budget import price_of
@@ -57,12 +58,13 @@ def tune(
     asked: Overrides,
     resume: bool,
     create_only: bool,
+    crew: Crew | None,
     storage: str | None,
     home: Path | None,
     tracking_uri: str | None,
     as_json: bool,
 ) -> int:
-    """0 when a trial finished, or the study was only made; 1 when none did, 75 when it was told to end."""
+    """0 when a trial finished, or a study was only made or handed to a scheduler; 1 when none did, 75 when it was told to end."""
     recipe = checked(asked.over(Recipe.load(recipe_file)))
     place = home_directory(home)
     tracking = Tracking.at(place, tracking_uri)
@@ -77,12 +79,20 @@ def tune(
             else f"the study {recipe.name} is in {shown}; next: graftline worker --study {recipe.name}"
         )
         return 0
-    try:
-        with ends_orderly() as ended:
-            chosen = run_sweep(sweep, resume, quiet=as_json, ended=ended)
-    except Preempted as error:
-        print(error, file=sys.stderr)
-        return START_AGAIN
+    if crew is not None:
+        executor = executor_of(crew, sweep)
+        study = sweep.create(resume)
+        code, handed_over = run_by(executor, crew, quiet=as_json)
+        if code or handed_over:
+            return code
+        chosen = sweep.candidates(study)
+    else:
+        try:
+            with ends_orderly() as ended:
+                chosen = run_sweep(sweep, resume, quiet=as_json, ended=ended)
+        except Preempted as error:
+            print(error, file=sys.stderr)
+            return START_AGAIN
     if as_json:
         print(json.dumps({"study": recipe.name, "storage": sweep.kept_in.shown, "candidates": [_row(c) for c in chosen]}))
     elif chosen:
