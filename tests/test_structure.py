@@ -101,6 +101,7 @@ def test_commands_in_the_readme_exist() -> None:
         ["sae", "score"],
         ["sae", "steer"],
         ["continual"],
+        ["continue"],
         ["curriculum"],
         ["attribute"],
         ["trace-reliance"],

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext
 from typing import Any
 
 from tuning.errors import BadRecipe, Preempted
@@ -25,7 +27,14 @@ _GRACE_S = 10.0  # for a child that has sent its last message
 
 
 class ChildDied(RuntimeError):
-    """The child ended without an outcome: killed, out of memory, or an error that may pass. The trial is tried again."""
+    """The child ended without an outcome: killed, out of memory, or an error that may pass. The trial is tried again.
+
+    `killed`: by SIGKILL, which was not ours; the kernel sends it where memory is used up.
+    """
+
+    def __init__(self, message: str, killed: bool = False) -> None:
+        super().__init__(message)
+        self.killed = killed
 
 
 def available_threads() -> int:
@@ -42,6 +51,11 @@ def use_threads() -> None:
     import torch
 
     torch.set_num_threads(available_threads())
+
+
+def trials_context() -> ForkServerContext:
+    """How the processes of trials are started."""
+    return _CONTEXT
 
 
 def prepare(domain: str = "") -> None:
@@ -112,7 +126,10 @@ def run_isolated(
         if child.is_alive():
             child.kill()
             child.join()
-    raise ChildDied(said or f"The trial's process ended with exit code {child.exitcode} and left no result.")
+    raise ChildDied(
+        said or f"The trial's process ended with exit code {child.exitcode} and left no result.",
+        child.exitcode == -signal.SIGKILL,
+    )
 
 
 def end_with_parent() -> None:

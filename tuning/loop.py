@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -19,6 +19,7 @@ from torch import nn
 
 from adapters.adapter import Stack
 from adapters.backbone import Backbone
+from adapters.recompute import recomputed
 from adapters.whole_file import written_whole
 from evaluation.errors import DataError
 from tuning.batches import Row
@@ -89,10 +90,10 @@ def run(
 
     accelerator = Accelerator(cpu=backbone.device.type == "cpu")
     share = slice(accelerator.process_index, None, accelerator.num_processes)
-    kept = Kept(directory / CHECKPOINT, identity) if directory and accelerator.num_processes == 1 else None
+    kept = Kept(directory / CHECKPOINT, identity, accelerator.is_main_process) if directory else None
     progress, before = Progress(0, {}, 0, 0.0), time.monotonic()
     check_budget(spec, num_written)
-    with quick_backward(backbone), stack.attach(backbone), torch.random.fork_rng(devices=[]):
+    with backward_of(backbone), stack.attach(backbone), torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         trained = [parameter for parameter in stack.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=spec.learning_rate, weight_decay=spec.weight_decay)
@@ -142,10 +143,13 @@ def run(
 
 
 class Kept:
-    """The checkpoint of one fit: the weights, AdamW's state, the random state and the numbers so far."""
+    """The checkpoint of one fit: the weights, AdamW's state, the random state and the numbers so far.
 
-    def __init__(self, file: Path, identity: str) -> None:
-        self.file, self.identity = file, identity
+    Of several processes one writes it, and all go on at it.
+    """
+
+    def __init__(self, file: Path, identity: str, writes: bool = True) -> None:
+        self.file, self.identity, self._writes = file, identity, writes
         self._saved = time.monotonic()
 
     @property
@@ -154,6 +158,8 @@ class Kept:
 
     def save(self, progress: Progress, trained: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
         """Whole or not at all: it takes the place of the one before."""
+        if not self._writes:
+            return
         state: dict[str, Any] = {
             "identity": self.identity,
             "progress": vars(progress),
@@ -207,6 +213,13 @@ def schedule(step: int, steps: int, warmup: float) -> float:
     if step < rising:
         return (step + 1) / rising
     return 1.0 - 0.9 * (step - rising) / max(1, steps - rising)
+
+
+@contextmanager
+def backward_of(backbone: Backbone) -> Iterator[None]:
+    """As fits compute: quick, and sparing of memory where the backbone was loaded so."""
+    with quick_backward(backbone), recomputed(backbone) if backbone.recompute else nullcontext():
+        yield
 
 
 @contextmanager

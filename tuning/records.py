@@ -169,6 +169,7 @@ def trial_metrics(outcome: Outcome) -> dict[str, float]:
         "feasible": float(score["feasible"]),
         "memory/peak_mib": outcome.peak_memory_mib,
         **{f"fit/{name}": outcome.fit[name] for name in ("tokens_per_s", "num_tokens", "num_generated")},
+        **({"fit/micro_batch_tokens": float(outcome.micro_batch_tokens[-1])} if outcome.micro_batch_tokens else {}),
         **{f"fit/{name}": value for name, value in outcome.fit["counts"].items()},
         **{f"retention/chain/{family}": value for family, value in chosen["chain_changes"].items()},
         **{f"retention/written/{family}": value for family, value in score["generated_changes"].items()},

@@ -23,9 +23,12 @@ from adapters.spec import Choices, Range
 from adapters.whole_file import write_whole
 from registry.errors import StoreRefused
 from registry.tracking import RunStatus, Tracking
+from tuning.asked import LENGTH_KEY, ask
+from tuning.budget import left
 from tuning.candidates import SCORE_KEY, Candidate, candidates_of, readable
 from tuning.errors import BadRecipe, NoStudy, Preempted, StudyMismatch, SweepRefused
 from tuning.isolation import available_threads, prepare
+from tuning.kept_weights import remove_unneeded
 from tuning.recipe import METHOD_NAME, Recipe, narrowed
 from tuning.records import Records
 from tuning.retries import try_lost_again
@@ -34,9 +37,8 @@ from tuning.stop_curve import CURVE_KEY
 from tuning.stop_pruners import pruner_of
 from tuning.stop_winner import Settling
 from tuning.storage import StudyStorage, is_away
-from tuning.worker import FAMILIES_KEY, LENGTH_KEY, PAUSED_KEY, Worker, finished, running
+from tuning.worker import FAMILIES_KEY, Worker, finished, running
 from tuning.worker import Event as Event
-from tuning.worker import has_time as has_time
 
 SEARCH_KEY, RECIPE_KEY = "search_digest", "recipe"  # user attributes of a study
 _NUM_OBJECTIVES = {"pareto": 2, "constrained": 1}
@@ -153,7 +155,7 @@ class Sweep:
         self.kept_in.refuse_other_host(study)
         study.set_user_attr(RECIPE_KEY, self.recipe.model_dump(mode="json"))
         study.set_user_attr(LENGTH_KEY, self.recipe.study.trials)
-        study.set_user_attr(PAUSED_KEY, False)
+        ask(study, "run")
         if SEARCH_KEY not in study.user_attrs:  # set last: a kill before it leaves points to enqueue
             for point in points:
                 study.enqueue_trial(point, skip_if_exists=True)
@@ -243,16 +245,15 @@ class Sweep:
         """Finished trials, the one to gate first at the front: by `in_order`."""
         return candidates_of(study)
 
-    def has_time(self, study: optuna.Study, spent_s: float) -> bool:
-        """Whether another trial may start."""
-        return has_time(self.recipe, study, spent_s)
-
     def _close(self, study: optuna.Study, records: Records, status: RunStatus, reason: str = "") -> None:
         """The last worker of a study ends its run; the others leave their pictures and tables alone."""
         from tuning.pictures import pareto_picture
 
         if running(study):
             return
+        if status == "FINISHED" and not left(study, self.recipe).may_begin:
+            with suppress(OSError):
+                remove_unneeded(study, self.recipe, over=True)
         ordered, families = self.candidates(study), study.user_attrs.get(FAMILIES_KEY, {})
         table = {"study": study.study_name, "not_measurable": families, "trials": trials_table(study)}
         write_whole(self.directory / "trials.json", json.dumps(table, indent=2))

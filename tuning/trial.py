@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import shutil
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from tuning.methods.method import Fit
 
 RESULT = "result.json"
-ADAPTER = "adapter"
+ADAPTER, FITTED = "adapter", "fitted"  # what is published, and what launched processes left before it was measured
 KL_PROMPTS = 12  # of the training rows, as the domain asks them, to which the backbone writes what the distance to it is read on
 MAX_CHECKS = 2  # scales that are written from, at most, before a trial is reported as it is
 
@@ -51,6 +53,8 @@ class Outcome(BaseModel):
     seconds: dict[str, float] = {}
     peak_memory_mib: float = 0.0
     curve: list[dict[str, Any]] = []  # what its judge was told of the fit; see tuning.stop_curve
+    out_of_memory: bool = False  # may pass with a smaller micro-batch
+    micro_batch_tokens: tuple[int, ...] = ()  # that it was tried with, the last being the one of this outcome
     not_measurable: dict[str, str] = {}  # protected families without a constraint, and why
 
 
@@ -85,7 +89,7 @@ def run(job: Job, report: Report, judge: Ask | None = None) -> Outcome:
     except OSError:
         raise
     except Exception as error:
-        outcome = Outcome(state="refused", reason=_sentence(error))
+        outcome = Outcome(state="refused", reason=in_words(error))
     else:
         outcome = _tried(job, ground, report, judge, time.monotonic() - started)
     write_whole(job.directory / RESULT, outcome.model_dump_json(indent=2))
@@ -93,8 +97,6 @@ def run(job: Job, report: Report, judge: Ask | None = None) -> Outcome:
 
 
 def _tried(job: Job, ground: Ground, report: Report, judge: Ask | None, load_s: float) -> Outcome:
-    import torch
-
     from tuning.loop import CHECKPOINT
 
     started = time.monotonic()
@@ -104,16 +106,24 @@ def _tried(job: Job, ground: Ground, report: Report, judge: Ask | None, load_s: 
         raise
     except FitStopped as stop:
         outcome = Outcome(state="stopped", reason=str(stop), seconds={"fit": time.monotonic() - started})
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        outcome = Outcome(state="failed", reason=f"out of memory: {error}. Lower batch_size or micro_batch_tokens.")
     except Exception as error:
-        outcome = Outcome(state="failed", reason=_sentence(error))
+        if is_out_of_memory(error):
+            outcome = Outcome(state="failed", reason=f"out of memory: {str(error).strip()}", out_of_memory=True)
+        else:
+            outcome = Outcome(state="failed", reason=in_words(error))
     for checkpoint in job.directory.rglob(CHECKPOINT):  # whatever it ended by, it is not gone on with
         checkpoint.unlink()
     return outcome.model_copy(update={"not_measurable": ground.not_measurable, "seconds": {"load": load_s, **outcome.seconds}})
 
 
-def _sentence(error: Exception) -> str:
+def is_out_of_memory(error: Exception) -> bool:
+    """Of the device or of this machine: on a CPU torch has no class for it."""
+    import torch
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def in_words(error: Exception) -> str:
     """Ours say the rule and the way out; of another's error the place is worth more."""
     if type(error).__module__.partition(".")[0] in ("adapters", "engine", "evaluation", "registry", "tuning"):
         return f"{type(error).__name__}: {error}"
@@ -219,6 +229,8 @@ def _fitted(job: Job, ground: Ground, report: Report, probe: Probe | None) -> tu
 
     if job.given is not None:
         return Profile.load(job.given).adapters, Fit({}, 0, 0.0)
+    if job.recipe.fit.is_launched:
+        return _launched(job, report)
     recipe, adapters = job.recipe, new_adapters(job.recipe, ground.backbone)
     if probe:
         probe.begin(adapters)
@@ -237,6 +249,20 @@ def _fitted(job: Job, ground: Ground, report: Report, probe: Probe | None) -> tu
         directory=job.directory,
     )
     return adapters, fit
+
+
+def _launched(job: Job, report: Report) -> tuple[tuple[Adapter, ...], Fit]:
+    """In processes of its own. What was fitted before a kill is not fitted again."""
+    from engine.profile import Profile
+    from tuning.launch import launched
+    from tuning.methods.method import Fit
+
+    directory, told = job.directory / FITTED, job.directory / f"{FITTED}.json"
+    if not told.is_file():
+        shutil.rmtree(directory, ignore_errors=True)
+        fit = launched(job.recipe, directory, job.threads, lambda step, steps, loss: report("fit", step / steps))
+        write_whole(told, json.dumps(asdict(fit)))
+    return Profile.load(directory).adapters, Fit(**json.loads(told.read_text()))
 
 
 def peak_memory_mib() -> float:

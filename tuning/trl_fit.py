@@ -42,8 +42,8 @@ from tuning.loop import (
     OnStep,
     OnUpdate,
     Progress,
+    backward_of,
     check_budget,
-    quick_backward,
     require_finite,
     require_steady,
     schedule,
@@ -95,7 +95,7 @@ def run_trl(
     _refuse_processes()
     check_budget(spec, num_written)
     kept = Kept(directory / CHECKPOINT, identity) if directory else None
-    with quick_backward(backbone), lora.attach(backbone), _as_found(backbone), tempfile.TemporaryDirectory() as nowhere:
+    with backward_of(backbone), lora.attach(backbone), _as_found(backbone), tempfile.TemporaryDirectory() as nowhere:
         trained = [parameter for parameter in lora.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=spec.learning_rate, weight_decay=spec.weight_decay)
         progress = (kept.restore(trained, optimizer) if kept else None) or Progress(0, {}, 0, 0.0)
