@@ -1,10 +1,11 @@
-"""What the stop rules cost and save: real trials on the small test-bed, replayed in many orders under the rules.
+"""What the stop rules cost and save: made-up trials and recorded ones, replayed under the rules.
 
     python -m benchmarks.stop_rules [--trials 48] [--record]
 
-With --record, trials of random settings are run to their end with their readings, about five seconds each, and kept in
-benchmarks/stop_curves.json; a killed run goes on. The replay needs no model: a trial is stopped by the rules of tuning.stop_rules
-with the trials before it as rivals. A false stop is one of the trial that would have been first in line for the gate.
+With --record, trials of random settings on the small test-bed are run to their end with their readings, about five seconds each,
+and kept in benchmarks/stop_curves.json; a killed run goes on. The replay needs no model: a trial is stopped by the rules of
+tuning.stop_rules with the trials before it as rivals. What is lost is told by the trial that would have been first in line for
+the gate.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from scipy.stats import norm
 from adapters.backbone import TESTBED
 from adapters.whole_file import write_whole
 from benchmarks.results import commits, provenance, table, write_section
+from benchmarks.stop_curves import made_up
 from tuning.candidates import Candidate, in_order
 from tuning.recipe import Recipe
 from tuning.stop_curve import FitReading
@@ -34,7 +36,7 @@ from tuning.stop_rules import stopped
 from tuning.stop_settings import Rule, StopRecipe
 
 CURVES = Path(__file__).parent / "stop_curves.json"
-ORDERS = 200
+ORDERS, STUDIES, MADE_UP = 100, 100, 30
 SIMULATED, NUM_ITEMS = 500, 150
 DOMAIN = "arithmetic"
 RANGES = {"method.learning_rate": (5e-5, 1e-3), "method.steps": (10, 60), "adapter.lora.rank": (4, 32)}
@@ -45,6 +47,7 @@ class Replay:
     """One order of trials under the rules, as shares."""
 
     lost_best: bool
+    regret: float  # of the domain's gain: the best trial's less that of the best which was not stopped
     stopped: float  # of the trials
     saved: float  # of the time of the same trials without any reading
 
@@ -57,33 +60,24 @@ def main() -> None:
     rows: list[dict[str, Any]] = json.loads(CURVES.read_text()) if CURVES.is_file() else []
     if args.record:
         record(rows, args.trials)
-    lines, told = [], list[tuple[Rule, ...]]([("floor",), ("dominated",), ("floor", "dominated")])
-    for rules in told:
-        found = replays(rows, StopRecipe(rules=rules), ORDERS)
-        lines.append(
-            [
-                " and ".join(rules),
-                *(
-                    f"{100 * sum(values) / len(found):.1f} %"
-                    for values in zip(*((r.stopped, r.saved) for r in found), strict=True)
-                ),
-                f"{sum(r.lost_best for r in found)} of {len(found)}",
-            ]
-        )
-    headings = ["rules", "trials stopped", "time saved", "orders in which the best trial was stopped"]
-    probe_s, whole_s = (sum(cost(row)[key] for row in rows) for key in ("probe", "whole"))
-    feasible = sum(row["score"]["feasible"] for row in rows)
+    studies = [made_up(seed, MADE_UP) for seed in range(STUDIES)]
     text = (
-        f"{provenance('stop_rules')} · trials at commit {commits(rows)}\n\n{len(rows)} trials of random settings on the test-bed "
-        f"(LoRA, {', '.join(RANGES)}, target), {feasible} of them feasible, in {ORDERS} random orders. Reading took "
-        f"{probe_s / whole_s:.0%} of the time of a trial that ends by itself; what is saved is after that.\n\n"
-        f"{table(headings, lines)}"
+        f"{provenance('stop_rules')}\n\nMade-up trials (benchmarks/stop_curves.py): {STUDIES} studies of {MADE_UP}, "
+        f"{share_feasible([row for made in studies for row in made]):.0%} of them feasible.\n\n"
+        f"{ruled([(made, range(MADE_UP)) for made in studies])}"
     )
+    if rows:
+        drawn = random.Random(0)
+        orders = [(rows, drawn.sample(range(len(rows)), len(rows))) for _ in range(ORDERS)]
+        text += (
+            f"\n\n{len(rows)} trials of random settings on the test-bed ({', '.join(RANGES)}, target), recorded at commit "
+            f"{commits(rows)}, {share_feasible(rows):.0%} of them feasible, in {ORDERS} random orders.\n\n{ruled(orders)}"
+        )
     text += (
         f"\n\nWilcoxon over items, simulated: {NUM_ITEMS} items of which the best trial gets half, a look after every {SLICE} at "
         f"p < {P_VALUE}, {SIMULATED} trials a row.\n\n{table(['the new trial gets', 'ended', 'items read'], wilcoxon())}"
     )
-    write_section("stop-rules", "Stop rules on recorded trials", text)
+    write_section("stop-rules", "Stop rules", text)
     print(text)
 
 
@@ -159,9 +153,22 @@ def settings(number: int) -> dict[str, object]:
     }
 
 
-def replays(rows: Sequence[Mapping[str, Any]], stop: StopRecipe, orders: int) -> list[Replay]:
-    drawn = random.Random(0)
-    return [replay(rows, drawn.sample(range(len(rows)), len(rows)), stop) for _ in range(orders)]
+def ruled(studies: Sequence[tuple[Sequence[Mapping[str, Any]], Sequence[int]]]) -> str:
+    """A table, one line a set of rules; what is saved is after the time that reading took."""
+    lines, sets = [], list[tuple[Rule, ...]]([("floor",), ("dominated",), ("floor", "dominated")])
+    for rules in sets:
+        found = [replay(rows, order, StopRecipe(rules=rules)) for rows, order in studies]
+        stopped_share, saved, regret = (
+            sum(getattr(one, name) for one in found) / len(found) for name in ("stopped", "saved", "regret")
+        )
+        lost = f"{sum(one.lost_best for one in found)} of {len(found)}"
+        lines.append([" and ".join(rules), f"{stopped_share:.1%}", f"{saved:+.1%}", lost, f"{regret:.4f}"])
+    headings = ["rules", "trials stopped", "time saved", "studies whose best trial was stopped", "gain lost by that, mean"]
+    return table(headings, lines)
+
+
+def share_feasible(rows: Sequence[Mapping[str, Any]]) -> float:
+    return sum(bool(row["score"]["feasible"]) for row in rows) / len(rows)
 
 
 def replay(rows: Sequence[Mapping[str, Any]], order: Sequence[int], stop: StopRecipe) -> Replay:
@@ -178,12 +185,18 @@ def replay(rows: Sequence[Mapping[str, Any]], order: Sequence[int], stop: StopRe
         ended.append(index)
         spent += seconds["load"] + seconds["fit"] * curve[at].checkpoint + seconds["probe"] * (at + 1) / len(curve)
     unread = sum(cost(rows[index])["whole"] - cost(rows[index])["probe"] for index in order)
-    return Replay(best([rows[index] for index in order], order) in ended, len(ended) / len(order), 1 - spent / unread)
+    first, kept = best(rows, order), best(rows, [index for index in order if index not in ended])
+    regret = max(0.0, gain(rows[first]) - gain(rows[kept])) if rows[first]["score"]["feasible"] else 0.0
+    return Replay(first in ended, regret, len(ended) / len(order), 1 - spent / unread)
+
+
+def gain(row: Mapping[str, Any]) -> float:
+    return float(row["score"]["chosen"]["domain_gain"])
 
 
 def best(rows: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> int:
-    """The trial that a study of all of them would bring before the gate first."""
-    found = [Candidate(n, Path(), {}, row["score"], None) for n, row in zip(numbers, rows, strict=True)]
+    """The trial that a study of these would bring before the gate first."""
+    found = [Candidate(number, Path(), {}, rows[number]["score"], None) for number in numbers]
     return in_order(found)[0].trial
 
 

@@ -53,7 +53,7 @@ def continue_(
 
 @continuing_app.command()
 def watch(
-    directory: Annotated[Path, typer.Argument(help="Where files of new rows arrive.", file_okay=False)],
+    directory: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="Where files of new rows arrive.", file_okay=False)],
     domain: Annotated[str, typer.Option(help="A registered model with a champion.")],
     poll_s: Annotated[
         float, typer.Option(help="Seconds between two looks; a file is whole once two agree.", callback=seconds)

@@ -183,6 +183,7 @@ def test_the_number_of_people_is_set_for_a_name_and_not_in_one_gate(
     assert policies(tracking, NAME)[-1].policy == TWO
 
 
+@pytest.mark.slow
 def test_another_key_approves_over_http(ledger: Ledger, backbone_directory: Path) -> None:
     propose(ledger, 2, "ada")
     home = ledger.tracking.cache.parent

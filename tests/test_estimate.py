@@ -138,6 +138,7 @@ def test_a_token_budget_ends_the_drawn_fits_too(wide: Recipe) -> None:
     assert estimated(wide, short, short).trial_s.point <= short.before_s + short.fit_s(10) + 12.0 + 1e-9
 
 
+@pytest.mark.slow
 def test_a_timing_counts_the_steps_that_a_fit_makes(backbone_directory: Path, session_backbone: Backbone, tmp_path: Path) -> None:
     home = knowing_home(session_backbone, tmp_path)
     before = sorted(home.rglob("*"))

@@ -7,7 +7,7 @@ import pytest
 from tuning.errors import BadStorage
 from tuning.executors.executor import WorkerCommand
 from tuning.executors.reach import require_many_hosts
-from tuning.executors.urls import has_secret, shown
+from tuning.database_url import has_secret, shown
 
 STORAGE, TRACKING = "postgresql+psycopg://me@db.example.org/studies", "http://mlflow.example.org:5000"
 

@@ -19,6 +19,8 @@ from service.catalogue import RegistryCatalogue
 from service.errors import ApiError
 from service.models import ServedModels
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def tracking(tmp_path: Path, backbone: Backbone) -> Tracking:
@@ -43,7 +45,6 @@ def answers(models: ServedModels) -> str:
     return lease.served.id
 
 
-@pytest.mark.slow
 def test_a_deleted_champion_is_served_while_it_is_loaded_and_refused_by_name_at_a_start(
     tracking: Tracking, backbone: Backbone
 ) -> None:

@@ -77,7 +77,7 @@ def files_of(release: Release) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in release.directory.rglob("*") if file.is_file()}
 
 
-@pytest.mark.parametrize("target", ["folder", "file.tar", "file.tar.gz"])
+@pytest.mark.parametrize("target", ["folder", "file.tar.gz"])
 def test_what_was_exported_is_a_candidate_elsewhere_with_the_same_files(
     here: Tracking, there: Tracking, tmp_path: Path, target: str
 ) -> None:
@@ -215,6 +215,7 @@ def test_a_damaged_export_makes_no_home(here: Tracking, tmp_path: Path, backbone
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_by_command_an_export_tells_its_digest_and_an_import_leaves_a_line(
     here: Tracking, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

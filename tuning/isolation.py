@@ -126,6 +126,8 @@ def run_isolated(
         if child.is_alive():
             child.kill()
             child.join()
+    if ended():  # who told this process may have told its child too
+        raise Preempted("The worker was told to end in the middle of a trial, which is tried again from its checkpoint.")
     raise ChildDied(
         said or f"The trial's process ended with exit code {child.exitcode} and left no result.",
         child.exitcode == -signal.SIGKILL,

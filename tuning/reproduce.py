@@ -2,7 +2,7 @@
 
 Bit-equal is what one kind of CPU gives with the same packages and threads. Elsewhere sums are taken in another order, and Adam
 carries the difference on: two fits are then *equivalent* where their weights are nearer than WEIGHTS_APART and what they say of
-the domain's answers nearer than NATS_APART. Another seed is some twenty times as far.
+the domain's answers nearer than NATS_APART. Another seed is ten times as far, or more.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from tuning.stop_curve import FitReading, Point
 from tuning.stop_settings import StopRecipe
 
 Z = 1.645  # one-sided 95 %
+Z_RIVAL = 1.0  # of one rival; several must be ahead
 
 
 def stopped(reading: FitReading, rivals: Sequence[FitReading], settings: StopRecipe) -> str | None:
@@ -65,8 +66,8 @@ def is_better(other: Point, own: Point, settings: StopRecipe) -> bool:
 
     Where neither loses anything worth naming, nothing can be better in retention: the gain decides.
     """
-    ahead = other.gain - own.gain - Z * hypot(other.gain_stderr, own.gain_stderr) > settings.epsilon_gain
+    ahead = other.gain - own.gain - Z_RIVAL * hypot(other.gain_stderr, own.gain_stderr) > settings.epsilon_gain
     if min(other.retention, own.retention) >= -settings.epsilon_retention:
         return ahead
-    noise = Z * hypot(other.retention_stderr, own.retention_stderr)
+    noise = Z_RIVAL * hypot(other.retention_stderr, own.retention_stderr)
     return ahead and other.retention - own.retention - noise > settings.epsilon_retention

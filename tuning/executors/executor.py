@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from tuning.executors.urls import has_secret
+from tuning.database_url import has_secret
 
 STORAGE_VARIABLE, TRACKING_VARIABLE = "GRAFTLINE_STORAGE", "GRAFTLINE_TRACKING_URI"
 DONE, STOPPED, REFUSED, START_AGAIN = 0, 1, 2, os.EX_TEMPFAIL  # what a worker ends with

@@ -25,7 +25,7 @@ from tuning.executors.executor import (
 from tuning.executors.reach import require_many_hosts
 from tuning.executors.scheduler import ran
 from tuning.executors.settings import K8sSettings
-from tuning.executors.urls import has_secret
+from tuning.database_url import has_secret
 
 _HOME = "/home-volume"
 _KEYS = {STORAGE_VARIABLE: "storage", TRACKING_VARIABLE: "tracking-uri"}  # of the Secret

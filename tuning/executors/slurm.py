@@ -14,7 +14,7 @@ from tuning.executors.executor import STORAGE_VARIABLE, TRACKING_VARIABLE, Execu
 from tuning.executors.reach import require_many_hosts
 from tuning.executors.scheduler import ran
 from tuning.executors.settings import SlurmSettings
-from tuning.executors.urls import has_secret
+from tuning.database_url import has_secret
 
 # Slurm tells steps, not the script: the worker ends its trial and leaves with 75. Only a task that still runs is put back: one
 # that was cancelled is not to come, and one that Slurm requeued comes anyway. 128 and more is a death.
