@@ -67,10 +67,12 @@ class LedgerReader:
             read = known
             if latest > known.seen:
                 one = [newest] if newest is not None and latest == known.seen + 1 else None
-                later = known.trail.after(one or versions_after(client, ledger, known.seen))
+                found = one or versions_after(client, ledger, known.seen)
+                later = known.trail.after(found)
                 if known.seen and _is_another_history(later):
-                    known, later = Read(), Trail().after(versions_after(client, ledger, 0))
-                read = _joined(known, later, latest)
+                    known, found = Read(), versions_after(client, ledger, 0)
+                    later = known.trail.after(found)
+                read = _joined(known, later, max((int(version.version) for version in found), default=0))
         self._read = read
         return read
 
