@@ -72,7 +72,7 @@ class Policy(_Value):
         if not isinstance(gate, dict) or not isinstance(protected, list | tuple):
             return None
         asked = {key: gate[key] for key in gate if key in cls.model_fields}
-        return cls.model_validate({"domain": _domain_name(manifest.task), "protected": protected, **asked})
+        return cls.model_validate({"domain": domain_name(manifest.task), "protected": protected, **asked})
 
     def with_file(self, file: Path) -> Policy:
         """With the values of a TOML file of this class's keys; what it leaves out stays."""
@@ -189,7 +189,7 @@ def policy_of_report(report: GateReport, bound: Policy) -> Policy:
     )
 
 
-def _domain_name(task: Mapping[str, JsonValue]) -> str | None:
+def domain_name(task: Mapping[str, JsonValue]) -> str | None:
     """The task's own name, where the manifest may name its file."""
     named, definitions = task.get("name"), task.get("definitions")
     defined = definitions.get(str(named)) if isinstance(definitions, dict) else None

@@ -112,6 +112,13 @@ def published(tracking: Tracking, name: str, directory: Path) -> Release | None:
     return load_release(tracking, name, min(map(int, found))) if found else None
 
 
+def release_of_files(tracking: Tracking, manifest_sha256: str) -> Release | None:
+    """Any version, of whatever name, whose manifest has that digest; None when there is none."""
+    with tracking.client() as client:
+        found = client.search_model_versions(f"tags.`{MANIFEST_TAG}`='{manifest_sha256}'", max_results=1)
+    return load_release(tracking, found[0].name, int(found[0].version)) if found else None
+
+
 def load_release(tracking: Tracking, name: str, version: int) -> Release:
     """The version's files, from the cache when they are there intact, else downloaded; verified either way."""
     from mlflow.exceptions import MlflowException

@@ -54,9 +54,11 @@ def publish(
 def publish_directory(tracking: Tracking, directory: Path, name: str | None = None, run_id: str | None = None) -> Release:
     """The name defaults to that of the recipe in the manifest."""
     from registry.manifest import read_manifest
+    from tuning.being_read import being_read
 
-    recipe_name = read_manifest(directory).recipe.get("name", "")
-    return publish_release(tracking, checked_name(name or str(recipe_name)), directory, run_id)
+    with being_read(directory):
+        recipe_name = read_manifest(directory).recipe.get("name", "")
+        return publish_release(tracking, checked_name(name or str(recipe_name)), directory, run_id)
 
 
 def promote(
@@ -158,7 +160,7 @@ def gated(
         )
     subject = Subject(str(release.full_name), release.directory, release.manifest)
     policy = gate_policy(tracking, release.name, recipe_policy(subject.recipe), gate_file, reason)
-    backbone = Backbone.load(release.manifest.backbone.name)
+    backbone = Backbone.load(release.manifest.backbone.name, format=release.manifest.backbone.format)
     _check_backbone(release, backbone.fingerprint)
     engine = TorchEngine(backbone, max_rows=64, precision=subject.recipe.evaluation.precision)
     settings = gate_settings(policy, time_budget_s=time_budget_s)
@@ -181,12 +183,14 @@ def gate_release(
     """
     from registry.claim import alone, claimed
     from registry.earlier import earlier_domains
+    from registry.policy import domain_name
     from registry.verdicts import record_verdict
     from tuning.gating import Subject
 
     named = release.full_name
     if policy.earlier_domains:
-        found = earlier_domains(tracking, release.name, backbone.fingerprint, str(release.manifest.recipe.get("domain")))
+        domain, task = str(release.manifest.recipe.get("domain")), domain_name(release.manifest.task)
+        found = earlier_domains(tracking, release.name, backbone.fingerprint, domain, task)
         for domain, champion in found.items():
             console.print(f"{domain} is served by {champion} on this backbone, and protected too", highlight=False)
         policy = policy.protecting(found)
