@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from registry.errors import NoChampion
+from registry.errors import NoChampion, PromotionRefused, UnknownRelease
 from registry.ledger import Ledger
 from registry.manifest import Manifest
 from registry.names import ReleaseName, registered_names
@@ -26,9 +26,16 @@ def earlier_domains(
         if other == name:
             continue
         try:
-            champion = load_release(tracking, other, Ledger(tracking, other).champion_version())
+            version = Ledger(tracking, other).champion_version()
         except NoChampion:
             continue
+        try:
+            champion = load_release(tracking, other, version)
+        except UnknownRelease as error:
+            raise PromotionRefused(
+                f"A gate protects what other names serve, but {other}@{version}, the champion of {other}, was deleted. "
+                f"`graftline doctor {other}` says how to go on."
+            ) from error
         served = _domain(champion.manifest)
         if task is not None and domain_name(champion.manifest.task) == task:
             continue

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from adapters.whole_file import is_part, write_whole
 from registry.errors import DamagedRelease
@@ -25,6 +33,17 @@ class BackboneIdentity(_Value):
     name: str
     fingerprint: str  # SHA-256 over the backbone's stored sources
     dtype: str  # what it computed in while the adapter was fitted
+    format: Literal["full", "nf4"] = "full"  # what its weights were held in
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, told: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
+        """A manifest without another format is the one that it was before there were formats, and so is its digest."""
+        values: dict[str, JsonValue] = told(self)
+        return {name: value for name, value in values.items() if (name, value) != ("format", "full")}
+
+    @property
+    def computes_in(self) -> str:
+        return self.dtype if self.format == "full" else f"{self.dtype}, weights in {self.format}"
 
 
 class ProfileDescription(_Value):
@@ -211,7 +230,10 @@ def model_card(manifest: Manifest) -> str:
     kinds = ", ".join(manifest.profile.adapters)
     title = f"An adapter ({kinds})" if kinds else "A decoding policy"
     rows = [
-        ("Backbone", f"{manifest.backbone.name} (fingerprint `{manifest.backbone.fingerprint[:16]}`, {manifest.backbone.dtype})"),
+        (
+            "Backbone",
+            f"{manifest.backbone.name} (fingerprint `{manifest.backbone.fingerprint[:16]}`, {manifest.backbone.computes_in})",
+        ),
         ("Adapters", f"{kinds} at scale {manifest.profile.scale:g}" if kinds else "none"),
         ("Decoding", json.dumps(manifest.profile.decoding) if manifest.profile.decoding else "greedy, nothing added"),
         ("Task", str(manifest.task.get("name", "unnamed"))),

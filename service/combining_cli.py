@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from service.options import Home, Json, TrackingUri
+from service.options import Home, Json, TrackingUri, listed
 
 Subjects = Annotated[
     list[str], typer.Argument(metavar="RELEASE|DIRECTORY...", help="NAME, NAME@VERSION, NAME@ALIAS, or directories, two or more.")
@@ -74,3 +74,40 @@ def softcot_arms(
     from service.commands.softcot_arms import softcot_arms as run
 
     raise typer.Exit(run(recipe, seeds, time_budget_s, home, as_json))
+
+
+def sequence(
+    recipes: Annotated[
+        list[Path], typer.Argument(metavar="RECIPE...", help="TOML files in the order of their domains, two or more.")
+    ],
+    policies: Annotated[
+        str,
+        typer.Option(metavar="NAME,...", help="own, continued, merged, routed: what answers after each stage [default: all]."),
+    ] = "",
+    orders: Annotated[
+        str, typer.Option(metavar="given|all|N", help="Orders of the domains; N: the given one, its reverse, and others drawn.")
+    ] = "given",
+    items: Annotated[int, typer.Option(help="Items a domain, of the select split.", min=8)] = 60,
+    family_items: Annotated[int, typer.Option(help="Items a protected family.", min=8)] = 40,
+    router_items: Annotated[int, typer.Option(help="Questions a class and split that a router is fitted on.", min=100)] = 240,
+    combination: Annotated[str, typer.Option(metavar="cat|svd|ties|dare|dare_ties", help="How adapters are merged.")] = "cat",
+    sweep: Annotated[bool, typer.Option("--sweep", help="Search each recipe, instead of fitting its own values.")] = False,
+    home: Home = None,
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Fit several domains one after another under four policies: what each stage did to all domains and to reasoning.
+
+    Stopped, it goes on; each stage is kept as it is read.
+    """
+    from service.commands.sequence import sequence as run
+
+    settings = {
+        **({"policies": listed(policies)} if policies else {}),
+        "orders": int(orders) if orders.isdecimal() else orders,
+        "items": items,
+        "family_items": family_items,
+        "router": {"items": router_items},
+        "merge": {"combination": combination},
+    }
+    run(recipes, settings, sweep, home, tracking_uri, as_json)

@@ -87,6 +87,7 @@ def test_commands_in_the_readme_exist() -> None:
     [
         [],
         ["tune"],
+        ["sweep", "status"],
         ["evaluate"],
         ["knockout"],
         ["elicited"],

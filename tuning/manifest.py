@@ -22,7 +22,7 @@ from tuning.plan import data_digest
 from tuning.recipe import Recipe
 
 # What nothing was fitted by.
-_OF_FITS = {"adapter", "method", "search", "ranges", "start", "study"}
+_OF_FITS = {"adapter", "method", "fit", "search", "ranges", "start", "study"}
 
 
 def complete(
@@ -44,7 +44,10 @@ def complete(
     return write_manifest(
         directory,
         backbone=BackboneIdentity(
-            name=recipe.backbone, fingerprint=backbone.fingerprint, dtype=str(backbone.dtype).removeprefix("torch.")
+            name=recipe.backbone,
+            fingerprint=backbone.fingerprint,
+            dtype=str(backbone.dtype).removeprefix("torch."),
+            format=backbone.format,
         ),
         profile=ProfileDescription(
             adapters=tuple(map(kind_of, profile.adapters)), scale=scale, decoding=profile.policy.model_dump(mode="json")

