@@ -103,6 +103,7 @@ def test_a_trial_whose_worker_fell_silent_is_tried_again_and_its_finished_result
     (retry,) = [trial for trial in trials if trial.user_attrs.get(RETRY_KEY) == running.number]
     assert retry.state == TrialState.COMPLETE and retry.params == running.params
     assert retry.user_attrs[LOST_KEY] == 1 <= MAX_LOST
+    assert retry.user_attrs[RESUMED_KEY] is True
     assert retry.user_attrs[DIRECTORY_KEY] == running.user_attrs[DIRECTORY_KEY]
     assert len(finished(joined)) == 2
     assert trials_of_runs(sweep) == sorted(map(str, finished(joined)))
@@ -226,6 +227,7 @@ def test_workers_that_are_killed_or_ended_lose_nothing_and_count_nothing_twice(s
     killed, ended = started(longer, logs[0]), started(longer, logs[1])
     said(logs[0], "fit 25%", killed)
     killed.kill()
+    killed.wait()
     said(logs[1], "fit 25%", ended)
     ended.send_signal(signal.SIGTERM)
     assert ended.wait(60) == 75, logs[1].read_text()
@@ -242,4 +244,3 @@ def test_workers_that_are_killed_or_ended_lose_nothing_and_count_nothing_twice(s
         tuple(trial.params.items()) for trial in study.get_trials(states=(TrialState.FAIL,))
     }
     assert sum(trial.user_attrs.get(LOST_KEY, 0) for trial in again) >= 1
-    assert RESUMED_KEY in {key for trial in again for key in (*trial.user_attrs, RESUMED_KEY)}
