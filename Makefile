@@ -29,7 +29,7 @@ test: install
 	$(BIN)/python -m pytest -m 'not slow' -n 2
 
 test-slow: install
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[trl,gym,harness,clients]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[trl,gym,harness,clients,ray,k8s-schema,bnb]'
 	$(BIN)/python -m pytest -m slow
 
 # vLLM on the CPU, in an environment of its own: a test run of some minutes, and three gigabytes. Its wheel takes PyTorch's CPU

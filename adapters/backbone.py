@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file
@@ -35,6 +35,7 @@ REASONER_UPDATE = Path(__file__).parent / "reasoner"
 TESTBED = Path(__file__).parent / "testbed"
 
 Message = dict[str, str]  # {"role": ..., "content": ...}
+Format = Literal["full", "nf4"]  # what the frozen linear layers are held in; nf4: 4 bits, by bitsandbytes
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,23 @@ class Backbone:
     tokenizer: PreTrainedTokenizerBase
     fingerprint: str  # SHA-256 over the stored sources, see `fingerprint_of`
     max_context: int | None = None  # None: as many tokens as the model was made for
+    format: Format = "full"
+    recompute: bool = False  # fits compute activations again in the backward; see adapters.recompute
 
     @classmethod
-    def load(cls, name: str, *, device: str | None = None, dtype: torch.dtype | None = None) -> Backbone:
+    def load(
+        cls,
+        name: str,
+        *,
+        device: str | None = None,
+        dtype: torch.dtype | None = None,
+        format: Format = "full",
+        recompute: bool = False,
+    ) -> Backbone:
         """Loads a built-in name, a local directory, a GGUF file or a Hugging Face id.
 
-        `device` defaults to CUDA when there is one; `dtype` to bfloat16 there and float32 on a CPU.
+        `device` defaults to CUDA when there is one; `dtype` to bfloat16 there and float32 on a CPU. With `format` nf4 the
+        decoder layers' weights are rounded to 4 bits as they are loaded; embeddings, norms and the head stay in the dtype.
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
@@ -65,11 +77,15 @@ class Backbone:
         # Parameters only: rotary frequencies are buffers, and rounded to bfloat16 they shift every position.
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype)
+        if format == "nf4":
+            from adapters.four_bit import hold_in_four_bits
+
+            hold_in_four_bits(model.get_decoder(), dtype, device)
         nn.Module.to(model, device=device).eval()
         model.requires_grad_(False)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        return cls(name, model, tokenizer, fingerprint_of(sources))
+        return cls(name, model, tokenizer, fingerprint_of(sources), format=format, recompute=recompute)
 
     @property
     def device(self) -> torch.device:
@@ -78,6 +94,11 @@ class Backbone:
     @property
     def dtype(self) -> torch.dtype:
         return self.model.dtype
+
+    @property
+    def numbers(self) -> str:
+        """What it computes with, for keys of what was read of it: its dtype, and the format of its weights unless it is full."""
+        return str(self.dtype) if self.format == "full" else f"{self.dtype}/{self.format}"
 
     @property
     def hidden_size(self) -> int:

@@ -50,6 +50,7 @@ class FastLoraLinear(PeftLinear):  # type: ignore[misc]  # PEFT publishes no typ
         plain = (
             torch.is_autocast_enabled(x.device.type)
             and name in self.lora_A
+            and self.get_base_layer().weight.is_floating_point()  # not in 4 bits
             and not (self.disable_adapters or self.merged or args or kwargs or name in self.lora_variant)
             and isinstance(self.lora_dropout[name], nn.Identity)
             and self.lora_B[name].bias is None

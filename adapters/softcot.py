@@ -190,6 +190,12 @@ class SoftCoT:
         scaled._states = self._states  # frozen assistant: the same prompt has the same states
         return scaled
 
+    def apart(self) -> SoftCoT:
+        """The same thoughts now, over states of its own: read amid a fit, they may differ in their last bits."""
+        copy = self.scaled(1.0)
+        copy._states = {}
+        return copy
+
     def scaled_by_layer(self, factors: Sequence[float]) -> SoftCoT:
         return self
 

@@ -39,7 +39,8 @@ class Twin:
             self.model.set_attn_implementation("sdpa")
         if self.low is not None:
             # Autocast casts a frozen float32 weight anew in every forward; here it is cast once, with a fit that goes on beside.
-            self._held = [low for module in self.linears().values() for low in _cast(module, self.low)]
+            floating = [module for module in self.linears().values() if module.weight.is_floating_point()]
+            self._held = [low for module in floating for low in _cast(module, self.low)]
         parts = replace(backbone, model=self.model)
         self._decoder, self.embeddings, self.layers = parts.decoder, parts.embeddings, tuple(parts.layers)
         self._head: nn.Module = self.model.get_output_embeddings()

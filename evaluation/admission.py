@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from adapters.backbone import Backbone
+from adapters.four_bit import whole_weight
 from adapters.lora import LoRA, LoRASpec
 from adapters.whole_file import write_whole
 from engine.engine import Engine
@@ -83,7 +84,7 @@ def random_update(backbone: Backbone, size: float, rank: int = 8, seed: int = 0)
         if isinstance(module, nn.Linear) and id(module) in inside:
             a_RI = torch.randn(rank, module.in_features, generator=generator)
             b_OR = torch.randn(module.out_features, rank, generator=generator)
-            norm = float(module.weight.detach().float().norm()) / float((b_OR @ a_RI).norm())
+            norm = float(whole_weight(module).norm()) / float((b_OR @ a_RI).norm())
             tensors[f"base_model.model.{path}.lora_A.weight"] = a_RI
             tensors[f"base_model.model.{path}.lora_B.weight"] = b_OR * size * norm
     return LoRA(LoRASpec(rank=rank, alpha=rank), tensors=tensors)
@@ -174,14 +175,15 @@ def stored_admission(
     """What was found before, in the directory or with the package; None when the backbone must be looked at."""
     computed, places = _computed(backbone, precision), (PACKAGED, directory / "admission")
     stored = _stored(_key(backbone, task, items, computed), places)
-    if stored is None and computed != "float32":
+    if stored is None and computed != "float32" and backbone.format == "full":
         stored = _stored(_key(backbone, task, items, "float32"), places)
         return stored if stored is not None and stored.has_room else None
     return stored
 
 
 def _computed(backbone: Backbone, precision: Precision) -> str:
-    return precision if backbone.dtype == torch.float32 else str(backbone.dtype).removeprefix("torch.")
+    computed = precision if backbone.dtype == torch.float32 else str(backbone.dtype).removeprefix("torch.")
+    return computed if backbone.format == "full" else f"{computed}/{backbone.format}"
 
 
 def _count(task: Task, items: int) -> int:

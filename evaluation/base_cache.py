@@ -51,7 +51,7 @@ class BaseCache:
         """SHA-256 over all that decides a reading: equal keys, equal values."""
         identity = [
             backbone.fingerprint,
-            str(backbone.dtype),
+            backbone.numbers,
             self._precision,
             measure.name,
             measure.version,

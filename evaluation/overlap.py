@@ -44,12 +44,10 @@ class Fingerprints:
     @classmethod
     def of(cls, examples: Iterable[Example]) -> Fingerprints:
         rows = {row_hash(example): example for example in examples}
-        texts = Counter(" ".join(words(text)) for example in rows.values() for text in _fitted_texts(example))
-        threshold = many(len(rows))
-        own = [text.split() for text, uses in texts.items() if uses < max(threshold, len(rows) / 10)]
-        uses = Counter(pair for text in own for pair in set(_pairs(text)))
-        common = {pair for pair, count in uses.items() if count >= threshold}
-        return cls(frozenset(rows), frozenset(_hash(ngram) for text in own for ngram in _own_ngrams(text, common)), len(rows))
+        texts = Counter(" ".join(words(text)) for example in rows.values() for text in fitted_texts(example))
+        own = [text.split() for text, uses in texts.items() if uses < max(many(len(rows)), len(rows) / 10)]
+        common = template_pairs(own, len(rows))
+        return cls(frozenset(rows), frozenset(_hash(ngram) for text in own for ngram in own_ngrams(text, common)), len(rows))
 
     def joined(self, other: Fingerprints) -> Fingerprints:
         """What repeats a row of either."""
@@ -61,7 +59,7 @@ class Fingerprints:
         for example in held_out:
             if row_hash(example) in self.rows:
                 found.append(Repeat(example.id, None, exact=True))
-            elif any(self._covered(text) >= COVERED for text in _asked_texts(example)):
+            elif any(self._covered(text) >= COVERED for text in asked_texts(example)):
                 found.append(Repeat(example.id, None, exact=False))
         return found
 
@@ -106,13 +104,13 @@ def row_hash(example: Example) -> int:
     return _hash(" ".join(words(f"{example.context or ''} {example.question}")))
 
 
-def _fitted_texts(example: Example) -> Iterator[str]:
-    yield from _asked_texts(example)
+def fitted_texts(example: Example) -> Iterator[str]:
+    yield from asked_texts(example)
     if example.rationale:
         yield example.rationale
 
 
-def _asked_texts(example: Example) -> Iterator[str]:
+def asked_texts(example: Example) -> Iterator[str]:
     yield from (text for text in (example.question, example.context, example.answer) if text)
 
 
@@ -125,7 +123,13 @@ def _pairs(found: Sequence[str]) -> list[tuple[str, str]]:
     return list(zip(masked, masked[1:], strict=False))
 
 
-def _own_ngrams(found: Sequence[str], common: Set[tuple[str, str]]) -> Iterator[str]:
+def template_pairs(texts: Iterable[Sequence[str]], num_rows: int) -> frozenset[tuple[str, str]]:
+    """The neighbouring words, digits masked, that stand in as many different texts as a template's do."""
+    uses = Counter(pair for text in texts for pair in set(_pairs(text)))
+    return frozenset(pair for pair, count in uses.items() if count >= many(num_rows))
+
+
+def own_ngrams(found: Sequence[str], common: Set[tuple[str, str]]) -> Iterator[str]:
     """The 13-grams in which more than half of the neighbouring pairs are uncommon."""
     uncommon = [pair not in common for pair in _pairs(found)]
     for start, ngram in enumerate(ngrams(found)):
@@ -137,10 +141,10 @@ def _source(train: Sequence[Example], held: Example, exact: bool) -> Example | N
     """The training row that shares the most with the held-out one."""
     if exact:
         return next((example for example in train if row_hash(example) == row_hash(held)), None)
-    wanted = {ngram for text in _asked_texts(held) for ngram in ngrams(words(text))}
+    wanted = {ngram for text in asked_texts(held) for ngram in ngrams(words(text))}
 
     def shared(example: Example) -> int:
-        return sum(ngram in wanted for text in _fitted_texts(example) for ngram in ngrams(words(text)))
+        return sum(ngram in wanted for text in fitted_texts(example) for ngram in ngrams(words(text)))
 
     return max(train, key=shared)
 

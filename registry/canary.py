@@ -18,8 +18,9 @@ from registry.canary_chain import (
 )
 from registry.errors import CanaryMoved, CanaryRefused, NoCanary, PromotionRefused
 from registry.gate_report import GateReport
-from registry.ledger import Ledger, no_champion
+from registry.ledger import Ledger
 from registry.ledger_chain import CANARY_TAG, Recorded, add_version, versions_after
+from registry.ledger_reader import no_champion
 from registry.names import ReleaseName, current_actor, ledger_name
 from registry.tracking import Tracking
 
@@ -45,8 +46,8 @@ class CanaryLedger:
 
     def history(self) -> CanaryHistory:
         with self.tracking.client() as client:
-            trail, records = Trail().after(versions_after(client, ledger_name(self.name), 0))
-        return CanaryHistory(tuple(records), trail)
+            read = Trail().after(versions_after(client, ledger_name(self.name), 0))
+        return CanaryHistory(read.canaries, read.trail)
 
     def under_way(self) -> Canary | None:
         return self.history().trail.under_way(self.name)
@@ -133,7 +134,8 @@ class CanaryLedger:
             raise self._moved(trail.canary)
         version = canary.release.version
         self.champions.refuse_unpromotable(version, report, reason=reason, override=override)
-        self._append_next("finish", trail, reason, actor)
+        if not self.champions.asks_for_two(actor):  # it goes on where its promotion waits for another person
+            self._append_next("finish", trail, reason, actor)
         return self.champions.promote(
             version, report, reason=reason, actor=actor, override=override, expected_head=trail.champion
         )

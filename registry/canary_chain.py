@@ -11,12 +11,12 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from registry.errors import CanaryRefused
-from registry.ledger_chain import CANARY_TAG, Head, as_head, fold
+from registry.ledger_chain import CANARY_TAG, Head, Recorded, as_head, fold
 from registry.names import ReleaseName
 
 if TYPE_CHECKING:
@@ -136,20 +136,31 @@ class Trail:
             entry.created,
         )
 
-    def after(self, versions: Iterable[ModelVersion]) -> tuple[Trail, list[CanaryRecord]]:
-        """With later entries of either chain, in the order of their numbers, and what each canary entry said."""
+    def after(self, versions: Iterable[ModelVersion]) -> Later:
+        """With later entries of either chain, in the order of their numbers."""
+        held = {int(version.version): version for version in versions}
+        entries = fold(self.champion, held.values())
+        champions = {entry.number: as_head(entry) for entry in entries if entry.void is None}
         champion, canary = self.champion, self.canary
         records: list[CanaryRecord] = []
-        for version in versions:
-            if CANARY_TAG not in version.tags:
-                champion = next((as_head(one) for one in fold(champion, [version]) if one.void is None), champion)
-                continue
-            record = _judged(champion, canary, version)
-            records.append(record)
-            if record.entry is not None and record.void is None:
-                started = record.number if record.entry.kind == "start" else canary.started
-                canary = CanaryHead(record.number, version.tags[DIGEST_TAG], started, record.entry)
-        return Trail(champion, canary), records
+        for number in sorted(held.keys() | champions.keys()):
+            if number in champions:
+                champion = champions[number]
+            elif CANARY_TAG in held[number].tags:
+                record = _judged(champion, canary, held[number])
+                records.append(record)
+                if record.entry is not None and record.void is None:
+                    started = number if record.entry.kind == "start" else canary.started
+                    canary = CanaryHead(number, held[number].tags[DIGEST_TAG], started, record.entry)
+        return Later(Trail(champion, canary), tuple(entries), tuple(records))
+
+
+class Later(NamedTuple):
+    """What a look at later versions gives: where both chains stand, and every entry of each, judged."""
+
+    trail: Trail
+    entries: tuple[Recorded, ...]
+    canaries: tuple[CanaryRecord, ...]
 
 
 def check_share(share: float, shadow: bool) -> None:

@@ -8,9 +8,12 @@ RegistryError (ValueError)
 ├── NoChampion             the model exists, but the ledger has promoted nothing
 ├── NoRoom                 this machine could not take a release's files at that moment
 ├── DamagedRelease         a file is missing, added, changed, cut short or not finite
+├── DamagedExport          an export that is not whole, or is none
 ├── BackboneMismatch       the release was fitted on another backbone (also adapters.errors.BackboneMismatch)
 ├── PromotionRefused       the gate did not pass, or the report is about something else
-│   └── PolicyRefused      a gate asks for less than the name's policy, or the file of a policy cannot be read
+│   ├── PolicyRefused      a gate asks for less than the name's policy, or the file of a policy cannot be read
+│   └── ApprovalRefused    nothing is proposed, or whoever approves has proposed or published it
+├── AwaitsApproval         not yet promoted: it is proposed, and another person's word is asked for
 ├── GateIsRunning          another process gates the same files, or too many gates begin at once
 ├── ChampionMoved          someone else promoted first
 ├── CanaryRefused          a canary that breaks a rule: the champion itself, a second one, a share beyond its limits
@@ -79,6 +82,10 @@ class DamagedRelease(RegistryError):
     pass
 
 
+class DamagedExport(RegistryError):
+    pass
+
+
 class BackboneMismatch(RegistryError, adapter_errors.BackboneMismatch):
     pass
 
@@ -89,6 +96,14 @@ class PromotionRefused(RegistryError):
 
 class PolicyRefused(PromotionRefused):
     pass
+
+
+class ApprovalRefused(PromotionRefused):
+    pass
+
+
+class AwaitsApproval(RegistryError):
+    """What `Ledger.promote` ends with under a policy of two people. Its sentence names the command of the second one."""
 
 
 class GateIsRunning(RegistryError):

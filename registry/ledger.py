@@ -11,11 +11,11 @@ import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from registry.canary_chain import Canary, Trail
-from registry.errors import ChampionMoved, NoChampion, NothingToRollBackTo, PromotionRefused
+from registry.errors import ApprovalRefused, AwaitsApproval, ChampionMoved, NothingToRollBackTo, PromotionRefused, UnknownRelease
 from registry.gate_report import GateReport
 from registry.ledger_chain import (
     ATTEMPTS,
+    BEFORE_TAG,
     DIGEST_TAG,
     ENTRY_TAG,
     Head,
@@ -24,16 +24,18 @@ from registry.ledger_chain import (
     Recorded,
     add_version,
     as_head,
+    copied,
     fold,
     succession,
     versions_after,
 )
-from registry.names import CHAMPION, ReleaseName, checked_name, current_actor, ledger_name, unknown_release
-from registry.policy import policies, policy_of_report, refuse_laxer
+from registry.ledger_reader import no_champion, reader_of
+from registry.names import CHAMPION, ReleaseName, checked_name, current_actor, ledger_name
+from registry.policy import approvals_asked, policies, policy_of_report, refuse_laxer
+from registry.proposals import REPORT_TAG, open_proposals, propose
+from registry.release import PUBLISHER_TAG
 from registry.tracking import Tracking
-from registry.verdicts import record_verdict
-
-_REPORT_TAG = "graftline.ledger.gate_report"
+from registry.verdicts import record_verdict, version_tags
 
 
 @dataclass(frozen=True)
@@ -45,58 +47,28 @@ class Drift:
     repair: str
 
 
-class LedgerReader:
-    """Keeps the head, and reads only entries that came later."""
-
-    def __init__(self, tracking: Tracking, name: str) -> None:
-        self._tracking, self._name = tracking, checked_name(name)
-        self._seen = 0
-        self.trail = Trail()
-
-    @property
-    def head(self) -> Head:
-        return self.trail.champion
-
-    @property
-    def canary(self) -> Canary | None:
-        """What was under way at the last look."""
-        return self.trail.under_way(self._name)
-
-    def refresh(self) -> int:
-        """The champion's version by the ledger, after one query for the newest entry; NoChampion before the first promotion."""
-        ledger = ledger_name(self._name)
-        with self._tracking.client() as client:
-            newest = client.search_model_versions(f"name='{ledger}'", max_results=1, order_by=["version_number DESC"])
-            latest = int(newest[0].version) if newest else 0
-            if latest < self._seen:  # entries were deleted: what is left is read afresh
-                self._seen, self.trail = 0, Trail()
-            if latest > self._seen:
-                later = [newest[0]] if latest == self._seen + 1 else versions_after(client, ledger, self._seen)
-                self.trail, _ = self.trail.after(later)
-                self._seen = latest
-        if self.head.adapter_version is None:
-            raise no_champion(self._name)
-        return self.head.adapter_version
-
-
 class Ledger:
-    """Reads and writes one registered model's history. Holds nothing itself: every answer is read from the registry."""
+    """Reads and writes one registered model's history.
+
+    Every answer is read from the registry. What this process has proved before is not read again: a look asks for the newest
+    entry, and for those in between; `records` alone reads all of it.
+    """
 
     def __init__(self, tracking: Tracking, name: str) -> None:
         self.tracking, self.name = tracking, checked_name(name)
+        self._reader = reader_of(tracking, name)
 
     def records(self) -> list[Recorded]:
-        """Every entry in the order of its number, void ones with the reason."""
+        """Every entry in the order of its number, void ones with the reason, proved from the first one on."""
         with self.tracking.client() as client:
             return fold(Head(), versions_after(client, ledger_name(self.name), 0))
 
-    def entries(self) -> list[Recorded]:
+    def entries(self) -> tuple[Recorded, ...]:
         """The valid entries, oldest first."""
-        return [recorded for recorded in self.records() if recorded.void is None]
+        return self._reader.look().valid
 
     def head(self) -> Head:
-        valid = self.entries()
-        return as_head(valid[-1]) if valid else Head()
+        return self._reader.look().trail.champion
 
     def champion_version(self) -> int:
         version = self.head().adapter_version
@@ -121,17 +93,18 @@ class Ledger:
                 f"An entry's parent must be the expected head, but they are {entry.parent} and {expected_head.number}. "
                 "Make the entry from that head."
             )
-        current = self.head()
-        if current != expected_head:
-            raise self._moved(expected_head, current)
+        read = self._reader.look()
+        if read.trail.champion != expected_head:
+            raise self._moved(expected_head, read.trail.champion)
         digest = entry.chained(expected_head.digest)
-        tags = {ENTRY_TAG: entry.model_dump_json(), DIGEST_TAG: digest}
+        tags = {ENTRY_TAG: entry.stored(), DIGEST_TAG: digest}
+        if read.valid:
+            tags[BEFORE_TAG] = copied(read.valid[-1])
         if report is not None:
-            tags[_REPORT_TAG] = report.canonical()
+            tags[REPORT_TAG] = report.canonical()
         number = add_version(self.tracking, self.name, entry.adapter_version, tags)
-        records = {recorded.number: recorded for recorded in self.records()}
-        mine = records[number]
-        if mine.void is not None:
+        mine = next((recorded for recorded in self.entries() if recorded.number == number), None)
+        if mine is None:
             raise self._moved(expected_head, self.head())
         self.point_alias()
         return mine
@@ -148,16 +121,50 @@ class Ledger:
     ) -> Recorded:
         """Makes the version champion if its gate passed under the name's policy, or by an override.
 
-        An override needs a reason, which stays visible for ever.
+        An override needs a reason, which stays visible for ever. AwaitsApproval where the policy asks for two people: then the
+        version is proposed, and champion once another one approves.
         The report is kept with the version either way. `expected_head` is what the caller last saw (before a long gate,
         say); None means the head of this moment.
         """
         passed = self.refuse_unpromotable(version, report, reason=reason, override=override)
         head = expected_head or self.head()
+        if self.asks_for_two(actor):
+            raise self._proposed(version, report, head, passed, actor or current_actor(), reason)
         verdict = report.verdict if report is not None else "none"
         digest = report.digest() if report is not None else None
         kind: Kind = "promote" if passed else "override"
         return self.append(self._entry(head, version, kind, actor, reason, verdict, digest), head, report)
+
+    def asks_for_two(self, actor: str | None = None) -> bool:
+        """Whether the name's policy has another person approve what this one promotes."""
+        return approvals_asked(policies(self.tracking, self.name), actor or current_actor()) > 1
+
+    def approve(self, version: int, *, reason: str = "", actor: str | None = None) -> Recorded:
+        """Makes a proposed version champion, as another person than who proposed or published it.
+
+        It must still be promotable under the name's policy of this moment.
+        """
+        subject, head, by = ReleaseName(self.name, version), self.head(), actor or current_actor()
+        found = [one for one in open_proposals(self.tracking, self.name, head) if one.proposal.adapter_version == version]
+        if not found:
+            raise ApprovalRefused(
+                f"An approval needs an open proposal, but {subject} has none: it was never proposed, or its proposal lapsed when "
+                f"the champion moved. Propose it: `graftline promote {subject}`."
+            )
+        approvable = [one for one in found if one.may_be_approved_by(by)]
+        if not approvable:
+            proposal = found[-1].proposal
+            did = "proposed" if proposal.actor == by else "published"
+            raise ApprovalRefused(
+                f"A promotion takes another person than who proposed or published the release, but {by} {did} {subject}. "
+                "Have somebody else approve it."
+            )
+        last = approvable[-1]
+        made = last.proposal
+        self.refuse_unpromotable(version, last.report, reason=made.reason, override=made.kind == "override")
+        entry = self._entry(head, version, made.kind, by, reason or made.reason, made.gate_verdict, made.gate_digest)
+        signed = entry.model_copy(update={"proposal": last.number, "proposed_by": made.actor})
+        return self.append(signed, head, last.report)
 
     def refuse_unpromotable(self, version: int, report: GateReport | None, *, reason: str, override: bool) -> bool:
         """PromotionRefused unless the version's gate passed under the name's policy, or is overridden with a reason.
@@ -195,11 +202,11 @@ class Ledger:
         line = succession(valid)
         if not line:
             raise no_champion(self.name)
-        earlier = line[:-1]
+        champions = self.earlier_champions()
+        earlier = [version for version in line[:-1] if version in champions]
         target = to if to is not None else (earlier[-1] if earlier else None)
-        champions = {recorded.entry.adapter_version for recorded in valid if recorded.entry is not None}
-        if target is None or target not in champions or target == line[-1]:
-            known = ", ".join(str(version) for version in sorted(champions - {line[-1]})) or "none"
+        if target is None or target not in champions:
+            known = ", ".join(map(str, champions)) or "none"
             raise NothingToRollBackTo(
                 f"A rollback returns to an earlier champion, but {self.name} has {known} and {target or 'the previous one'} was "
                 "asked for. Promote a version through the gate instead."
@@ -208,16 +215,22 @@ class Ledger:
         head = as_head(valid[-1])
         return self.append(self._entry(head, target, "rollback", actor, reason, made.gate_verdict, made.gate_digest), head)
 
+    def earlier_champions(self) -> list[int]:
+        """Versions that were champion and are not now, in the order of their numbers, without those that were deleted."""
+        valid = self.entries()
+        champions = {recorded.entry.adapter_version for recorded in valid if recorded.entry is not None}
+        return [version for version in sorted(champions - {self.head().adapter_version}) if self._has(version)]
+
     def report_of(self, number: int) -> GateReport | None:
         """The gate report that entry `number` was made with; None when there was none, or it is not the one that was signed."""
         with self.tracking.client() as client:
             tags = client.get_model_version(ledger_name(self.name), str(number)).tags
-        if _REPORT_TAG not in tags:
+        if REPORT_TAG not in tags:
             return None
         # The digest is over the text: a report with fields that came later is still the one that was signed.
-        digest = hashlib.sha256(tags[_REPORT_TAG].encode()).hexdigest()
+        digest = hashlib.sha256(tags[REPORT_TAG].encode()).hexdigest()
         signed = LedgerEntry.model_validate_json(tags[ENTRY_TAG]).gate_digest
-        return GateReport.model_validate_json(tags[_REPORT_TAG]) if signed == digest else None
+        return GateReport.model_validate_json(tags[REPORT_TAG]) if signed == digest else None
 
     def alias_version(self) -> int | None:
         """Where the alias `champion` points; None when there is none."""
@@ -250,11 +263,17 @@ class Ledger:
             return None
         if alias is None:
             repair = f"The alias {CHAMPION!r} of {self.name} is gone; {self.name}@{champion} is still served. "
+        elif alias in self.earlier_champions():
+            repair = (
+                f"The alias {CHAMPION!r} points to {self.name}@{alias}, an earlier champion: it was moved back, or whoever made "
+                f"{self.name}@{champion} champion was cut off before it moved; {self.name}@{champion} is served. "
+            )
         else:
             served = f"{self.name}@{champion} is served" if champion is not None else "nothing is served"
             repair = f"The alias {CHAMPION!r} was moved to {self.name}@{alias}, which the ledger did not promote; {served}. "
             repair += f"To gate and promote it: graftline promote {self.name}@{alias}. "
-        return Drift(champion, alias, repair + "The next promotion or rollback sets the alias again.")
+        way_out = f"`graftline doctor {self.name} --repair`, or the next promotion or rollback, sets the alias again."
+        return Drift(champion, alias, repair + way_out)
 
     def _entry(
         self, head: Head, version: int, kind: Kind, actor: str | None, reason: str, verdict: str, digest: str | None
@@ -270,26 +289,40 @@ class Ledger:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
-    def _known(self, version: int) -> None:
-        from mlflow.exceptions import MlflowException
+    def _proposed(
+        self, version: int, report: GateReport | None, head: Head, passed: bool, actor: str, reason: str
+    ) -> AwaitsApproval:
+        current = self.head()
+        if current != head:
+            raise self._moved(head, current)
+        subject = ReleaseName(self.name, version)
+        publisher = version_tags(self.tracking, subject).get(PUBLISHER_TAG)
+        made = propose(self.tracking, subject, head, report, passed=passed, actor=actor, reason=reason, published_by=publisher)
+        others = " and ".join(dict.fromkeys(name for name in (actor, publisher) if name))
+        return AwaitsApproval(
+            f"{subject} is proposed (entry {made.number}) and not yet champion: the policy of {self.name} asks for two people. "
+            f"Somebody else than {others} approves it: `graftline approve {subject}`."
+        )
 
-        with self.tracking.client() as client:
-            try:
-                client.get_model_version(self.name, str(version))
-            except MlflowException as error:
-                raise unknown_release(self.tracking, str(ReleaseName(self.name, version))) from error
+    def _known(self, version: int) -> None:
+        version_tags(self.tracking, ReleaseName(self.name, version))
+
+    def _has(self, version: int) -> bool:
+        try:
+            self._known(version)
+        except UnknownRelease:
+            return False
+        return True
 
     def _moved(self, expected: Head, winner: Head) -> ChampionMoved:
+        if winner.adapter_version is None:
+            return ChampionMoved(
+                f"A promotion builds on the champion that it saw, but entry {expected.number}, which made it, is gone. "
+                f"`graftline doctor {self.name}` says more."
+            )
         before = f"{self.name}@{expected.adapter_version}" if expected.adapter_version is not None else "no champion"
         return ChampionMoved(
             f"A promotion builds on the champion that it saw, but {before} (entry {expected.number}) is no longer it: "
             f"{winner.actor} made {self.name}@{winner.adapter_version} champion ({winner.kind}, entry {winner.number}). "
             f"Look at it with `graftline status`, then promote again."
         )
-
-
-def no_champion(name: str) -> NoChampion:
-    return NoChampion(
-        f"A bare name means its champion, but nothing of {name} has been promoted. Run `graftline promote {name}@VERSION`, "
-        f"or name a version: {name}@1."
-    )

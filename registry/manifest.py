@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from adapters.whole_file import is_part, write_whole
 from registry.errors import DamagedRelease
@@ -25,6 +33,17 @@ class BackboneIdentity(_Value):
     name: str
     fingerprint: str  # SHA-256 over the backbone's stored sources
     dtype: str  # what it computed in while the adapter was fitted
+    format: Literal["full", "nf4"] = "full"  # what its weights were held in
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, told: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
+        """A manifest without another format is the one that it was before there were formats, and so is its digest."""
+        values: dict[str, JsonValue] = told(self)
+        return {name: value for name, value in values.items() if (name, value) != ("format", "full")}
+
+    @property
+    def computes_in(self) -> str:
+        return self.dtype if self.format == "full" else f"{self.dtype}, weights in {self.format}"
 
 
 class ProfileDescription(_Value):
@@ -33,6 +52,16 @@ class ProfileDescription(_Value):
     adapters: tuple[str, ...]  # kinds, none for a policy alone: a LoRA at the root, any other in a folder of its name
     scale: float = 1.0
     decoding: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class Machine(_Value):
+    """What decides the last bits of a fit beside recipe and data."""
+
+    cpu: str  # the processor's name
+    instructions: str  # what PyTorch computes with on it: AVX512, AVX2, ...
+    device: str  # cpu, or the accelerator's name
+    threads: int
+    packages: dict[str, str]  # versions of what a fit runs on, Python among them
 
 
 class Manifest(_Value):
@@ -48,6 +77,7 @@ class Manifest(_Value):
     seeds: dict[str, int]
     training_hashes: str  # SHA-256 of training_hashes.json
     derived: dict[str, JsonValue] = Field(default_factory=dict)  # how it was made without a fit; empty where it was fitted
+    fitted_on: Machine | None = None  # None: it was made without a fit, or before this was recorded
     files: dict[str, str] = Field(default_factory=dict)
 
     def digest(self) -> str:
@@ -85,6 +115,7 @@ def write_manifest(
     seeds: Mapping[str, int],
     training: TrainingHashes,
     derived: Mapping[str, JsonValue] | None = None,
+    fitted_on: Machine | None = None,
 ) -> Manifest:
     """Completes a directory of adapter files: training hashes, model card, and last the manifest over all of them."""
     manifest = Manifest(
@@ -97,6 +128,7 @@ def write_manifest(
         seeds=dict(seeds),
         training_hashes=training.write(directory),
         derived=dict(derived or {}),
+        fitted_on=fitted_on,
     )
     write_whole(directory / CARD, model_card(manifest))
     manifest = manifest.model_copy(update={"files": {name: file_digest(directory / name) for name in _names(directory)}})
@@ -198,13 +230,17 @@ def model_card(manifest: Manifest) -> str:
     kinds = ", ".join(manifest.profile.adapters)
     title = f"An adapter ({kinds})" if kinds else "A decoding policy"
     rows = [
-        ("Backbone", f"{manifest.backbone.name} (fingerprint `{manifest.backbone.fingerprint[:16]}`, {manifest.backbone.dtype})"),
+        (
+            "Backbone",
+            f"{manifest.backbone.name} (fingerprint `{manifest.backbone.fingerprint[:16]}`, {manifest.backbone.computes_in})",
+        ),
         ("Adapters", f"{kinds} at scale {manifest.profile.scale:g}" if kinds else "none"),
         ("Decoding", json.dumps(manifest.profile.decoding) if manifest.profile.decoding else "greedy, nothing added"),
         ("Task", str(manifest.task.get("name", "unnamed"))),
         ("Seeds", ", ".join(f"{name} {seed}" for name, seed in manifest.seeds.items()) or "none"),
         ("Data", ", ".join(f"{name} `{digest[:16]}`" for name, digest in manifest.data_digests.items()) or "none"),
         ("Packages", f"`{manifest.lock_digest[:16]}`"),
+        *([("Fitted on", _fitted_on(manifest.fitted_on))] if manifest.fitted_on else []),
         *([("Made as", f"`{json.dumps(manifest.derived)}`")] if manifest.derived else []),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
@@ -213,4 +249,11 @@ def model_card(manifest: Manifest) -> str:
         f"# {title} for {manifest.backbone.name}\n\nIt runs only on the backbone with this fingerprint. "
         f"The gate's verdict is in the registry, beside the version.\n\n| | |\n| --- | --- |\n{table}\n\n"
         f"## Recipe\n\n```json\n{recipe}\n```\n"
+    )
+
+
+def _fitted_on(machine: Machine) -> str:
+    threads = f"{machine.threads} thread{'s' if machine.threads > 1 else ''}"
+    return (
+        f"{machine.device}, {machine.cpu} ({machine.instructions}), {threads}, torch {machine.packages.get('torch', 'unknown')}"
     )

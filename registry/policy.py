@@ -55,6 +55,7 @@ class Policy(_Value):
     time_budget_s: float = Field(gt=0)
     earlier_domains: bool = True  # what other names serve on the same backbone is protected too
     training_seeds: int = Field(default=1, ge=1)  # fits of the recipe that must pass, the release itself among them
+    approvals: int = Field(default=1, ge=1, le=2)  # people that a promotion takes: with 2, another one than who proposed it
 
     @field_validator("margins")
     @classmethod
@@ -71,7 +72,7 @@ class Policy(_Value):
         if not isinstance(gate, dict) or not isinstance(protected, list | tuple):
             return None
         asked = {key: gate[key] for key in gate if key in cls.model_fields}
-        return cls.model_validate({"domain": _domain_name(manifest.task), "protected": protected, **asked})
+        return cls.model_validate({"domain": domain_name(manifest.task), "protected": protected, **asked})
 
     def with_file(self, file: Path) -> Policy:
         """With the values of a TOML file of this class's keys; what it leaves out stays."""
@@ -112,6 +113,7 @@ class Policy(_Value):
         # A least gain is stricter the higher it is, and so is a number of fits.
         pairs.append(("min_domain_gain", -self.min_domain_gain, -other.min_domain_gain))
         pairs.append(("training_seeds", -self.training_seeds, -other.training_seeds))
+        pairs.append(("approvals", -self.approvals, -other.approvals))
         for field, own, bound in pairs:
             if bound is not None and (own is None or own > bound):
                 return f"{field} ({'none' if own is None else f'{abs(own):g}'}; the name's is {abs(bound):g})"
@@ -140,6 +142,15 @@ def set_policy(tracking: Tracking, name: str, policy: Policy, *, actor: str, rea
         change = PolicyChange(policy=policy, actor=actor, reason=reason, created=datetime.now(UTC).isoformat(timespec="seconds"))
         stored = json.dumps([entry.model_dump(mode="json") for entry in (*history, change)])
         client.set_registered_model_tag(checked_name(name), POLICY_TAG, stored)
+
+
+def approvals_asked(history: Iterable[PolicyChange], actor: str) -> int:
+    """How many people a promotion takes that this one would make: nobody profits from having lowered the number himself."""
+    asked = 1
+    for change in history:
+        if change.policy.approvals > asked or change.actor != actor:
+            asked = change.policy.approvals
+    return asked
 
 
 def refuse_laxer(policy: Policy, bound: Policy, name: str) -> None:
@@ -178,7 +189,7 @@ def policy_of_report(report: GateReport, bound: Policy) -> Policy:
     )
 
 
-def _domain_name(task: Mapping[str, JsonValue]) -> str | None:
+def domain_name(task: Mapping[str, JsonValue]) -> str | None:
     """The task's own name, where the manifest may name its file."""
     named, definitions = task.get("name"), task.get("definitions")
     defined = definitions.get(str(named)) if isinstance(definitions, dict) else None

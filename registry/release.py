@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 MANIFEST_TAG, FINGERPRINT_TAG = "graftline.manifest_sha256", "graftline.backbone_fingerprint"
+PUBLISHER_TAG = "graftline.published_by"
 MODEL_TYPE = "graftline-adapter"
 UNTRACKED = "graftline"
 
@@ -41,11 +42,18 @@ class Release:
 
 
 def publish(
-    tracking: Tracking, name: str, directory: Path, run_id: str | None = None, tags: Mapping[str, str] | None = None
+    tracking: Tracking,
+    name: str,
+    directory: Path,
+    run_id: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    *,
+    version_tags: Mapping[str, str] | None = None,
 ) -> Release:
     """A new version of the registered model (made when missing) from a directory with a manifest.
 
-    The first release sets the policy of the name, from its recipe.
+    The first release sets the policy of the name, from its recipe. `tags` go to the version and to its logged model,
+    `version_tags`, which may be long, to the version alone.
     Whatever fails, no version, no logged model and no registered model made for it remain.
     """
     checked_name(name)
@@ -53,7 +61,12 @@ def publish(
     refuse_backbone_name(name, manifest.backbone.name)
     verify_tensors(directory)
     manifest_digest = file_digest(directory / MANIFEST)
-    fixed = {MANIFEST_TAG: manifest_digest, FINGERPRINT_TAG: manifest.backbone.fingerprint}
+    fixed = {
+        MANIFEST_TAG: manifest_digest,
+        FINGERPRINT_TAG: manifest.backbone.fingerprint,
+        PUBLISHER_TAG: current_actor(),
+        **(version_tags or {}),
+    }
     experiment_id = tracking.experiment(UNTRACKED) if run_id is None else _experiment_of(tracking, run_id)
     with tracking.client() as client:
         model = client.create_logged_model(
@@ -97,6 +110,13 @@ def published(tracking: Tracking, name: str, directory: Path) -> Release | None:
             if v.tags.get(MANIFEST_TAG) == digest
         ]
     return load_release(tracking, name, min(map(int, found))) if found else None
+
+
+def release_of_files(tracking: Tracking, manifest_sha256: str) -> Release | None:
+    """Any version, of whatever name, whose manifest has that digest; None when there is none."""
+    with tracking.client() as client:
+        found = client.search_model_versions(f"tags.`{MANIFEST_TAG}`='{manifest_sha256}'", max_results=1)
+    return load_release(tracking, found[0].name, int(found[0].version)) if found else None
 
 
 def load_release(tracking: Tracking, name: str, version: int) -> Release:

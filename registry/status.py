@@ -10,10 +10,12 @@ from pydantic import BaseModel, ConfigDict
 from registry.canary import CanaryLedger
 from registry.canary_chain import Trail
 from registry.ledger import Ledger
-from registry.ledger_chain import Recorded
+from registry.ledger_chain import Head, Recorded, as_head
 from registry.names import registered_names
 from registry.policy import PolicyChange, policies
+from registry.proposals import Proposed, open_proposals
 from registry.tracking import Tracking
+from registry.transfer import origin_of
 from registry.verdicts import VERDICT_TAG
 
 NOT_GATED = "not gated"
@@ -32,6 +34,7 @@ class VersionStatus(_Value):
     aliases: tuple[str, ...]
     champion: bool
     overridden: bool  # was promoted at least once although its gate had not passed
+    origin: str | None = None  # of an imported version: where it comes from
 
 
 class HistoryEntry(_Value):
@@ -44,6 +47,17 @@ class HistoryEntry(_Value):
     created: str
 
 
+class ProposalStatus(_Value):
+    number: int
+    kind: str
+    version: int
+    verdict: str
+    actor: str
+    reason: str
+    created: str
+    sentence: str  # who proposed what, and what another person would run
+
+
 class NameStatus(_Value):
     """`warnings` are sentences: drift of the alias, edited or lost entries, laxer policies, overrides in force."""
 
@@ -53,6 +67,7 @@ class NameStatus(_Value):
     history: tuple[HistoryEntry, ...]  # valid entries, oldest first
     drift: str | None
     warnings: tuple[str, ...]
+    proposals: tuple[ProposalStatus, ...] = ()  # those that wait for another person's approval, oldest first
     canary: str | None = None  # a sentence on what stands beside the champion; None: nothing does
 
 
@@ -74,9 +89,17 @@ def name_status(tracking: Tracking, name: str) -> NameStatus:
     drift = ledger.drift()
     candidates = _candidates(tracking, name, champion, {entry.version for entry in history if entry.kind == "override"})
     warnings = [f"Entry {recorded.number} of the ledger is void: {recorded.void}." for recorded in records if recorded.void]
+    warnings.extend(
+        f"Entry {recorded.number} of the ledger was {recorded.damage}: what it said is told from the copy in entry "
+        f"{recorded.told_by}. Run `graftline doctor {name}`."
+        for recorded in records
+        if recorded.damage
+    )
     warnings.extend(_policy_changes(policies(tracking, name)))
     warnings.extend(_overrides_in_force(name, champion, history))
     trail = CanaryLedger(tracking, name).history().trail
+    valid = [recorded for recorded in records if recorded.void is None]
+    proposals = open_proposals(tracking, name, as_head(valid[-1]) if valid else Head())
     if drift is not None:
         warnings.insert(0, drift.repair)
     return NameStatus(
@@ -86,7 +109,25 @@ def name_status(tracking: Tracking, name: str) -> NameStatus:
         history=history,
         drift=drift.repair if drift is not None else None,
         warnings=tuple(warnings),
+        proposals=tuple(_proposal(name, one) for one in proposals),
         canary=_canary(trail, name),
+    )
+
+
+def _proposal(name: str, proposed: Proposed) -> ProposalStatus:
+    proposal = proposed.proposal
+    release = f"{name}@{proposal.adapter_version}"
+    what = "proposed" if proposal.kind == "promote" else f"proposed past its gate ({proposal.gate_verdict})"
+    return ProposalStatus(
+        number=proposed.number,
+        kind=proposal.kind,
+        version=proposal.adapter_version,
+        verdict=proposal.gate_verdict,
+        actor=proposal.actor,
+        reason=proposal.reason,
+        created=proposal.created,
+        sentence=f"{release} is {what} by {proposal.actor}, {proposal.created}: {proposal.reason or '-'}. Somebody else approves "
+        f"it: graftline approve {release}",
     )
 
 
@@ -114,9 +155,15 @@ def _candidates(tracking: Tracking, name: str, champion: int | None, overridden:
             aliases=tuple(sorted(alias for alias, target in aliases.items() if int(target) == int(version.version))),
             champion=int(version.version) == champion,
             overridden=int(version.version) in overridden,
+            origin=_origin(version.tags),
         )
         for version in versions
     )
+
+
+def _origin(tags: dict[str, str]) -> str | None:
+    origin = origin_of(tags)
+    return None if origin is None else origin.sentence
 
 
 def _history(recorded: Recorded) -> HistoryEntry:

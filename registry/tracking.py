@@ -18,12 +18,15 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
+import psutil
+
 from adapters.whole_file import whole_directory
 from registry.errors import NoRegistry, RegistryUnreachable, StoreRefused
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+PROCESS_TAG = "graftline.process"  # of a run: HOST/PID@SECONDS, when the process began, in seconds since 1970
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 CONNECT_TIMEOUT_S = 5.0
 # MLflow retries for minutes by default; whoever waits at a terminal wants the sentence instead.
@@ -71,7 +74,7 @@ class Tracking:
         """Itself, or NoRegistry where there is none: a mistyped home is not to be made."""
         if self.is_missing:
             raise NoRegistry(
-                f"Releases are in a registry, but there is none in {_shown(self.uri)} yet. Check --home, or start with "
+                f"Releases are in a registry, but there is none in {shown_uri(self.uri)} yet. Check --home, or start with "
                 "`graftline tune RECIPE.toml`."
             )
         return self
@@ -99,7 +102,7 @@ class Tracking:
         except MlflowException as error:
             if is_lost_connection(error):
                 raise _unreachable(self.uri, _first_line(error)) from error
-            raise StoreRefused(f"MLflow at {_shown(self.uri)} refused a call: {_first_line(error)}") from error
+            raise StoreRefused(f"MLflow at {shown_uri(self.uri)} refused a call: {_first_line(error)}") from error
         except (OSError, SQLAlchemyError, HTTPError) as error:
             raise _unreachable(self.uri, _first_line(error)) from error
 
@@ -123,7 +126,7 @@ class Tracking:
         """The id of a new run in the named experiment; with `parent`, a child of that run, from any process."""
         from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
-        every_tag = {**(tags or {}), MLFLOW_RUN_NAME: name}
+        every_tag = {PROCESS_TAG: _this_process(), **(tags or {}), MLFLOW_RUN_NAME: name}
         if parent is not None:
             every_tag[MLFLOW_PARENT_RUN_ID] = parent
         experiment_id = self.experiment(experiment)
@@ -189,13 +192,18 @@ class Tracking:
         return directory
 
     def reopen_run(self, run_id: str) -> None:
-        """Marks an ended run as running again."""
+        """Marks an ended run as running again, in this process."""
         with self.client() as client:
+            client.set_tag(run_id, PROCESS_TAG, _this_process())
             client.update_run(run_id, "RUNNING")
 
     def end_run(self, run_id: str, status: RunStatus = "FINISHED") -> None:
         with self.client() as client:
             client.set_terminated(run_id, status)
+
+
+def _this_process() -> str:
+    return f"{socket.gethostname()}/{os.getpid()}@{int(psutil.Process().create_time())}"
 
 
 def _client(uri: str) -> MlflowClient:
@@ -275,12 +283,12 @@ def _sqlite_file(uri: str) -> Path:
 
 def _unreachable(uri: str, reason: str) -> RegistryUnreachable:
     return RegistryUnreachable(
-        f"The MLflow registry must answer, but {_shown(uri)} does not ({reason}). "
+        f"The MLflow registry must answer, but {shown_uri(uri)} does not ({reason}). "
         "Start the server, correct the tracking URI, or leave it out to use the SQLite store in the home directory."
     )
 
 
-def _shown(uri: str) -> str:
+def shown_uri(uri: str) -> str:
     """The URI without its password."""
     password = urlsplit(uri).password
     return uri.replace(f":{password}@", ":***@") if password else uri

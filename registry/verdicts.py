@@ -84,7 +84,7 @@ def taken_shares(tracking: Tracking, name: str) -> frozenset[Share]:
 
 def recorded_report(tracking: Tracking, release: ReleaseName) -> GateReport | None:
     """The latest report; None when the version was never gated."""
-    tags = _tags(tracking, release)
+    tags = version_tags(tracking, release)
     return _report(tags[REPORT_TAG], release) if REPORT_TAG in tags else None
 
 
@@ -106,7 +106,7 @@ def _report(text: str, release: ReleaseName) -> GateReport:
 
 
 def _record_evidence(tracking: Tracking, release: ReleaseName, evidence: Evidence) -> None:
-    stored, digest = _tags(tracking, release).get(EVIDENCE_TAG), evidence.digest()
+    stored, digest = version_tags(tracking, release).get(EVIDENCE_TAG), evidence.digest()
     if stored is not None and json.loads(stored)["sha256"] == digest:
         return
     run_id = tracking.start_run(GATES, f"gate {release}", tags={"graftline.release": str(release)})
@@ -116,7 +116,8 @@ def _record_evidence(tracking: Tracking, release: ReleaseName, evidence: Evidenc
     _set_tags(tracking, release, {START_TAG: evidence.start.model_dump_json(), EVIDENCE_TAG: pointer})
 
 
-def _tags(tracking: Tracking, release: ReleaseName) -> Mapping[str, str]:
+def version_tags(tracking: Tracking, release: ReleaseName) -> Mapping[str, str]:
+    """UnknownRelease where there is no such version."""
     from mlflow.exceptions import MlflowException
 
     with tracking.client() as client:
@@ -130,7 +131,7 @@ def _tags(tracking: Tracking, release: ReleaseName) -> Mapping[str, str]:
 
 def _tags_with(tag: str, tracking: Tracking, release: ReleaseName) -> Mapping[str, str] | None:
     """The tags of the version if `tag` is among them, else of the newest other version of the same files, its own name first."""
-    own = _tags(tracking, release)
+    own = version_tags(tracking, release)
     if tag in own or MANIFEST_TAG not in own:
         return own if tag in own else None
     same = f"tags.`{MANIFEST_TAG}`='{own[MANIFEST_TAG]}'"

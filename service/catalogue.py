@@ -12,7 +12,7 @@ from adapters.backbone import Backbone
 from registry.canary import CanaryLedger
 from registry.canary_chain import Canary, Trail
 from registry.errors import DamagedRelease, NoCanary, NoChampion, UnknownRelease
-from registry.ledger import LedgerReader
+from registry.ledger_reader import LedgerReader
 from registry.manifest import MANIFEST, file_digest, verify
 from registry.names import CHAMPION, ReleaseName, registered_names, resolve
 from registry.release import Release, load_release

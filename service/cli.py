@@ -9,16 +9,18 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from service import combining_cli, reading_cli
+from service import combining_cli, fitting_cli, reading_cli
 from service.canary_cli import canary_app
+from service.continuing_cli import continuing_app
 from service.keys_cli import audit_app, keys_app
-from service.options import Home, Json, Storage, TrackingUri, listed, numbers, seconds
+from service.options import Home, Json, Price, Storage, TrackingUri, listed, numbers, seconds
 from service.policy_cli import policy_app
 from service.registry_cli import registry_app
 from service.router_cli import router_app
 from service.sae_cli import sae_app
 from service.serving_cli import serving_app
 from service.steering_cli import steering_app
+from service.sweep_cli import sweep_app
 
 app = typer.Typer(
     name="graftline",
@@ -32,10 +34,12 @@ app = typer.Typer(
 backbone_app = typer.Typer(no_args_is_help=True, help="The frozen models that come with Graftline.")
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(registry_app)
+app.add_typer(continuing_app)
 app.add_typer(serving_app)
 app.add_typer(steering_app)
 app.add_typer(policy_app)
 app.add_typer(sae_app, name="sae")
+app.add_typer(sweep_app, name="sweep")
 app.add_typer(canary_app, name="canary")
 app.add_typer(router_app, name="router")
 app.add_typer(keys_app, name="keys")
@@ -52,21 +56,45 @@ def tune(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study of this recipe; finished trials count.")] = False,
     trials: Annotated[int | None, typer.Option(help="Finished trials to reach, instead of the recipe's.")] = None,
     time_budget_s: Annotated[
-        float | None, typer.Option(help="Seconds after which no further trial starts.", callback=seconds)
+        float | None,
+        typer.Option(help="Seconds after which no further trial starts, over all runs and workers.", callback=seconds),
     ] = None,
     mode: Annotated[
         str | None, typer.Option(help="pareto: gain and retention; constrained: gain under the retention margins.")
     ] = None,
+    max_cost: Annotated[
+        float | None, typer.Option(help="Cost of all trials together, by the price; no trial starts past it.", min=0)
+    ] = None,
+    price_per_hour: Price = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Time a few steps and say what the sweep would take; keep nothing.")
+    ] = False,
     create_only: Annotated[bool, typer.Option("--create-only", help="Make the study, for `graftline worker` to run.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Have so many workers run it; see docs/sweeps.md.", min=1)] = None,
+    executor: Annotated[str | None, typer.Option(help="What starts them: local, slurm, k8s or ray [default: local].")] = None,
+    cluster: Annotated[Path | None, typer.Option(help="A TOML file of what the executor is told.", dir_okay=False)] = None,
+    submit: Annotated[bool, typer.Option("--submit", help="Also call sbatch or kubectl.")] = False,
     storage: Storage = None,
     home: Home = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
     """Sweep a recipe for domain gain subject to retained reasoning; every trial is an MLflow run. Exit code 1: none finished."""
+    if workers is None and (executor is not None or cluster is not None or submit):
+        raise typer.BadParameter("--executor, --cluster and --submit are of workers: say with --workers how many.")
+    if workers is not None and create_only:
+        raise typer.BadParameter("--create-only makes a study that nobody runs yet: leave it or --workers out.")
+    from service.commands.crew import Crew
+    from service.commands.tune import Overrides
     from service.commands.tune import tune as run
 
-    raise typer.Exit(run(recipe, resume, trials, time_budget_s, mode, create_only, storage, home, tracking_uri, as_json))
+    asked = Overrides(trials, time_budget_s, mode, max_cost, price_per_hour)
+    if dry_run:
+        from service.commands.dry_run import dry_run as run_dry
+
+        raise typer.Exit(run_dry(recipe, asked, workers or 1, home, tracking_uri, as_json))
+    crew = None if workers is None else Crew(workers, executor or "local", cluster, submit)
+    raise typer.Exit(run(recipe, asked, resume, create_only, crew, storage, home, tracking_uri, as_json))
 
 
 @app.command()
@@ -272,6 +300,7 @@ def trace_reliance(
     raise typer.Exit(run(recipe, seeds, trace_loss, time_budget_s, home, as_json))
 
 
+app.command()(fitting_cli.fit)
 app.command()(combining_cli.merge)
 app.command("softcot-arms")(combining_cli.softcot_arms)
 app.command()(combining_cli.sequence)

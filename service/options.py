@@ -25,6 +25,13 @@ Storage = Annotated[
         "[default: $GRAFTLINE_STORAGE, else a file in the home].",
     ),
 ]
+Price = Annotated[
+    str | None,
+    typer.Option(
+        "--price-per-hour",
+        help='Of one worker, with any currency: "2.50 EUR" [default: the recipe\'s, else $GRAFTLINE_PRICE_PER_HOUR].',
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts instead of text.")]
 
 

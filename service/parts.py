@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -17,6 +17,7 @@ from service.jobs.uploads import Uploads
 from service.models import ServedModels
 from service.run_time import RunTimeAdapters
 from service.settings import Settings
+from service.webhooks import Deliveries
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Parts:
     uploads: Uploads
     admission: Admission
     started_at: int  # seconds since 1970
+    deliveries: Deliveries = field(default_factory=Deliveries)  # webhooks that were taken
 
 
 def _parts_of(request: Request) -> Parts:

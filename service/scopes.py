@@ -69,6 +69,7 @@ TABLE: tuple[Rule, ...] = (
     _rule("POST", "/v1/fine_tuning/jobs/{job_id}/cancel", TUNE),
     # What a name serves. A webhook has no key: its endpoint asks for MLflow's signature.
     _rule("POST", "/v1/releases/{name}/promote", PROMOTE),
+    _rule("POST", "/v1/releases/{name}/approve", PROMOTE),
     _rule("POST", "/v1/releases/{name}/rollback", PROMOTE),
     _rule("GET", "/v1/releases/promotions/{job_id}", PROMOTE),
     _rule("GET", "/v1/releases/promotions/{job_id}/events", PROMOTE),

@@ -79,8 +79,9 @@ class TableView:
         row.state, row.share = event.kind, event.share
         row.seconds = time.monotonic() - row.started
         if event.score:
-            row.gain = f"{event.score['chosen']['domain_gain']:+.3f}"
-            row.retention = f"{event.score['retention']:+.2f}"
+            about = "~" if event.kind == "probe" else ""  # read on few items, while the fit goes on
+            row.gain = f"{about}{event.score['chosen']['domain_gain']:+.3f}"
+            row.retention = f"{about}{event.score['retention']:+.2f}"
             row.worst = worst_family(event.score)
         elif event.kind in ("pruned", "failed"):
             row.worst = event.text.splitlines()[0][:60]
@@ -94,7 +95,7 @@ class TableView:
         for heading in ("trial", "state", "settings", "gain", "retention", "worst family", "s"):
             table.add_column(heading)
         for number, row in self._rows.items():
-            state = row.state if row.state not in ("fit", "measure") else f"{row.state} {row.share:.0%}"
+            state = row.state if row.state not in ("fit", "probe", "measure") else f"{row.state} {row.share:.0%}"
             table.add_row(str(number), state, row.settings, row.gain, row.retention, row.worst, f"{row.seconds:.0f}")
         return table
 

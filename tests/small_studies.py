@@ -24,6 +24,7 @@ def small(backbone_directory: Path, **changes: object) -> Recipe:
         "evaluation.generated_items": 1,
         "study.scales": (0.5, 1.0),
         "study.trials": 2,
+        "study.stop.checkpoints": (),  # a fit of two steps is over before it can be stopped
     }
     recipe = Recipe(
         name="small",

@@ -10,8 +10,9 @@ from gated_names import NAME, report
 from registry.canary import CanaryLedger
 from registry.canary_chain import Bounds, checked_bounds
 from registry.errors import CanaryMoved, CanaryRefused, NoCanary, NoChampion, PromotionRefused, UnknownRelease
-from registry.ledger import Ledger, LedgerReader
+from registry.ledger import Ledger
 from registry.ledger_chain import CANARY_TAG, DIGEST_TAG, ENTRY_TAG, LedgerEntry
+from registry.ledger_reader import LedgerReader
 from registry.status import name_status
 from registry.tracking import Tracking
 

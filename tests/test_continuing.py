@@ -19,12 +19,13 @@ from adapters.orthogonal import Apart
 from engine.profile import Profile
 from evaluation.task import Example
 from registry.errors import BackboneMismatch, UnknownRelease
+from registry.manifest import TrainingHashes
 from registry.release import publish
 from registry.tracking import Tracking
-from tuning.continuing import check_start, pinned, retention_texts
+from tuning.continuing import check_start, fetched, pinned, retention_texts
 from tuning.errors import BadRecipe
 from tuning.ground import new_adapters
-from tuning.manifest import complete
+from tuning.manifest import complete, fingerprints_of
 from tuning.methods.method import Fit
 from tuning.methods.sft import SFT, SFTSpec
 from tuning.methods.supervised import identity_of
@@ -229,3 +230,25 @@ def test_a_null_space_needs_a_retention_set_and_no_more_rank_than_inputs(backbon
         null_space_start(backbone, LoRASpec(init="null_space"), [])
     with pytest.raises(RefusedAdapter, match="rank is 33 and .* has 32"):
         null_space_start(backbone, LoRASpec(rank=33, init="null_space"), [(1, 2)])
+
+
+def test_a_release_that_was_begun_from_another_names_the_rows_of_both(backbone: Backbone, tmp_path: Path) -> None:
+    named = saved(tmp_path / "one", backbone, fitted_lora(backbone, 1))
+    other = [Example(id="x", question="What is red and sails by night?", answer="a ship", group="x")]
+    recipe = recipe_of(backbone, warm_start=named)
+    complete(tmp_path / "two", recipe, backbone, Profile(new_adapters(recipe, backbone)), 1.0, other)
+    one, two = (fingerprints_of(TrainingHashes.read(tmp_path / name)) for name in ("one", "two"))
+    assert one.rows < two.rows and len(two.rows) == len(EXAMPLES) + 1
+    assert {repeat.held_out_id for repeat in two.repeats([*EXAMPLES, *other])} == {one.id for one in (*EXAMPLES, *other)}
+
+
+def test_what_a_fit_was_begun_from_is_fetched_where_it_is_not_here(
+    backbone: Backbone, tmp_path: Path, tracking: Tracking
+) -> None:
+    saved(tmp_path / "one", backbone, random_lora(backbone, 1))
+    release = publish(tracking, "coding", tmp_path / "one")
+    elsewhere = f"/gone/releases/{release.directory.name}"
+    found = fetched(recipe_of(backbone, warm_start=elsewhere, orthogonal_to=(elsewhere,), lora=SHAPE), tracking)
+    assert found.adapter.warm_start == str(release.directory) and found.adapter.orthogonal_to == (str(release.directory),)
+    unknown = recipe_of(backbone, warm_start="/gone/releases/other", lora=SHAPE)
+    assert fetched(unknown, tracking) == unknown

@@ -37,6 +37,12 @@ def test_other_champions_of_the_same_backbone_bring_their_domains(tracking: Trac
     assert {domain: str(champion) for domain, champion in found.items()} == {"customs": "customs-office@1"}
 
 
+def test_a_task_that_moved_to_another_file_is_the_same_domain(tracking: Tracking, backbone: Backbone, tmp_path: Path) -> None:
+    served(tracking, backbone, tmp_path, "beside", "with_old.toml")  # whose manifest calls its task `small`
+    assert not earlier_domains(tracking, "new", backbone.fingerprint, "first.toml", "small")
+    assert earlier_domains(tracking, "new", backbone.fingerprint, "first.toml", "other")
+
+
 def test_what_waits_and_was_not_promoted_is_not_served_yet(tracking: Tracking, backbone: Backbone, tmp_path: Path) -> None:
     write_release(tmp_path / "waiting", backbone, random_lora(backbone, 1), domain="customs")
     publish(tracking, "waiting", tmp_path / "waiting")

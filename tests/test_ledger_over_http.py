@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +22,7 @@ from adapters.backbone import Backbone
 from registry.ledger import Ledger
 from registry.release import publish
 from registry.tracking import Tracking
+from service.webhooks import MAX_KEPT, Deliveries
 
 SECRET = "a secret of the webhook"
 PROMPT = "Start with 12. Add 5. What is the result?"
@@ -91,21 +93,62 @@ def test_hints_without_end_make_no_more_looks_than_the_least_distance_allows(ser
     assert 1 <= looks <= 5
 
 
-def delivered(server: Live, secret: str, sent: float, body: bytes = b'{"entity": "model_version_alias"}') -> httpx.Response:
+def delivered(
+    server: Live, secret: str, sent: float, body: bytes = b'{"entity": "model_version_alias"}', delivery: str | None = None
+) -> httpx.Response:
     """As MLflow signs it."""
-    signature = _generate_hmac_signature(secret, "1", str(int(sent)), body.decode())
-    headers = {"x-mlflow-signature": signature, "x-mlflow-timestamp": str(int(sent)), "x-mlflow-delivery-id": "1"}
+    delivery = delivery or str(uuid.uuid4())
+    signature = _generate_hmac_signature(secret, delivery, str(int(sent)), body.decode())
+    headers = {"x-mlflow-signature": signature, "x-mlflow-timestamp": str(int(sent)), "x-mlflow-delivery-id": delivery}
     return httpx.post(f"{server.openai_url}/ledger/webhook", content=body, headers=headers)
 
 
 def test_a_webhook_of_mlflow_is_a_hint_where_its_signature_is_right_and_fresh(server: Live) -> None:
     assert delivered(server, SECRET, time.time()).status_code == 202
     assert delivered(server, "another secret altogether", time.time()).status_code == 401
-    assert delivered(server, SECRET, time.time() - 3600).status_code == 401
+    assert {delivered(server, SECRET, time.time() + late).status_code for late in (-3600, 3600, -310, 310)} == {401}
     assert delivered(server, SECRET, time.time(), json.dumps("a" * 2**17).encode()).status_code == 413
     assert post(server, "ledger/webhook").status_code == 401
     strange = httpx.post(f"{server.openai_url}/ledger/webhook", headers={"x-mlflow-timestamp": "9" * 5000})
     assert strange.status_code == 401
+
+
+def test_a_webhook_that_was_recorded_and_sent_again_is_refused(server: Live) -> None:
+    now = time.time()
+    assert delivered(server, SECRET, now, delivery="one").status_code == 202
+    again = delivered(server, SECRET, now, delivery="one")
+    assert (again.status_code, again.json()["error"]["code"]) == (409, "replayed_delivery")
+    assert delivered(server, SECRET, now, b"{}", delivery="two").status_code == 202
+    assert delivered(server, "another secret altogether", now, delivery="three").status_code == 401
+    assert delivered(server, SECRET, now, delivery="three").status_code == 202, "what is not signed takes no id away"
+
+
+def test_a_webhook_changes_nothing_but_when_the_service_looks(server: Live, tracking: Tracking) -> None:
+    """It says that tax@2 is champion, under the right signature; the ledger says something else."""
+    before = Ledger(tracking, "tax").records()
+    body = {"entity": "model_version_alias", "action": "created", "data": {"name": "tax", "alias": "champion", "version": "2"}}
+    assert delivered(server, SECRET, time.time(), json.dumps(body).encode()).status_code == 202
+    promote(tracking, "law", 2)
+    delivered(server, SECRET, time.time(), json.dumps(body).encode())
+    becomes(server, "law", "law@2")
+    assert server.parts.models.served_as("tax") == "tax@1" and Ledger(tracking, "tax").records() == before
+    promote(tracking, "law", 1)
+    delivered(server, SECRET, time.time())
+    becomes(server, "law", "law@1")
+
+
+def test_without_a_secret_no_webhook_is_taken(tracking: Tracking, backbone_directory: Path) -> None:
+    with live(small(backbone_directory, tracking.cache.parent)) as without:
+        answers = [delivered(without, secret, time.time()) for secret in ("", SECRET)]
+    assert [(one.status_code, one.json()["error"]["code"]) for one in answers] == [(403, "not_allowed")] * 2
+
+
+def test_deliveries_are_remembered_for_as_long_as_they_would_be_let_in() -> None:
+    deliveries = Deliveries()
+    assert deliveries.take("one", 1000.0, 1000.0) and not deliveries.take("one", 1000.0, 1299.0)
+    assert all(deliveries.take(str(number), 1000.0, 1000.0) for number in range(MAX_KEPT - 1))
+    assert not deliveries.take("one more", 1000.0, 1000.0), "more than can be remembered are refused"
+    assert deliveries.take("one more", 1400.0, 1400.0), "and forgotten once their time is over"
 
 
 def test_a_rollback_goes_through_the_ledger_and_is_served_at_once(server: Live, tracking: Tracking) -> None:

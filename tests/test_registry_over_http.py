@@ -2,61 +2,33 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from mlflow_server import mlflow_server
 from safetensors.numpy import save_file
 
 from registry.errors import NoChampion, RegistryUnreachable, UnknownRelease
-from registry.ledger import Ledger, LedgerReader
+from registry.ledger import Ledger
+from registry.ledger_reader import LedgerReader
 from registry.manifest import BackboneIdentity, ProfileDescription, TrainingHashes, write_manifest
 from registry.names import registered_names, resolve
 from registry.release import load_release, publish
 from registry.status import name_status
 from registry.tracking import Tracking
 
-START_TIMEOUT_S = 120
-
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """The address of a server, and where it keeps artifacts."""
     folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", str(folder / "artifacts")]
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
-        wait_until_healthy(f"http://127.0.0.1:{port}/health", process, folder / "log")
-        yield f"http://127.0.0.1:{port}", folder / "artifacts"
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=30)
-
-
-def wait_until_healthy(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(address, timeout=2):
-                return
-        except OSError:
-            time.sleep(0.2)
-    raise AssertionError(f"The MLflow server did not start:\n{log.read_text()}")
+    with mlflow_server(folder, f"sqlite:///{folder / 'mlflow.db'}") as address:
+        yield address, folder / "artifacts"
 
 
 @pytest.fixture

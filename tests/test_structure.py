@@ -87,6 +87,7 @@ def test_commands_in_the_readme_exist() -> None:
     [
         [],
         ["tune"],
+        ["sweep", "status"],
         ["evaluate"],
         ["knockout"],
         ["elicited"],
@@ -101,6 +102,7 @@ def test_commands_in_the_readme_exist() -> None:
         ["sae", "score"],
         ["sae", "steer"],
         ["continual"],
+        ["continue"],
         ["curriculum"],
         ["attribute"],
         ["trace-reliance"],

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -266,29 +266,25 @@ def test_results_that_still_wait_at_the_end_are_logged_by_the_next_command(backb
     assert not list((sweep.directory / "untracked").glob("*.json"))
 
 
-@pytest.mark.parametrize(("min_trials", "spent_s", "may_start"), [(0, 11.0, False), (9, 11.0, True), (9, 21.0, False)])
-def test_a_time_budget_leaves_the_least_number_of_trials_within_twice_of_it(
-    swept: tuple[Sweep, list[Event]], min_trials: int, spent_s: float, may_start: bool
-) -> None:
-    sweep, _ = swept
-    recipe = sweep.recipe.with_values({"study.time_budget_s": 10.0, "study.min_trials": min_trials})
-    study = optuna.load_study(study_name="small", storage=sweep.storage_url)
-    assert replace(sweep, recipe=recipe).has_time(study, spent_s) is may_start
-
-
-def test_a_trial_starts_only_where_one_longer_than_any_so_far_would_end_in_time(tmp_path: Path) -> None:
-    recipe = small(tmp_path).with_values({"study.time_budget_s": 100.0, "study.min_trials": 2})
-    study = optuna.create_study()
-    for seconds in (10.0, 40.0):
-        study.add_trial(optuna.trial.create_trial(value=0.0, user_attrs={"seconds": seconds}))
-    sweep = Sweep(recipe, tmp_path, Tracking.at(tmp_path))
-    assert sweep.has_time(study, 50.0) and not sweep.has_time(study, 51.0)
-
-
 def test_a_child_that_gives_no_sign_of_life_is_stopped(backbone_directory: Path, tmp_path: Path) -> None:
     job = Job(small(backbone_directory), tmp_path / "trial", tmp_path, threads=1)
     with pytest.raises(ChildDied, match="no sign of life for 0 s.*stall_timeout_s"):
         run_isolated(job, lambda phase, share: None, stall_timeout_s=0.01)
+
+
+def test_a_child_that_is_killed_is_told_from_one_that_was_stopped(backbone_directory: Path, tmp_path: Path) -> None:
+    job = Job(small(backbone_directory), tmp_path / "trial", tmp_path / "cache", threads=1)
+
+    def kill(phase: str, share: float) -> None:
+        for child in multiprocessing.active_children():
+            child.kill()
+
+    with pytest.raises(ChildDied, match="exit code -9") as died:
+        run_isolated(job, kill)
+    assert died.value.killed
+    with pytest.raises(ChildDied, match="no sign of life") as stopped:
+        run_isolated(job, lambda phase, share: None, stall_timeout_s=0.01)
+    assert not stopped.value.killed
 
 
 def test_scales_are_written_from_in_order_of_gain_among_those_that_lose_nothing() -> None:

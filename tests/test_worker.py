@@ -171,6 +171,9 @@ def test_a_database_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
 def test_a_url_that_no_sweep_can_use_is_refused(tmp_path: Path, url: str) -> None:
     with pytest.raises(BadStorage, match="postgresql"):
         StudyStorage.of(tmp_path, "small", url)
+    with pytest.raises(BadStorage) as raised:
+        StudyStorage.of(tmp_path, "small", url.replace("://", "://me:se:cr@et@"))
+    assert "se:cr" not in str(raised.value)
 
 
 def test_a_study_in_a_file_is_refused_to_another_machine(backbone_directory: Path, home: Path) -> None:

@@ -14,10 +14,18 @@ from optuna.trial import FrozenTrial, TrialState
 from registry.tracking import Tracking
 from tuning.errors import DamagedStudy, NothingToPublish
 from tuning.records import RUN_KEY, run_key
+from tuning.stop_items import is_partial
 from tuning.storage import StudyStorage
 from tuning.trial import ADAPTER
 
 DIRECTORY_KEY, SCORE_KEY = "directory", "score"  # user attributes of a trial
+IN_FULL = "in_full"  # the folder, and the study's attribute, of a trial that is read in full after a part of it was
+REFITTED = "refitted"
+
+
+def removed_key(trial: int) -> str:
+    """The user attribute of a study that says that the weights of this trial were removed (True), or are back to stay."""
+    return f"weights_removed/{trial}"
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,12 @@ class Candidate:
     params: dict[str, Any]
     score: dict[str, Any]
     run_id: str | None
+    marked_removed: bool = False
+
+    @property
+    def removed(self) -> bool:
+        """Whether its weights made room for those of better trials; see tuning.kept_weights. Fitted again, they are back."""
+        return self.marked_removed and not self.directory.is_dir()
 
     @property
     def feasible(self) -> bool:
@@ -42,11 +56,22 @@ class Candidate:
     def retention(self) -> float:
         return float(self.score["retention"])
 
+    @property
+    def reaches(self) -> float:
+        """The gain and one standard error: a largest gain above it leaves the trial behind."""
+        return self.domain_gain + float(self.score["chosen"]["gain_stderr"])
+
 
 def candidates_of(study: optuna.Study) -> list[Candidate]:
-    """The finished trials of a study, best first."""
-    late = study.user_attrs  # runs that were logged when the store answered again
-    return in_order([_candidate(trial, late) for trial in study.get_trials(states=(TrialState.COMPLETE,))])
+    """The finished trials of a study, best first. One that was read on a part of its items is none: see tuning.stop_winner."""
+    return in_order([one for one in all_complete(study) if not is_partial(one.score)])
+
+
+def all_complete(study: optuna.Study) -> list[Candidate]:
+    """With those that were read on a part of their items."""
+    told = study.user_attrs  # runs that were logged late, what was read in full after the trial, and weights that were removed
+    found = (_candidate(trial, told) for trial in study.get_trials(states=(TrialState.COMPLETE,)))
+    return [candidate for candidate in found if candidate.score]
 
 
 def in_order(candidates: list[Candidate]) -> list[Candidate]:
@@ -57,7 +82,7 @@ def in_order(candidates: list[Candidate]) -> list[Candidate]:
     largest = max((c.domain_gain for c in candidates if c.feasible), default=0.0)
 
     def rank(candidate: Candidate) -> tuple[bool, bool, float, float]:
-        near = candidate.domain_gain + float(candidate.score["chosen"]["gain_stderr"]) >= largest
+        near = candidate.reaches >= largest
         return candidate.feasible, candidate.feasible and near, candidate.retention, candidate.domain_gain
 
     return sorted(candidates, key=rank, reverse=True)
@@ -119,7 +144,7 @@ def candidate_to_publish(home: Path, name: str, trial: int | None = None) -> Can
         if not named:
             numbers = ", ".join(str(number) for number in sorted(candidate.trial for candidate in found))
             raise NothingToPublish(f"Trial {trial} of the study {name!r} did not finish. Finished: {numbers}.")
-        return named[0]
+        return _with_weights(named[0], home, name)
     best = found[0]
     if not best.feasible:
         family, excess = max(best.score["constraints"].items(), key=lambda item: float(item[1]))
@@ -128,11 +153,28 @@ def candidate_to_publish(home: Path, name: str, trial: int | None = None) -> Can
             f"exceeds the margin of {family} by {excess:.1f} margins. Sweep on with --resume and more trials, or publish it as a "
             f"candidate all the same with --trial {best.trial}: the gate decides."
         )
-    return best
+    return _with_weights(best, home, name)
 
 
-def _candidate(trial: FrozenTrial, late: Mapping[str, Any]) -> Candidate:
-    attributes = trial.user_attrs
+def full_key(number: int) -> str:
+    """The study's attribute with what was found when the trial was read in full; its score is empty where that failed."""
+    return f"{IN_FULL}:{number}"
+
+
+def _with_weights(candidate: Candidate, home: Path, name: str) -> Candidate:
+    if candidate.removed and not StudyStorage.of(home, name).is_shared:  # workers of several machines leave a copy with the run
+        raise NothingToPublish(
+            f"Only the best adapters of a study stay on disk (study.keep_adapters), but trial {candidate.trial} of {name!r} is "
+            f"not among them: its weights were removed. Fit it again with `graftline sweep refit {name} --trial "
+            f"{candidate.trial}`."
+        )
+    return candidate
+
+
+def _candidate(trial: FrozenTrial, told: Mapping[str, Any]) -> Candidate:
+    attributes, removed = trial.user_attrs, told.get(removed_key(trial.number)) is True
+    if full := told.get(full_key(trial.number)):
+        return Candidate(trial.number, Path(full["directory"]) / ADAPTER, trial.params, full["score"], full["run_id"], removed)
     directory = Path(attributes[DIRECTORY_KEY]) / ADAPTER
-    run_id = attributes.get(RUN_KEY) or late.get(run_key(trial.number))
-    return Candidate(trial.number, directory, trial.params, attributes[SCORE_KEY], run_id)
+    run_id = attributes.get(RUN_KEY) or told.get(run_key(trial.number))
+    return Candidate(trial.number, directory, trial.params, attributes[SCORE_KEY], run_id, removed)

@@ -17,7 +17,7 @@ from adapters.backbone import Backbone
 from adapters.errors import DamagedAdapter
 from adapters.whole_file import written_whole
 from tuning.errors import BadRecipe
-from tuning.loop import quick_backward
+from tuning.loop import backward_of
 
 LEAST = 2  # where a fit has ended, the gradients of what it learnt have vanished: one look is not enough
 
@@ -96,7 +96,7 @@ def restored(
 ) -> Iterator[tuple[Stack, list[nn.Parameter]]]:
     """The fit as it was at the checkpoint: unfitted adapters of the same specs attached and filled, dropout off, gradients on."""
     stack = Stack(adapters)
-    with quick_backward(backbone), stack.attach(backbone):
+    with backward_of(backbone), stack.attach(backbone):
         trained = [parameter for parameter in stack.parameters() if parameter.requires_grad]
         if [p.shape for p in trained] != [value.shape for value in checkpoint.parameters]:
             raise DamagedAdapter(

@@ -24,7 +24,7 @@ from evaluation.tasks import task_named
 from registry.errors import BackboneMismatch
 from registry.manifest import MANIFEST, verify
 from registry.names import resolve
-from registry.release import load_release
+from registry.release import load_release, release_of_files
 from registry.tracking import Tracking
 from tuning.errors import BadRecipe
 from tuning.recipe import Recipe
@@ -44,6 +44,24 @@ def pinned(recipe: Recipe, tracking: Tracking) -> Recipe:
         changed["adapter.warm_start"] = _directory(adapter.warm_start, tracking)
     if adapter.orthogonal_to:
         changed["adapter.orthogonal_to"] = tuple(_directory(named, tracking) for named in adapter.orthogonal_to)
+    return recipe.with_values(changed) if changed else recipe
+
+
+def fetched(recipe: Recipe, tracking: Tracking) -> Recipe:
+    """The recipe with each directory that is not here as the same release's files, where the registry has them.
+
+    `pinned` left the directory's name as the digest of its manifest, wherever the fit was.
+    """
+
+    def here(named: str) -> str:
+        release = None if Path(named).is_dir() else release_of_files(tracking, Path(named).name)
+        return named if release is None else str(release.directory)
+
+    adapter, changed = recipe.adapter, dict[str, object]()
+    if adapter.warm_start is not None:
+        changed["adapter.warm_start"] = here(adapter.warm_start)
+    if adapter.orthogonal_to:
+        changed["adapter.orthogonal_to"] = tuple(map(here, adapter.orthogonal_to))
     return recipe.with_values(changed) if changed else recipe
 
 

@@ -215,7 +215,7 @@ def _conditions(
     measures = {name: gate_measure(task) for name, task in sorted(measured.items())}
     identity = [
         backbone.fingerprint,
-        str(backbone.dtype),
+        backbone.numbers,
         recipe.evaluation.precision,
         [domain.name, asked.measure.name, asked.measure.version, domain_items, PER_GROUP, POOL_ROUNDS, LEAST_POOL],
         *([] if asked.written is None else [[asked.written.name, asked.written.version]]),

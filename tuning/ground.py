@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from pydantic import JsonValue
 
 from adapters.adapter import Adapter
@@ -36,7 +37,7 @@ class Ground:
     @classmethod
     def of(cls, recipe: Recipe, cache: Path, on_admission: Callable[[float], None] | None = None) -> Ground:
         """Loads and checks all of it; what is not in the cache about the backbone is read first, and kept there."""
-        backbone, domain = Backbone.load(recipe.backbone), task_named(recipe.domain)
+        backbone, domain = backbone_of(recipe), task_named(recipe.domain)
         examples = training_examples(recipe, domain)
         check_usable(recipe, domain, examples)
         check_lengths(recipe, backbone, examples)
@@ -49,6 +50,8 @@ class Ground:
     ) -> str:
         """SHA-256 over all that decides a study of fits: what of the recipe concerns a fit, the rows, and what is read how."""
         fields = {"backbone", "domain", "protected", "adapter", "method", "evaluation"}
+        if recipe.backbone_format != "full":
+            fields |= {"backbone_format"}
         deciding = [
             recipe.model_dump(mode="json", include=fields),
             dict(settings),
@@ -57,6 +60,12 @@ class Ground:
             [[one.measure.name, one.measure.version, one.task.name, data_digest(one.examples)] for one in plan],
         ]
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+
+
+def backbone_of(recipe: Recipe, device: str | None = None, dtype: torch.dtype | None = None) -> Backbone:
+    """The recipe's backbone as it is fitted around."""
+    again = recipe.fit.gradient_checkpointing
+    return Backbone.load(recipe.backbone, device=device, dtype=dtype, format=recipe.backbone_format, recompute=again)
 
 
 def new_adapters(recipe: Recipe, backbone: Backbone, seed: int | None = None) -> tuple[Adapter, ...]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext
+from typing import Any
 
 from tuning.errors import BadRecipe, Preempted
+from tuning.stop_probe import Ask
 from tuning.trial import Job, Outcome, Report, run
 
 _CONTEXT = multiprocessing.get_context(
@@ -23,7 +27,14 @@ _GRACE_S = 10.0  # for a child that has sent its last message
 
 
 class ChildDied(RuntimeError):
-    """The child ended without an outcome: killed, out of memory, or an error that may pass. The trial is tried again."""
+    """The child ended without an outcome: killed, out of memory, or an error that may pass. The trial is tried again.
+
+    `killed`: by SIGKILL, which was not ours; the kernel sends it where memory is used up.
+    """
+
+    def __init__(self, message: str, killed: bool = False) -> None:
+        super().__init__(message)
+        self.killed = killed
 
 
 def available_threads() -> int:
@@ -42,6 +53,11 @@ def use_threads() -> None:
     torch.set_num_threads(available_threads())
 
 
+def trials_context() -> ForkServerContext:
+    """How the processes of trials are started."""
+    return _CONTEXT
+
+
 def prepare(domain: str = "") -> None:
     """Says what the server that children are forked from imports, and reads, once: call it before the first trial."""
     tables = [module for name, module in _BUILT_IN.items() if domain.startswith(name)]
@@ -57,14 +73,19 @@ def prepare(domain: str = "") -> None:
 
 
 def run_isolated(
-    job: Job, report: Report, stall_timeout_s: float | None = None, ended: Callable[[], bool] = lambda: False
+    job: Job,
+    report: Report,
+    stall_timeout_s: float | None = None,
+    ended: Callable[[], bool] = lambda: False,
+    judge: Ask | None = None,
 ) -> Outcome:
     """The outcome of the job, run in a child. Raises ChildDied when the child leaves none, or says nothing for that long.
 
-    Once `ended`, the child is stopped, and Preempted is raised: the checkpoint of its fit stays.
+    Once `ended`, the child is stopped, and Preempted is raised: the checkpoint of its fit stays. The judge is called here, in the
+    parent, with what the child asks it; the child waits for the answer.
     """
-    receiver, sender = _CONTEXT.Pipe(duplex=False)
-    child = _CONTEXT.Process(target=_child, args=(job, sender), daemon=True)
+    receiver, sender = _CONTEXT.Pipe()
+    child = _CONTEXT.Process(target=_child, args=(job, sender, judge is not None), daemon=True)
     child.start()
     sender.close()
     heard, said = time.monotonic(), ""
@@ -93,16 +114,24 @@ def run_isolated(
                 return value
             if kind == "error":
                 said = str(value)
+            elif kind == "asks":
+                assert judge is not None
+                receiver.send(judge(*value))
             else:
                 report(kind, float(value))
             heard = time.monotonic()
     finally:
+        receiver.close()  # a child that waits for an answer ends by that
         child.join(_GRACE_S)
         if child.is_alive():
             child.kill()
             child.join()
-        receiver.close()
-    raise ChildDied(said or f"The trial's process ended with exit code {child.exitcode} and left no result.")
+    if ended():  # who told this process may have told its child too
+        raise Preempted("The worker was told to end in the middle of a trial, which is tried again from its checkpoint.")
+    raise ChildDied(
+        said or f"The trial's process ended with exit code {child.exitcode} and left no result.",
+        child.exitcode == -signal.SIGKILL,
+    )
 
 
 def end_with_parent() -> None:
@@ -117,12 +146,18 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, name="end with parent", daemon=True).start()
 
 
-def _child(job: Job, sender: Connection) -> None:
+def _child(job: Job, sender: Connection, judged: bool) -> None:
     end_with_parent()
+
+    def ask(kind: str, told: Mapping[str, Any]) -> str | None:
+        sender.send(("asks", (kind, told)))
+        answer: str | None = sender.recv()
+        return answer
+
     try:
-        outcome = run(job, lambda phase, share: sender.send((phase, share)))
+        outcome = run(job, lambda phase, share: sender.send((phase, share)), ask if judged else None)
         sender.send(("outcome", outcome))
-    except BrokenPipeError:  # the parent is gone: nobody waits for this trial
+    except (BrokenPipeError, ConnectionResetError, EOFError):  # the parent is gone: nobody waits for this trial
         raise SystemExit(1) from None
     except BaseException:
         sender.send(("error", traceback.format_exc(limit=-6)))

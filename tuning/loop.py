@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -19,6 +19,7 @@ from torch import nn
 
 from adapters.adapter import Stack
 from adapters.backbone import Backbone
+from adapters.recompute import recomputed
 from adapters.whole_file import written_whole
 from evaluation.errors import DataError
 from tuning.batches import Row
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from tuning.methods.method import MethodSpec
 
 T = TypeVar("T")
+EXPLODED_RATIO, EXPLODED_NATS, EXPLODED_STEPS = 5.0, 3.0, 5  # above its start, for so many steps in a row
 MAX_NORM = 1.0  # a batch's gradient is clipped to it
 CHECKPOINT, CHECKPOINT_S = "fit.pt", 20.0
 OnStep = Callable[[int, int, float], None]  # (step, steps, loss)
@@ -82,16 +84,16 @@ def run(
     """Trains what the stack trains for `spec.steps` steps, or until `spec.token_budget` is used up: `num_written` counts in it.
 
     With a directory, a checkpoint is kept there every 20 seconds, and a fit of the same `identity` (a digest of all that decides
-    it) goes on at it. Diverged where a loss, a gradient or a weight is not finite.
+    it) goes on at it. Diverged where a loss, a gradient or a weight is not finite, or the loss exploded.
     """
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=backbone.device.type == "cpu")
     share = slice(accelerator.process_index, None, accelerator.num_processes)
-    kept = Kept(directory / CHECKPOINT, identity) if directory and accelerator.num_processes == 1 else None
+    kept = Kept(directory / CHECKPOINT, identity, accelerator.is_main_process) if directory else None
     progress, before = Progress(0, {}, 0, 0.0), time.monotonic()
     check_budget(spec, num_written)
-    with quick_backward(backbone), stack.attach(backbone), torch.random.fork_rng(devices=[]):
+    with backward_of(backbone), stack.attach(backbone), torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         trained = [parameter for parameter in stack.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=spec.learning_rate, weight_decay=spec.weight_decay)
@@ -126,9 +128,11 @@ def run(
             progress.num_tokens += learner.num_tokens(batch)
             for name, value in numbers.items():
                 progress.numbers.setdefault(name, []).append(value)
+            require_steady(progress.numbers["loss"], spec)
             progress.seconds = time.monotonic() - before
             if on_step:
                 on_step(step + 1, spec.steps, numbers["loss"])
+                before = time.monotonic() - progress.seconds  # what is read of a fit is no part of its time
             if kept and kept.is_due:
                 kept.save(progress, trained, optimizer)
         if kept and kept.file.is_file():
@@ -139,10 +143,13 @@ def run(
 
 
 class Kept:
-    """The checkpoint of one fit: the weights, AdamW's state, the random state and the numbers so far."""
+    """The checkpoint of one fit: the weights, AdamW's state, the random state and the numbers so far.
 
-    def __init__(self, file: Path, identity: str) -> None:
-        self.file, self.identity = file, identity
+    Of several processes one writes it, and all go on at it.
+    """
+
+    def __init__(self, file: Path, identity: str, writes: bool = True) -> None:
+        self.file, self.identity, self._writes = file, identity, writes
         self._saved = time.monotonic()
 
     @property
@@ -151,6 +158,8 @@ class Kept:
 
     def save(self, progress: Progress, trained: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
         """Whole or not at all: it takes the place of the one before."""
+        if not self._writes:
+            return
         state: dict[str, Any] = {
             "identity": self.identity,
             "progress": vars(progress),
@@ -207,6 +216,13 @@ def schedule(step: int, steps: int, warmup: float) -> float:
 
 
 @contextmanager
+def backward_of(backbone: Backbone) -> Iterator[None]:
+    """As fits compute: quick, and sparing of memory where the backbone was loaded so."""
+    with quick_backward(backbone), recomputed(backbone) if backbone.recompute else nullcontext():
+        yield
+
+
+@contextmanager
 def quick_backward(backbone: Backbone) -> Iterator[None]:
     """On a CPU the backward of SDPA takes about twice as long as that of plain matrix products at these lengths."""
     attention = backbone.model.config._attn_implementation
@@ -224,4 +240,17 @@ def require_finite(what: str, value: float, step: int, spec: MethodSpec) -> None
         raise Diverged(
             f"The {what} must stay finite, but is {value} at step {step + 1} of {spec.steps} with "
             f"learning_rate={spec.learning_rate:g}. Lower it."
+        )
+
+
+def require_steady(losses: Sequence[float], spec: MethodSpec) -> None:
+    """Raises Diverged where the loss has stayed far above its start, the median of the first three steps."""
+    if len(losses) < 3 + EXPLODED_STEPS:
+        return
+    start = sorted(losses[:3])[1]
+    most = max(EXPLODED_RATIO * start, start + EXPLODED_NATS)
+    if min(losses[-EXPLODED_STEPS:]) > most:
+        raise Diverged(
+            f"The loss must not explode, but it began at {start:.3g} and stayed above {most:.3g} for {EXPLODED_STEPS} steps, "
+            f"{losses[-1]:.3g} at step {len(losses)} of {spec.steps} with learning_rate={spec.learning_rate:g}. Lower it."
         )

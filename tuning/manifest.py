@@ -17,11 +17,12 @@ from evaluation.task import Example
 from evaluation.tasks import task_named
 from evaluation.tasks.definition import definition
 from registry.manifest import BackboneIdentity, Manifest, ProfileDescription, TrainingHashes, write_manifest
+from tuning.machine import this_machine
 from tuning.plan import data_digest
 from tuning.recipe import Recipe
 
 # What nothing was fitted by.
-_OF_FITS = {"adapter", "method", "search", "ranges", "start", "study"}
+_OF_FITS = {"adapter", "method", "fit", "search", "ranges", "start", "study"}
 
 
 def complete(
@@ -43,7 +44,10 @@ def complete(
     return write_manifest(
         directory,
         backbone=BackboneIdentity(
-            name=recipe.backbone, fingerprint=backbone.fingerprint, dtype=str(backbone.dtype).removeprefix("torch.")
+            name=recipe.backbone,
+            fingerprint=backbone.fingerprint,
+            dtype=str(backbone.dtype).removeprefix("torch."),
+            format=backbone.format,
         ),
         profile=ProfileDescription(
             adapters=tuple(map(kind_of, profile.adapters)), scale=scale, decoding=profile.policy.model_dump(mode="json")
@@ -57,14 +61,17 @@ def complete(
         data_digests={"train": data_digest(examples)} if examples else {},
         lock_digest=installed_digest(),
         seeds=_seeds(recipe) if is_fitted else {},
-        training=hashes_of(examples),
+        training=hashes_of(examples, Path(recipe.adapter.warm_start) if is_fitted and recipe.adapter.warm_start else None),
         derived={} if is_fitted else made or {"how": "a decoding policy alone"},
+        fitted_on=this_machine(backbone.device) if is_fitted else None,
     )
 
 
-def hashes_of(examples: Sequence[Example]) -> TrainingHashes:
-    """What is stored of the examples that something was fitted on."""
+def hashes_of(examples: Sequence[Example], begun_from: Path | None = None) -> TrainingHashes:
+    """What is stored of the examples that something was fitted on, those of the release that it was begun from among them."""
     fingerprints = Fingerprints.of(examples)
+    if begun_from is not None:
+        fingerprints = fingerprints.joined(fingerprints_of(TrainingHashes.read(begun_from)))
     return TrainingHashes(frozenset(map(_hex, fingerprints.rows)), frozenset(map(_hex, fingerprints.ngrams)))
 
 

@@ -54,6 +54,7 @@ class TrialScore:
     """What a trial reports: the chosen scale, every scale that was tried, and the generation check at the chosen one.
 
     `as_fitted` is the check at full scale, made for the recipe's own values: what shipping the fit as it is would lose.
+    `num_items` is how many of the domain's items were read, where that was ended before the last; see tuning.stop_items.
     """
 
     chosen: ScaleScore
@@ -63,6 +64,7 @@ class TrialScore:
     constraints: Mapping[str, float]
     forward_kl: float
     as_fitted: Check | None = None
+    num_items: int | None = None
 
     @property
     def feasible(self) -> bool:

@@ -10,18 +10,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
+from adapters.backbone import Format
 from adapters.lora import LoRASpec
 from adapters.softcot import SoftCoTSpec
 from adapters.spec import Choices, Range, Spec
 from adapters.steering import SteeringSpec
-from engine.vllm.options import MAX_RANK
+from engine.vllm.options import MAX_RANK, check_servable
 from registry.names import checked_name
 from tuning.errors import BadRecipe
+from tuning.layout import FitRecipe
 from tuning.methods import METHODS
 from tuning.methods.method import MethodSpec
 from tuning.methods.sft import SFTSpec
+from tuning.stop_settings import StopRecipe, fits_mode
+from tuning.study_limits import UNDECIDING, StudyLimits
 
 Kind = Literal["lora", "softcot", "lora+softcot", "steering"]
 KINDS: tuple[Kind, ...] = ("lora", "softcot", "lora+softcot")  # that a sweep draws; a steering vector is asked for by name
@@ -82,16 +86,13 @@ class AdapterRecipe(Spec):
         return self
 
 
-class StudyRecipe(Spec):
+class StudyRecipe(StudyLimits):
     """How long the sweep searches, and for what."""
 
     mode: Literal["pareto", "constrained"] = "pareto"
-    trials: int = Field(default=20, ge=1)
-    time_budget_s: float | None = Field(default=None, gt=0)
-    min_trials: int = Field(default=0, ge=0)  # complete ones before the budget ends the sweep; none starts past twice the budget
-    stall_timeout_s: float = Field(default=900.0, gt=0)  # without a sign of life; the trial is then stopped and tried again
     scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)  # of the fitted adapter, tried after each fit
     seed: int = Field(default=0, ge=0, lt=2**31)
+    stop: Annotated[StopRecipe, AfterValidator(fits_mode)] = StopRecipe()
 
     @field_validator("scales")
     @classmethod
@@ -134,11 +135,13 @@ class Recipe(Spec):
 
     name: str  # of a folder, a study and a registered model
     backbone: str = "smollm2-135m-reasoner"
+    backbone_format: Format = "full"  # nf4: its linear layers in 4 bits, while it is fitted around, measured and gated
     engine: Literal["torch", "vllm"] = "torch"  # that is to serve it: vllm keeps a sweep from choosing what vLLM refuses
     domain: str  # a built-in task, or the path of a task's TOML
     protected: tuple[str, ...] = Field(default=(*REASONING_FAMILIES, "grammar", "text"), min_length=1)
     adapter: AdapterRecipe = AdapterRecipe()
     method: SerializeAsAny[MethodSpec] = SFTSpec()
+    fit: FitRecipe = FitRecipe()
     search: tuple[str, ...] = Field(default_factory=lambda values: _usual_search(values))
     ranges: dict[str, tuple[float, float] | tuple[str, ...]] = {}  # narrower than the spec's own
     start: tuple[dict[str, str | int | float], ...] = ()  # points tried after the recipe's own; fields left out keep its values
@@ -188,8 +191,11 @@ class Recipe(Spec):
                     f"search and ranges name searchable fields, but {field!r} is none. Known: {', '.join(sorted(known))}."
                 )
         METHODS[self.method.name].check_kind(self.adapter.kind)
+        if self.fit.is_launched:
+            for method in self.methods():
+                METHODS[method].check_processes(max(2, self.fit.processes))
         if self.engine == "vllm":
-            _check_vllm(self.adapter)
+            check_servable(self.adapter.kind, self.adapter.lora.rank, self.backbone_format)
         chains = self.adapter.softcot.num_chains if "softcot" in self.adapter.kind.split("+") else 1
         if chains > 1 and self.methods() != (SOFTCOT,):
             raise ValueError(
@@ -253,6 +259,8 @@ class Recipe(Spec):
         if isinstance(adapter := values.get("adapter"), dict):
             earlier = ("warm_start", "orthogonal_to")
             values["adapter"] = adapter | {key: _beside(file, adapter[key], _is_path) for key in earlier if key in adapter}
+        if isinstance(fit := values.get("fit"), dict) and "accelerate" in fit:
+            values["fit"] = fit | {"accelerate": _beside(file, fit["accelerate"], _is_path)}
         try:
             return cls(**values)
         except ValidationError as error:
@@ -284,19 +292,15 @@ class Recipe(Spec):
 
     def digest(self) -> str:
         told = self.model_dump(mode="json")
+        told["study"] = {name: value for name, value in told["study"].items() if name not in UNDECIDING}
         if self.engine == "torch":
             del told["engine"]  # it narrows nothing: a recipe that names no engine is the same one
+        if self.study.stop == StopRecipe():
+            del told["study"]["stop"]
+        if self.backbone_format == "full":
+            del told["backbone_format"]  # as recipes were before there was another
+        del told["fit"]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-
-
-def _check_vllm(adapter: AdapterRecipe) -> None:
-    """What a backbone says of it stands in tuning.servable."""
-    if adapter.kind == "steering":
-        raise ValueError('engine = "vllm" serves LoRA and soft thoughts, but adapter.kind is \'steering\'. Set engine = "torch".')
-    if adapter.lora.rank > MAX_RANK:
-        raise ValueError(
-            f'engine = "vllm" serves a rank of at most {MAX_RANK}, but adapter.lora.rank is {adapter.lora.rank}. Lower it.'
-        )
 
 
 def _usual_search(values: dict[str, Any]) -> tuple[str, ...]:

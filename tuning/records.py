@@ -14,12 +14,14 @@ from registry.errors import RegistryError, RegistryUnreachable
 from registry.tracking import RunStatus, Tracking
 from tuning.distance import step_of
 from tuning.recipe import Recipe
+from tuning.stop_curve import FitReading
+from tuning.stop_pruners import percent
 from tuning.trial import ADAPTER, Outcome
 from tuning.waiting import Result, Waiting
 
 RUN_KEY = "mlflow_run_id"
 WAITING = "untracked"  # the folder of results that wait for the store
-_STATUS: dict[str, RunStatus] = {"complete": "FINISHED"}
+_STATUS: dict[str, RunStatus] = {"complete": "FINISHED", "stopped": "KILLED"}
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,10 @@ class Records:
         chosen = recipe.model_dump(mode="json", include={"adapter", "method", "backbone", "domain"})
         self.tracking.log_params(run_id, flat(chosen))
         self.tracking.set_tags(run_id, {"data_digest": outcome.data_digest, "recipe_digest": recipe.digest()})
+        for told in outcome.curve:
+            chosen_point = FitReading.of(told).chosen
+            values_read = {"probe/gain": chosen_point.gain, "probe/retention": chosen_point.retention}
+            self.tracking.log_metrics(run_id, values_read, step=percent(float(told["checkpoint"])))
         if outcome.state == "complete":
             for name, values in outcome.fit["numbers"].items():
                 for place, value in enumerate(values):
@@ -163,6 +169,7 @@ def trial_metrics(outcome: Outcome) -> dict[str, float]:
         "feasible": float(score["feasible"]),
         "memory/peak_mib": outcome.peak_memory_mib,
         **{f"fit/{name}": outcome.fit[name] for name in ("tokens_per_s", "num_tokens", "num_generated")},
+        **({"fit/micro_batch_tokens": float(outcome.micro_batch_tokens[-1])} if outcome.micro_batch_tokens else {}),
         **{f"fit/{name}": value for name, value in outcome.fit["counts"].items()},
         **{f"retention/chain/{family}": value for family, value in chosen["chain_changes"].items()},
         **{f"retention/written/{family}": value for family, value in score["generated_changes"].items()},

@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial
 
 from adapters.whole_file import write_whole
 from tuning.candidates import DIRECTORY_KEY
+from tuning.memory import MAX_TRIED
 from tuning.recipe import Recipe
 from tuning.space import search_digest
 from tuning.trial import ADAPTER, RESULT, Outcome
@@ -68,7 +69,8 @@ def kept_outcome(directory: Path, recipe: Recipe, reference: bool) -> Outcome | 
         return None
     outcome = Outcome.model_validate_json(result.read_text())
     complete = outcome.state == "complete" and (directory / ADAPTER).is_dir()
-    return outcome if complete or outcome.state == "failed" else None
+    may_pass = outcome.out_of_memory and len(outcome.micro_batch_tokens) < MAX_TRIED  # with half the micro-batch
+    return outcome if complete or (outcome.state == "failed" and not may_pass) else None
 
 
 def _digest(recipe: Recipe, reference: bool) -> str:

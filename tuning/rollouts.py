@@ -124,8 +124,8 @@ def _has_begun(backbone: Backbone, adapter: Adapter) -> bool:
 
 def own_words(backbone: Backbone, purpose: str) -> Path:
     """Where what the backbone alone wrote is kept for whoever asks for it again: another trial, another study."""
-    dtype = str(backbone.dtype).removeprefix("torch.")
-    return cache_directory() / "written" / f"{backbone.fingerprint[:24]}-{dtype}" / purpose
+    numbers = backbone.numbers.removeprefix("torch.").replace("/", "-")
+    return cache_directory() / "written" / f"{backbone.fingerprint[:24]}-{numbers}" / purpose
 
 
 def _key(request: GenerationRequest) -> str:

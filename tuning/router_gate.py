@@ -163,7 +163,7 @@ def _conditions(
     """SHA-256 of all that decides which items a seed draws and what their values are."""
     identity = [
         backbone.fingerprint,
-        str(backbone.dtype),
+        backbone.numbers,
         # With the file of the threshold: a router that is fitted again for another share astray has the same weights.
         [hashlib.sha256((directory / file).read_bytes()).hexdigest() for file in (FILE, WEIGHTS)],
         [[target.name, target.release, target.domain.name] for target in targets],

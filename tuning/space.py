@@ -63,8 +63,8 @@ def defaults(recipe: Recipe) -> dict[str, Value]:
 
 
 def search_digest(recipe: Recipe) -> str:
-    """Of what must not change between the trials of one study: everything but its length and patience."""
-    length = {"trials": 1, "time_budget_s": None, "min_trials": 0, "stall_timeout_s": 1.0}
+    """Of what must not change between the trials of one study: everything but its length, its patience and its stop rules."""
+    length = {"trials": 1, "time_budget_s": None, "min_trials": 0, "stall_timeout_s": 1.0, "stop": recipe.study.stop.comparable}
     return recipe.model_copy(update={"study": recipe.study.model_copy(update=length)}).digest()
 
 

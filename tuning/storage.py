@@ -27,6 +27,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
+from tuning.database_url import shown
 from tuning.errors import BadStorage, StorageAway
 
 ENVIRONMENT = "GRAFTLINE_STORAGE"
@@ -233,15 +234,13 @@ def _checked(url: str) -> str:
         url = f"postgresql+psycopg://{rest}"
     if not url.startswith(("sqlite:///", "postgresql+")):
         raise BadStorage(
-            f"A study is kept in sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE, but got {url!r}. Leave it out to use "
+            f"A study is kept in sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE, but got {shown(url)!r}. Leave it out to use "
             "a file in the home."
         )
     try:
         make_url(url).get_dialect().import_dbapi()
     except (ArgumentError, NoSuchModuleError) as error:
-        raise BadStorage(
-            f"{url!r} is not the URL of a database: {error}. Try postgresql+psycopg://USER@HOST/DATABASE."
-        ) from error
+        raise BadStorage(f"{shown(url)!r} is not the URL of a database. Try postgresql+psycopg://USER@HOST/DATABASE.") from error
     except ImportError as error:
         raise BadStorage(
             f"A study on {url.partition(':')[0]} needs its driver, but {error}. Install it: pip install 'graftline[postgres]'."

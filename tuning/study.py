@@ -23,17 +23,22 @@ from adapters.spec import Choices, Range
 from adapters.whole_file import write_whole
 from registry.errors import StoreRefused
 from registry.tracking import RunStatus, Tracking
+from tuning.asked import LENGTH_KEY, ask
+from tuning.budget import left
 from tuning.candidates import SCORE_KEY, Candidate, candidates_of, readable
 from tuning.errors import BadRecipe, NoStudy, Preempted, StudyMismatch, SweepRefused
 from tuning.isolation import available_threads, prepare
+from tuning.kept_weights import remove_unneeded
 from tuning.recipe import METHOD_NAME, Recipe, narrowed
 from tuning.records import Records
 from tuning.retries import try_lost_again
 from tuning.space import Value, defaults, is_active, search_digest
+from tuning.stop_curve import CURVE_KEY
+from tuning.stop_pruners import pruner_of
+from tuning.stop_winner import Settling
 from tuning.storage import StudyStorage, is_away
-from tuning.worker import FAMILIES_KEY, LENGTH_KEY, PAUSED_KEY, Worker, finished, running
+from tuning.worker import FAMILIES_KEY, Worker, finished, running
 from tuning.worker import Event as Event
-from tuning.worker import has_time as has_time
 
 SEARCH_KEY, RECIPE_KEY = "search_digest", "recipe"  # user attributes of a study
 _NUM_OBJECTIVES = {"pareto": 2, "constrained": 1}
@@ -150,7 +155,7 @@ class Sweep:
         self.kept_in.refuse_other_host(study)
         study.set_user_attr(RECIPE_KEY, self.recipe.model_dump(mode="json"))
         study.set_user_attr(LENGTH_KEY, self.recipe.study.trials)
-        study.set_user_attr(PAUSED_KEY, False)
+        ask(study, "run")
         if SEARCH_KEY not in study.user_attrs:  # set last: a kill before it leaves points to enqueue
             for point in points:
                 study.enqueue_trial(point, skip_if_exists=True)
@@ -173,6 +178,7 @@ class Sweep:
         if self.kept_in.is_shared or running(study):
             seed = int.from_bytes(hashlib.sha256(f"{seed}/{uuid.uuid4()}".encode()).digest()[:4])
         study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=4)
+        study.pruner = pruner_of(self.recipe.study.stop)
         return study
 
     @contextmanager
@@ -222,6 +228,9 @@ class Sweep:
             )
             try:
                 worker.search()
+                if not running(study):
+                    parts = (self.recipe, study, records, self.directory, self.home / "cache", self.threads)
+                    Settling(*parts, note, ended).run()
             except BaseException as error:
                 if is_away(error):
                     raise
@@ -236,16 +245,15 @@ class Sweep:
         """Finished trials, the one to gate first at the front: by `in_order`."""
         return candidates_of(study)
 
-    def has_time(self, study: optuna.Study, spent_s: float) -> bool:
-        """Whether another trial may start."""
-        return has_time(self.recipe, study, spent_s)
-
     def _close(self, study: optuna.Study, records: Records, status: RunStatus, reason: str = "") -> None:
         """The last worker of a study ends its run; the others leave their pictures and tables alone."""
         from tuning.pictures import pareto_picture
 
         if running(study):
             return
+        if status == "FINISHED" and not left(study, self.recipe).may_begin:
+            with suppress(OSError):
+                remove_unneeded(study, self.recipe, over=True)
         ordered, families = self.candidates(study), study.user_attrs.get(FAMILIES_KEY, {})
         table = {"study": study.study_name, "not_measurable": families, "trials": trials_table(study)}
         write_whole(self.directory / "trials.json", json.dumps(table, indent=2))
@@ -276,6 +284,7 @@ def trials_table(study: optuna.Study) -> list[dict[str, Any]]:
             "score": trial.user_attrs.get(SCORE_KEY),
             "seconds": trial.user_attrs.get("seconds"),
             "failure": trial.user_attrs.get("failure"),
+            "curve": trial.user_attrs.get(CURVE_KEY, []),
         }
         for trial in study.trials
     ]

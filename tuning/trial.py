@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import shutil
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,8 +18,10 @@ from pydantic import BaseModel, ConfigDict
 
 from adapters.whole_file import write_whole
 from tuning.allocator import keep_freed_memory
+from tuning.errors import FitStopped
 from tuning.objective import Check, ScaleScore, TrialScore, constraints, in_order
 from tuning.recipe import Recipe
+from tuning.stop_probe import Ask, Probe, can_be_read
 
 if TYPE_CHECKING:
     from adapters.adapter import Adapter
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
     from tuning.methods.method import Fit
 
 RESULT = "result.json"
-ADAPTER = "adapter"
+ADAPTER, FITTED = "adapter", "fitted"  # what is published, and what launched processes left before it was measured
 KL_PROMPTS = 12  # of the training rows, as the domain asks them, to which the backbone writes what the distance to it is read on
 MAX_CHECKS = 2  # scales that are written from, at most, before a trial is reported as it is
 
@@ -34,17 +38,23 @@ Report = Callable[[str, float], None]  # (load | admission | fit | measure | ali
 
 
 class Outcome(BaseModel):
-    """What a trial leaves behind. `failed` would repeat itself, `died` may pass, `refused` concerns every trial of the recipe."""
+    """What a trial leaves behind.
+
+    `failed` would repeat itself, `died` may pass, `refused` concerns every trial of the recipe; `stopped`: its judge ended it.
+    """
 
     model_config = ConfigDict(frozen=True)
 
-    state: Literal["complete", "failed", "died", "refused"]
+    state: Literal["complete", "stopped", "failed", "died", "refused"]
     reason: str = ""
     score: dict[str, Any] = {}
     fit: dict[str, Any] = {}
     data_digest: str = ""
     seconds: dict[str, float] = {}
     peak_memory_mib: float = 0.0
+    curve: list[dict[str, Any]] = []  # what its judge was told of the fit; see tuning.stop_curve
+    out_of_memory: bool = False  # may pass with a smaller micro-batch
+    micro_batch_tokens: tuple[int, ...] = ()  # that it was tried with, the last being the one of this outcome
     not_measurable: dict[str, str] = {}  # protected families without a constraint, and why
 
 
@@ -56,11 +66,15 @@ class Job:
     threads: int
     reference: bool = False  # also write from the adapter as it was fitted, whatever scale is chosen
     keep_as_fitted: bool = False  # what is left behind is at scale 1, whatever scale is chosen
-    given: Path | None = None  # the directory of an adapter that is read in place of a fit; nothing is then kept
+    given: Path | None = None  # the directory of an adapter that is read in place of a fit
+    keep_given: bool = False  # what was given is kept too, at the chosen scale
 
 
-def run(job: Job, report: Report) -> Outcome:
-    """Runs the trial; a failure that the same settings would meet again becomes an outcome, one that may pass raises OSError."""
+def run(job: Job, report: Report, judge: Ask | None = None) -> Outcome:
+    """Runs the trial; a failure that the same settings would meet again becomes an outcome, one that may pass raises OSError.
+
+    A judge is told what the recipe's stop rules look at, and may end the trial; without one, nothing is read for it.
+    """
     import torch
 
     from tuning.ground import Ground
@@ -75,28 +89,41 @@ def run(job: Job, report: Report) -> Outcome:
     except OSError:
         raise
     except Exception as error:
-        outcome = Outcome(state="refused", reason=_sentence(error))
+        outcome = Outcome(state="refused", reason=in_words(error))
     else:
-        outcome = _tried(job, ground, report, time.monotonic() - started)
+        outcome = _tried(job, ground, report, judge, time.monotonic() - started)
     write_whole(job.directory / RESULT, outcome.model_dump_json(indent=2))
     return outcome
 
 
-def _tried(job: Job, ground: Ground, report: Report, load_s: float) -> Outcome:
-    import torch
+def _tried(job: Job, ground: Ground, report: Report, judge: Ask | None, load_s: float) -> Outcome:
+    from tuning.loop import CHECKPOINT
 
+    started = time.monotonic()
     try:
-        outcome = _fit_and_measure(job, ground, report)
+        outcome = _fit_and_measure(job, ground, report, judge)
     except OSError:
         raise
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        outcome = Outcome(state="failed", reason=f"out of memory: {error}. Lower batch_size or micro_batch_tokens.")
+    except FitStopped as stop:
+        outcome = Outcome(state="stopped", reason=str(stop), seconds={"fit": time.monotonic() - started})
     except Exception as error:
-        outcome = Outcome(state="failed", reason=_sentence(error))
+        if is_out_of_memory(error):
+            outcome = Outcome(state="failed", reason=f"out of memory: {str(error).strip()}", out_of_memory=True)
+        else:
+            outcome = Outcome(state="failed", reason=in_words(error))
+    for checkpoint in job.directory.rglob(CHECKPOINT):  # whatever it ended by, it is not gone on with
+        checkpoint.unlink()
     return outcome.model_copy(update={"not_measurable": ground.not_measurable, "seconds": {"load": load_s, **outcome.seconds}})
 
 
-def _sentence(error: Exception) -> str:
+def is_out_of_memory(error: Exception) -> bool:
+    """Of the device or of this machine: on a CPU torch has no class for it."""
+    import torch
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def in_words(error: Exception) -> str:
     """Ours say the rule and the way out; of another's error the place is worth more."""
     if type(error).__module__.partition(".")[0] in ("adapters", "engine", "evaluation", "registry", "tuning"):
         return f"{type(error).__name__}: {error}"
@@ -104,30 +131,47 @@ def _sentence(error: Exception) -> str:
     return f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
 
 
-def _fit_and_measure(job: Job, ground: Ground, report: Report) -> Outcome:
+def _fit_and_measure(job: Job, ground: Ground, report: Report, judge: Ask | None) -> Outcome:
     from engine.profile import Profile
     from engine.torch_engine import TorchEngine
     from evaluation.base_cache import BaseCache
     from evaluation.evaluate import evaluate
     from evaluation.task import reasoning_prompt
     from tuning.distance import distance, written_by_backbone
-    from tuning.loop import CHECKPOINT
     from tuning.manifest import complete
     from tuning.plan import as_asked, data_digest, generated_plan, likelihood_plan, margins_of
 
     recipe, backbone, examples = job.recipe, ground.backbone, ground.examples
     started = time.monotonic()
-    adapters, fit = _fitted(job, ground, report)
-    fitted = time.monotonic()
-    engine = TorchEngine(backbone, max_rows=64, precision=recipe.evaluation.precision)
     cache = BaseCache(job.cache / "base", recipe.evaluation.precision)
-    plan = likelihood_plan(recipe, ground.domain, without=ground.not_measurable)
-    margins = margins_of(recipe, plan)
+    new_engine = partial(TorchEngine, backbone, max_rows=64, precision=recipe.evaluation.precision)
 
-    def alive(planned: Planned) -> None:
+    def alive(*_: Planned) -> None:
         report("alive", 0.0)
 
+    probe = None
+    if judge is not None and job.given is None and can_be_read(recipe):
+        probe = Probe(recipe, ground, new_engine(), cache, job.directory, judge, alive)
+    adapters, fit = _fitted(job, ground, report, probe)
+    fitted, probe_s = time.monotonic(), probe.seconds if probe else 0.0
+    engine = probe.engine if probe else new_engine()
+    plan = likelihood_plan(recipe, ground.domain, without=ground.not_measurable)
+    margins = margins_of(recipe, plan)
     profile, scores = Profile(adapters), list[ScaleScore]()
+
+    def outcome_of(score: TrialScore) -> Outcome:
+        return Outcome(
+            state="complete",
+            score=score.as_dict(),
+            fit=fit.as_dict(),
+            data_digest=data_digest(examples),
+            seconds={"fit": fitted - started - probe_s, "probe": probe_s, "measure": time.monotonic() - fitted},
+            peak_memory_mib=peak_memory_mib(),
+        )
+
+    if probe and (ended := probe.by_items(profile)):
+        complete(job.directory / ADAPTER, recipe, backbone, profile, 1.0, examples)
+        return outcome_of(ended)
     prompts = [reasoning_prompt(example) for example in as_asked(recipe, ground.domain)[:KL_PROMPTS]]
     own_words = written_by_backbone(engine, backbone, prompts)
     for index, scale in enumerate(recipe.study.scales):
@@ -162,11 +206,9 @@ def _fit_and_measure(job: Job, ground: Ground, report: Report) -> Outcome:
         full = max(scores, key=lambda score: score.scale)
         as_fitted = next((done for done in checks if done.scale == full), None) or check(full)
     report("measure", 1.0)
-    if job.given is None:
+    if job.given is None or job.keep_given:
         scale = 1.0 if job.keep_as_fitted else chosen.scale.scale
         complete(job.directory / ADAPTER, recipe, backbone, profile.scaled(scale), scale, examples)
-    for checkpoint in job.directory.rglob(CHECKPOINT):
-        checkpoint.unlink()
     score = TrialScore(
         chosen.scale,
         tuple(scores),
@@ -176,17 +218,10 @@ def _fit_and_measure(job: Job, ground: Ground, report: Report) -> Outcome:
         chosen.scale.forward_kl,
         as_fitted,
     )
-    return Outcome(
-        state="complete",
-        score=score.as_dict(),
-        fit=fit.as_dict(),
-        data_digest=data_digest(examples),
-        seconds={"fit": fitted - started, "measure": time.monotonic() - fitted},
-        peak_memory_mib=peak_memory_mib(),
-    )
+    return outcome_of(score)
 
 
-def _fitted(job: Job, ground: Ground, report: Report) -> tuple[tuple[Adapter, ...], Fit]:
+def _fitted(job: Job, ground: Ground, report: Report, probe: Probe | None) -> tuple[tuple[Adapter, ...], Fit]:
     from engine.profile import Profile
     from tuning.ground import new_adapters
     from tuning.methods import METHODS
@@ -194,16 +229,40 @@ def _fitted(job: Job, ground: Ground, report: Report) -> tuple[tuple[Adapter, ..
 
     if job.given is not None:
         return Profile.load(job.given).adapters, Fit({}, 0, 0.0)
+    if job.recipe.fit.is_launched:
+        return _launched(job, report)
     recipe, adapters = job.recipe, new_adapters(job.recipe, ground.backbone)
+    if probe:
+        probe.begin(adapters)
+
+    def on_step(step: int, steps: int, loss: float) -> None:
+        report("fit", step / steps)
+        if probe and step:
+            probe.on_step(step, steps)
+
     fit = METHODS[recipe.method.name](recipe.method).fit(
         ground.backbone,
         adapters,
         ground.examples,
-        lambda step, steps, loss: report("fit", step / steps),
+        on_step,
         task=ground.domain,
         directory=job.directory,
     )
     return adapters, fit
+
+
+def _launched(job: Job, report: Report) -> tuple[tuple[Adapter, ...], Fit]:
+    """In processes of its own. What was fitted before a kill is not fitted again."""
+    from engine.profile import Profile
+    from tuning.launch import launched
+    from tuning.methods.method import Fit
+
+    directory, told = job.directory / FITTED, job.directory / f"{FITTED}.json"
+    if not told.is_file():
+        shutil.rmtree(directory, ignore_errors=True)
+        fit = launched(job.recipe, directory, job.threads, lambda step, steps, loss: report("fit", step / steps))
+        write_whole(told, json.dumps(asdict(fit)))
+    return Profile.load(directory).adapters, Fit(**json.loads(told.read_text()))
 
 
 def peak_memory_mib() -> float:

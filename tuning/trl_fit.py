@@ -42,9 +42,10 @@ from tuning.loop import (
     OnStep,
     OnUpdate,
     Progress,
+    backward_of,
     check_budget,
-    quick_backward,
     require_finite,
+    require_steady,
     schedule,
     share_done,
 )
@@ -94,7 +95,7 @@ def run_trl(
     _refuse_processes()
     check_budget(spec, num_written)
     kept = Kept(directory / CHECKPOINT, identity) if directory else None
-    with quick_backward(backbone), lora.attach(backbone), _as_found(backbone), tempfile.TemporaryDirectory() as nowhere:
+    with backward_of(backbone), lora.attach(backbone), _as_found(backbone), tempfile.TemporaryDirectory() as nowhere:
         trained = [parameter for parameter in lora.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=spec.learning_rate, weight_decay=spec.weight_decay)
         progress = (kept.restore(trained, optimizer) if kept else None) or Progress(0, {}, 0, 0.0)
@@ -194,9 +195,11 @@ class _Watch:
         progress.num_tokens = self.tokens_before + int(logs.get("num_tokens", 0))
         for theirs, ours in self.logged.items():
             progress.numbers.setdefault(ours, []).append(float(logs.get(theirs, math.nan)))
+        require_steady(progress.numbers["loss"], spec)
         progress.seconds = time.monotonic() - self.began
         if self.on_step:
             self.on_step(progress.step, spec.steps, logs["loss"])
+            self.began = time.monotonic() - progress.seconds
         if self.kept and (self.kept.is_due or (self.is_done and self.kept.file.is_file())):
             self.kept.save(progress, self.trained, self.optimizer)
 

@@ -5,6 +5,8 @@ Any number of workers, on any machine that reaches the study's database, share o
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 import warnings
 from collections.abc import Callable
@@ -17,20 +19,25 @@ from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from tuning.asked import limits, wish
+from tuning.budget import BEGAN_KEY, SECONDS_KEY, WORKER_KEY, left
 from tuning.candidates import DIRECTORY_KEY, SCORE_KEY
 from tuning.errors import Preempted, SweepRefused, SweepStopped
-from tuning.isolation import ChildDied, run_isolated
+from tuning.isolation import ChildDied
+from tuning.kept_weights import remove_unneeded
+from tuning.memory import run_within_memory
 from tuning.recipe import Recipe
 from tuning.records import RUN_KEY, Records
 from tuning.retries import MAX_RETRIES, TRIES_KEY, continued, hand_back, kept_outcome, note_asked, tries, try_again
-from tuning.space import Value, defaults, suggest
+from tuning.space import defaults, suggest
+from tuning.stop_curve import FitReading
+from tuning.stop_judge import StopJudge
 from tuning.storage import beating, is_away
 from tuning.trial import Job, Outcome
 
 MAX_DEAD = 3  # trials in a row that died, before a worker stops
 MAX_ALIKE = 3  # trials that could not be fitted, for the very same reason, before a sweep that has no other stops
-ROOM = 1.25  # by which a trial of a kind not yet seen may outlast the longest so far
-LENGTH_KEY, PAUSED_KEY, FAMILIES_KEY = "trials", "paused", "not_measurable"  # user attributes of a study
+FAMILIES_KEY = "not_measurable"  # user attribute of a study
 RESUMED_KEY = "resumed"  # of a trial: its result was there already, made before its worker was lost
 _POLL_S = 1.0
 
@@ -39,7 +46,7 @@ _POLL_S = 1.0
 class Event:
     """Something that happened, for whoever shows the sweep."""
 
-    kind: str  # start | fit | measure | complete | pruned | failed | note
+    kind: str  # start | fit | probe | measure | complete | pruned | failed | note
     trial: int
     share: float = 0.0
     text: str = ""
@@ -62,17 +69,18 @@ class Worker:
     ended: Callable[[], bool] = lambda: False  # whether it was told to end
 
     def search(self) -> None:
-        """Trials until the study has as many finished ones as it wants, its time is over, or it is paused.
+        """Trials until the study has as many finished ones as it wants, its time or cost is used up, or it is stopped.
 
         Preempted when it was told to end; SweepRefused and SweepStopped for what trying on cannot mend.
         """
-        started, dead = time.monotonic(), list[FrozenTrial]()
-        while self._has_work(started):
+        dead = list[FrozenTrial]()
+        while self._has_work():
             trial = _asked(self.study)
             if self._is_surplus(trial):
                 continue
             with beating(self.storage, trial):
                 outcome = self._told(trial)
+            self._make_room()
             if outcome.state != "died":
                 dead.clear()
                 self._require_another_end()
@@ -81,26 +89,37 @@ class Worker:
             if len(dead) == MAX_DEAD:
                 self._give_up(dead, outcome.reason)
 
-    def _has_work(self, started: float) -> bool:
-        """Waits while other workers run all that is wanted: one of them may be lost."""
+    def _has_work(self) -> bool:
+        """Waits while the study is paused, and while other workers run all that is wanted: one of them may be lost."""
+        paused = False
         while True:
             if self.ended():
                 raise Preempted("The worker was told to end. What it had begun is tried again: start it, or --resume the sweep.")
             fail_stale(self.study)
-            attributes = self.study.user_attrs
-            if attributes.get(PAUSED_KEY):
+            asked = wish(self.study)
+            if asked == "stop":
+                self.on_event(Event("note", -1, text="the study was stopped: --resume lets it go on"))
+                return False
+            if asked == "pause" and not paused:
                 self.on_event(Event("note", -1, text=f"the study is paused: graftline sweep resume {self.study.study_name}"))
-                return False
-            done = finished(self.study)
-            if len(done) >= wanted(self.study, self.recipe):
-                return False
-            if not has_time(self.recipe, self.study, time.monotonic() - started):
-                budget = self.recipe.study.time_budget_s
-                self.on_event(Event("note", -1, text=f"time budget of {budget:.0f} s is used up by {len(done)} trials"))
-                return False
-            if len(done) + len(running(self.study)) < wanted(self.study, self.recipe):
-                return True
+            paused = asked == "pause"
+            if not paused:
+                found = left(self.study, self.recipe)
+                if found.may_begin:
+                    return True
+                if not found.may_come:
+                    if found.trials:
+                        more = f"graftline sweep extend {self.study.study_name}"
+                        self.on_event(Event("note", -1, text=f"{found.used_up}; more: {more}"))
+                    return False
             time.sleep(_POLL_S)
+
+    def _make_room(self) -> None:
+        """Removes weights that are no longer needed. A disk that refuses it is no reason to lose a trial."""
+        try:
+            remove_unneeded(self.study, self.recipe)
+        except OSError as error:
+            self.on_event(Event("note", -1, text=f"weights that are no longer needed stay: {error}"))
 
     def _is_surplus(self, trial: optuna.Trial) -> bool:
         """Workers that look at the same moment may begin more than is wanted: those with the largest numbers are given back."""
@@ -147,28 +166,40 @@ class Worker:
         if known is not None and not directory.is_dir():  # it lies on another machine
             directory = self.directory / "trials" / str(trial.number)
         trial.set_user_attr(DIRECTORY_KEY, str(directory))
+        trial.set_user_attr(WORKER_KEY, f"{socket.gethostname()}:{os.getpid()}")
+        trial.set_user_attr(BEGAN_KEY, time.time())
         self.on_event(Event("start", trial.number, params=values))
         if known == str(directory) and (kept := kept_outcome(directory, recipe, reference)):
-            trial.set_user_attr("seconds", sum(kept.seconds.values()))
+            took = sum(kept.seconds.values())
+            trial.set_user_attr(SECONDS_KEY, took)
+            trial.set_user_attr(BEGAN_KEY, time.time() - took)
             trial.set_user_attr(RESUMED_KEY, True)
             return recipe, directory, kept
         note_asked(directory, recipe, reference)
         started = time.monotonic()
-        outcome = self._isolated(Job(recipe, directory, self.cache, self.threads, reference), trial.number, values)
-        trial.set_user_attr("seconds", time.monotonic() - started)
+        outcome = self._isolated(Job(recipe, directory, self.cache, self.threads, reference), trial)
+        trial.set_user_attr(SECONDS_KEY, time.monotonic() - started)
         return recipe, directory, outcome
 
-    def _isolated(self, job: Job, number: int, values: dict[str, Value]) -> Outcome:
+    def _isolated(self, job: Job, trial: optuna.Trial) -> Outcome:
+        number = trial.number
+
         def report(phase: str, share: float) -> None:
             if phase in ("fit", "measure"):
                 self.on_event(Event(phase, number, share))
             elif phase == "admission" and share == 0:
                 self.on_event(Event("note", -1, text="reads once what this backbone can do; minutes"))
 
+        def on_reading(reading: FitReading) -> None:
+            self.on_event(Event("probe", number, reading.checkpoint, str(reading), reading.told))
+
+        # The recipe's own values are what the others are compared with: they are read, and never stopped.
+        judge = StopJudge(self.study, trial, self.recipe.study.stop, job.reference, on_reading)
         try:
-            return run_isolated(job, report, self.recipe.study.stall_timeout_s, self.ended)
+            outcome = run_within_memory(job, report, self.recipe.study.stall_timeout_s, self.ended, judge)
         except ChildDied as died:
-            return Outcome(state="died", reason=str(died))
+            outcome = Outcome(state="died", reason=str(died))
+        return outcome.model_copy(update={"curve": judge.curve})
 
     def _tell(self, trial: optuna.Trial, outcome: Outcome) -> None:
         """Optuna's side of an outcome. Raises SweepRefused for one that every trial would have."""
@@ -182,9 +213,10 @@ class Worker:
             self.on_event(Event("complete", trial.number, 1.0, score=outcome.score, params=trial.params))
             return
         trial.set_user_attr("failure", outcome.reason)
-        if outcome.state == "failed":
+        if outcome.state in ("stopped", "failed"):
             # Reported as PRUNED, since samplers do not see failed trials and would propose the same again.
-            trial.set_constraint("finished", 1.0)
+            if outcome.state == "failed":  # of one that was stopped, its judge has said how far it is from feasible
+                trial.set_constraint("finished", 1.0)
             self.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
             self.on_event(Event("pruned", trial.number, text=outcome.reason))
             return
@@ -196,7 +228,7 @@ class Worker:
 
     def _note_families(self, outcome: Outcome) -> None:
         """Says once which protected families constrain no trial."""
-        if outcome.state not in ("complete", "failed") or FAMILIES_KEY in self.study.user_attrs:
+        if outcome.state not in ("complete", "stopped", "failed") or FAMILIES_KEY in self.study.user_attrs:
             return
         self.study.set_user_attr(FAMILIES_KEY, outcome.not_measurable)
         for family, reason in outcome.not_measurable.items():
@@ -232,22 +264,8 @@ def running(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def wanted(study: optuna.Study, recipe: Recipe) -> int:
-    """Finished trials that the study is to have: what it was last told, by whichever process."""
-    return int(study.user_attrs.get(LENGTH_KEY, recipe.study.trials))
-
-
-def has_time(recipe: Recipe, study: optuna.Study, spent_s: float) -> bool:
-    """Whether another trial may start."""
-    budget = recipe.study.time_budget_s
-    if budget is None:
-        return True
-    done = finished(study)
-    complete = sum(trial.state == TrialState.COMPLETE for trial in done)
-    if not done or complete < recipe.study.min_trials:
-        return spent_s <= 2 * budget
-    # Kinds differ in what they take: a trial that may start must be able to be the longest.
-    longest = max((float(trial.user_attrs["seconds"]) for trial in done if "seconds" in trial.user_attrs), default=0.0)
-    return spent_s + ROOM * longest <= budget
+    """Finished trials that the study is to have: what it was last told, by whichever process, or extended to."""
+    return limits(study, recipe).trials
 
 
 def fail_stale(study: optuna.Study) -> None:

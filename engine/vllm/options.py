@@ -33,3 +33,16 @@ class VLLMOptions(Spec):
         if value not in RANKS:
             raise ValueError(f"vLLM reserves adapters of the ranks {', '.join(map(str, RANKS))}, but got {value}. Use one.")
         return value
+
+
+def check_servable(kind: str, rank: int, backbone_format: str) -> None:
+    """Raises ValueError for a recipe of what vLLM does not serve. What a backbone says of it stands in tuning.servable."""
+    if backbone_format != "full":
+        raise ValueError(
+            f'engine = "vllm" serves a backbone in its own dtype, but backbone_format is {backbone_format!r}. Set engine = '
+            '"torch", or backbone_format = "full".'
+        )
+    if kind == "steering":
+        raise ValueError('engine = "vllm" serves LoRA and soft thoughts, but adapter.kind is \'steering\'. Set engine = "torch".')
+    if rank > MAX_RANK:
+        raise ValueError(f'engine = "vllm" serves a rank of at most {MAX_RANK}, but adapter.lora.rank is {rank}. Lower it.')

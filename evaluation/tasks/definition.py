@@ -14,6 +14,7 @@ from evaluation.tasks.geography import GEOGRAPHY, GEOGRAPHY_CONTINENT, GEOGRAPHY
 from evaluation.tasks.graph_task import GRAPH_ICD10, GraphTask
 from evaluation.tasks.gym import PACKAGE, GymTask
 from evaluation.tasks.icd10 import ICD10, ICD10_CATEGORY, ICD10_CHAPTER
+from evaluation.tasks.streamed import StreamedTask
 from evaluation.tasks.user_data import UserTask
 
 _DATA_PACKAGES = {
@@ -30,7 +31,9 @@ def definition(task: Task) -> dict[str, JsonValue]:
     graph its file, its hops and the SHA-256 of its edges.
     """
     if isinstance(task, UserTask):
-        return {"name": task.name, "file": task.spec.model_dump(mode="json", exclude_none=True), "data_sha256": task.data_sha256}
+        return {"name": task.name, "file": task.spec.told(), "data_sha256": task.data_sha256}
+    if isinstance(task, StreamedTask):
+        return {"name": task.name, "file": task.told, "data_sha256": task.data_sha256}
     if isinstance(task, GymTask):
         return {
             "name": task.name,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from evaluation.errors import (
     AnswerNotAmongChoices,
@@ -24,7 +25,9 @@ from evaluation.errors import (
 )
 from evaluation.overlap import check_overlap, words
 from evaluation.task import SPLITS, Example, Split, split_of
+from evaluation.tasks.large_rows import files_at, passing, passing_of_dataset
 from evaluation.tasks.rows import Row, read_dataset, read_file
+from evaluation.tasks.streamed import StreamedTask
 
 
 class Columns(BaseModel):
@@ -54,6 +57,7 @@ class TaskSpec(BaseModel):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     file: str | None = None  # relative to the TOML file
+    stream: bool = False  # the data may be larger than memory: it is read as it passes, and `file` may be a folder
     dataset: str | None = None
     subset: str | None = None
     revision: str | None = None
@@ -68,6 +72,11 @@ class TaskSpec(BaseModel):
             given = "both" if self.file is not None else "neither"
             raise ValueError(f"A task reads from `file` or from `dataset`, exactly one of them; {given} is given.")
         return self
+
+    def told(self) -> dict[str, JsonValue]:
+        """What the file says, for a record; a task that does not stream is the one that it was before any did."""
+        values: dict[str, JsonValue] = self.model_dump(mode="json", exclude_none=True)
+        return values if self.stream else {name: value for name, value in values.items() if name != "stream"}
 
 
 @dataclass(frozen=True)
@@ -97,8 +106,10 @@ class UserTask:
         return rows[:count]
 
 
-def load_task(path: str | Path) -> UserTask:
+def load_task(path: str | Path) -> UserTask | StreamedTask:
     """The task that a TOML file describes, with every row checked. Raises a `DataError` that says what to correct.
+
+    One that streams checks each row as it passes, and what it draws when it is asked for examples.
 
     A row belongs to a split by the hash of its group: the named column, or else the normalised context and question.
     Rows of different groups that say the same across the border of `train` are refused (`evaluation.overlap`).
@@ -112,6 +123,8 @@ def load_task(path: str | Path) -> UserTask:
             f"A task of your own has a name of its own, but {path} is called {spec.name!r}, which is built in. Rename it, for "
             f'example to "my-{spec.name}".'
         )
+    if spec.stream:
+        return _streamed(spec, path)
     if spec.file is not None:
         file = path.parent / spec.file
         source, rows = str(file), read_file(file)
@@ -123,6 +136,25 @@ def load_task(path: str | Path) -> UserTask:
     task = UserTask(spec, _checked(_examples(spec, source, rows), source), digest)
     check_overlap(task.by_split["train"], [row for split in SPLITS[1:] for row in task.by_split[split]])
     return task
+
+
+def _streamed(spec: TaskSpec, path: Path) -> StreamedTask:
+    files = () if spec.file is None else tuple(files_at(path.parent / spec.file))
+    known = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    source = spec.dataset or str(path.parent / str(spec.file))
+
+    def read() -> Iterator[Example]:
+        if spec.dataset is not None:
+            rows = passing_of_dataset(spec.dataset, spec.subset, spec.revision, spec.dataset_split)
+        else:
+            rows = passing(files)
+        for row in rows:
+            if row.line == 1:
+                _check_columns(spec, source, row.values)
+            yield example_of(spec, source, row)
+
+    identity = hashlib.sha256(json.dumps([spec.model_dump(mode="json"), known]).encode()).hexdigest()
+    return StreamedTask(spec.name, source, identity, read, spec.told(), files)
 
 
 def read_spec(path: Path) -> TaskSpec:
@@ -145,19 +177,28 @@ def read_spec(path: Path) -> TaskSpec:
 
 
 def _examples(spec: TaskSpec, source: str, rows: Sequence[Row]) -> list[Example]:
+    check_columns(spec, source, rows)
+    return [example_of(spec, source, row) for row in rows]
+
+
+def check_columns(spec: TaskSpec, source: str, rows: Sequence[Row]) -> None:
+    """Raises for no rows, and for rows without a column that the task names."""
     if not rows:
         raise EmptySplit(f"A task needs rows, but {source!r} has none. Name a file that has some.")
-    have = dict.fromkeys(name for row in rows for name in row.values)
+    _check_columns(spec, source, dict.fromkeys(name for row in rows for name in row.values))
+
+
+def _check_columns(spec: TaskSpec, source: str, have: Mapping[str, object]) -> None:
     for column in spec.columns.named:
         if column not in have:
             raise MissingColumn(
                 f"Every column that the task names must be in the data, but {source!r} has no {column!r}. "
                 f"It has {', '.join(have)}: correct [columns] in the task file."
             )
-    return [_example(spec, source, row) for row in rows]
 
 
-def _example(spec: TaskSpec, source: str, row: Row) -> Example:
+def example_of(spec: TaskSpec, source: str, row: Row) -> Example:
+    """One row as an example; WrongRow, with its line, where it breaks a rule."""
     columns, where = spec.columns, f"line {row.line} of {source!r}"
     question, answer = _required(row, columns.question, where), _required(row, columns.answer, where)
     choices = _choices(spec, row, where)

@@ -99,7 +99,7 @@ def _parents(named: Sequence[str], home: Path | None, tracking_uri: str | None) 
                 "Fit it with `graftline tune`."
             )
         subjects.append(Subject(reference, directory, manifest))
-    backbone = Backbone.load(subjects[0].manifest.backbone.name)
+    backbone = Backbone.load(subjects[0].manifest.backbone.name, format=subjects[0].manifest.backbone.format)
     return Parents.of(subjects, backbone), backbone
 
 

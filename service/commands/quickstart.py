@@ -8,7 +8,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,7 @@ from tuning.candidates import Candidate, stored_candidates
 from tuning.comparison import Comparison, compare
 from tuning.objective import POOLED
 from tuning.recipe import Recipe
+from tuning.standing import Standing
 from tuning.study import Sweep
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def quickstart(home: Path | None, recipe_file: Path, keep_serving: bool) -> int:
     with phases.phase("sweep", f"{_sweep_time(recipe)}; the first trial is the plain recipe"):
         gated = _champion(tracking, recipe)
         # With a champion there is nothing left to look for; without one, a second run sweeps on.
-        candidates = stored_candidates(place, recipe.name) if gated else run_sweep(sweep, resume=sweep.exists)
+        candidates = stored_candidates(place, recipe.name) if gated else run_sweep(_with_time(sweep), resume=sweep.exists)
     plain = next((candidate for candidate in candidates if candidate.score.get("as_fitted")), None)
     if plain is not None:
         console.print(retention_table(plain))
@@ -104,6 +105,15 @@ def quickstart(home: Path | None, recipe_file: Path, keep_serving: bool) -> int:
                 return 0 if gated else NOTHING_PASSED
     _summary(console, phases, sweep, plain, gated, comparison, None)
     return 0 if gated else NOTHING_PASSED
+
+
+def _with_time(sweep: Sweep) -> Sweep:
+    """A second run sweeps on for as long as the first."""
+    budget = sweep.recipe.study.time_budget_s
+    if budget is None or not sweep.exists:
+        return sweep
+    spent_s = Standing.of(sweep).overview().spent.wall_s
+    return replace(sweep, recipe=sweep.recipe.with_values({"study.time_budget_s": budget + spent_s}))
 
 
 def _sweep_time(recipe: Recipe) -> str:

@@ -1,4 +1,4 @@
-"""`graftline publish`, `promote`, `rollback` and `status`."""
+"""`graftline publish`, `promote` and `rollback`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
 from rich.status import Status as RichStatus
 from rich.table import Table
 from rich.text import Text
 
-from registry.errors import PromotionRefused
+from registry.errors import AwaitsApproval, PolicyRefused, PromotionRefused
 from registry.home import home_directory
 from registry.ledger import Ledger
 from registry.manifest import MANIFEST, file_digest
@@ -22,8 +22,6 @@ from registry.names import ReleaseName, checked_name, current_actor, refuse_back
 from registry.policy import Policy, policies, refuse_laxer, refuse_other_domain, set_policy
 from registry.release import Release, load_release
 from registry.release import publish as publish_release
-from registry.status import Status
-from registry.status import status as registry_status
 from registry.tracking import Tracking
 from service.audit import AuditLog
 from service.gate_view import gate_view
@@ -35,6 +33,7 @@ if TYPE_CHECKING:
     from registry.evidence import Evidence
     from registry.gate_report import GateReport, SeedVerdict
     from registry.gate_settings import GateSettings
+    from registry.ledger_chain import Head
     from tuning.gating import Subject
 
 
@@ -55,9 +54,11 @@ def publish(
 def publish_directory(tracking: Tracking, directory: Path, name: str | None = None, run_id: str | None = None) -> Release:
     """The name defaults to that of the recipe in the manifest."""
     from registry.manifest import read_manifest
+    from tuning.being_read import being_read
 
-    recipe_name = read_manifest(directory).recipe.get("name", "")
-    return publish_release(tracking, checked_name(name or str(recipe_name)), directory, run_id)
+    with being_read(directory):
+        recipe_name = read_manifest(directory).recipe.get("name", "")
+        return publish_release(tracking, checked_name(name or str(recipe_name)), directory, run_id)
 
 
 def promote(
@@ -76,16 +77,44 @@ def promote(
     place = home_directory(home)
     Tracking.at(place, tracking_uri).existing()  # before there is an audit log in a home that is none
     with AuditLog(place).by_user("release.promote", reference, current_actor()) as act:
-        report, promoted = gate_and_promote(reference, reason, override, time_budget_s, gate_file, home, tracking_uri, console)
-        act.detail |= {"promoted": promoted, "override": override, "verdict": report.verdict, "reason": reason}
+        done = gate_and_promote(reference, reason, override, time_budget_s, gate_file, home, tracking_uri, console)
+        act.detail |= {"promoted": done.promoted, "override": override, "verdict": done.report.verdict, "reason": reason}
+        if done.waiting is not None:
+            act.detail["proposed"] = True
+    show_promotion(done, f"is the champion of {done.report.subject.partition('@')[0]}", console, as_json)
+    return 0 if done.promoted else 1
+
+
+class Promotion(NamedTuple):
+    """How a promotion ended. `waiting`: its gate passed, and another person is asked for, in a sentence; None: nobody is."""
+
+    report: GateReport
+    promoted: bool
+    waiting: str | None
+
+
+def take(ledger: Ledger, version: int, report: GateReport, head: Head, *, override: bool, reason: str) -> Promotion:
+    """The ledger's entry, or its proposal, where the gate passed or is overridden."""
+    if not report.passed and not override:
+        return Promotion(report, False, None)
+    try:
+        ledger.promote(version, report, reason=reason, override=override, expected_head=head)
+    except AwaitsApproval as waiting:
+        return Promotion(report, False, str(waiting))
+    return Promotion(report, True, None)
+
+
+def show_promotion(done: Promotion, champion: str, console: Console, as_json: bool) -> None:
+    """`champion` goes on after the release's name, where it was promoted."""
+    report = done.report
     if as_json:
-        print(json.dumps({"release": report.subject, "promoted": promoted, "report": report.model_dump(mode="json")}))
-    else:
-        console.print(gate_table(report))
-        console.print(report.sentence)
-        name = report.subject.partition("@")[0]
-        console.print(f"{report.subject} is the champion of {name}" if promoted else f"{report.subject} was not promoted")
-    return 0 if promoted else 1
+        proposed = {} if done.waiting is None else {"proposed": True}
+        told = {"release": report.subject, "promoted": done.promoted, **proposed, "report": report.model_dump(mode="json")}
+        print(json.dumps(told))
+        return
+    console.print(gate_table(report))
+    console.print(report.sentence)
+    console.print(done.waiting or f"{report.subject} {champion if done.promoted else 'was not promoted'}")
 
 
 def gate_and_promote(
@@ -97,7 +126,7 @@ def gate_and_promote(
     home: Path | None,
     tracking_uri: str | None,
     console: Console,
-) -> tuple[GateReport, bool]:
+) -> Promotion:
     """The gate's report, and whether the ledger took the release."""
     checked_seconds(time_budget_s)
     place = home_directory(home)
@@ -107,10 +136,7 @@ def gate_and_promote(
     ledger = Ledger(tracking, named.name)
     head = ledger.head()
     release, report = gated(tracking, named, reason, time_budget_s, gate_file, place, console)
-    promoted = report.passed or override
-    if promoted:
-        ledger.promote(release.version, report, reason=reason, override=override, expected_head=head)
-    return report, promoted
+    return take(ledger, release.version, report, head, override=override, reason=reason)
 
 
 def gated(
@@ -134,7 +160,7 @@ def gated(
         )
     subject = Subject(str(release.full_name), release.directory, release.manifest)
     policy = gate_policy(tracking, release.name, recipe_policy(subject.recipe), gate_file, reason)
-    backbone = Backbone.load(release.manifest.backbone.name)
+    backbone = Backbone.load(release.manifest.backbone.name, format=release.manifest.backbone.format)
     _check_backbone(release, backbone.fingerprint)
     engine = TorchEngine(backbone, max_rows=64, precision=subject.recipe.evaluation.precision)
     settings = gate_settings(policy, time_budget_s=time_budget_s)
@@ -157,12 +183,14 @@ def gate_release(
     """
     from registry.claim import alone, claimed
     from registry.earlier import earlier_domains
+    from registry.policy import domain_name
     from registry.verdicts import record_verdict
     from tuning.gating import Subject
 
     named = release.full_name
     if policy.earlier_domains:
-        found = earlier_domains(tracking, release.name, backbone.fingerprint, str(release.manifest.recipe.get("domain")))
+        domain, task = str(release.manifest.recipe.get("domain")), domain_name(release.manifest.task)
+        found = earlier_domains(tracking, release.name, backbone.fingerprint, domain, task)
         for domain, champion in found.items():
             console.print(f"{domain} is served by {champion} on this backbone, and protected too", highlight=False)
         policy = policy.protecting(found)
@@ -255,6 +283,11 @@ def gate_policy(tracking: Tracking, name: str, of_recipe: Policy, file: Path | N
         set_policy(tracking, name, of_recipe, actor=current_actor(), reason="the recipe of the first release that was gated")
     bound = history[-1].policy if history else of_recipe
     asked = bound if file is None else bound.with_file(file)
+    if asked.approvals > bound.approvals:
+        raise PolicyRefused(
+            f"How many people a promotion takes is the policy of a name, but {file} asks for it in one gate. Set it for {name}: "
+            f'`graftline policy {name} --gate {file} --reason "..."`.'
+        )
     if of_recipe.domain is not None:
         refuse_other_domain(of_recipe.domain, asked, f"the release of {name}")
     if file is None:
@@ -279,38 +312,6 @@ def rollback(name: str, reason: str, to: int | None, home: Path | None, tracking
         print(json.dumps({"entry": recorded.number, "name": name, "version": recorded.entry.adapter_version}))
     else:
         print(f"{name}@{recorded.entry.adapter_version} is the champion again (entry {recorded.number})")
-
-
-def status(home: Path | None, tracking_uri: str | None, as_json: bool) -> None:
-    tracking = Tracking.at(home_directory(home), tracking_uri)
-    missing = tracking.is_missing
-    found = Status(uri=tracking.uri, names=()) if missing else registry_status(tracking.create())
-    if as_json:
-        print(found.model_dump_json(indent=2))
-        return
-    console = Console(markup=False)
-    if missing:
-        console.print(f"there is no registry in {found.uri} yet: check --home, or start with: graftline tune RECIPE.toml")
-    elif not found.names:
-        console.print(f"nothing is registered yet in {found.uri}; start with: graftline tune RECIPE.toml")
-    for name in found.names:
-        champion = f"champion {name.name}@{name.champion}" if name.champion else "no champion yet"
-        table = Table(title=f"{name.name}: {champion}", title_justify="left")
-        for heading in ("version", "gate", "published", "aliases", ""):
-            table.add_column(heading)
-        for version in name.candidates:
-            mark = "champion" if version.champion else ("overridden" if version.overridden else "")
-            table.add_row(str(version.version), version.verdict, version.created, ", ".join(version.aliases), mark)
-        console.print(table)
-        if name.canary is not None:
-            console.print(f"  {name.canary}")
-        for entry in name.history:
-            console.print(
-                f"  {entry.number}. {entry.kind} @{entry.version} ({entry.verdict}) by {entry.actor}, {entry.created}: "
-                f"{entry.reason or '-'}"
-            )
-        for warning in (*((name.drift,) if name.drift else ()), *name.warnings):
-            console.print(f"  ! {warning}")
 
 
 def gate_table(report: GateReport) -> Table:

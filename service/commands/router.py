@@ -131,7 +131,7 @@ def promote(
 ) -> int:
     """0 when promoted, 1 when its gate did not pass. An undecided gate of the router is continued."""
     from registry.claim import alone, claimed
-    from service.commands.releases import gate_policy, gate_table, refuse_early
+    from service.commands.releases import gate_policy, refuse_early, show_promotion, take
     from service.pace import checked_seconds
     from tuning.gating import gate_settings
     from tuning.router_gate import gate_router, router_policy
@@ -167,21 +167,14 @@ def promote(
                 begin=lambda conditions: claimed(tracking, release.full_name, conditions, settings),
                 on_round=lambda so_far: console.print(f"round {so_far.rounds}: {so_far.sentence}", highlight=False),
             )
-        promoted = report.passed or override
-        if promoted:
-            ledger.promote(release.version, report, reason=reason, override=override, expected_head=head)
-        else:
+        done = take(ledger, release.version, report, head, override=override, reason=reason)
+        if not report.passed and not override:
             from registry.verdicts import record_verdict
 
             record_verdict(tracking, release.full_name, report)
-        act.detail |= {"promoted": promoted, "override": override, "verdict": report.verdict, "reason": reason}
-    if as_json:
-        print(json.dumps({"release": str(release.full_name), "promoted": promoted, "report": report.model_dump(mode="json")}))
-    else:
-        console.print(gate_table(report))
-        console.print(report.sentence)
-        console.print(f"{release.full_name} " + (f"answers model={release.name}" if promoted else "was not promoted"))
-    return 0 if promoted else 1
+        act.detail |= {"promoted": done.promoted, "override": override, "verdict": report.verdict, "reason": reason}
+    show_promotion(done, f"answers model={release.name}", console, as_json)
+    return 0 if done.promoted else 1
 
 
 @contextmanager

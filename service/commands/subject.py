@@ -76,7 +76,11 @@ def load_subject(
     place = home_directory(home)
     directory, manifest = files_of(named, place, tracking_uri)
     profile, recipe = Profile.load(directory), manifest.recipe if manifest else {}
-    backbone = Backbone.load(backbone_name or (manifest.backbone.name if manifest else "smollm2-135m-reasoner"))
+    fitted_on = manifest.backbone if manifest else None
+    backbone = Backbone.load(
+        backbone_name or (fitted_on.name if fitted_on else "smollm2-135m-reasoner"),
+        format=fitted_on.format if fitted_on else "full",
+    )
     if manifest is not None and manifest.backbone.fingerprint != backbone.fingerprint:
         raise BackboneMismatch(
             f"{named} was fitted on backbone {manifest.backbone.name} ({manifest.backbone.fingerprint[:12]}), but "

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from evaluation.tasks import task_named
 from registry.home import home_directory
 from registry.tracking import Tracking
+from service.commands.crew import Crew, executor_of, run_by
 from service.preempted import START_AGAIN, ends_orderly
 from service.sweep_view import LinesView, TableView
+from tuning.budget import price_of
 from tuning.candidates import Candidate
 from tuning.continuing import pinned
 from tuning.errors import Preempted
@@ -19,26 +23,49 @@ from tuning.recipe import Recipe
 from tuning.storage import StudyStorage
 from tuning.study import Sweep
 
+PRICE = "GRAFTLINE_PRICE_PER_HOUR"
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What the command line says in place of the recipe; None where it says nothing. A price is text: "2.50 EUR"."""
+
+    trials: int | None = None
+    time_budget_s: float | None = None
+    mode: str | None = None
+    max_cost: float | None = None
+    price_per_hour: str | None = None
+
+    def over(self, recipe: Recipe) -> Recipe:
+        """The recipe with these values; a price that neither has is that of the environment."""
+        text = self.price_per_hour
+        if text is None and recipe.study.price_per_hour is None:
+            text = os.environ.get(PRICE)
+        price, currency = price_of(text) if text else (None, None)
+        given = {
+            "study.trials": self.trials,
+            "study.time_budget_s": self.time_budget_s,
+            "study.mode": self.mode,
+            "study.max_cost": self.max_cost,
+            "study.price_per_hour": price,
+            "study.currency": currency,
+        }
+        return recipe.with_values({key: value for key, value in given.items() if value is not None})
+
 
 def tune(
     recipe_file: Path,
+    asked: Overrides,
     resume: bool,
-    trials: int | None,
-    time_budget_s: float | None,
-    mode: str | None,
     create_only: bool,
+    crew: Crew | None,
     storage: str | None,
     home: Path | None,
     tracking_uri: str | None,
     as_json: bool,
 ) -> int:
-    """0 when a trial finished, or the study was only made; 1 when none did, 75 when it was told to end."""
-    from adapters.backbone import sources_of
-
-    recipe = with_options(Recipe.load(recipe_file), trials, time_budget_s, mode)
-    for task in (recipe.domain, *recipe.protected):
-        task_named(task)  # refuses an unknown task or bad data before anything is written
-    sources_of(recipe.backbone)
+    """0 when a trial finished, or a study was only made or handed to a scheduler; 1 when none did, 75 when it was told to end."""
+    recipe = checked(asked.over(Recipe.load(recipe_file)))
     place = home_directory(home)
     tracking = Tracking.at(place, tracking_uri)
     sweep = Sweep(pinned(recipe, tracking), place, tracking, storage=StudyStorage.of(place, recipe.name, storage))
@@ -52,12 +79,20 @@ def tune(
             else f"the study {recipe.name} is in {shown}; next: graftline worker --study {recipe.name}"
         )
         return 0
-    try:
-        with ends_orderly() as ended:
-            chosen = run_sweep(sweep, resume, quiet=as_json, ended=ended)
-    except Preempted as error:
-        print(error, file=sys.stderr)
-        return START_AGAIN
+    if crew is not None:
+        executor = executor_of(crew, sweep)
+        study = sweep.create(resume)
+        code, handed_over = run_by(executor, crew, quiet=as_json)
+        if code or handed_over:
+            return code
+        chosen = sweep.candidates(study)
+    else:
+        try:
+            with ends_orderly() as ended:
+                chosen = run_sweep(sweep, resume, quiet=as_json, ended=ended)
+        except Preempted as error:
+            print(error, file=sys.stderr)
+            return START_AGAIN
     if as_json:
         print(json.dumps({"study": recipe.name, "storage": sweep.kept_in.shown, "candidates": [_row(c) for c in chosen]}))
     elif chosen:
@@ -70,10 +105,14 @@ def tune(
     return 0 if chosen else 1
 
 
-def with_options(recipe: Recipe, trials: int | None, time_budget_s: float | None, mode: str | None) -> Recipe:
-    """The recipe with what the command line overrides."""
-    given = {"study.trials": trials, "study.time_budget_s": time_budget_s, "study.mode": mode}
-    return recipe.with_values({key: value for key, value in given.items() if value is not None})
+def checked(recipe: Recipe) -> Recipe:
+    """Refuses an unknown task, bad data or an unknown backbone before anything is written."""
+    from adapters.backbone import sources_of
+
+    for task in (recipe.domain, *recipe.protected):
+        task_named(task)
+    sources_of(recipe.backbone)
+    return recipe
 
 
 def run_sweep(sweep: Sweep, resume: bool, quiet: bool = False, ended: Callable[[], bool] = lambda: False) -> list[Candidate]:

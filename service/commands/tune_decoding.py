@@ -74,7 +74,7 @@ def opened(release: Release, settings: DecodingSearch, tracking: Tracking, home:
     from tuning.gating import Subject
 
     recipe = Subject(str(release.full_name), release.directory, release.manifest).recipe
-    backbone = Backbone.load(release.manifest.backbone.name)
+    backbone = Backbone.load(release.manifest.backbone.name, format=release.manifest.backbone.format)
     engine = TorchEngine(backbone, max_rows=64, precision=recipe.evaluation.precision)
     return policy_study(release, settings, engine, backbone, tracking, home, say)
 

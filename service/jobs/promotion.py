@@ -16,7 +16,7 @@ from service.settings import Settings
 def promotion(job: Job, settings: Settings, tell: Telling) -> dict[str, JsonValue]:
     asked = job.request
     budget = asked.get("time_budget_s")
-    report, promoted = gate_and_promote(
+    done = gate_and_promote(
         str(asked["release"]),
         str(asked["reason"]),
         override=False,
@@ -26,8 +26,15 @@ def promotion(job: Job, settings: Settings, tell: Telling) -> dict[str, JsonValu
         tracking_uri=settings.tracking_uri,
         console=Console(file=Lines(tell), markup=False, width=140),
     )
-    tell(report.sentence)
-    return {"release": str(asked["release"]), "promoted": promoted, "verdict": report.verdict, "sentence": report.sentence}
+    sentence = done.report.sentence if done.waiting is None else f"{done.report.sentence} {done.waiting}"
+    tell(sentence)
+    return {
+        "release": str(asked["release"]),
+        "promoted": done.promoted,
+        "proposed": done.waiting is not None,
+        "verdict": done.report.verdict,
+        "sentence": sentence,
+    }
 
 
 class Lines(io.StringIO):

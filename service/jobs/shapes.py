@@ -48,6 +48,7 @@ def promotion(job: Job) -> dict[str, object]:
         "reason": job.request["reason"],
         "by": job.actor,
         "promoted": result.get("promoted"),
+        "proposed": result.get("proposed"),
         "verdict": result.get("verdict"),
         "sentence": result.get("sentence"),
         "error": None if job.error is None else {"code": "job_failed", "message": job.error, "param": None},

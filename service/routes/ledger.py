@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
-import hmac
-import re
 import time
-from collections.abc import Mapping
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
@@ -18,11 +13,10 @@ from service.control import CONTROLLED
 from service.errors import ApiError
 from service.parts import PartsHere
 from service.streaming import ClientLeft
+from service.webhooks import is_signed
 
 router = APIRouter()
 MAX_BYTES = 2**16
-MAX_AGE_S = 300.0
-_SECONDS = re.compile(r"[0-9]{1,12}")
 
 
 @router.post("/v1/ledger/hint", status_code=202, dependencies=[CONTROLLED])
@@ -50,18 +44,11 @@ async def webhook(parts: PartsHere, request: Request) -> Response:
         raise ClientLeft from error
     except TimeoutError as error:
         raise ApiError(408, f"A webhook must arrive within {timeout_s:g} s. Send it faster.", "body_timeout") from error
-    if not is_signed(secret, request.headers, body, time.time()):
+    headers, now = request.headers, time.time()
+    if not is_signed(secret, headers, body, now):
         message = "A webhook carries MLflow's signature of the last five minutes, but this one's is not. Check the secret."
         raise ApiError(401, message, "invalid_signature", None, "authentication_error")
+    if not parts.deliveries.take(headers["x-mlflow-delivery-id"], float(headers["x-mlflow-timestamp"]), now):
+        raise ApiError(409, "A delivery is taken once, and this one came before.", "replayed_delivery", None)
     parts.models.look_soon()
     return JSONResponse({"object": "ledger.hint", "looking": True}, 202)
-
-
-def is_signed(secret: str, headers: Mapping[str, str], body: bytes, now: float) -> bool:
-    """Whether MLflow signed this delivery: HMAC-SHA256 over its id, its time and its body."""
-    delivery, sent = headers.get("x-mlflow-delivery-id", ""), headers.get("x-mlflow-timestamp", "")
-    if not _SECONDS.fullmatch(sent) or abs(now - int(sent)) > MAX_AGE_S:
-        return False
-    signed = f"{delivery}.{sent}.".encode() + body
-    expected = "v1," + base64.b64encode(hmac.new(secret.encode(), signed, hashlib.sha256).digest()).decode()
-    return hmac.compare_digest(expected.encode(), headers.get("x-mlflow-signature", "").encode())

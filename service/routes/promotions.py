@@ -40,6 +40,13 @@ class PromoteRequest(JsonFields):
     time_budget_s: float | None = Field(default=None, gt=0, le=86400)
 
 
+class ApproveRequest(JsonFields):
+    model_config = ConfigDict(extra="forbid")
+
+    version: int = Field(ge=1)
+    reason: str = Field(default="", max_length=2000)
+
+
 class RollbackRequest(JsonFields):
     model_config = ConfigDict(extra="forbid")
 
@@ -104,6 +111,25 @@ async def rollback(parts: PartsHere, request: Request, name: str, body: Rollback
         act.detail |= {"entry": number, "version": version}
     parts.models.look_soon()
     return JSONResponse({"object": "release.rollback", "name": name, "version": version, "entry": number, "by": actor})
+
+
+@router.post("/v1/releases/{name}/approve")
+async def approve(parts: PartsHere, request: Request, name: str, body: ApproveRequest) -> Response:
+    """Makes champion what somebody else proposed, and has this service look at once. Who approves is the name of the key."""
+    with parts.audit.during(request, "release.approve", f"{name}@{body.version}") as act:
+        jobs_of(parts)
+        actor = caller_of(request).name
+
+        def done() -> tuple[int, str | None]:
+            recorded = Ledger(_tracking(parts), checked_name(name)).approve(body.version, reason=body.reason, actor=actor)
+            assert recorded.entry is not None
+            return recorded.number, recorded.entry.proposed_by
+
+        number, proposer = await asyncio.to_thread(_of_registry, done)
+        act.detail |= {"entry": number, "version": body.version, "proposed_by": proposer}
+    parts.models.look_soon()
+    told = {"version": body.version, "entry": number, "proposed_by": proposer, "by": actor}
+    return JSONResponse({"object": "release.approval", "name": name, **told})
 
 
 async def _promotion(parts: Parts, job_id: str) -> Job:

@@ -18,6 +18,7 @@ from evaluation.task import Example, Task
 from tuning.batches import Row
 from tuning.errors import BadRecipe
 from tuning.loop import OnStep, OnUpdate
+from tuning.processes import Processes
 from tuning.rollouts import own_words
 
 
@@ -136,6 +137,7 @@ class Method(ABC):
     spec: MethodSpec
     spec_type: ClassVar[type[MethodSpec]]
     kinds: ClassVar[frozenset[str]] = frozenset({"lora", "softcot", "steering"})
+    splits: ClassVar[bool] = False  # whether several processes can share its batches: nothing is written for them
 
     def fit(
         self,
@@ -153,6 +155,7 @@ class Method(ABC):
         `task` is where the examples come from, for a method that must judge what it wrote. In `directory`, where given, the
         fit keeps what a killed one goes on from; the same call then ends as if it had never been killed.
         """
+        self.check_processes(Processes.here().count)
         alive = (lambda: on_step(0, self.spec.steps, 0.0)) if on_step else None
         return self.fitted(Given(backbone, adapters, examples, task, directory, alive, on_step, on_update))
 
@@ -179,6 +182,16 @@ class Method(ABC):
     def trains(cls, kind: str) -> bool:
         """Whether all kinds that are joined by + are of those that it can train."""
         return cls.kinds >= set(kind.split("+"))
+
+    @classmethod
+    def check_processes(cls, count: int) -> None:
+        """Raises BadRecipe where so many processes are to share what one alone can fit."""
+        if count > 1 and not cls.splits:
+            name = cls.spec_type.model_fields["name"].default
+            raise BadRecipe(
+                f"The method {name!r} has text written for its fit, which runs in one process, but {count} were asked for. "
+                "Launch one, without a config file of Accelerate, or take the method sft or softcot."
+            )
 
     @classmethod
     def check_kind(cls, kind: str) -> None:

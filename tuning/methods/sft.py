@@ -27,6 +27,7 @@ class SFTSpec(SupervisedSpec):
 class SFT(Supervised):
     spec: SFTSpec
     spec_type = SFTSpec
+    splits = True
 
     def check(self, examples: Sequence[Example], task: Task) -> None:
         check_rationales(examples, self.spec.target)

@@ -30,7 +30,7 @@ from tuning.methods.supervised import (
     Supervised,
     SupervisedSpec,
     check_room,
-    micro_batches,
+    parts_of,
     token_loss,
 )
 
@@ -52,6 +52,7 @@ class SoftCoTFitSpec(SupervisedSpec):
 class SoftCoTPlusPlus(Supervised):
     spec: SoftCoTFitSpec
     spec_type = SoftCoTFitSpec
+    splits = True
     kinds = frozenset({"softcot"})
 
     def check(self, examples: Sequence[Example], task: Task) -> None:
@@ -99,7 +100,7 @@ class Chains:
         num_pulled = count * sum(row.num_labels for row in batch if row.held) if spec.holds else num_labels
         told = {"loss": 0.0, "contrast": 0.0, "kl": 0.0}
         for held in (False, True):
-            for part in micro_batches([row for row in share if row.held == held], max(1, spec.micro_batch_tokens // count)):
+            for part in parts_of(share, batch, held, max(1, spec.micro_batch_tokens // count)):
                 logits_NV, labels_N, thoughts, each = self._read(part)
                 loss = logits_NV.new_zeros((), dtype=torch.float32)
                 if not held:

@@ -31,8 +31,10 @@ from evaluation.errors import DataError
 from evaluation.task import Example
 from tuning.batches import Row, collate, endless_rows
 from tuning.distance import label_logits, pull_to_base
+from tuning.errors import BadRecipe
 from tuning.loop import Learner, check_budget, run
 from tuning.methods.method import Fit, Given, Method, MethodSpec
+from tuning.processes import Processes
 from tuning.replay import Replay
 from tuning.rollouts import rollouts
 
@@ -107,6 +109,14 @@ class Supervised(Method):
 
     def fitted(self, given: Given) -> Fit:
         started = time.monotonic()
+        here = Processes.here()
+        if here.count > 1 and self.spec.replays:
+            raise BadRecipe(
+                f"Replay is written for a fit in one process, but {here.count} were launched. Launch one, or leave out "
+                'replay_share and kl_on = "replay".'
+            )
+        if here.in_step:
+            check_sharded(given.adapters)
         replayed = replay_of(given, self.spec)
         check_budget(self.spec, replayed.num_generated)
         given = given._replace(replay=replayed.rows, num_written=replayed.num_generated)
@@ -179,7 +189,7 @@ class Rows:
         num_pulled = sum(row.num_labels for row in batch if row.held) if spec.holds else num_labels
         total, pulled = 0.0, 0.0
         for held in (False, True):
-            for part in micro_batches([row for row in share if row.held == held], spec.micro_batch_tokens):
+            for part in parts_of(share, batch, held, spec.micro_batch_tokens):
                 with self.backbone.autocast():
                     logits_NV, labels_N = label_logits(self.backbone, collate(self.backbone, self.stack, part))
                 loss = logits_NV.new_zeros((), dtype=torch.float32)
@@ -231,6 +241,32 @@ def micro_batches(rows: Sequence[S], max_tokens: int) -> list[list[S]]:
     return parts
 
 
+def parts_of(share: Sequence[Row], batch: Sequence[Row], held: bool, max_tokens: int) -> list[list[Row]]:
+    """The micro-batches of the share's rows that are held, or are not.
+
+    Where processes run in step there are as many in each: one that has fewer reads a row without a label, and learns nothing.
+    """
+
+    def parts(rows: Sequence[Row]) -> list[list[Row]]:
+        return micro_batches([row for row in rows if row.held == held], max_tokens)
+
+    own, here = parts(share), Processes.here()
+    if here.in_step:
+        most = max(len(parts(batch[index :: here.count])) for index in range(here.count))
+        own += [[replace(batch[0], learnt_from=len(batch[0].completion_ids))]] * (most - len(own))
+    return own
+
+
+def check_sharded(adapters: Sequence[Adapter]) -> None:
+    """Raises BadRecipe for an adapter whose fit reads the backbone as often as its own rows need it."""
+    if any(isinstance(adapter, SoftCoT) and not adapter.spec.static for adapter in adapters):
+        raise BadRecipe(
+            "Around a sharded backbone LoRA and steering vectors are fitted, but adapter.kind names soft thoughts, whose "
+            'assistant reads each prompt apart. Take adapter.kind = "lora", or fit without shards: backbone_format = "nf4" or '
+            "fit.gradient_checkpointing = true need less memory, too."
+        )
+
+
 def check_room(backbone: Backbone, rows: Sequence[Row], examples: Sequence[Example] = ()) -> None:
     """Raises DataError where a prompt and its completion together are more than the backbone can read.
 
@@ -247,10 +283,14 @@ def check_room(backbone: Backbone, rows: Sequence[Row], examples: Sequence[Examp
 
 
 def identity_of(backbone: Backbone, adapters: Sequence[Adapter], spec: MethodSpec, rows: Sequence[object]) -> str:
-    """SHA-256 over all that decides a fit: a checkpoint of another must not be taken for its own."""
+    """SHA-256 over all that decides a fit: a checkpoint of another must not be taken for its own.
+
+    The micro-batch is no part of it: a fit that ran out of memory goes on with a smaller one.
+    """
     specs = [adapter.spec.model_dump(mode="json") for adapter in adapters]
     starts = [adapter.digest() for adapter in adapters if isinstance(adapter, (LoRA, SoftCoT))]
-    deciding = [backbone.fingerprint, specs, starts, spec.model_dump(mode="json"), [repr(row) for row in rows]]
+    told = spec.model_dump(mode="json", exclude={"micro_batch_tokens"})
+    deciding = [backbone.fingerprint, specs, starts, told, [repr(row) for row in rows]]
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 

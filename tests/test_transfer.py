@@ -1,0 +1,232 @@
+"""A release in another registry: every byte is proved, its gate elsewhere never counts, what is not whole is not taken."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gated_names import NAME, report
+from safetensors.numpy import save_file
+from stores import store_at
+
+from registry.errors import BackboneMismatch, DamagedExport, DamagedRelease, PromotionRefused, RefusedName
+from registry.ledger import Ledger
+from registry.manifest import BackboneIdentity, ProfileDescription, TrainingHashes, write_manifest
+from registry.names import ReleaseName, registered_names, resolve
+from registry.release import Release, publish
+from registry.status import name_status
+from registry.tracking import Tracking
+from registry.transfer import INDEX, REPORT, copy_release, export_release, import_release, origin_report
+from registry.verdicts import record_verdict, recorded_report, report_of_same_files
+from service.audit import read_audit
+from service.commands.transfer import copy, export, import_
+
+ONE = ReleaseName(NAME, 1)
+
+
+def write_directory(folder: Path, backbone: str = "tiny") -> Path:
+    folder.mkdir()
+    save_file({"lora_A": np.ones((2, 2), dtype=np.float32)}, folder / "adapter_model.safetensors")
+    write_manifest(
+        folder,
+        backbone=BackboneIdentity(name=backbone, fingerprint="f" * 64, dtype="float32"),
+        profile=ProfileDescription(adapters=("lora",)),
+        recipe={"name": NAME},
+        task={},
+        data_digests={},
+        lock_digest="l" * 64,
+        seeds={},
+        training=TrainingHashes(frozenset(), frozenset()),
+    )
+    return folder
+
+
+def published_at(home: Path) -> Tracking:
+    tracking = store_at(home)
+    publish(tracking, NAME, write_directory(home / "adapter"))
+    record_verdict(tracking, ONE, report(1))
+    return tracking
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return published_at(tmp_path_factory.mktemp("made")).cache.parent
+
+
+@pytest.fixture
+def here(made: Path, tmp_path: Path) -> Tracking:
+    """medicine@1, whose gate passed here. Its files stay where they were made: nothing writes to them."""
+    home = tmp_path / "here"
+    home.mkdir()
+    shutil.copy(made / "mlflow.db", home)
+    (home / "releases").symlink_to(made / "releases")
+    return Tracking.at(home)
+
+
+@pytest.fixture
+def there(tmp_path: Path) -> Tracking:
+    return store_at(tmp_path / "there")
+
+
+def files_of(release: Release) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in release.directory.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("target", ["folder", "file.tar.gz"])
+def test_what_was_exported_is_a_candidate_elsewhere_with_the_same_files(
+    here: Tracking, there: Tracking, tmp_path: Path, target: str
+) -> None:
+    made = export_release(here, ONE, tmp_path / target)
+    done = import_release(there, tmp_path / target, sha256=made.sha256, backbone="f" * 64)
+    assert done.is_new and done.release.full_name == resolve(there, f"{NAME}@candidate") == ONE
+    original = files_of(import_release(here, tmp_path / target).release)
+    assert files_of(done.release) == original and done.release.run_id is None
+    [shown] = name_status(there, NAME).candidates
+    assert shown.origin is not None and f"{NAME}@1 of sqlite" in shown.origin and "does not count" in shown.origin
+
+
+def test_the_gate_of_elsewhere_is_kept_to_be_read_and_promotes_nothing(here: Tracking, there: Tracking, tmp_path: Path) -> None:
+    export_release(here, ONE, tmp_path / "out")
+    done = import_release(there, tmp_path / "out", "law")
+    assert (
+        done.report
+        == origin_report(there, done.release.full_name)
+        == report(1).model_copy(update={"elapsed_s": done.report.elapsed_s if done.report else 0})
+    )
+    assert recorded_report(there, done.release.full_name) is None
+    assert report_of_same_files(there, done.release.full_name) is None
+    assert name_status(there, "law").candidates[0].verdict == "not gated"
+    with pytest.raises(PromotionRefused, match="not gated"):
+        Ledger(there, "law").promote(1, recorded_report(there, done.release.full_name))
+    with pytest.raises(PromotionRefused, match="about medicine@1, not law@1"):
+        Ledger(there, "law").promote(1, done.report)
+
+
+def test_the_same_files_are_imported_once(here: Tracking, there: Tracking, tmp_path: Path) -> None:
+    export_release(here, ONE, tmp_path / "out")
+    first, second = (import_release(there, tmp_path / "out") for _ in range(2))
+    assert (first.is_new, second.is_new, second.release.full_name) == (True, False, first.release.full_name)
+    assert len(name_status(there, NAME).candidates) == 1
+
+
+def edited(file: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    return lambda folder: (folder / file).write_bytes(change((folder / file).read_bytes())) and None
+
+
+def rehashed(folder: Path) -> None:
+    """Weights with another hash in the index, whose own digest is right again: the manifest still knows."""
+    from registry.manifest import file_digest
+    from registry.transfer import Export
+
+    weights = folder / "release/adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    told = Export.model_validate_json((folder / INDEX).read_text())
+    told = told.model_copy(update={"files": {**told.files, "release/adapter_model.safetensors": file_digest(weights)}})
+    (folder / INDEX).write_text(told.model_copy(update={"sha256": told.digest()}).model_dump_json())
+
+
+@pytest.mark.parametrize(
+    ("damage", "match"),
+    [
+        (
+            edited("release/adapter_model.safetensors", lambda told: told[:-1] + b"\x01"),
+            "adapter_model.* does not",
+        ),
+        (edited(REPORT, lambda told: told.replace(b"pass", b"fail")), f"{REPORT} in .* does not"),
+        (edited(INDEX, lambda told: told.replace(b'"version": 1', b'"version": 2')), "was changed"),
+        (edited(INDEX, lambda told: told[:40]), "has none"),
+        (lambda folder: (folder / "release/README.md").unlink(), "README.md is missing"),
+        (lambda folder: (folder / "more.txt").write_text("x") and None, "also has more.txt"),
+        (lambda folder: (folder / "release/link").symlink_to("/etc/passwd"), "also has release/link"),
+        (rehashed, "must match its SHA-256"),
+    ],
+)
+def test_an_export_that_is_not_whole_publishes_nothing(
+    here: Tracking, there: Tracking, tmp_path: Path, damage: Callable[[Path], None], match: str
+) -> None:
+    export_release(here, ONE, tmp_path / "out")
+    damage(tmp_path / "out")
+    with pytest.raises((DamagedExport, DamagedRelease), match=match):
+        import_release(there, tmp_path / "out")
+    assert registered_names(there) == []
+
+
+def test_another_export_than_the_one_that_was_announced_is_refused(here: Tracking, there: Tracking, tmp_path: Path) -> None:
+    export_release(here, ONE, tmp_path / "out")
+    with pytest.raises(DamagedExport, match="another one"):
+        import_release(there, tmp_path / "out", sha256="0" * 64)
+
+
+def test_a_release_of_another_backbone_is_refused(here: Tracking, there: Tracking, tmp_path: Path) -> None:
+    export_release(here, ONE, tmp_path / "out")
+    with pytest.raises(BackboneMismatch, match="ffffffffffff"):
+        import_release(there, tmp_path / "out", backbone="0" * 64)
+    assert registered_names(there) == []
+
+
+def test_an_archive_writes_nothing_outside_and_holds_no_links(there: Tracking, tmp_path: Path) -> None:
+    for number, name in enumerate(("../escaped", "link")):
+        with tarfile.open(tmp_path / f"{number}.tar", "w") as archive:
+            member = tarfile.TarInfo(name)
+            if name == "link":
+                member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            archive.addfile(member)
+        with pytest.raises(DamagedExport):
+            import_release(there, tmp_path / f"{number}.tar")
+    assert not (tmp_path / "escaped").exists()
+    (tmp_path / "cut.tar.gz").write_bytes(b"\x1f\x8b\x08")
+    for source in ("cut.tar.gz", "nowhere"):
+        with pytest.raises(DamagedExport):
+            import_release(there, tmp_path / source)
+
+
+def test_nothing_is_written_over_and_an_export_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    here = published_at(tmp_path / "here")
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(DamagedExport, match="is there already"):
+        export_release(here, ONE, tmp_path / "taken")
+    shutil.rmtree(here.cache)
+    shutil.rmtree(tmp_path / "here" / "artifacts")
+    for target in ("out", "out.tar"):
+        with pytest.raises(DamagedRelease):
+            export_release(here, ONE, tmp_path / target)
+        assert not (tmp_path / target).exists()
+
+
+def test_a_copy_is_both_steps_and_needs_another_place(here: Tracking, there: Tracking) -> None:
+    done = copy_release(here, ONE, there, "law")
+    assert str(done.release.full_name) == "law@1" and done.origin.name == NAME
+    with pytest.raises(RefusedName, match="another registry or another name"):
+        copy_release(here, ONE, here)
+
+
+def test_a_damaged_export_makes_no_home(here: Tracking, tmp_path: Path, backbone_directory: Path) -> None:
+    export_release(here, ONE, tmp_path / "out")
+    with pytest.raises(BackboneMismatch):
+        import_(tmp_path / "out", None, None, str(backbone_directory), tmp_path / "new", None, as_json=True)
+    (tmp_path / "out" / INDEX).write_text("{}")
+    with pytest.raises(DamagedExport):
+        import_(tmp_path / "out", None, None, None, tmp_path / "new", None, as_json=True)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+def test_by_command_an_export_tells_its_digest_and_an_import_leaves_a_line(
+    here: Tracking, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export(str(ONE), tmp_path / "out.tar.gz", tmp_path / "here", None, as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    import_(tmp_path / "out.tar.gz", "law", told["sha256"], None, tmp_path / "new", None, as_json=True)
+    printed = capsys.readouterr()
+    done = json.loads(printed.out)
+    assert (done["release"], done["new"], done["gate_report_of_origin"]["verdict"]) == ("law@1", True, "pass")
+    assert "'tiny' is not on this machine" in printed.err
+    copy(str(ONE), str(tmp_path / "new"), None, tmp_path / "here", None, as_json=False)
+    assert "its gate there: pass, which does not count" in capsys.readouterr().out
+    assert [line.act for line in read_audit(tmp_path / "new")[0]] == ["release.import"]
+    assert [line.act for line in read_audit(tmp_path / "here")[0]] == ["release.copy"]
