@@ -1,10 +1,10 @@
 """Three domains one after another in two orders, under four policies: what each forgets, and what it costs in reasoning.
 
-    python -m benchmarks.sequence [--full]
+    python -m benchmarks.sequence [--full] [--written]
 
 Diagnoses (ICD-10-CM), goods (the customs tariff) and places (their countries), each fitted by the values of recipes/customs.toml
 on the built-in reasoner: the given order and its reverse. Every adapter, reading and stage is kept in runs/benchmarks/sequence: a
-benchmark that was killed goes on where it stopped, and one that is finished only writes its section. Default: one training seed,
+benchmark that was killed goes on where it stopped, and --written tells of what is finished by now. Default: one training seed,
 80 items a domain and 16 a family, about 45 minutes on two cores; --full: three seeds, 240 and 48 items, some hours.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from adapters.backbone import Backbone
 from benchmarks.results import commit, commits, provenance, run_kind, table, write_section
-from service.commands.sequence import COMPARED, differences, shown, shown_change
+from service.commands.sequence import AGAINST, COMPARED, differences, shown, shown_change
 from service.pace import Pace
 from tuning.allocator import keep_freed_memory
 from tuning.isolation import use_threads
@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--recipe", type=Path, default=Path("recipes/customs.toml"))
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks/sequence"))
+    parser.add_argument("--written", action="store_true", help="only write the section, from what is finished")
     args = parser.parse_args()
     items, family_items, seeds = (240, 48, 3) if args.full else (80, 16, 1)
     spec = SequenceSpec(
@@ -54,9 +55,9 @@ def main() -> None:
         for seed in range(seeds):
             recipes = [recipe.with_values({"name": name, "domain": name, **of_seed(seed)}) for name in DOMAINS]
             study = study_of(recipes, spec.model_copy(update={"orders": orders}), args.runs, fits)
-            if study.left:
+            if study.left and not args.written:
                 journal.append({"commit": commit(), "seed": seed})
-            found.append(Seeded(seed, study, study.run(Pace())))
+            found.append(Seeded(seed, study, study.finished() if args.written else study.run(Pace())))
         told = f"{provenance('sequence', ', '.join(map(str, range(seeds))))} · rows of {commits(journal.entries())}"
         title = f"Three domains one after another ({run_kind(full=args.full)})"
         write_section("sequence", title, "\n\n".join((told, *body(found, spec))))
@@ -98,8 +99,11 @@ def body(found: Sequence[Seeded], spec: SequenceSpec) -> Iterator[str]:
             for one in found
             for order in one.found.orders
             for row in differences(one.found, order)
+            if row["other"] == AGAINST
         ],
     )
+    if left := sum(len(one.study.left) for one in found):
+        yield f"{left} stages are not read yet: what is whole of the rest is above, and the same command goes on."
     yield "After every stage (seed 0):"
     yield table(["order", "policy", "stage", "reasoning", *DOMAINS], list(_stages(found[0].found)))
     yield "\n".join(_routers(found))
@@ -125,7 +129,9 @@ def _scores(matrix: PolicyMatrix) -> Iterator[list[str]]:
 def _routers(found: Sequence[Seeded]) -> Iterator[str]:
     """Of the last stage, on prompts that no router was fitted on."""
     for one in found:
-        last = one.found.of(one.found.orders[0])["routed"].routing[-1]
+        if not one.found.orders or (routed := one.found.of(one.found.orders[0]).get("routed")) is None:
+            continue
+        last = routed.routing[-1]
         yield (
             f"Seed {one.seed}: the router between three adapters sends {last['right']:.3f} [{last['right_low']:.3f}, "
             f"{last['right_high']:.3f}] of unseen prompts where they belong; {last['astray']:.3f} of the backbone's go astray, "

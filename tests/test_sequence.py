@@ -151,6 +151,7 @@ def test_a_sequence_that_was_stopped_goes_on_at_its_stage(
 
     with pytest.raises(KeyboardInterrupt):
         study.run(stop)
+    assert len(study.left) == 1 and not study.finished().matrices
     with (study.directory / "stages.jsonl").open("a") as file:
         file.write('{"order": ["customs')  # killed in the middle of a line
     digests = [directory_digest(one) for one in made(study, "fit")]
@@ -158,6 +159,7 @@ def test_a_sequence_that_was_stopped_goes_on_at_its_stage(
     study.run(lambda what, done, of: told.append(done) if what == "stages" else None)
     assert told == [1, 2] and digests[0] in [directory_digest(one) for one in made(study, "fit")]
     assert len((study.directory / "stages.jsonl").read_text().splitlines()) == 2
+    assert not study.left and list(study.finished().matrices) == [((GOODS, PLACES), "continued")]
 
 
 def test_the_command_writes_a_picture_a_policy_and_one_object(

@@ -119,6 +119,10 @@ class SequenceStudy:
         found = self._kept()
         return [one for one in self._wanted() if one not in found]
 
+    def finished(self) -> Sequenced:
+        """What is whole of it by now; nothing is read for it."""
+        return self._told(self._kept())
+
     def run(self, on_progress: Told = lambda what, done, of: None) -> Sequenced:
         backbone, precision = self.fits.backbone, self.domains[0].recipe.evaluation.precision
         wanted = list(self._wanted())
@@ -178,8 +182,9 @@ class SequenceStudy:
         matrices = {}
         for order in self.orders:
             for policy in self.spec.policies:
-                documents = [found[order, policy, stage] for stage in range(1, len(order) + 1)]
-                matrices[order, policy] = PolicyMatrix.of(documents)
+                stages = [(order, policy, stage) for stage in range(1, len(order) + 1)]
+                if all(stage in found for stage in stages):
+                    matrices[order, policy] = PolicyMatrix.of([found[stage] for stage in stages])
         return Sequenced(matrices)
 
 
