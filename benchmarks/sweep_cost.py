@@ -175,7 +175,7 @@ def main() -> None:
     headings = ["search", "area at the cost of random search", "to random search", "to plain TPE"]
     body = (
         f"{len(rows)} recorded trials, {feasible} of them feasible. Each ratio is the cost until the area is found that random "
-        f"search (or plain TPE) has after {TRIALS} trials, over what that took; geometric means over {len(seeds)} seeds with 95 % "
+        f"search (or plain TPE) has after {TRIALS} trials, over what that took; geometric means over {len(seeds)} seeds, 95 % "
         f"intervals. An arm that has not found it after {LONGEST} times the cost of random search is counted with that.\n\n"
         f"{table(headings, _lines(found))}\n\n![area by cost]({picture.name})\n\n"
         f"{provenance('sweep_cost', f'0 to {len(seeds) - 1}')} · trials at commit {commits(rows)}"
