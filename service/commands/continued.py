@@ -46,7 +46,7 @@ from tuning.recipe import Recipe
 from tuning.study import Sweep
 
 Status = Literal["published", "nothing", "refused"]
-REFUSED, BAD_DATA, LATER = 3, 2, START_AGAIN
+REFUSED, LATER = 3, START_AGAIN
 EXIT_CODES: dict[str, int] = {"published": 0, "nothing": 0, "refused": REFUSED}
 PASSING = (
     RegistryUnreachable,
