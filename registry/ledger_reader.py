@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from registry.canary_chain import Canary, Later, Trail
 from registry.errors import NoChampion
-from registry.ledger_chain import Head, Recorded, versions_after
+from registry.ledger_chain import Head, Recorded, newest_version, versions_after
 from registry.names import checked_name, ledger_name
 from registry.tracking import Tracking
 
@@ -61,16 +60,19 @@ class LedgerReader:
     def look(self) -> Read:
         ledger, known = ledger_name(self._name), self._read
         with self._tracking.client() as client:
-            newest = list(client.search_model_versions(f"name='{ledger}'", max_results=1, order_by=["version_number DESC"]))
-            latest = int(newest[0].version) if newest else 0
+            newest = newest_version(client, ledger)
+            latest = int(newest.version) if newest is not None else 0
             if latest < known.seen or not _holds(client, ledger, known.trail.champion, newest):
                 known = Read()
             read = known
             if latest > known.seen:
-                later = known.trail.after(newest if latest == known.seen + 1 else versions_after(client, ledger, known.seen))
+                one = [newest] if newest is not None and latest == known.seen + 1 else None
+                found = one or versions_after(client, ledger, known.seen)
+                later = known.trail.after(found)
                 if known.seen and _is_another_history(later):
-                    known, later = Read(), Trail().after(versions_after(client, ledger, 0))
-                read = _joined(known, later, latest)
+                    known, found = Read(), versions_after(client, ledger, 0)
+                    later = known.trail.after(found)
+                read = _joined(known, later, max((int(version.version) for version in found), default=0))
         self._read = read
         return read
 
@@ -88,14 +90,14 @@ def no_champion(name: str) -> NoChampion:
     )
 
 
-def _holds(client: MlflowClient, ledger: str, head: Head, newest: Sequence[ModelVersion]) -> bool:
+def _holds(client: MlflowClient, ledger: str, head: Head, newest: ModelVersion | None) -> bool:
     """Whether the head stands in the registry as it was read: the entry above which nothing proves it."""
     from mlflow.exceptions import MlflowException
 
     if head.number == 0:
         return True
-    if newest and int(newest[0].version) == head.number:
-        return head.is_told_by(newest[0])
+    if newest is not None and int(newest.version) == head.number:
+        return head.is_told_by(newest)
     try:
         return head.is_told_by(client.get_model_version(ledger, str(head.number)))
     except MlflowException as error:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from gated_names import NAME, report
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
 
 from registry.errors import ChampionMoved
 from registry.ledger import Ledger
@@ -148,6 +153,32 @@ def test_who_knew_the_ledger_and_who_did_not_read_a_forged_copy_alike(ledger: Le
     told = lost.model_copy(update={"parent": 3})
     append(ledger, entry_on(ledger, 4), told.chained(ledger.records()[2].digest), told, number=4)
     assert knowing.refresh() == fresh(ledger.tracking) == 3
+
+
+@dataclass(frozen=True)
+class Torn(Tracking):
+    """As PostgreSQL tells a page while somebody writes: its oldest entry without its tags."""
+
+    @contextmanager
+    def client(self) -> Iterator[MlflowClient]:
+        with super().client() as client:
+            search = client.search_model_versions
+
+            def torn(*asked: object, **options: object) -> Sequence[ModelVersion]:
+                page = search(*asked, **options)  # type: ignore[arg-type]
+                if page:
+                    page[-1]._tags = {}
+                return page
+
+            client.search_model_versions = torn  # type: ignore[method-assign, assignment]
+            yield client
+
+
+def test_an_entry_that_comes_without_its_tags_is_read_again(ledger: Ledger) -> None:
+    whole = ledger.tracking
+    torn = Torn(whole.uri, whole.artifact_root, whole.cache)
+    assert LedgerReader(torn, NAME).refresh() == 3
+    assert Ledger(torn, NAME).records() == ledger.records()
 
 
 def entry_on(ledger: Ledger, parent: int) -> LedgerEntry:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from tuning.database_url import has_secret, shown
 from tuning.errors import BadStorage
 from tuning.executors.executor import WorkerCommand
 from tuning.executors.reach import require_many_hosts
-from tuning.database_url import has_secret, shown
 
 STORAGE, TRACKING = "postgresql+psycopg://me@db.example.org/studies", "http://mlflow.example.org:5000"
 

@@ -234,8 +234,8 @@ def _checked(url: str) -> str:
         url = f"postgresql+psycopg://{rest}"
     if not url.startswith(("sqlite:///", "postgresql+")):
         raise BadStorage(
-            f"A study is kept in sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE, but got {shown(url)!r}. Leave it out to use "
-            "a file in the home."
+            f"A study is kept in sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE, but got {shown(url)!r}. Leave it out "
+            "to use a file in the home."
         )
     try:
         make_url(url).get_dialect().import_dbapi()

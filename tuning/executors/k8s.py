@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from adapters.whole_file import write_whole
+from tuning.database_url import has_secret
 from tuning.executors.executor import (
     REFUSED,
     START_AGAIN,
@@ -25,7 +26,6 @@ from tuning.executors.executor import (
 from tuning.executors.reach import require_many_hosts
 from tuning.executors.scheduler import ran
 from tuning.executors.settings import K8sSettings
-from tuning.database_url import has_secret
 
 _HOME = "/home-volume"
 _KEYS = {STORAGE_VARIABLE: "storage", TRACKING_VARIABLE: "tracking-uri"}  # of the Secret

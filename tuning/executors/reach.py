@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from tuning.database_url import Address, shown
 from tuning.errors import BadStorage
 from tuning.executors.executor import WorkerCommand
-from tuning.database_url import Address, shown
 
 _HERE = ("", "localhost", "127.0.0.1", "::1", "0.0.0.0")
 _HOSTED = ("databricks", "databricks-uc")  # MLflow knows where

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from adapters.whole_file import write_whole
+from tuning.database_url import has_secret
 from tuning.executors.executor import STORAGE_VARIABLE, TRACKING_VARIABLE, Executor, Launch, WorkerState
 from tuning.executors.reach import require_many_hosts
 from tuning.executors.scheduler import ran
 from tuning.executors.settings import SlurmSettings
-from tuning.database_url import has_secret
 
 # Slurm tells steps, not the script: the worker ends its trial and leaves with 75. Only a task that still runs is put back: one
 # that was cancelled is not to come, and one that Slurm requeued comes anyway. 128 and more is a death.

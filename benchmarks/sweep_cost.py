@@ -1,0 +1,230 @@
+"""What a sweep costs until it has found as much: our sampler and stop rules, plain TPE and random search, on recorded trials.
+
+    python -m benchmarks.sweep_cost [--full]
+
+The surrogate draws, for the values that a sampler asks for, one of the recorded trials of benchmarks/stop_curves.json (real fits
+on the small test-bed, with readings), the nearer the likelier: whatever comes out was once measured, noise and all. Cost is the
+recorded time of loading, fitting, reading and measuring; a trial that a rule stops costs what it took until then. Found is the
+area that the feasible trials dominate (tuning.hypervolume). Default: five seeds; --full: forty.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import matplotlib
+import optuna
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import TrialState
+
+from benchmarks.ratios import told_ratio
+from benchmarks.results import RESULTS, commits, provenance, run_kind, table, write_section
+from benchmarks.stop_rules import CURVES, RANGES
+from tuning.hypervolume import hypervolume
+from tuning.stop_judge import StopJudge
+from tuning.stop_settings import StopRecipe
+
+TRIALS, SEEDS, FULL_SEEDS = 48, 5, 40
+LONGEST = 4  # times the cost of random search, after which an arm is ended
+TARGETS = ("answer", "rationale")
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """How a sweep searches. `ours`: the recipe's own values first, four random points, and constraints told."""
+
+    name: str
+    ours: bool
+    stops: bool
+    random: bool = False
+
+    def sampler(self, seed: int) -> BaseSampler:
+        if self.random:
+            return RandomSampler(seed=seed)
+        return TPESampler(seed=seed, n_startup_trials=4) if self.ours else TPESampler(seed=seed)
+
+
+ARMS = (
+    Arm("random search", ours=False, stops=False, random=True),
+    Arm("plain TPE", ours=False, stops=False),
+    Arm("our sampler, no rule", ours=True, stops=False),
+    Arm("our sampler and stop rules", ours=True, stops=True),
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """After each trial: seconds spent, and the area that was found."""
+
+    seconds: tuple[float, ...]
+    area: tuple[float, ...]
+
+    def cost_of(self, area: float) -> float:
+        """Seconds until so much was found; infinite where it never was."""
+        return next((spent for spent, found in zip(self.seconds, self.area, strict=True) if found >= area), math.inf)
+
+
+class Surrogate:
+    """Recorded trials by where they lie; distances are in shares of each field's range, logarithmic."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+        self._places = [_place(row["params"]) for row in rows]
+        nearest = [min(_distance(a, b) for b in self._places if b is not a) for a in self._places]
+        self._width = median(nearest)
+
+    def __call__(self, params: Mapping[str, Any], drawn: random.Random) -> Row:
+        place = _place(params)
+        apart = [_distance(place, other) for other in self._places]
+        least = min(apart)
+        weights = [math.exp(-(distance**2 - least**2) / (2 * self._width**2)) for distance in apart]
+        return drawn.choices(self.rows, weights)[0]
+
+
+def _place(params: Mapping[str, Any]) -> tuple[float, ...]:
+    inside = [math.log(float(params[name]) / low) / math.log(high / low) for name, (low, high) in RANGES.items()]
+    return (*inside, float(TARGETS.index(params["method.target"])))
+
+
+def _distance(one: Sequence[float], other: Sequence[float]) -> float:
+    return math.dist(one, other)
+
+
+def swept(arm: Arm, surrogate: Surrogate, seed: int, budget_s: float) -> Found:
+    """One study until its trials or its time are used up; random search has no limit of time but its trials."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(directions=["maximize", "maximize"], sampler=arm.sampler(seed))
+    drawn, spent, points = random.Random(f"{arm.name}/{seed}"), 0.0, list[tuple[float, float]]()
+    seconds, area = list[float](), list[float]()
+    if arm.ours:
+        study.enqueue_trial(_middle())
+    while spent < budget_s and len(seconds) < (TRIALS if math.isinf(budget_s) else 10 * TRIALS):
+        trial = study.ask()
+        params = {
+            **{
+                name: (trial.suggest_float if isinstance(low, float) else trial.suggest_int)(name, low, high, log=True)
+                for name, (low, high) in RANGES.items()
+            },
+            "method.target": trial.suggest_categorical("method.target", TARGETS),
+        }
+        row = surrogate(params, drawn)
+        at = _stopped_at(study, trial, row) if arm.stops else None
+        spent += cost(row, at, read=arm.stops)
+        if at is None:
+            if arm.ours:
+                for family, value in row["score"]["constraints"].items():
+                    trial.set_constraint(family, value)
+            found = (float(row["score"]["chosen"]["domain_gain"]), float(row["score"]["retention"]))
+            trial.set_user_attr("score", {"feasible": row["score"]["feasible"]})
+            study.tell(trial, found)
+            if row["score"]["feasible"]:
+                points.append(found)
+        else:
+            study.tell(trial, state=TrialState.PRUNED)
+        seconds.append(spent)
+        area.append(hypervolume(points))
+    return Found(tuple(seconds), tuple(area))
+
+
+def _middle() -> dict[str, Any]:
+    """The recipe's own values: the middle of what is searched."""
+    inside = {name: (low * high) ** 0.5 for name, (low, high) in RANGES.items()}
+    return {name: round(value) if value > 1 else value for name, value in inside.items()} | {"method.target": "answer"}
+
+
+def _stopped_at(study: optuna.Study, trial: optuna.Trial, row: Row) -> int | None:
+    """The reading after which the rules stop it; the first trial is the recipe's own, which nothing stops."""
+    judge = StopJudge(study, trial, StopRecipe(), spares=trial.number == 0)
+    return next((at for at, told in enumerate(row["curve"]) if judge("probe", told)), None)
+
+
+def cost(row: Row, at: int | None, read: bool) -> float:
+    """Seconds of a recorded trial: whole, or until its reading `at`; with or without the time that its readings took."""
+    seconds, curve = row["seconds"], row["curve"]
+    reading = [float(told["seconds"]) for told in curve]
+    fit = float(seconds["fit"]) - (0.0 if "probe" in seconds else sum(reading))
+    if at is not None:
+        return float(seconds["load"]) + fit * float(curve[at]["checkpoint"]) + sum(reading[: at + 1])
+    return float(seconds["load"]) + fit + float(seconds["measure"]) + (sum(reading) if read else 0.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sweep_cost", description=__doc__)
+    parser.add_argument("--full", action="store_true", help=f"{FULL_SEEDS} seeds")
+    parser.add_argument("--seeds", type=int, help=f"[default: {SEEDS}]")
+    given = parser.parse_args()
+    seeds = range(given.seeds or (FULL_SEEDS if given.full else SEEDS))
+    rows: list[dict[str, Any]] = json.loads(CURVES.read_text())
+    surrogate = Surrogate(rows)
+    ends = {seed: swept(ARMS[0], surrogate, seed, math.inf) for seed in seeds}
+    found = {ARMS[0].name: ends}
+    for arm in ARMS[1:]:
+        found[arm.name] = {seed: swept(arm, surrogate, seed, LONGEST * ends[seed].seconds[-1]) for seed in seeds}
+        print(arm.name, flush=True)
+    picture = RESULTS.parent / "sweep_cost.png"
+    _picture(found, picture)
+    feasible = sum(row["score"]["feasible"] for row in rows)
+    headings = ["search", "area at the cost of random search", "to random search", "to plain TPE"]
+    body = (
+        f"{len(rows)} recorded trials, {feasible} of them feasible. Each ratio is the cost until the area is found that random "
+        f"search (or plain TPE) has after {TRIALS} trials, over what that took; geometric means over {len(seeds)} seeds, 95 % "
+        f"intervals. An arm that has not found it after {LONGEST} times the cost of random search is counted with that.\n\n"
+        f"{table(headings, _lines(found))}\n\n![area by cost]({picture.name})\n\n"
+        f"{provenance('sweep_cost', f'0 to {len(seeds) - 1}')} · trials at commit {commits(rows)}"
+    )
+    write_section("sweep-cost", f"What a sweep costs until it has found as much ({run_kind(given.seeds, full=given.full)})", body)
+    print(body)
+
+
+def _lines(found: Mapping[str, Mapping[int, Found]]) -> list[list[str]]:
+    lines = []
+    for name, by_seed in found.items():
+        told = [name, f"{median(_at(one, found[ARMS[0].name][seed].seconds[-1]) for seed, one in by_seed.items()):.4f}"]
+        for other in (ARMS[0].name, ARMS[1].name):
+            ratios, missed = list[float](), 0
+            for seed, one in by_seed.items():
+                reference = found[other][seed]
+                # Plain TPE goes on for longer: it is compared after as many trials.
+                last = min(TRIALS, len(reference.area)) - 1
+                base, own = reference.cost_of(reference.area[last]), one.cost_of(reference.area[last])
+                missed += math.isinf(own)
+                ratios.append((LONGEST * found[ARMS[0].name][seed].seconds[-1] if math.isinf(own) else own) / base)
+            told.append(f"{told_ratio(ratios)}{f' ({missed} never)' if missed else ''}")
+        lines.append(told)
+    return lines
+
+
+def _at(found: Found, seconds: float) -> float:
+    reached = [area for spent, area in zip(found.seconds, found.area, strict=True) if spent <= seconds]
+    return reached[-1] if reached else 0.0
+
+
+def _picture(found: Mapping[str, Mapping[int, Found]], file: Any) -> None:
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    for (name, by_seed), style in zip(found.items(), (":", "-.", "--", "-"), strict=True):
+        last = max(one.seconds[-1] for one in found[ARMS[0].name].values())
+        places = [last * step / 200 for step in range(1, 201)]
+        axes.plot(
+            places, [median(_at(one, place) for one in by_seed.values()) for place in places], style, color="black", label=name
+        )
+    axes.set_xlabel("cost, seconds of trials")
+    axes.set_ylabel("area found (gain x margins kept), median")
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()
