@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from adapters.whole_file import whole_directory, written_whole
+from adapters.whole_file import whole_directory, write_whole, written_whole
 from registry.errors import DamagedExport, RefusedName
 from registry.gate_report import GateReport
 from registry.manifest import MANIFEST, file_digest, read_manifest, verify
@@ -232,7 +232,7 @@ def _report(folder: Path, export: Export, source: Path) -> GateReport | None:
 def _write(tracking: Tracking, release: Release, report: GateReport | None, folder: Path) -> Export:
     shutil.copytree(release.directory, folder / FILES, copy_function=shutil.copyfile)
     if report is not None:
-        (folder / REPORT).write_text(report.canonical(), encoding="utf-8")
+        write_whole(folder / REPORT, report.canonical())
     export = Export(
         name=release.name,
         version=release.version,
@@ -243,7 +243,7 @@ def _write(tracking: Tracking, release: Release, report: GateReport | None, fold
         files={file: file_digest(folder / file) for file in _files(folder)},
     )
     export = export.model_copy(update={"sha256": export.digest()})
-    (folder / INDEX).write_text(export.model_dump_json(indent=2), encoding="utf-8")
+    write_whole(folder / INDEX, export.model_dump_json(indent=2))
     return export
 
 

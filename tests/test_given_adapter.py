@@ -21,7 +21,7 @@ def test_a_given_adapter_is_read_at_every_scale_and_nothing_is_fitted_or_kept(
     given = tmp_path / "given"
     Profile((random_lora(ground.backbone, 1),)).save(given)
     job = Job(recipe, tmp_path / "trial", home / "cache", 1, given=given)
-    outcome = _fit_and_measure(job, ground, lambda phase, share: None)
+    outcome = _fit_and_measure(job, ground, lambda phase, share: None, None)
     assert outcome.state == "complete" and outcome.fit["num_tokens"] == 0 and not outcome.fit["numbers"]
     half, whole = outcome.score["scales"]
     assert 0 < half["forward_kl"] < whole["forward_kl"]
@@ -36,7 +36,7 @@ def test_what_is_left_behind_has_the_chosen_scale_unless_it_is_wanted_as_fitted(
     rows = [Row(tuple(range(5, 25)), tuple(range(25, 45)))]
     for as_fitted in (False, True):
         job = Job(halved, tmp_path / f"trial-{as_fitted}", home / "cache", 1, keep_as_fitted=as_fitted)
-        assert _fit_and_measure(job, ground, lambda phase, share: None).score["chosen"]["scale"] == 0.5
+        assert _fit_and_measure(job, ground, lambda phase, share: None, None).score["chosen"]["scale"] == 0.5
         assert verify(job.directory / ADAPTER).profile.scale == (1.0 if as_fitted else 0.5)
         far.append(distance(ground.backbone, Profile.load(job.directory / ADAPTER).adapters, rows))
     assert 0 < far[0] < 0.5 * far[1]

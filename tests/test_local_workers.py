@@ -151,6 +151,7 @@ def test_a_worker_that_does_not_listen_is_killed(tmp_path: Path) -> None:
 
 
 PARENT = """
+import signal
 import sys
 from pathlib import Path
 from tuning.executors import EXECUTORS
@@ -158,6 +159,7 @@ from tuning.executors.executor import Launch, WorkerCommand
 from tuning.executors.local import gpu_names
 from tuning.executors.watch import watch
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes begin without it
 folder = Path(sys.argv[1])
 command = WorkerCommand("study", "sqlite:///x", program=(sys.argv[2],))
 try:

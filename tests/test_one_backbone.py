@@ -43,7 +43,7 @@ VALUES: dict[str, dict[str, Any]] = {
     "star": {"num_questions": 4, "samples": 2, "rounds": 2, "keep": "any"},
     "critique": {"problems": "families"},
     "criteria": {"problems": "families", "guided": False},
-    "rlvr": {**WRITTEN, "group_size": 4},
+    "rlvr": {**WRITTEN, "group_size": 12, "batch_size": 24},
     "rlsf": {"num_questions": 8, "num_labelled": 8, "max_trace_tokens": 4, "min_gap": 1e-6},
     "sdft": WRITTEN,
     "rlag": {"iterations": 1, "num_texts": 1, "kl_weight": 0.1},

@@ -139,13 +139,6 @@ def test_a_worker_that_is_told_to_end_hands_its_trial_back(sweep: Sweep) -> None
     assert LOST_KEY not in waiting[0].user_attrs
 
 
-def test_a_paused_study_begins_no_trial(sweep: Sweep) -> None:
-    study, notes = sweep.create(), list[str]()
-    study.set_user_attr("paused", True)
-    sweep.run(study, lambda event: notes.append(event.text))
-    assert not finished(study) and any("paused" in note for note in notes)
-
-
 def test_two_workers_never_propose_by_the_same_seed(sweep: Sweep) -> None:
     sweep.create()
     drawn = set()

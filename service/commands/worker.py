@@ -15,7 +15,7 @@ from tuning.study import Sweep
 
 
 def worker(study: str, storage: str | None, home: Path | None, tracking_uri: str | None) -> int:
-    """0: the study has all it wanted, or is paused. 75: told to end, or the database is away. 1: trying on cannot mend it."""
+    """0: the study has all it wanted, or was stopped. 75: told to end, or the database is away. 1: trying on cannot mend it."""
     from adapters.backbone import sources_of
 
     place = home_directory(home)

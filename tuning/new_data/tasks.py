@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters.whole_file import whole_directory
+from adapters.whole_file import whole_directory, write_whole
 from evaluation.errors import DataError
 from evaluation.task import Example, split_of
 from evaluation.tasks import task_named
@@ -77,7 +77,7 @@ def write_tasks(directory: Path, known: Known, new: Sequence[Example]) -> RoundT
     held = [row for row in (*rows, *new) if split_of(row.group) != "train"]
     drawn = random.Random(f"{task.name}/replay/{len(rows)}").sample(trains, min(len(trains), len(new_trains)))
     with whole_directory(directory) as part:
-        (part / SCHEMA).write_text(known.schema.model_dump_json(), encoding="utf-8")
+        write_whole(part / SCHEMA, known.schema.model_dump_json())
         _write(part, task.spec, ALL, (*rows, *new))
         _write(part, task.spec, WITH_OLD, (*drawn, *new_trains, *held))
         _write(part, task.spec, NEW_ALONE, (*new_trains, *held))
@@ -89,7 +89,7 @@ def write_tasks(directory: Path, known: Known, new: Sequence[Example]) -> RoundT
 def _write(directory: Path, spec: TaskSpec, name: str, rows: Iterable[Example]) -> None:
     rows = list(rows)
     lines = [json.dumps({column: getattr(row, column) for column in _COLUMNS}, ensure_ascii=False) for row in rows]
-    (directory / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_whole(directory / f"{name}.jsonl", "\n".join(lines) + "\n")
     named = [column for column in _COLUMNS if any(getattr(row, column) is not None for row in rows)]
     toml = [
         f"name = {json.dumps(spec.name)}",
@@ -98,4 +98,4 @@ def _write(directory: Path, spec: TaskSpec, name: str, rows: Iterable[Example]) 
         "[columns]",
         *(f'{column} = "{column}"' for column in named),
     ]
-    (directory / f"{name}.toml").write_text("\n".join(toml) + "\n", encoding="utf-8")
+    write_whole(directory / f"{name}.toml", "\n".join(toml) + "\n")
