@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,15 @@ def test_a_file_on_which_the_command_crashes_again_and_again_is_rejected(tmp_pat
     assert json.loads((tmp_path / "a.csv.rejected.json").read_text())["exit_code"] == 1
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """As `graftline watch` has it: in a background process of a shell Ctrl-C is ignored, also by the processes that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_stop_ends_the_file_that_is_being_read_in_order_and_leaves_it_for_the_next_time(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("0 slow")
     (tmp_path / "b.csv").write_text("0")
