@@ -127,7 +127,7 @@ def measured(server: Postgres, recipe: Recipe, runs: Path, workers: int, threads
     study = optuna.load_study(study_name=recipe.name, storage=storage.open())
     if not (runs / "cache").is_dir():
         shutil.copytree(home / "cache", runs / "cache")
-    row = _row(study.trials, home, workers, threads, began)
+    row = _row([trial for trial in study.trials if trial.state.is_finished()], home, workers, threads, began)
     write_whole(file, json.dumps(asdict(row)))
     return row
 

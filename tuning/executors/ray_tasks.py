@@ -98,15 +98,15 @@ class RayTasks:
 
     def stop(self) -> None:
         ray = _ray()
-        running = [task for task in self._tasks if task.phase == "runs"]
+        left = [task.reference for task in self._tasks if task.phase == "runs"]
         try:
-            for task in running:
-                ray.cancel(task.reference)
-            if references := [task.reference for task in running]:
-                ray.wait(references, num_returns=len(references), timeout=self._settings.grace_s + _TOLD_S)
+            for reference in left:
+                ray.cancel(reference)
+            if left:
+                _, left = ray.wait(left, num_returns=len(left), timeout=self._settings.grace_s + _TOLD_S)
         finally:
-            for task in running:
-                ray.cancel(task.reference, force=True)
+            for reference in left:  # not one that has ended: Ray 2.60 aborts where its reply is still on the way
+                ray.cancel(reference, force=True)
             for task in self._tasks:
                 task.phase = task.phase if task.state.is_over else "ended"
             if self._is_ours:
