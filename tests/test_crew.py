@@ -61,7 +61,8 @@ def test_two_workers_run_a_study_and_its_best_trial_is_told(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (tmp_path / "tiny.toml").write_text(RECIPE.format(backbone=backbone_directory) + "\n[study]\ntrials = 2\n[study.stop]\ncheckpoints = []\n")
+    study = "\n[study]\ntrials = 2\n[study.stop]\ncheckpoints = []\n"
+    (tmp_path / "tiny.toml").write_text(RECIPE.format(backbone=backbone_directory) + study)
     url = postgres.database()
     words = ("tune", "tiny.toml", "--home", str(home), "--storage", url, "--workers", "2", "--json")
     assert ended(words, tmp_path, monkeypatch) == 0
