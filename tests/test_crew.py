@@ -15,6 +15,7 @@ from test_studies_by_command import RECIPE
 from registry.tracking import Tracking
 from service.commands.crew import Crew, executor_of
 from tuning.errors import BadCluster, BadStorage
+from tuning.storage import StudyStorage
 from tuning.study import Sweep
 
 if TYPE_CHECKING:
@@ -68,4 +69,4 @@ def test_two_workers_run_a_study_and_its_best_trial_is_told(
     assert ended(words, tmp_path, monkeypatch) == 0
     told = json.loads(capsys.readouterr().out)
     assert len(told["candidates"]) == 2
-    assert len(optuna.load_study(study_name="tiny", storage=url).get_trials()) >= 2
+    assert len(optuna.load_study(study_name="tiny", storage=StudyStorage.of(home, "tiny", url).open()).get_trials()) >= 2
