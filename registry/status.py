@@ -47,14 +47,7 @@ class HistoryEntry(_Value):
     created: str
 
 
-class ProposalStatus(_Value):
-    number: int
-    kind: str
-    version: int
-    verdict: str
-    actor: str
-    reason: str
-    created: str
+class ProposalStatus(HistoryEntry):
     sentence: str  # who proposed what, and what another person would run
 
 

@@ -65,7 +65,7 @@ class StudyStorage:
     @property
     def shown(self) -> str:
         """The URL without its password."""
-        return make_url(self.url).render_as_string(hide_password=True)
+        return shown(self.url)
 
     def open(self, on_stale: Callable[[optuna.Study, optuna.trial.FrozenTrial], None] | None = None) -> RDBStorage:
         """Makes the tables where they are missing. StorageAway when no database answers."""
