@@ -1,9 +1,8 @@
 """What the stop rules cost and save: made-up trials and recorded ones, replayed under the rules.
 
-    python -m benchmarks.stop_rules [--trials 48] [--record]
+    python -m benchmarks.stop_rules
 
-With --record, trials of random settings on the small test-bed are run to their end with their readings, about five seconds each,
-and kept in benchmarks/stop_curves.json; a killed run goes on. The replay needs no model: a trial is stopped by the rules of
+The recorded ones are those of benchmarks.sweep_trials. The replay needs no model: a trial is stopped by the rules of
 tuning.stop_rules with the trials before it as rivals. What is lost is told by the trial that would have been first in line for
 the gate.
 """
@@ -11,9 +10,7 @@ the gate.
 from __future__ import annotations
 
 import argparse
-import json
 import random
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,23 +20,18 @@ import numpy as np
 from scipy import stats
 from scipy.stats import norm
 
-from adapters.backbone import TESTBED
-from adapters.whole_file import write_whole
 from benchmarks.results import commits, provenance, table, write_section
 from benchmarks.stop_curves import made_up
+from benchmarks.sweep_trials import RECIPE, recorded
 from tuning.candidates import Candidate, in_order
-from tuning.recipe import Recipe
 from tuning.stop_curve import FitReading
 from tuning.stop_items import SLICE
 from tuning.stop_pruners import P_VALUE
 from tuning.stop_rules import stopped
 from tuning.stop_settings import Rule, StopRecipe
 
-CURVES = Path(__file__).parent / "stop_curves.json"
 ORDERS, STUDIES, MADE_UP = 100, 100, 30
 SIMULATED, NUM_ITEMS = 500, 150
-DOMAIN = "arithmetic"
-RANGES = {"method.learning_rate": (5e-5, 1e-3), "method.steps": (10, 60), "adapter.lora.rank": (4, 32)}
 
 
 @dataclass(frozen=True)
@@ -53,13 +45,8 @@ class Replay:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=48)
-    parser.add_argument("--record", action="store_true")
-    args = parser.parse_args()
-    rows: list[dict[str, Any]] = json.loads(CURVES.read_text()) if CURVES.is_file() else []
-    if args.record:
-        record(rows, args.trials)
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    rows = recorded()
     studies = [made_up(seed, MADE_UP) for seed in range(STUDIES)]
     text = (
         f"{provenance('stop_rules')}\n\nMade-up trials (benchmarks/stop_curves.py): {STUDIES} studies of {MADE_UP}, "
@@ -70,7 +57,7 @@ def main() -> None:
         drawn = random.Random(0)
         orders = [(rows, drawn.sample(range(len(rows)), len(rows))) for _ in range(ORDERS)]
         text += (
-            f"\n\n{len(rows)} trials of random settings on the test-bed ({', '.join(RANGES)}, target), recorded at commit "
+            f"\n\n{len(rows)} trials of random settings on the built-in reasoner (benchmarks/{RECIPE.name}), recorded at commit "
             f"{commits(rows)}, {share_feasible(rows):.0%} of them feasible, in {ORDERS} random orders.\n\n{ruled(orders)}"
         )
     text += (
@@ -102,55 +89,6 @@ def is_worse(own: np.ndarray[Any, Any], best: np.ndarray[Any, Any]) -> bool:
     changes = own - best[: len(own)]
     p_value = stats.wilcoxon(changes, alternative="less", zero_method="zsplit").pvalue if changes.any() else 1.0
     return bool(p_value < P_VALUE and own.mean() < best.mean())
-
-
-def record(rows: list[dict[str, Any]], trials: int) -> None:
-    from benchmarks.results import commit
-    from tuning.isolation import prepare, run_isolated
-    from tuning.trial import Job
-
-    prepare()
-    with tempfile.TemporaryDirectory() as directory:
-        for number in range(len(rows), trials):
-            values, curve = settings(number), list[Mapping[str, Any]]()
-
-            def keep(kind: str, told: Mapping[str, Any], curve: list[Mapping[str, Any]] = curve) -> None:
-                curve.append(told)
-
-            job = Job(recipe().with_values(values), Path(directory) / str(number), Path(directory) / "cache", threads=1)
-            outcome = run_isolated(job, lambda phase, share: None, judge=keep)
-            if outcome.state != "complete":
-                raise SystemExit(f"Trial {number} ended with {outcome.state}: {outcome.reason}")
-            score = {key: outcome.score[key] for key in ("chosen", "retention", "constraints", "feasible")}
-            row = {"params": values, "curve": curve, "score": score, "seconds": outcome.seconds, "commit": commit()}
-            rows.append(row)
-            write_whole(CURVES, json.dumps(rows, indent=1) + "\n")
-            print(number, values, score["chosen"]["domain_gain"], score["retention"], flush=True)
-
-
-def recipe() -> Recipe:
-    values: dict[str, object] = {
-        "name": "stop-rules",
-        "backbone": str(TESTBED),
-        "domain": DOMAIN,
-        "protected": ("alchemy",),
-        "search": (*RANGES, "method.target"),
-        "adapter": {"lora": {"rank": 8, "alpha": 256}},
-        "method": {"batch_size": 8, "num_examples": 400},
-        "evaluation": {"domain_items": 150, "chain_items": 48, "generated_items": 8},
-    }
-    return Recipe.model_validate(values)
-
-
-def settings(number: int) -> dict[str, object]:
-    drawn = random.Random(f"stop-rules/{number}")
-    (low, high), steps, rank = RANGES["method.learning_rate"], RANGES["method.steps"], RANGES["adapter.lora.rank"]
-    return {
-        "method.learning_rate": low * (high / low) ** drawn.random(),
-        "method.steps": round(steps[0] * (steps[1] / steps[0]) ** drawn.random()),
-        "adapter.lora.rank": round(rank[0] * (rank[1] / rank[0]) ** drawn.random()),
-        "method.target": drawn.choice(["answer", "rationale"]),
-    }
 
 
 def ruled(studies: Sequence[tuple[Sequence[Mapping[str, Any]], Sequence[int]]]) -> str:

@@ -2,16 +2,15 @@
 
     python -m benchmarks.sweep_cost [--full]
 
-The surrogate draws, for the values that a sampler asks for, one of the recorded trials of benchmarks/stop_curves.json (real fits
-on the small test-bed, with readings), the nearer the likelier: whatever comes out was once measured, noise and all. Cost is the
-recorded time of loading, fitting, reading and measuring; a trial that a rule stops costs what it took until then. Found is the
-area that the feasible trials dominate (tuning.hypervolume). Default: five seeds; --full: forty.
+The surrogate draws, for the values that a sampler asks for, one of the recorded trials of benchmarks/sweep_trials.json (real
+fits of the built-in reasoner, with readings), the nearer the likelier: whatever comes out was once measured, noise and all. Cost
+is the recorded time of loading, fitting, reading and measuring; a trial that a rule stops costs what it took until then. Found
+is the area that the feasible trials dominate (tuning.hypervolume). Default: five seeds; --full: forty.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -24,16 +23,18 @@ import optuna
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
+from adapters.spec import Range
 from benchmarks.ratios import told_ratio
 from benchmarks.results import RESULTS, commits, provenance, run_kind, table, write_section
-from benchmarks.stop_rules import CURVES, RANGES
+from benchmarks.sweep_trials import RECIPE, recorded
 from tuning.hypervolume import hypervolume
+from tuning.recipe import Recipe, narrowed
+from tuning.space import Value, defaults, suggest
 from tuning.stop_judge import StopJudge
 from tuning.stop_settings import StopRecipe
 
 TRIALS, SEEDS, FULL_SEEDS = 48, 5, 40
 LONGEST = 4  # times the cost of random search, after which an arm is ended
-TARGETS = ("answer", "rationale")
 Row = Mapping[str, Any]
 
 
@@ -73,29 +74,37 @@ class Found:
 
 
 class Surrogate:
-    """Recorded trials by where they lie; distances are in shares of each field's range, logarithmic."""
+    """Recorded trials by where they lie: distances are in shares of each field's range, and 1 between options."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self.rows = rows
-        self._places = [_place(row["params"]) for row in rows]
+    def __init__(self, rows: Sequence[Row], recipe: Recipe) -> None:
+        self.rows, self.recipe = rows, recipe
+        self._places = [self._place(row["params"]) for row in rows]
         nearest = [min(_distance(a, b) for b in self._places if b is not a) for a in self._places]
         self._width = median(nearest)
 
-    def __call__(self, params: Mapping[str, Any], drawn: random.Random) -> Row:
-        place = _place(params)
+    def __call__(self, params: Mapping[str, Value], drawn: random.Random) -> Row:
+        place = self._place(params)
         apart = [_distance(place, other) for other in self._places]
         least = min(apart)
         weights = [math.exp(-(distance**2 - least**2) / (2 * self._width**2)) for distance in apart]
         return drawn.choices(self.rows, weights)[0]
 
+    def _place(self, params: Mapping[str, Value]) -> dict[str, float | Value]:
+        marks = {field: narrowed(self.recipe, field, self.recipe.method.name) for field in params}
+        return {field: _share(mark, params[field]) if isinstance(mark, Range) else params[field] for field, mark in marks.items()}
 
-def _place(params: Mapping[str, Any]) -> tuple[float, ...]:
-    inside = [math.log(float(params[name]) / low) / math.log(high / low) for name, (low, high) in RANGES.items()]
-    return (*inside, float(TARGETS.index(params["method.target"])))
+
+def _share(mark: Range, value: Value) -> float:
+    low, high, at = (math.log(float(one)) if mark.log else float(one) for one in (mark.low, mark.high, value))
+    return (at - low) / (high - low)
 
 
-def _distance(one: Sequence[float], other: Sequence[float]) -> float:
-    return math.dist(one, other)
+def _distance(one: Mapping[str, float | Value], other: Mapping[str, float | Value]) -> float:
+    return math.hypot(*(_apart(one.get(field), other.get(field)) for field in {*one, *other}))
+
+
+def _apart(one: float | Value | None, other: float | Value | None) -> float:
+    return one - other if isinstance(one, float) and isinstance(other, float) else float(one != other)
 
 
 def swept(arm: Arm, surrogate: Surrogate, seed: int, budget_s: float) -> Found:
@@ -105,16 +114,10 @@ def swept(arm: Arm, surrogate: Surrogate, seed: int, budget_s: float) -> Found:
     drawn, spent, points = random.Random(f"{arm.name}/{seed}"), 0.0, list[tuple[float, float]]()
     seconds, area = list[float](), list[float]()
     if arm.ours:
-        study.enqueue_trial(_middle())
+        study.enqueue_trial(defaults(surrogate.recipe))
     while spent < budget_s and len(seconds) < (TRIALS if math.isinf(budget_s) else 10 * TRIALS):
         trial = study.ask()
-        params = {
-            **{
-                name: (trial.suggest_float if isinstance(low, float) else trial.suggest_int)(name, low, high, log=True)
-                for name, (low, high) in RANGES.items()
-            },
-            "method.target": trial.suggest_categorical("method.target", TARGETS),
-        }
+        params = suggest(trial, surrogate.recipe)
         row = surrogate(params, drawn)
         at = _stopped_at(study, trial, row) if arm.stops else None
         spent += cost(row, at, read=arm.stops)
@@ -132,12 +135,6 @@ def swept(arm: Arm, surrogate: Surrogate, seed: int, budget_s: float) -> Found:
         seconds.append(spent)
         area.append(hypervolume(points))
     return Found(tuple(seconds), tuple(area))
-
-
-def _middle() -> dict[str, Any]:
-    """The recipe's own values: the middle of what is searched."""
-    inside = {name: (low * high) ** 0.5 for name, (low, high) in RANGES.items()}
-    return {name: round(value) if value > 1 else value for name, value in inside.items()} | {"method.target": "answer"}
 
 
 def _stopped_at(study: optuna.Study, trial: optuna.Trial, row: Row) -> int | None:
@@ -162,8 +159,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, help=f"[default: {SEEDS}]")
     given = parser.parse_args()
     seeds = range(given.seeds or (FULL_SEEDS if given.full else SEEDS))
-    rows: list[dict[str, Any]] = json.loads(CURVES.read_text())
-    surrogate = Surrogate(rows)
+    rows = recorded()
+    surrogate = Surrogate(rows, Recipe.load(RECIPE))
     ends = {seed: swept(ARMS[0], surrogate, seed, math.inf) for seed in seeds}
     found = {ARMS[0].name: ends}
     for arm in ARMS[1:]:
