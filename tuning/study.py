@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from adapters.spec import Choices, Range
 from adapters.whole_file import write_whole
-from registry.errors import StoreRefused
+from registry.errors import RegistryError, StoreRefused
 from registry.tracking import RunStatus, Tracking
 from tuning.asked import LENGTH_KEY, ask
 from tuning.budget import left
@@ -30,7 +30,7 @@ from tuning.errors import BadRecipe, NoStudy, Preempted, StudyMismatch, SweepRef
 from tuning.isolation import available_threads, prepare
 from tuning.kept_weights import remove_unneeded
 from tuning.recipe import METHOD_NAME, Recipe, narrowed
-from tuning.records import Records
+from tuning.records import Records, begun
 from tuning.retries import try_lost_again
 from tuning.space import Value, defaults, is_active, search_digest
 from tuning.stop_curve import CURVE_KEY
@@ -101,6 +101,13 @@ class Sweep:
         self.directory.mkdir(parents=True, exist_ok=True)
         with self._opened() as storage:
             return self._made(storage, points, resume)
+
+    def create_for_workers(self, resume: bool = False) -> optuna.Study:
+        """As `create`; the study's run is begun too, since workers that begin together would each begin one."""
+        study = self.create(resume)
+        with suppress(RegistryError):  # whatever a store has against it, each worker says
+            begun(self.tracking, self.recipe, study)
+        return study
 
     def join(self) -> optuna.Study:
         """The study that another process made, for one more worker of it."""

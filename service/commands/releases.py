@@ -38,10 +38,16 @@ if TYPE_CHECKING:
 
 
 def publish(
-    source: str, name: str | None, home: Path | None, tracking_uri: str | None, as_json: bool, trial: int | None = None
+    source: str,
+    name: str | None,
+    home: Path | None,
+    tracking_uri: str | None,
+    as_json: bool,
+    trial: int | None = None,
+    storage: str | None = None,
 ) -> None:
     place = home_directory(home)
-    directory, run_id = _source(source, place, Tracking.at(place, tracking_uri), trial)  # before a store is made for it
+    directory, run_id = _source(source, place, Tracking.at(place, tracking_uri), trial, storage)  # before a store is made for it
     tracking = Tracking.at(place, tracking_uri).create()
     release = publish_directory(tracking, directory, name, run_id)
     if as_json:
@@ -368,7 +374,7 @@ def _check_backbone(release: Release, fingerprint: str) -> None:
     check_backbone(release, fingerprint)
 
 
-def _source(source: str, home: Path, tracking: Tracking, trial: int | None) -> tuple[Path, str | None]:
+def _source(source: str, home: Path, tracking: Tracking, trial: int | None, storage: str | None) -> tuple[Path, str | None]:
     """A directory as it is, or a trial of a study (the best one that is feasible, unless it is named) with its MLflow run."""
     directory = Path(source)
     if (directory / "manifest.json").is_file():
@@ -377,5 +383,5 @@ def _source(source: str, home: Path, tracking: Tracking, trial: int | None) -> t
         return directory / "adapter", None
     from tuning.candidates import brought, candidate_to_publish
 
-    chosen = brought(candidate_to_publish(home, source, trial), home, tracking)
+    chosen = brought(candidate_to_publish(home, source, trial, storage), home, tracking)
     return chosen.directory, chosen.run_id
