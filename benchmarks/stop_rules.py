@@ -14,6 +14,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,8 @@ from tuning.stop_curve import FitReading
 from tuning.stop_items import SLICE
 from tuning.stop_pruners import P_VALUE
 from tuning.stop_rules import stopped
-from tuning.stop_settings import Rule, StopRecipe
+from tuning.stop_settings import StopRecipe
+from tuning.stop_worth import Past
 
 ORDERS, STUDIES, MADE_UP = 100, 100, 30
 SIMULATED, NUM_ITEMS = 500, 150
@@ -42,6 +44,7 @@ class Replay:
     regret: float  # of the domain's gain: the best trial's less that of the best which was not stopped
     stopped: float  # of the trials
     saved: float  # of the time of the same trials without any reading
+    read: float  # of the checkpoints of all trials
 
 
 def main() -> None:
@@ -93,16 +96,17 @@ def is_worse(own: np.ndarray[Any, Any], best: np.ndarray[Any, Any]) -> bool:
 
 def ruled(studies: Sequence[tuple[Sequence[Mapping[str, Any]], Sequence[int]]]) -> str:
     """A table, one line a set of rules; what is saved is after the time that reading took."""
-    lines, sets = [], list[tuple[Rule, ...]]([("floor",), ("dominated",), ("floor", "dominated")])
-    for rules in sets:
-        found = [replay(rows, order, StopRecipe(rules=rules)) for rows, order in studies]
-        stopped_share, saved, regret = (
-            sum(getattr(one, name) for one in found) / len(found) for name in ("stopped", "saved", "regret")
-        )
+    both = ("floor", "dominated")
+    lines, settings = [], [StopRecipe(rules=rules, reading="always") for rules in (both[:1], both[1:], both)]
+    for stop in (*settings, StopRecipe(rules=both)):
+        found = [replay(rows, order, stop) for rows, order in studies]
+        shares = (fmean(getattr(one, name) for one in found) for name in ("read", "stopped", "saved", "regret"))
+        read, stopped_share, saved, regret = shares
         lost = f"{sum(one.lost_best for one in found)} of {len(found)}"
-        lines.append([" and ".join(rules), f"{stopped_share:.1%}", f"{saved:+.1%}", lost, f"{regret:.4f}"])
-    headings = ["rules", "trials stopped", "time saved", "studies whose best trial was stopped", "gain lost by that, mean"]
-    return table(headings, lines)
+        shown = [f"{read:.0%}", f"{stopped_share:.1%}", f"{saved:+.1%}", lost, f"{regret:.4f}"]
+        lines.append([" and ".join(stop.rules), stop.reading, *shown])
+    headings = ["rules", "reading", "checkpoints read", "trials stopped", "time saved", "studies whose best trial was stopped"]
+    return table([*headings, "gain lost by that, mean"], lines)
 
 
 def share_feasible(rows: Sequence[Mapping[str, Any]]) -> float:
@@ -112,20 +116,47 @@ def share_feasible(rows: Sequence[Mapping[str, Any]]) -> float:
 def replay(rows: Sequence[Mapping[str, Any]], order: Sequence[int], stop: StopRecipe) -> Replay:
     """One trial after the other. The first is the recipe's own, which nothing stops."""
     ended, spent, rivals = list[int](), 0.0, list[FitReading]()
+    seen: dict[float, list[Read]] = {}
     for place, index in enumerate(order):
         row = rows[index]
-        curve, seconds = [FitReading.of(told) for told in row["curve"]], cost(row)
-        at = next((at for at, reading in enumerate(curve) if place and stopped(reading, rivals, stop)), None)
-        if at is None:
-            spent += seconds["whole"]
-            rivals.extend(curve if row["score"]["feasible"] else ())
-            continue
-        ended.append(index)
-        spent += seconds["load"] + seconds["fit"] * curve[at].checkpoint + seconds["probe"] * (at + 1) / len(curve)
-    unread = sum(cost(rows[index])["whole"] - cost(rows[index])["probe"] for index in order)
+        took, curve, last = seconds_of(row), list[FitReading](), None
+        for reading in map(FitReading.of, row["curve"]):
+            past = _past(seen.get(reading.checkpoint, ()))
+            if not stop.reads_all and past is not None and not past.is_worth:
+                continue
+            curve.append(reading)
+            ends = bool(place) and stopped(reading, rivals, stop) is not None
+            rest = None if ends else took["fit"] * (1 - reading.checkpoint) + took["measure"]
+            seen.setdefault(reading.checkpoint, []).append(Read(reading.seconds, bool(place), ends, rest))
+            if ends:
+                ended.append(index)
+                last = reading.checkpoint
+                break
+        if last is None and row["score"]["feasible"]:
+            rivals.extend(curve)
+        spent += took["load"] + took["fit"] * (last or 1.0) + (took["measure"] if last is None else 0.0)
+        spent += sum(reading.seconds for reading in curve)
+    unread = sum(sum(seconds_of(rows[index]).values()) for index in order)
     first, kept = best(rows, order), best(rows, [index for index in order if index not in ended])
     regret = max(0.0, gain(rows[first]) - gain(rows[kept])) if rows[first]["score"]["feasible"] else 0.0
-    return Replay(first in ended, regret, len(ended) / len(order), 1 - spent / unread)
+    num_read, num_due = sum(map(len, seen.values())), sum(len(rows[index]["curve"]) for index in order)
+    return Replay(first in ended, regret, len(ended) / len(order), 1 - spent / unread, num_read / num_due)
+
+
+@dataclass(frozen=True)
+class Read:
+    """One reading of the replay; `rest_s` of a trial that went on."""
+
+    seconds: float
+    is_judged: bool
+    ended: bool
+    rest_s: float | None
+
+
+def _past(reads: Sequence[Read]) -> Past | None:
+    rests = [one.rest_s for one in reads if one.rest_s is not None]
+    judged, ended = sum(one.is_judged for one in reads), sum(one.ended for one in reads)
+    return Past(judged, ended, fmean(one.seconds for one in reads), fmean(rests)) if rests else None
 
 
 def gain(row: Mapping[str, Any]) -> float:
@@ -138,10 +169,9 @@ def best(rows: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> int:
     return in_order(found)[0].trial
 
 
-def cost(row: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds by phase, and in all."""
-    seconds = {name: float(value) for name, value in row["seconds"].items()}
-    return {**seconds, "whole": sum(seconds.values())}
+def seconds_of(row: Mapping[str, Any]) -> dict[str, float]:
+    """By phase, without the readings."""
+    return {name: float(row["seconds"][name]) for name in ("load", "fit", "measure")}
 
 
 if __name__ == "__main__":

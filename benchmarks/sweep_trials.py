@@ -52,7 +52,8 @@ def main() -> None:
             values, curve = settings(recipe, number), list[Mapping[str, Any]]()
 
             def keep(kind: str, told: Mapping[str, Any], curve: list[Mapping[str, Any]] = curve) -> None:
-                curve.append(told)
+                if kind == "probe":
+                    curve.append(told)
 
             own = recipe.with_values(dict(values))
             job = Job(own, Path(directory) / str(number), Path(directory) / "cache", threads=args.threads)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import random
 
+import numpy as np
 import pytest
 
 from benchmarks.stop_curves import made_up
-from benchmarks.sweep_cost import ARMS, Found, Row, Surrogate, cost, swept
+from benchmarks.sweep_cost import ARMS, Found, Surrogate, cost, swept
 from benchmarks.sweep_trials import RECIPE, settings
 from tuning.recipe import Recipe
 
@@ -35,14 +36,10 @@ def test_a_setting_is_the_same_whenever_it_is_drawn_and_another_for_another_tria
 
 def test_a_stopped_trial_costs_what_it_took_until_then(surrogate: Surrogate) -> None:
     row = surrogate.rows[0]
-    seconds, readings = row["seconds"], [told["seconds"] for told in row["curve"]]
-    at_first = cost(row, 0, read=True)
-    assert at_first == pytest.approx(seconds["load"] + cost_of_fit(row) * row["curve"][0]["checkpoint"] + readings[0])
-    assert at_first < cost(row, None, read=False) < cost(row, None, read=True)
-
-
-def cost_of_fit(row: Row) -> float:
-    return cost(row, None, read=False) - row["seconds"]["load"] - row["seconds"]["measure"]
+    seconds, (first, second) = row["seconds"], row["curve"]
+    at_first = seconds["load"] + seconds["fit"] * first["checkpoint"] + first["seconds"]
+    assert cost(row, [first], ends=True) == pytest.approx(at_first)
+    assert at_first < cost(row, [], ends=False) < cost(row, [first], ends=False) < cost(row, [first, second], ends=False)
 
 
 def test_every_arm_finds_more_the_longer_it_searches(surrogate: Surrogate) -> None:
@@ -56,3 +53,10 @@ def test_every_arm_finds_more_the_longer_it_searches(surrogate: Surrogate) -> No
 def test_an_area_that_was_never_found_costs_infinitely_much() -> None:
     found = Found((1.0, 2.0, 3.0), (0.0, 0.5, 0.5))
     assert found.cost_of(0.5) == 2 and math.isinf(found.cost_of(0.6))
+
+
+def test_what_is_expected_lies_between_what_was_measured_and_nearest_to_what_is_near(surrogate: Surrogate) -> None:
+    gains = [row["score"]["chosen"]["domain_gain"] for row in surrogate.rows]
+    expected = [surrogate.expected(row["params"])[0] for row in surrogate.rows]
+    assert all(min(gains) < one < max(gains) for one in expected)
+    assert np.corrcoef(expected, gains)[0, 1] > 0.5
