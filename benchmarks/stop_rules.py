@@ -29,7 +29,7 @@ from tuning.stop_curve import FitReading
 from tuning.stop_items import SLICE
 from tuning.stop_pruners import P_VALUE
 from tuning.stop_rules import stopped
-from tuning.stop_settings import StopRecipe
+from tuning.stop_settings import Rule, StopRecipe
 from tuning.stop_worth import Past
 
 ORDERS, STUDIES, MADE_UP = 100, 100, 30
@@ -96,7 +96,7 @@ def is_worse(own: np.ndarray[Any, Any], best: np.ndarray[Any, Any]) -> bool:
 
 def ruled(studies: Sequence[tuple[Sequence[Mapping[str, Any]], Sequence[int]]]) -> str:
     """A table, one line a set of rules; what is saved is after the time that reading took."""
-    both = ("floor", "dominated")
+    both: tuple[Rule, ...] = ("floor", "dominated")
     lines, settings = [], [StopRecipe(rules=rules, reading="always") for rules in (both[:1], both[1:], both)]
     for stop in (*settings, StopRecipe(rules=both)):
         found = [replay(rows, order, stop) for rows, order in studies]
