@@ -1,7 +1,7 @@
 """Words that are added to a registered model, each in a tag of its own: of two who add at once both stay.
 
-A tag of a registered model holds 5,000 characters on PostgreSQL, and MLflow has no compare-and-set of one: a list in one tag would
-end there, and lose what another process added in between.
+A tag of a registered model holds 5,000 characters on PostgreSQL, and MLflow has no compare-and-set of one: a list in one tag
+would end there, and lose what another process added in between.
 """
 
 from __future__ import annotations

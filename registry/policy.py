@@ -211,15 +211,15 @@ def _stored(client: MlflowClient, tracking: Tracking, name: str) -> tuple[Policy
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise unknown_release(tracking, name) from error
-    found, tag = list[PolicyChange](), POLICY_TAG
-    try:
-        found.extend(PolicyChange.model_validate(entry) for entry in json.loads(tags.get(POLICY_TAG, "[]")))
-        for tag, text in added(tags, POLICY_TAG):
-            found.append(PolicyChange.model_validate_json(text))
-    except (ValueError, TypeError) as error:
-        raise PolicyRefused(
-            f"The policies of {name} are JSON in tags of its registered model, but what stands in {tag} cannot be read "
-            f"({str(error).splitlines()[0]}). Set the tag back to what it was, or delete it: without any, the next gate takes the "
-            "policy of its release's recipe."
-        ) from error
+    found = list[PolicyChange]()
+    for tag, text in [(POLICY_TAG, tags.get(POLICY_TAG, "[]")), *added(tags, POLICY_TAG)]:
+        try:
+            told = json.loads(text)
+            found.extend(PolicyChange.model_validate(one) for one in (told if tag == POLICY_TAG else [told]))
+        except (ValueError, TypeError) as error:
+            raise PolicyRefused(
+                f"The policies of {name} are JSON in tags of its registered model, but what stands in {tag} cannot be read "
+                f"({str(error).splitlines()[0]}). Set the tag back to what it was, or delete it: without any, the next gate "
+                "takes the policy of its release's recipe."
+            ) from error
     return tuple(found)

@@ -343,7 +343,7 @@ def test_the_command_repairs_tells_and_ends_as_scripts_can_read(
 
 def test_accepting_needs_a_name_and_a_reason(tracking: Tracking, tmp_path: Path) -> None:
     for name, reason in ((None, "seen"), (NAME, " ")):
-        with pytest.raises(ValueError, match="needs a reason"):
+        with pytest.raises(RefusedName, match="needs a reason"):  # an error of ours: by command a sentence and exit code 2
             doctor(name, False, reason, 168, tmp_path, None, as_json=True)
 
 

@@ -14,8 +14,9 @@ from engine.inspect import inspector
 from engine.profile import Profile
 from engine.torch_engine import TorchEngine
 from evaluation.measures.choice import ScoredOptions
-from evaluation.task import Example
+from evaluation.task import Example, split_of
 from tuning.new_data.beside import beside_champion
+from tuning.new_data.drawn import one_a_group
 from tuning.new_data.drift import Side, drift, drift_picture, mean_discrepancy, read_side
 from tuning.new_data.learnable import HINT_NATS, Learnable, compared_shares, hint_of, learnable
 from tuning.new_data.rows import checked_rows
@@ -31,6 +32,19 @@ def test_rows_of_one_kind_drift_in_five_of_a_hundred_and_of_another_kind_always(
     p_values = [mean_discrepancy(cloud(20, 0, seed).states_NH, cloud(20, 0, 1000 + seed).states_NH)[1] for seed in range(60)]
     assert sum(value <= 0.05 for value in p_values) <= 8 and 0.3 < float(np.mean(p_values)) < 0.7
     assert mean_discrepancy(cloud(20, 0, 0).states_NH, cloud(20, 1.0, 1).states_NH)[1] <= 0.01
+
+
+def test_rows_of_one_group_are_one_piece_of_evidence() -> None:
+    """Groups of ten rows that are much alike, of one kind on both sides: as rows of their own they nearly always drift."""
+    alarms = {"every row": 0, "one a group": 0}
+    for seed in range(30):
+        centres = np.random.default_rng(seed).normal(0, 1, (24, 8))
+        states = centres.repeat(10, axis=0) + np.random.default_rng(100 + seed).normal(0, 0.1, (240, 8))
+        rows = [Example(str(n), "q", "a", ("a", "b"), group=str(n // 10)) for n in range(240)]
+        for which, kept in (("every row", rows), ("one a group", one_a_group(rows, 200, "drift/0"))):
+            sides = [states[[int(one.id) for one in kept if (int(one.id) < 120) is old]] for old in (True, False)]
+            alarms[which] += mean_discrepancy(*sides)[1] <= 0.05
+    assert alarms["every row"] >= 20 and alarms["one a group"] <= 5
 
 
 def test_states_that_changed_only_in_their_spread_have_drifted() -> None:
@@ -85,6 +99,17 @@ def test_the_champion_is_read_on_new_rows_without_those_of_the_gate(backbone: Ba
     found = learnable(engine, backbone, "champion", known.task, known.task.rows, new)
     assert isinstance(found, Learnable) and 0 < found.num_new < len(new) and 0 < found.num_old < len(known.task.rows) / 2
     assert f"{found.num_new} new rows" in str(found)
+    assert found.hinted == len(found.hints) / sum(split_of(row.group) != "gate" for row in new) and 0 <= found.old_hinted <= 1
+
+
+def test_as_many_labels_are_hinted_at_among_old_rows_where_none_is_wrong(backbone: Backbone, tmp_path: Path) -> None:
+    """The control of the hints: they are no more frequent among new rows of the very kind that is there."""
+    engine, known = TorchEngine(backbone), Known.of(str(write_task(tmp_path, 160)))
+    engine.load("champion", Profile((random_lora(backbone, 1),)))
+    alike = parcels(range(500, 660), ("red", "blue"))
+    _, new = checked_rows(known.schema, write_jsonl(tmp_path / "alike.jsonl", alike))
+    found = learnable(engine, backbone, "champion", known.task, known.task.rows, new)
+    assert abs(found.hinted - found.old_hinted) <= 0.15
 
 
 def test_a_candidate_that_is_the_champion_gains_nothing_and_loses_nothing(backbone: Backbone, tmp_path: Path) -> None:

@@ -205,6 +205,7 @@ def test_policies_are_set_beside_the_continued_one_on_the_same_items(study: Sequ
     (
         ({"domain": GOODS}, "'customs-section' is there twice"),
         ({"backbone": "smollm2-135m-reasoner"}, "one frozen backbone, but 'customs-section' names"),
+        ({"backbone_format": "nf4"}, "backbone_format is 'full' in 'customs-section' and 'nf4' in 'geography-country'"),
         ({"evaluation.precision": "bfloat16"}, "'float32' in 'customs-section' and 'bfloat16' in 'geography-country'"),
         ({"adapter.lora.rank": 8}, r"keeps its shape, but adapter.lora is .*'rank': 4.*'rank': 8"),
         ({"adapter.kind": "softcot"}, "keeps its shape, but adapter.kind is 'lora'"),

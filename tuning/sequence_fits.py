@@ -121,7 +121,7 @@ class SequenceFits:
     def router(self, engine: Inspector, parts: Mapping[str, Task], others: Sequence[Task], spec: RouterSpec) -> Made:
         """Between the backbone and the domains' own adapters, each under its task's name. `others` are the backbone's."""
         names = sorted(parts)
-        deciding = [self.backbone.fingerprint, spec.model_dump(mode="json"), str(self.backbone.dtype)]
+        deciding = [self.backbone.fingerprint, *self._format, spec.model_dump(mode="json"), str(self.backbone.dtype)]
         questions = [[data_digest(parts[name].examples("train", spec.items, seed=spec.seed)), name] for name in names]
         made = self._place("router", [*deciding, questions], [task.name for task in others])
         if not made.directory.is_dir():
@@ -143,7 +143,8 @@ class SequenceFits:
         for name in ("warm_start", "orthogonal_to"):
             del told["adapter"][name]  # a path; what is there decides
         earlier = [start.key] if start else [file_digest(Path(one) / MANIFEST) for one in starts_of(recipe)]
-        made = self._place("fit", [self.backbone.fingerprint, told, data_digest(domain.examples)], earlier)
+        deciding = [self.backbone.fingerprint, *self._format, told, data_digest(domain.examples)]
+        made = self._place("fit", deciding, earlier)
         if made.directory.is_dir():
             return made
         if self.sweep is not None:
@@ -166,6 +167,11 @@ class SequenceFits:
             complete(part, recipe, self.backbone, Profile(adapters), 1.0, domain.examples)
         shutil.rmtree(work, ignore_errors=True)
         return made
+
+    @property
+    def _format(self) -> list[str]:
+        """Of another format than the full one, which has the fingerprint of the same files."""
+        return [] if self.backbone.format == "full" else [self.backbone.format]
 
     def _place(self, kind: str, deciding: object, of: Sequence[str]) -> Made:
         key = hashlib.sha256(json.dumps([kind, deciding, list(of)], sort_keys=True).encode()).hexdigest()
