@@ -29,6 +29,7 @@ from registry.policy import POLICY_TAG, Policy, set_policy
 from registry.proposals import REPORT_TAG
 from registry.release import MANIFEST_TAG, load_release, publish
 from registry.stale_runs import stale_runs
+from registry.status import name_status
 from registry.tracking import PROCESS_TAG, Tracking
 from service.audit import read_audit
 from service.catalogue import RegistryCatalogue
@@ -167,6 +168,7 @@ def test_a_rival_who_lost_is_no_finding(tracking: Tracking) -> None:
     with tracking.client() as client:
         client.create_model_version(ENTRIES, source=f"models:/{NAME}/2", tags=tags)
     assert Ledger(tracking, NAME).records()[-1].lost and examine(tracking, NAME) == ()
+    assert name_status(tracking, NAME).warnings == ()
 
 
 def test_another_gate_report_than_the_one_that_was_signed_is_found(tracking: Tracking) -> None:
@@ -209,6 +211,8 @@ def test_a_policy_that_cannot_be_read_is_found(tracking: Tracking) -> None:
 def test_a_champion_whose_version_was_deleted_is_named_with_those_to_go_back_to(tracking: Tracking) -> None:
     delete(tracking, NAME, 3)
     delete(tracking, NAME, 2)
+    shown = name_status(tracking, NAME)  # of a registry where that happened, all else is shown as ever
+    assert shown.champion == 3 and any("was deleted" in warning and "doctor medicine" in warning for warning in shown.warnings)
     [found] = examine(tracking, NAME, repair=True)
     assert found.is_open and "still there: 1." in found.sentence and "graftline rollback medicine" in found.sentence
     assert LedgerReader(tracking, NAME).refresh() == 3, "the ledger's word stands until somebody goes back"
@@ -270,6 +274,7 @@ def test_a_champion_whose_files_were_exchanged_is_found_and_not_served(tracking:
         client.set_model_version_tag(NAME, "3", MANIFEST_TAG, other.tags[MANIFEST_TAG])
     [found] = examine(tracking, NAME)
     assert found.id == "champion-exchanged:3:3" and "rollback medicine" in found.sentence
+    assert found.sentence in name_status(tracking, NAME).warnings
     for use in (lambda: resolve(tracking, NAME), lambda: catalogue.open(ReleaseName(NAME, 3))):
         with pytest.raises(DamagedRelease, match=r"medicine@3 was promoted with the manifest .* exchanged"):
             use()
