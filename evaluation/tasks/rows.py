@@ -71,7 +71,7 @@ def _read_jsonl(path: Path) -> list[Row]:
             continue
         try:
             values = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise WrongRow(
                 f"Every line must be one JSON object, but line {number} of {str(path)!r} is not JSON: {error}. Correct the line."
             ) from error
