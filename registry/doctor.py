@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,18 @@ from registry.added_tags import add, added
 from registry.canary_chain import Trail
 from registry.errors import NoRoom, PolicyRefused, RegistryError, RegistryUnreachable, UnknownRelease
 from registry.ledger import Ledger
-from registry.ledger_chain import DIGEST_TAG, ENTRY_TAG, PROPOSAL_TAG, Head, Recorded, as_head, fold, versions_after
+from registry.ledger_chain import (
+    BEFORE_TAG,
+    DIGEST_TAG,
+    ENTRY_TAG,
+    PROPOSAL_TAG,
+    Head,
+    Recorded,
+    as_head,
+    copied,
+    fold,
+    versions_after,
+)
 from registry.names import ReleaseName, checked_name, current_actor, ledger_name, unknown_release
 from registry.policy import policies
 from registry.proposals import REPORT_TAG, is_whole, signed_report
@@ -75,6 +87,7 @@ def examine(tracking: Tracking, name: str, *, repair: bool = False, accept: str 
         entries = [_restored(examined, finding) if finding.repairable else finding for finding in entries]
     found = [
         *entries,
+        *_of_copies(examined, repair),
         *_of_canaries(examined),
         *_of_proposals(examined),
         *_of_policy(tracking, name),
@@ -131,6 +144,24 @@ def _of_entries(examined: _Examined) -> Iterator[Finding]:
                 f"The gate report in entry {recorded.number} of {name} is not the one that was signed. The entry still counts. "
                 f"`graftline doctor {name} --accept REASON` keeps this on record.",
             )
+
+
+def _of_copies(examined: _Examined, repair: bool) -> Iterator[Finding]:
+    """Of the entry below each: what an edit of that one would be told from."""
+    tags = {int(version.version): version.tags for version in examined.versions}
+    for below, above in pairwise(examined.valid):
+        if above.damage is not None or tags[above.number].get(BEFORE_TAG) == copied(below):
+            continue
+        if repair:
+            with examined.tracking.client() as client:
+                client.set_model_version_tag(ledger_name(examined.name), str(above.number), BEFORE_TAG, copied(below))
+        yield Finding(
+            f"copy-edited:{above.number}",
+            f"Entry {above.number} of {examined.name} carries no right copy of entry {below.number}: an edit of that one could "
+            f"not be undone. `graftline doctor {examined.name} --repair` writes it again.",
+            repairable=True,
+            state="repaired" if repair else "open",
+        )
 
 
 def _of_canaries(examined: _Examined) -> Iterator[Finding]:

@@ -133,6 +133,15 @@ def test_an_edited_entry_is_written_back_from_the_copy_above_it(tracking: Tracki
     assert examine(tracking, NAME) == () and Ledger(tracking, NAME).records() == before
 
 
+@pytest.mark.parametrize("text", ["", "[]", '{"number": 1}'])
+def test_a_copy_that_was_edited_is_written_again_before_it_is_needed(tracking: Tracking, text: str) -> None:
+    set_tag(tracking, 2, BEFORE_TAG, text)
+    assert said(tracking) == ["copy-edited open"]
+    assert said(tracking, repair=True) == ["copy-edited repaired"] and examine(tracking, NAME) == ()
+    forge(tracking, 1)
+    assert said(tracking) == ["entry-edited open"], "and now it tells what entry 1 said"
+
+
 def test_an_edited_entry_without_a_copy_says_what_counts_and_how_to_go_on(tracking: Tracking) -> None:
     forge(tracking, 3)  # the last one: no entry above it has a copy
     [void, alias] = examine(tracking, NAME)

@@ -21,9 +21,10 @@ from adapters.backbone import Backbone
 from adapters.merge import MergeSpec
 from engine.engine import Continuation
 from engine.inspect import Inspector
+from registry.claim import held
 from registry.manifest import directory_digest, read_manifest
 from service.commands.sequence import differences, sequence
-from tuning.errors import BadRecipe
+from tuning.errors import BadRecipe, StudyIsRunning
 from tuning.recipe import Recipe
 from tuning.router_fit import RouterSpec
 from tuning.sequence import SequenceSpec, SequenceStudy, fits_in, study_of
@@ -262,6 +263,14 @@ def test_a_merge_does_not_depend_on_the_order_of_its_parts(study: SequenceStudy)
     parts = [study.fits.own(domain) for domain in study.domains]
     assert study.fits.merged(parts, MergeSpec()) == study.fits.merged(parts[::-1], MergeSpec())
     assert study.fits.merged(parts[:1], MergeSpec()) == parts[0]
+
+
+def test_a_fit_that_another_sequence_makes_is_not_made_twice_at_once(study: SequenceStudy, tmp_path: Path) -> None:
+    fits, goods = replace(study.fits, directory=tmp_path), study.domains[0]
+    [key] = {one.name for one in made(study, "fit")} & {study.fits.own(goods).directory.name}
+    with held(tmp_path / "work" / key / "lock"), pytest.raises(StudyIsRunning, match="one process at a time"):
+        fits.own(goods)
+    assert not (tmp_path / "fit").exists()
 
 
 def test_a_sweep_is_of_the_recipe_that_goes_on_and_its_best_adapter_is_kept(study: SequenceStudy, tmp_path: Path) -> None:

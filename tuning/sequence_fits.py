@@ -24,6 +24,7 @@ from evaluation.task import Example, Task
 from registry.manifest import MANIFEST, file_digest, verify
 from tuning.gating import Subject
 from tuning.ground import new_adapters
+from tuning.journal import alone_in
 from tuning.manifest import complete
 from tuning.merging import Parents, merge
 from tuning.methods import METHODS
@@ -153,19 +154,21 @@ class SequenceFits:
                 shutil.copytree(found, part, dirs_exist_ok=True)
             return made
         work = self.directory / "work" / made.key[:16]
-        work.mkdir(parents=True, exist_ok=True)
-        adapters = new_adapters(recipe, self.backbone)
-        METHODS[recipe.method.name](recipe.method).fit(
-            self.backbone,
-            adapters,
-            domain.examples,
-            lambda step, steps, loss: self.on_progress(f"steps of {recipe.name}", step, steps),
-            task=domain.task,
-            directory=work,
-        )
-        with whole_directory(made.directory) as part:
-            complete(part, recipe, self.backbone, Profile(adapters), 1.0, domain.examples)
-        shutil.rmtree(work, ignore_errors=True)
+        with alone_in(work):  # another sequence may ask for the same fit
+            if made.directory.is_dir():
+                return made
+            adapters = new_adapters(recipe, self.backbone)
+            METHODS[recipe.method.name](recipe.method).fit(
+                self.backbone,
+                adapters,
+                domain.examples,
+                lambda step, steps, loss: self.on_progress(f"steps of {recipe.name}", step, steps),
+                task=domain.task,
+                directory=work,
+            )
+            with whole_directory(made.directory) as part:
+                complete(part, recipe, self.backbone, Profile(adapters), 1.0, domain.examples)
+            shutil.rmtree(work, ignore_errors=True)
         return made
 
     @property
