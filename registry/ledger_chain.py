@@ -31,9 +31,8 @@ BEFORE_TAG = "graftline.ledger.before"  # the copy of the entry below
 CANARY_TAG = "graftline.canary.entry"  # marks what is no entry of this chain: see registry.canary_chain
 PROPOSAL_TAG = "graftline.proposal.entry"  # likewise: see registry.proposals
 ATTEMPTS = 30
-_LATER_FIELDS = frozenset(
-    {"proposal", "proposed_by", "manifest"}
-)  # left out where they say nothing, as entries from before them have it
+# Left out where they say nothing, as entries from before them have it.
+_LATER_FIELDS = frozenset({"proposal", "proposed_by", "manifest"})
 
 
 class LedgerEntry(BaseModel):
