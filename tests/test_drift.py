@@ -57,7 +57,8 @@ def test_the_backbone_tells_parcels_from_prose_and_not_from_parcels(backbone: Ba
     inside, rows = inspector(engine), known.task.rows
     assert inside is not None
     prose = [
-        Example(str(n), f"What shall be done with number {n}, which came by sea?", "east", tuple(OPTIONS)) for n in range(20)
+        Example(str(n), f"What shall be done with number {n}, which came by sea?", "east", tuple(OPTIONS), group=str(n))
+        for n in range(20)
     ]
     halves = [read_side(inside, backbone, rows[start::2]) for start in (0, 1)]
     mixed = [read_side(inside, backbone, [one for one in rows if ("red" in one.question) is red]) for red in (True, False)]
@@ -102,14 +103,13 @@ def test_the_champion_is_read_on_new_rows_without_those_of_the_gate(backbone: Ba
     assert found.hinted == len(found.hints) / sum(split_of(row.group) != "gate" for row in new) and 0 <= found.old_hinted <= 1
 
 
-def test_as_many_labels_are_hinted_at_among_old_rows_where_none_is_wrong(backbone: Backbone, tmp_path: Path) -> None:
-    """The control of the hints: they are no more frequent among new rows of the very kind that is there."""
+def test_the_control_of_the_hints_is_of_the_same_measure(backbone: Backbone, tmp_path: Path) -> None:
+    """Old rows beside themselves: whatever share a weak backbone hints at among right labels, it is no sign of wrong ones."""
     engine, known = TorchEngine(backbone), Known.of(str(write_task(tmp_path, 160)))
     engine.load("champion", Profile((random_lora(backbone, 1),)))
-    alike = parcels(range(500, 660), ("red", "blue"))
-    _, new = checked_rows(known.schema, write_jsonl(tmp_path / "alike.jsonl", alike))
-    found = learnable(engine, backbone, "champion", known.task, known.task.rows, new)
-    assert abs(found.hinted - found.old_hinted) <= 0.15
+    held = [row for row in known.task.rows if split_of(row.group) in ("search", "select")]
+    found = learnable(engine, backbone, "champion", known.task, known.task.rows, held)
+    assert found.hinted == found.old_hinted > 0 and found.lost == 0
 
 
 def test_a_candidate_that_is_the_champion_gains_nothing_and_loses_nothing(backbone: Backbone, tmp_path: Path) -> None:
