@@ -31,7 +31,8 @@ BEFORE_TAG = "graftline.ledger.before"  # the copy of the entry below
 CANARY_TAG = "graftline.canary.entry"  # marks what is no entry of this chain: see registry.canary_chain
 PROPOSAL_TAG = "graftline.proposal.entry"  # likewise: see registry.proposals
 ATTEMPTS = 30
-_LATER_FIELDS = frozenset({"proposal", "proposed_by"})  # left out where they say nothing, as entries from before them have it
+# Left out where they say nothing, as entries from before them have it.
+_LATER_FIELDS = frozenset({"proposal", "proposed_by", "manifest"})
 
 
 class LedgerEntry(BaseModel):
@@ -49,6 +50,7 @@ class LedgerEntry(BaseModel):
     created: str  # UTC, ISO 8601
     proposal: int | None = None  # the number of the proposal that this approves, and who made it; `actor` approved it
     proposed_by: str | None = None
+    manifest: str | None = None  # SHA-256 of that of the files; None in entries from before it was kept
 
     @property
     def is_override(self) -> bool:
@@ -91,6 +93,7 @@ class Head:
     digest: str = ""
     actor: str = ""
     kind: str = ""
+    manifest: str | None = None
 
     def is_told_by(self, version: ModelVersion) -> bool:
         """Whether the registry still holds this entry as it was read."""
@@ -256,7 +259,7 @@ def _copies(versions: Iterable[ModelVersion]) -> dict[int, list[Recorded]]:
 def as_head(recorded: Recorded) -> Head:
     assert recorded.entry is not None
     entry = recorded.entry
-    return Head(recorded.number, entry.adapter_version, recorded.digest, entry.actor, entry.kind)
+    return Head(recorded.number, entry.adapter_version, recorded.digest, entry.actor, entry.kind, entry.manifest)
 
 
 def succession(valid: Iterable[Recorded]) -> list[int]:

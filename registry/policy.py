@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
+from registry.added_tags import add, added
 from registry.errors import PolicyRefused
 from registry.names import checked_name, unknown_release
 from registry.tracking import Tracking
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from registry.gate_report import GateReport
     from registry.manifest import Manifest
 
-POLICY_TAG = "graftline.gate.policy"
+POLICY_TAG = "graftline.gate.policy"  # of each change with a number; alone, the list that earlier versions kept
 # Families that the gate reads in nats: what evaluation.retention says, without its imports.
 IN_NATS = frozenset({"text", "belief"})
 
@@ -136,20 +137,24 @@ def policies(tracking: Tracking, name: str) -> tuple[PolicyChange, ...]:
 
 
 def set_policy(tracking: Tracking, name: str, policy: Policy, *, actor: str, reason: str) -> None:
-    """Adds the policy on top of those before it, none of which goes away."""
+    """Adds the policy after those before it, none of which goes away, whoever adds another one at the same time."""
     with tracking.client() as client:
-        history = _stored(client, tracking, name)
+        _stored(client, tracking, name)  # what cannot be read is said before anything is added to it
         change = PolicyChange(policy=policy, actor=actor, reason=reason, created=datetime.now(UTC).isoformat(timespec="seconds"))
-        stored = json.dumps([entry.model_dump(mode="json") for entry in (*history, change)])
-        client.set_registered_model_tag(checked_name(name), POLICY_TAG, stored)
+        add(client, name, POLICY_TAG, change.model_dump_json())
 
 
 def approvals_asked(history: Iterable[PolicyChange], actor: str) -> int:
-    """How many people a promotion takes that this one would make: nobody profits from having lowered the number himself."""
-    asked = 1
+    """How many people a promotion takes that this one would make: nobody profits from having lowered the number himself.
+
+    Somebody else's change of another value lowers nothing.
+    """
+    asked = before = 1
     for change in history:
-        if change.policy.approvals > asked or change.actor != actor:
-            asked = change.policy.approvals
+        now = change.policy.approvals
+        if now > asked or (now < before and change.actor != actor):
+            asked = now
+        before = now
     return asked
 
 
@@ -206,11 +211,15 @@ def _stored(client: MlflowClient, tracking: Tracking, name: str) -> tuple[Policy
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise unknown_release(tracking, name) from error
-    try:
-        return tuple(PolicyChange.model_validate(entry) for entry in json.loads(tags.get(POLICY_TAG, "[]")))
-    except (ValueError, TypeError) as error:
-        raise PolicyRefused(
-            f"The policies of {name} are a JSON list in the tag {POLICY_TAG} of its registered model, but what stands there "
-            f"cannot be read ({str(error).splitlines()[0]}). Set the tag back to what it was, or delete it: the next gate then "
-            "takes the policy of its release's recipe."
-        ) from error
+    found = list[PolicyChange]()
+    for tag, text in [(POLICY_TAG, tags.get(POLICY_TAG, "[]")), *added(tags, POLICY_TAG)]:
+        try:
+            told = json.loads(text)
+            found.extend(PolicyChange.model_validate(one) for one in (told if tag == POLICY_TAG else [told]))
+        except (ValueError, TypeError) as error:
+            raise PolicyRefused(
+                f"The policies of {name} are JSON in tags of its registered model, but what stands in {tag} cannot be read "
+                f"({str(error).splitlines()[0]}). Set the tag back to what it was, or delete it: without any, the next gate "
+                "takes the policy of its release's recipe."
+            ) from error
+    return tuple(found)

@@ -16,7 +16,7 @@ from registry.errors import ApprovalRefused, AwaitsApproval, PolicyRefused, Prom
 from registry.ledger import Ledger
 from registry.ledger_chain import PROPOSAL_TAG
 from registry.policy import Policy, policies, set_policy
-from registry.release import PUBLISHER_TAG
+from registry.release import MANIFEST_TAG, PUBLISHER_TAG
 from registry.status import name_status
 from registry.tracking import Tracking
 from service.audit import read_audit
@@ -139,7 +139,22 @@ def test_whoever_lowers_the_number_of_people_still_needs_another_one(ledger: Led
     set_policy(ledger.tracking, NAME, ONE, actor="ada", reason="in a hurry")
     propose(ledger, 2, "ada")
     assert any("approvals (1; the name's is 2)" in warning for warning in name_status(ledger.tracking, NAME).warnings)
+    later = ONE.model_copy(update={"time_budget_s": 2 * ONE.time_budget_s})
+    set_policy(ledger.tracking, NAME, later, actor="bob", reason="of another matter: it lowers nothing")
+    assert ledger.asks_for_two("ada") and not ledger.asks_for_two("bob")
     assert ledger.promote(2, report(2), actor="bob").entry is not None
+
+
+def test_files_that_were_exchanged_after_the_proposal_are_not_approved(ledger: Ledger) -> None:
+    with ledger.tracking.client() as client:
+        client.set_model_version_tag(NAME, "2", MANIFEST_TAG, "a" * 64)
+    propose(ledger, 2)
+    with ledger.tracking.client() as client:
+        client.set_model_version_tag(NAME, "2", MANIFEST_TAG, "b" * 64)
+    with pytest.raises(ApprovalRefused, match="exchanged since"):
+        ledger.approve(2, actor="bob")
+    propose(ledger, 2)  # what is there now, as another proposal
+    assert ledger.approve(2, actor="bob").entry is not None
 
 
 def test_a_canary_goes_on_while_its_promotion_waits(ledger: Ledger) -> None:

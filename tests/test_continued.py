@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -111,6 +112,24 @@ def test_what_may_pass_ends_with_75_and_says_so(released: Path, tmp_path: Path, 
     assert json.loads(capsys.readouterr().out)["error"]["type"] == "RegistryUnreachable"
 
 
+def test_a_full_disk_passes_and_an_error_that_does_not_pass_is_raised(
+    released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = rows(tmp_path)
+    for number, passes in ((errno.ENOSPC, True), (errno.EACCES, False)):
+
+        def fails(*_: object, number: int = number) -> dict[str, Any]:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(command, "_drift", fails)
+        if passes:
+            code, told = run(released, data, capsys)
+            assert (code, told["status"], told["error"]["type"]) == (LATER, "later", "OSError")
+        else:
+            with pytest.raises(PermissionError):
+                run(released, data, capsys)
+
+
 def test_a_name_that_is_not_there_or_has_no_champion_is_refused(
     released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,6 +140,30 @@ def test_a_name_that_is_not_there_or_has_no_champion_is_refused(
         client.create_registered_model("waiting")
     with pytest.raises(NoChampion):
         continued("waiting", asked, released, None, as_json=True)
+
+
+def test_what_was_refused_is_tried_anew_with_other_trials_or_another_recipe(
+    released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+
+    def swept(found: command.Round, *_: object) -> dict[str, Any]:
+        tried.append(found.asked.trials)
+        return chosen(None)
+
+    monkeypatch.setattr(command, "_swept", swept)
+    data, folders = rows(tmp_path), set()
+    for trials in (2, 2, 5, 5):
+        code, told = run(released, data, capsys, always=True, trials=trials)
+        assert (code, told["status"]) == (REFUSED, "refused")
+        folders.add(told["folder"])
+    assert tried == [2, 5] and len(folders) == 2
+    recipe = released / "given.toml"
+    directory = load_release(Tracking.at(released), NAME, 1).directory
+    given = json.loads((directory / "manifest.json").read_text())["recipe"]
+    recipe.write_text(f'name = "{NAME}"\nbackbone = "{given["backbone"]}"\ndomain = "{given["domain"]}"\nprotected = ["boxes"]\n')
+    assert continued(str(recipe), Asked(data, 2, True, 40, None), released, None, as_json=True) == REFUSED
+    assert tried == [2, 5, 2] and json.loads(capsys.readouterr().out)["folder"] not in folders
 
 
 def chosen(directory: Path | None) -> dict[str, Any]:

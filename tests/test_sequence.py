@@ -21,9 +21,10 @@ from adapters.backbone import Backbone
 from adapters.merge import MergeSpec
 from engine.engine import Continuation
 from engine.inspect import Inspector
+from registry.claim import held
 from registry.manifest import directory_digest, read_manifest
 from service.commands.sequence import differences, sequence
-from tuning.errors import BadRecipe
+from tuning.errors import BadRecipe, StudyIsRunning
 from tuning.recipe import Recipe
 from tuning.router_fit import RouterSpec
 from tuning.sequence import SequenceSpec, SequenceStudy, fits_in, study_of
@@ -205,6 +206,7 @@ def test_policies_are_set_beside_the_continued_one_on_the_same_items(study: Sequ
     (
         ({"domain": GOODS}, "'customs-section' is there twice"),
         ({"backbone": "smollm2-135m-reasoner"}, "one frozen backbone, but 'customs-section' names"),
+        ({"backbone_format": "nf4"}, "backbone_format is 'full' in 'customs-section' and 'nf4' in 'geography-country'"),
         ({"evaluation.precision": "bfloat16"}, "'float32' in 'customs-section' and 'bfloat16' in 'geography-country'"),
         ({"adapter.lora.rank": 8}, r"keeps its shape, but adapter.lora is .*'rank': 4.*'rank': 8"),
         ({"adapter.kind": "softcot"}, "keeps its shape, but adapter.kind is 'lora'"),
@@ -261,6 +263,14 @@ def test_a_merge_does_not_depend_on_the_order_of_its_parts(study: SequenceStudy)
     parts = [study.fits.own(domain) for domain in study.domains]
     assert study.fits.merged(parts, MergeSpec()) == study.fits.merged(parts[::-1], MergeSpec())
     assert study.fits.merged(parts[:1], MergeSpec()) == parts[0]
+
+
+def test_a_fit_that_another_sequence_makes_is_not_made_twice_at_once(study: SequenceStudy, tmp_path: Path) -> None:
+    fits, goods = replace(study.fits, directory=tmp_path), study.domains[0]
+    [key] = {one.name for one in made(study, "fit")} & {study.fits.own(goods).directory.name}
+    with held(tmp_path / "work" / key / "lock"), pytest.raises(StudyIsRunning, match="one process at a time"):
+        fits.own(goods)
+    assert not (tmp_path / "fit").exists()
 
 
 def test_a_sweep_is_of_the_recipe_that_goes_on_and_its_best_adapter_is_kept(study: SequenceStudy, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from gated_names import NAME, report
 from safetensors.numpy import save_file
 from stores import store_at
 
-from registry.errors import BackboneMismatch, DamagedExport, DamagedRelease, PromotionRefused, RefusedName
+from registry.errors import BackboneMismatch, DamagedExport, DamagedRelease, NoRegistry, PromotionRefused, RefusedName
 from registry.ledger import Ledger
 from registry.manifest import BackboneIdentity, ProfileDescription, TrainingHashes, write_manifest
 from registry.names import ReleaseName, registered_names, resolve
@@ -230,3 +230,10 @@ def test_by_command_an_export_tells_its_digest_and_an_import_leaves_a_line(
     assert "its gate there: pass, which does not count" in capsys.readouterr().out
     assert [line.act for line in read_audit(tmp_path / "new")[0]] == ["release.import"]
     assert [line.act for line in read_audit(tmp_path / "here")[0]] == ["release.copy"]
+
+
+def test_a_server_without_its_scheme_is_no_new_home(here: Tracking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NoRegistry, match="Try http://mlflow.example:5000"):
+        copy(str(ONE), "mlflow.example:5000", None, here.cache.parent, None, as_json=True)
+    assert not list(tmp_path.glob("mlflow*"))

@@ -61,6 +61,11 @@ def check_recipes(recipes: Sequence[Recipe], policies: Sequence[Policy], sweepin
                 f"A sequence stands on one frozen backbone, but {first.name!r} names {first.backbone!r} and {recipe.name!r} "
                 f"{recipe.backbone!r}. Give both the same one."
             )
+        if recipe.backbone_format != first.backbone_format:
+            raise BadRecipe(
+                f"A sequence stands on one frozen backbone, but backbone_format is {first.backbone_format!r} in {first.name!r} "
+                f"and {recipe.backbone_format!r} in {recipe.name!r}. Give both the same one."
+            )
         if recipe.evaluation.precision != first.evaluation.precision:
             raise BadRecipe(
                 f"All stages are read in one precision, but evaluation.precision is {first.evaluation.precision!r} in "

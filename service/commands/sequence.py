@@ -52,7 +52,7 @@ def sequence(
     recipes = [pinned(recipe, tracking) for recipe in recipes]
     use_threads()
     keep_freed_memory()
-    fits = fits_in(place, Backbone.load(recipes[0].backbone), pace)
+    fits = fits_in(place, Backbone.load(recipes[0].backbone, format=recipes[0].backbone_format), pace)
     if sweep:
         fits = replace(fits, sweep=_swept(place, tracking, as_json))
     study = study_of(recipes, spec, place, fits)
