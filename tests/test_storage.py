@@ -134,3 +134,10 @@ def test_a_study_that_would_be_gone_with_its_process_is_refused(tmp_path: Path, 
 def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(BadStorage, match="no folder .*nowhere"):
         StudyStorage.of(tmp_path, "one", f"sqlite:///{tmp_path}/nowhere/optuna.db").open()
+
+
+def test_a_password_with_a_plain_at_sign_is_refused_before_a_part_of_it_is_told_as_a_host(tmp_path: Path) -> None:
+    with pytest.raises(BadStorage, match="%40") as raised:
+        StudyStorage.of(tmp_path, "one", "postgresql://me:se@cret@127.0.0.1:1/db")
+    assert "cret" not in str(raised.value)
+    assert StudyStorage.of(tmp_path, "one", "postgresql://me:se%40cret@127.0.0.1:1/db").is_shared
