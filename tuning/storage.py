@@ -253,9 +253,8 @@ def _checked(url: str) -> str:
             f"A study is kept in sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE, but got {shown(url)!r}. Leave it out "
             "to use a file in the home."
         )
-    if (
-        not url.startswith("sqlite") and "@" in Address.of(url).credentials
-    ):  # the driver would take what follows the first for a host, and name it
+    # The driver would take what follows the first @ for a host, and name it.
+    if not url.startswith("sqlite") and "@" in Address.of(url).credentials:
         raise BadStorage(f"A password in a URL is percent-encoded, but that of {shown(url)!r} has a plain @. Write %40 for it.")
     try:
         address = make_url(url)
