@@ -160,6 +160,7 @@ def test_a_trial_that_was_given_up_is_not_handed_back_too(sweep: Sweep) -> None:
     assert len([trial for trial in study.trials if RETRY_KEY in trial.user_attrs]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 def test_a_trial_that_was_enqueued_twice_runs_once(sweep: Sweep) -> None:
     study = sweep.create()

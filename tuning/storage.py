@@ -27,7 +27,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from tuning.database_url import shown
+from tuning.database_url import Address, shown
 from tuning.errors import BadStorage, StorageAway
 
 ENVIRONMENT = "GRAFTLINE_STORAGE"
@@ -253,6 +253,9 @@ def _checked(url: str) -> str:
             f"A study is kept in sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE, but got {shown(url)!r}. Leave it out "
             "to use a file in the home."
         )
+    # The driver would take what follows the first @ for a host, and name it.
+    if not url.startswith("sqlite") and "@" in Address.of(url).credentials:
+        raise BadStorage(f"A password in a URL is percent-encoded, but that of {shown(url)!r} has a plain @. Write %40 for it.")
     try:
         address = make_url(url)
         address.get_dialect().import_dbapi()

@@ -59,8 +59,8 @@ class Sweep:
         """The sweep of a study that is there already, by its name alone: the recipe is kept with it. NoStudy where it is not."""
         storage = StudyStorage.of(home, name, storage_url)
         absent = NoStudy(
-            f"A worker joins a study that `graftline tune` has made, but {storage.shown} has none that is called {name!r}. Check "
-            "--study and --storage, or make it: graftline tune RECIPE --create-only."
+            f"A study is there once `graftline tune` has made it, but {storage.shown} has none that is called {name!r}. Check "
+            "its name, --home and --storage, or make it: graftline tune RECIPE --create-only."
         )
         if storage.file is not None and not storage.file.is_file():
             raise absent
