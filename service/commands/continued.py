@@ -184,8 +184,8 @@ def _learnt(
     worth = found.folder.step("learnable", partial(_learnable, found, engine, backbone, new, lines))
     found.console.print(worth["said"], highlight=False)
     if worth["hints"]:
-        beside = f"{worth['hinted']:.0%} of the new rows, {worth['old_hinted']:.0%} of the old ones"
-        found.console.print(f"{len(worth['hints'])} answers may be wrong ({beside}): see learnable.json", highlight=False)
+        shares = f"{worth['hinted']:.0%} of the new rows, {worth['old_hinted']:.0%} of the old ones"
+        found.console.print(f"{len(worth['hints'])} answers may be wrong ({shares}): see learnable.json", highlight=False)
     told: dict[str, Any] = {"checks": checks, "drift": drifted, "learnable": worth}
     if not worth["is_lost"] and not found.asked.always:
         return found.ended("nothing", f"nothing is lost on the new rows: {worth['said']}", told)
