@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 from registry.canary_chain import Trail
 from registry.errors import PolicyRefused, RegistryError, UnknownRelease
 from registry.ledger import Ledger
-from registry.ledger_chain import DIGEST_TAG, ENTRY_TAG, Head, Recorded, as_head, fold, versions_after
+from registry.ledger_chain import DIGEST_TAG, ENTRY_TAG, Head, Recorded, as_head, fold
 from registry.names import ReleaseName, checked_name, current_actor, ledger_name, unknown_release
 from registry.policy import policies
 from registry.proposals import REPORT_TAG, signed_report
 from registry.release import load_release
 from registry.tracking import Tracking
 from registry.verdicts import version_tags
+from registry.versions import versions_after
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
