@@ -22,7 +22,7 @@ from registry.ledger import Ledger
 from registry.ledger_chain import CANARY_TAG, Recorded, add_version
 from registry.ledger_reader import no_champion
 from registry.names import ReleaseName, current_actor, ledger_name
-from registry.policy import canary_alone, policies
+from registry.policy import approvals_asked, canary_alone, policies
 from registry.proposals import open_proposals
 from registry.tracking import Tracking
 from registry.versions import versions_after
@@ -180,8 +180,9 @@ class CanaryLedger:
     def _refuse_alone(self, trail: Trail, version: int, share: float, overridden: bool, actor: str | None) -> None:
         """ApprovalRefused for traffic that takes two people, where no other one has proposed the version."""
         by = actor or current_actor()
-        alone = canary_alone(policies(self.tracking, self.name), by)
-        if alone == 1 or (share <= alone and not overridden):
+        history = policies(self.tracking, self.name)
+        alone = 0.0 if overridden else canary_alone(history, by)
+        if approvals_asked(history, by) == 1 or share <= alone:
             return
         proposed = open_proposals(self.tracking, self.name, trail.champion)
         found = [one for one in proposed if one.proposal.adapter_version == version]
@@ -191,7 +192,7 @@ class CanaryLedger:
         whose = f"{by} proposed or published it" if found else "nobody has proposed it"
         asked = f"a share of {share:g} without a gate that passed" if overridden else f"a share of {share:g}"
         raise ApprovalRefused(
-            f"By the policy of {self.name} one person alone gives a canary at most a share of {0 if overridden else alone:g}, "
+            f"By the policy of {self.name} one person alone gives a canary at most a share of {alone:g}, "
             f"but {by} asked for {asked} for {subject}, and {whose}. One proposes it (`graftline promote {subject}`); then "
             "another one, who did not publish it either, starts the canary or raises its share."
         )

@@ -172,7 +172,7 @@ def test_nobody_gives_a_canary_traffic_alone(ledger: Ledger) -> None:
 
 
 def test_an_override_is_no_canary_of_one_person_whatever_the_share(ledger: Ledger) -> None:
-    set_policy(ledger.tracking, NAME, TWO.model_copy(update={"canary_alone": 0.2}), actor="carol", reason="small ones are quick")
+    set_policy(ledger.tracking, NAME, TWO.model_copy(update={"canary_alone": 1.0}), actor="carol", reason="what passed is quick")
     canaries, lost = CanaryLedger(ledger.tracking, NAME), report(2, lost=0.5)
     with pytest.raises(ApprovalRefused, match="at most a share of 0, .*without a gate that passed"):
         canaries.start(2, 0.1, lost, override=True, reason="a demo", actor="ada")
