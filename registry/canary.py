@@ -186,7 +186,9 @@ class CanaryLedger:
             return
         proposed = open_proposals(self.tracking, self.name, trail.champion)
         found = [one for one in proposed if one.proposal.adapter_version == version]
-        if any(one.may_be_approved_by(by) and (one.proposal.kind == "override" or not overridden) for one in found):
+        if overridden:
+            found = [one for one in found if one.proposal.kind == "override"]
+        if any(one.may_be_approved_by(by) for one in found):
             return
         subject = ReleaseName(self.name, version)
         whose = f"{by} proposed or published it" if found else "nobody has proposed it"
