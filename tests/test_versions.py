@@ -46,8 +46,9 @@ class Busy(Tracking):
                             version._tags = {}
                 return page
 
-            client.search_model_versions = torn  # type: ignore[method-assign, assignment]
-            yield client
+            with pytest.MonkeyPatch.context() as patch:  # one client serves all who ask for that store
+                patch.setattr(client, "search_model_versions", torn)
+                yield client
 
 
 def busy(tracking: Tracking, meanwhile: Callable[[Sequence[ModelVersion]], None]) -> Busy:
@@ -145,8 +146,9 @@ def test_a_name_that_is_made_while_names_are_read_is_told_once(tracking: Trackin
                         client.create_registered_model("anatomy")
                     return page
 
-                client.search_registered_models = one  # type: ignore[method-assign, assignment]
-                yield client
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(client, "search_registered_models", one)
+                    yield client
 
     assert registered_names(OneByOne(tracking.uri, tracking.artifact_root, tracking.cache)) == [NAME]
 
