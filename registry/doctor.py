@@ -25,7 +25,6 @@ from registry.ledger_chain import (
     as_head,
     copied,
     fold,
-    versions_after,
 )
 from registry.names import ReleaseName, checked_name, current_actor, ledger_name, unknown_release
 from registry.policy import policies
@@ -33,6 +32,7 @@ from registry.proposals import REPORT_TAG, is_whole, signed_report
 from registry.release import has_copy, load_release, write_back
 from registry.tracking import Tracking
 from registry.verdicts import version_tags
+from registry.versions import versions_after
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

@@ -8,6 +8,7 @@ no service but MLflow. The alias `champion` on NAME is a pointer for people, set
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -27,7 +28,6 @@ from registry.ledger_chain import (
     copied,
     fold,
     succession,
-    versions_after,
 )
 from registry.ledger_reader import no_champion, reader_of
 from registry.names import CHAMPION, ReleaseName, checked_name, current_actor, ledger_name
@@ -36,6 +36,7 @@ from registry.proposals import REPORT_TAG, open_proposals, propose
 from registry.release import MANIFEST_TAG, PUBLISHER_TAG, other_files
 from registry.tracking import Tracking
 from registry.verdicts import record_verdict, version_tags
+from registry.versions import versions_after
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,10 @@ class Ledger:
         return passed
 
     def rollback(self, reason: str, to: int | None = None, *, actor: str | None = None) -> Recorded:
-        """Makes an earlier champion champion again: `to`, or the one before the current. Nothing is deleted."""
+        """Makes an earlier champion champion again: `to`, or the one before the current. Nothing is deleted.
+
+        Under a policy of two people one is enough to go back to a champion that its gate or two people made.
+        """
         if not reason.strip():
             raise PromotionRefused(f"A rollback needs a reason, but none was given for {self.name}. Pass --reason.")
         valid = self.entries()
@@ -221,7 +225,8 @@ class Ledger:
         if not line:
             raise no_champion(self.name)
         champions = self.earlier_champions()
-        earlier = [version for version in line[:-1] if version in champions]
+        lone = self._by_one_override(valid) if self.asks_for_two(actor) else set[int]()
+        earlier = [version for version in line[:-1] if version in champions and version not in lone]
         target = to if to is not None else (earlier[-1] if earlier else None)
         if target is None or target not in champions:
             known = ", ".join(map(str, champions)) or "none"
@@ -229,10 +234,23 @@ class Ledger:
                 f"A rollback returns to an earlier champion, but {self.name} has {known} and {target or 'the previous one'} was "
                 "asked for. Promote a version through the gate instead."
             )
+        if target in lone:
+            raise ApprovalRefused(
+                f"By the policy of {self.name} one person alone goes back to a champion that its gate or two people made, but "
+                f"{self.name}@{target} became one by an override of one. Name another version, or have it approved: "
+                f'`graftline promote {self.name}@{target} --override --reason "..."`.'
+            )
         made = next(r.entry for r in reversed(valid) if r.entry is not None and r.entry.adapter_version == target)
         head = as_head(valid[-1])
         entry = self._entry(head, target, "rollback", actor, reason, made.gate_verdict, made.gate_digest, made.manifest)
         return self.append(entry, head)
+
+    @staticmethod
+    def _by_one_override(valid: Iterable[Recorded]) -> set[int]:
+        """Versions that were never champion by a gate that passed or by the word of two people."""
+        entries = [recorded.entry for recorded in valid if recorded.entry is not None]
+        sound = {entry.adapter_version for entry in entries if entry.kind == "promote" or entry.proposal is not None}
+        return {entry.adapter_version for entry in entries} - sound
 
     def earlier_champions(self) -> list[int]:
         """Versions that were champion and are not now, in the order of their numbers, without those that were deleted."""

@@ -11,7 +11,7 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -99,45 +99,6 @@ class Head:
         """Whether the registry still holds this entry as it was read."""
         recorded = read_entry(version)
         return recorded.entry is not None and as_head(recorded) == self
-
-
-def newest_version(client: MlflowClient, ledger: str) -> ModelVersion | None:
-    """None while there is no entry."""
-    found = client.search_model_versions(f"name='{ledger}'", max_results=1, order_by=["version_number DESC"])
-    return next(iter(_whole(client, found)), None)
-
-
-def versions_after(client: MlflowClient, ledger: str, after: int) -> list[ModelVersion]:
-    """The entries with a number above `after`, by number."""
-    found: list[ModelVersion] = []
-    token: str | None = None
-    while True:
-        page = client.search_model_versions(
-            f"name='{ledger}'", max_results=200, order_by=["version_number DESC"], page_token=token
-        )
-        found.extend(_whole(client, [version for version in page if int(version.version) > after]))
-        token = page.token or None
-        if token is None or any(int(version.version) <= after for version in page):
-            return sorted(found, key=lambda version: int(version.version))
-
-
-def _whole(client: MlflowClient, versions: Iterable[ModelVersion]) -> Iterator[ModelVersion]:
-    """The versions with their tags.
-
-    MLflow reads tags in a second query over the same page. On PostgreSQL a version that is new by then takes the place of the
-    oldest one there, which comes without any: that one is asked for by itself.
-    """
-    from mlflow.exceptions import MlflowException
-
-    for version in versions:
-        if version.tags:
-            yield version
-            continue
-        try:
-            yield client.get_model_version(version.name, str(version.version))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # deleted meanwhile
-                raise
 
 
 def add_version(tracking: Tracking, name: str, adapter_version: int, tags: Mapping[str, str]) -> int:

@@ -109,7 +109,7 @@ def registered_names(tracking: Tracking) -> list[str]:
             names.extend(model.name for model in page if not model.name.endswith(LEDGER_SUFFIX))
             token = page.token or None
             if token is None:
-                return sorted(names)
+                return sorted(set(names))  # a name that is made meanwhile moves others to the next page
 
 
 def current_actor() -> str:

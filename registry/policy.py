@@ -57,6 +57,7 @@ class Policy(_Value):
     earlier_domains: bool = True  # what other names serve on the same backbone is protected too
     training_seeds: int = Field(default=1, ge=1)  # fits of the recipe that must pass, the release itself among them
     approvals: int = Field(default=1, ge=1, le=2)  # people that a promotion takes: with 2, another one than who proposed it
+    canary_alone: float = Field(default=0.0, ge=0, le=1)  # of the traffic, what one of two people may give a canary that passed
 
     @field_validator("margins")
     @classmethod
@@ -115,6 +116,7 @@ class Policy(_Value):
         pairs.append(("min_domain_gain", -self.min_domain_gain, -other.min_domain_gain))
         pairs.append(("training_seeds", -self.training_seeds, -other.training_seeds))
         pairs.append(("approvals", -self.approvals, -other.approvals))
+        pairs.append(("canary_alone", self.canary_alone, other.canary_alone if other.approvals > 1 else None))
         for field, own, bound in pairs:
             if bound is not None and (own is None or own > bound):
                 return f"{field} ({'none' if own is None else f'{abs(own):g}'}; the name's is {abs(bound):g})"
@@ -156,6 +158,16 @@ def approvals_asked(history: Iterable[PolicyChange], actor: str) -> int:
             asked = now
         before = now
     return asked
+
+
+def canary_alone(history: Iterable[PolicyChange], actor: str) -> float:
+    """The share of the traffic that this one may give a canary by himself, by the same rule."""
+    alone = 1.0
+    for change in history:
+        allowed = change.policy.canary_alone if change.policy.approvals > 1 else 1.0
+        if allowed < alone or change.actor != actor:
+            alone = allowed
+    return alone
 
 
 def refuse_laxer(policy: Policy, bound: Policy, name: str) -> None:

@@ -16,9 +16,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from registry.gate_report import GateReport
-from registry.ledger_chain import PROPOSAL_TAG, Head, add_version, versions_after
+from registry.ledger_chain import PROPOSAL_TAG, Head, add_version
 from registry.names import ReleaseName, ledger_name
 from registry.tracking import Tracking
+from registry.versions import versions_after
 
 DIGEST_TAG, REPORT_TAG = "graftline.proposal.entry_digest", "graftline.ledger.gate_report"
 

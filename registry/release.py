@@ -24,6 +24,7 @@ from registry.names import (
 )
 from registry.policy import Policy, set_policy
 from registry.tracking import Tracking, is_lost_connection
+from registry.versions import versions_after
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -115,12 +116,9 @@ def published(tracking: Tracking, name: str, directory: Path) -> Release | None:
     """The version that was published from these very files; None when there is none."""
     digest = file_digest(directory / MANIFEST)
     with tracking.client() as client:
-        found = [
-            v.version
-            for v in client.search_model_versions(f"name = '{checked_name(name)}'")
-            if v.tags.get(MANIFEST_TAG) == digest
-        ]
-    return load_release(tracking, name, min(map(int, found))) if found else None
+        every = versions_after(client, checked_name(name))
+    found = next((int(version.version) for version in every if version.tags.get(MANIFEST_TAG) == digest), None)
+    return load_release(tracking, name, found) if found is not None else None
 
 
 def release_of_files(tracking: Tracking, manifest_sha256: str) -> Release | None:

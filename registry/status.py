@@ -18,6 +18,7 @@ from registry.proposals import Proposed, open_proposals
 from registry.tracking import Tracking
 from registry.transfer import origin_of
 from registry.verdicts import VERDICT_TAG
+from registry.versions import newest_versions
 
 NOT_GATED = "not gated"
 _RECENT = 10
@@ -149,8 +150,7 @@ def _candidates(tracking: Tracking, name: str, champion: int | None, overridden:
     from mlflow.exceptions import MlflowException
 
     with tracking.client() as client:
-        found = client.search_model_versions(f"name='{name}'", max_results=_RECENT, order_by=["version_number DESC"])
-        versions = list(found)
+        versions = newest_versions(client, name, _RECENT)
         if champion is not None and champion not in {int(version.version) for version in versions}:
             try:
                 versions.append(client.get_model_version(name, str(champion)))

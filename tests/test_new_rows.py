@@ -155,9 +155,13 @@ def test_the_next_round_knows_all_rows_and_still_reads_the_users_columns(known: 
     assert found.count("there already") == 2 and len(found.rows) == 4
 
 
-def test_a_domain_without_rows_of_its_own_is_refused() -> None:
-    with pytest.raises(DataError, match="'icd10-chapter' is no task of rows"):
+def test_a_domain_without_rows_of_its_own_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"'icd10-chapter' is built in: .*adapter.warm_start = .models:/NAME@champion"):
         Known.of("icd10-chapter")
+    streamed = write_task(tmp_path)
+    streamed.write_text("stream = true\n" + streamed.read_text())
+    with pytest.raises(DataError, match="shelves.toml' is no task of rows"):
+        Known.of(str(streamed))
 
 
 def test_tasks_that_would_train_on_what_is_held_out_leave_nothing_behind(known: Known, tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
 from small_studies import knowing_home, small
+from stores import store_at
 
 from adapters.backbone import Backbone
 from adapters.merge import MergeSpec
@@ -24,6 +25,7 @@ from engine.inspect import Inspector
 from registry.claim import held
 from registry.manifest import directory_digest, read_manifest
 from service.commands.sequence import differences, sequence
+from tuning.candidates import stored_candidates
 from tuning.errors import BadRecipe, StudyIsRunning
 from tuning.recipe import Recipe
 from tuning.router_fit import RouterSpec
@@ -273,6 +275,27 @@ def test_a_fit_that_another_sequence_makes_is_not_made_twice_at_once(study: Sequ
     assert not (tmp_path / "fit").exists()
 
 
+def test_a_weight_goes_with_its_domain_in_every_order(study: SequenceStudy) -> None:
+    parts = [study.fits.own(domain) for domain in study.domains]
+    plain, one, turned = (
+        study.fits.merged(given, MergeSpec(weights=weights))
+        for given, weights in ((parts, (1.0, 1.0)), (parts, (1.0, 0.25)), (parts[::-1], (0.25, 1.0)))
+    )
+    assert one == turned != plain and study.fits.merged(parts, MergeSpec(weights=(0.25, 1.0))) not in (one, plain)
+    strengths = [read_manifest(made.directory).derived for made in (one, study.fits.merged(parts, MergeSpec()))]
+    assert sorted(strengths[0]["weights"]) == [0.25, 1.0] and strengths[1]["weights"] == []  # type: ignore[arg-type]
+    weighed = replace(study, spec=SPEC.model_copy(update={"merge": MergeSpec(weights=(1.0, 0.25)), "orders": 2}))
+    turned_study = replace(weighed, domains=study.domains[::-1])
+    assert len({study.directory, weighed.directory, turned_study.directory}) == 3  # the weights are then of the others
+
+
+def test_weights_are_one_a_recipe_of_a_merge(pair: Sequence[Recipe]) -> None:
+    check_recipes(pair, ("merged",), weights=(1.0, 0.5))
+    for policies, weights in ((("merged",), (1.0,)), (("own",), (1.0, 0.5))):
+        with pytest.raises(BadRecipe, match="--weights has one weight a recipe"):
+            check_recipes(pair, cast(Any, policies), weights=weights)
+
+
 def test_a_sweep_is_of_the_recipe_that_goes_on_and_its_best_adapter_is_kept(study: SequenceStudy, tmp_path: Path) -> None:
     asked = list[Recipe]()
 
@@ -294,6 +317,33 @@ def test_a_recipe_that_goes_on_searches_nothing_that_its_start_decides(backbone_
     found = continuing(drawing, Path("earlier"))
     assert (found.search, found.ranges, found.start) == (("method.learning_rate",), {}, ())
     assert found.adapter.warm_start == "earlier" and drawing.adapter.warm_start is None
+
+
+@pytest.mark.slow
+def test_a_sequence_goes_on_with_the_best_of_a_short_sweep(
+    session_backbone: Backbone, backbone_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home, files = knowing_home(session_backbone, tmp_path / "home"), []
+    store_at(home)
+    for domain in (GOODS, PLACES):
+        files.append(tmp_path / f"{domain}.toml")
+        files[-1].write_text(as_toml(recipe_of(backbone_directory, domain).model_dump(mode="json", exclude_unset=True)))
+    settings = {"items": 8, "family_items": 8, "policies": ("own", "continued")}
+    sequence(files, settings, True, home, None, as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    studies = {file.parent.name: json.loads(file.read_text()) for file in (home / "studies").glob("*/trials.json")}
+    assert len(studies) == 3 and {len(study["trials"]) for study in studies.values()} == {2}
+    best = {name: stored_candidates(home, name)[0] for name in studies}
+    assert {len({str(one.params) for one in stored_candidates(home, name)}) for name in studies} == {2}  # it really searched
+    fits = {directory_digest(one) for one in (home / "sequence" / "made" / "fit").glob("[!.]*")}
+    assert fits == {directory_digest(one.directory) for one in best.values()}
+    [goods] = [one.directory for name, one in best.items() if name.startswith(GOODS)]
+    starts = [read_manifest(one.directory).recipe["adapter"]["warm_start"] for one in best.values()]  # type: ignore[index, call-overload]
+    [begun] = [Path(one) for one in starts if one is not None]
+    assert directory_digest(begun) == directory_digest(goods)
+    sequence(files, settings, True, home, None, as_json=True)  # nothing is searched twice
+    assert json.loads(capsys.readouterr().out) == told
+    assert {file.parent.name: json.loads(file.read_text()) for file in (home / "studies").glob("*/trials.json")} == studies
 
 
 @pytest.mark.slow

@@ -108,10 +108,13 @@ class SequenceFits:
         return self._fitted(domain, continuing(domain.recipe, start.directory), start)
 
     def merged(self, parts: Sequence[Made], spec: MergeSpec) -> Made:
-        """Of one adapter it is that adapter. The order of the parts decides nothing."""
+        """Of one adapter it is that adapter. The order of the parts, each with its weight, decides nothing."""
         if len(parts) == 1:
             return parts[0]
-        parts = sorted(parts, key=lambda part: part.key)
+        weighed = sorted(zip(parts, spec.weights or (1.0,) * len(parts), strict=True), key=lambda pair: pair[0].key)
+        parts = [part for part, _ in weighed]
+        if spec.weights:
+            spec = spec.model_copy(update={"weights": tuple(weight for _, weight in weighed)})
         made = self._place("merged", spec.model_dump(mode="json"), [part.key for part in parts])
         if not made.directory.is_dir():
             subjects = [Subject(part.key[:12], part.directory, verify(part.directory)) for part in parts]

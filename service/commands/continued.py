@@ -38,6 +38,7 @@ from tuning.errors import Preempted, RoundIsRunning, StorageAway, StudyIsRunning
 from tuning.gating import Subject, gate_settings, recipe_policy
 from tuning.manifest import fingerprints_of
 from tuning.new_data.beside import beside_champion
+from tuning.new_data.carried import carried
 from tuning.new_data.drift import LEAST_ROWS, drift, drift_picture, read_side
 from tuning.new_data.kept import RoundFolder, alone
 from tuning.new_data.learnable import learnable
@@ -62,6 +63,7 @@ PASSING = (
     Preempted,
 )
 CHAMPION = "champion"  # the name under which the engine holds it
+CANDIDATE = "candidate"  # the folder of what was chosen under the champion's policy, where that is not plain decoding
 
 
 @dataclass(frozen=True)
@@ -193,12 +195,14 @@ def _learnt(
     told |= {"chosen": chosen}
     if chosen["directory"] is None:
         return found.ended("refused", "no trial kept every protected family within its margin with a gain", told)
-    beside = found.folder.step("beside", lambda: _beside(found, engine, backbone, new, Path(chosen["directory"])))
+    policy = Profile.load(found.champion.directory).policy
+    candidate = carried(Path(chosen["directory"]), policy, found.folder.directory / CANDIDATE)
+    beside = found.folder.step("beside", lambda: _beside(found, engine, backbone, new, candidate))
     found.console.print(beside["said"], highlight=False)
     told |= {"beside": beside}
     if not beside["passed"]:
         return found.ended("refused", beside["said"], told)
-    return _gated(found, engine, backbone, chosen, told)
+    return _gated(found, engine, backbone, candidate, chosen["run_id"], told)
 
 
 def _drift(found: Round, engine: TorchEngine, backbone: Backbone, new: tuple[Example, ...]) -> dict[str, Any]:
@@ -271,11 +275,13 @@ def _beside(found: Round, engine: TorchEngine, backbone: Backbone, new: tuple[Ex
     return {**told.as_dict(), "said": str(told)}
 
 
-def _gated(found: Round, engine: TorchEngine, backbone: Backbone, chosen: dict[str, Any], told: dict[str, Any]) -> dict[str, Any]:
+def _gated(
+    found: Round, engine: TorchEngine, backbone: Backbone, directory: Path, run_id: str | None, told: dict[str, Any]
+) -> dict[str, Any]:
     """Publishes what was chosen, gates it, and marks it as the candidate where it passed."""
-    tracking, directory = found.tracking, Path(chosen["directory"])
+    tracking = found.tracking
     _same_champion(found)
-    release = published(tracking, found.name, directory) or publish_directory(tracking, directory, found.name, chosen["run_id"])
+    release = published(tracking, found.name, directory) or publish_directory(tracking, directory, found.name, run_id)
     report = recorded_report(tracking, release.full_name)
     if report is None or report.verdict == "inconclusive":
         recipe = Subject(str(release.full_name), release.directory, release.manifest).recipe

@@ -46,7 +46,7 @@ def sequence(
 
     spec = _checked(settings)
     recipes = [Recipe.load(file) for file in recipe_files]
-    check_recipes(recipes, spec.policies, sweep)
+    check_recipes(recipes, spec.policies, sweep, spec.merge.weights)
     place = home_directory(home)
     tracking, pace = Tracking.at(place, tracking_uri), Pace()
     recipes = [pinned(recipe, tracking) for recipe in recipes]
