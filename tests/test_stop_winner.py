@@ -11,8 +11,8 @@ import optuna
 import pytest
 from bounded_children import fits_below, killed, no_room
 from scored_studies import score, study_of
+from small_releases import write_directory
 
-from registry.manifest import BackboneIdentity, ProfileDescription, TrainingHashes, write_manifest
 from registry.tracking import Tracking
 from tuning.candidates import IN_FULL, Candidate, candidate_to_publish, candidates_of, stored_candidates
 from tuning.errors import NothingToPublish
@@ -67,19 +67,8 @@ def test_a_trial_that_cannot_be_read_in_full_is_passed_over(tmp_path: Path) -> N
 def partly_read(home: Path, fitted_with: int) -> optuna.Study:
     """One trial that was read on some items, whose adapter was fitted with so many tokens at once."""
     study = study_of(home, [(0.5, 24)])
-    (home / "0" / ADAPTER).mkdir(parents=True)
     recipe = Recipe(name="small", domain="icd10").with_values({"method.micro_batch_tokens": fitted_with})
-    write_manifest(
-        home / "0" / ADAPTER,
-        backbone=BackboneIdentity(name="tiny", fingerprint="f" * 64, dtype="float32"),
-        profile=ProfileDescription(adapters=("lora",)),
-        recipe=recipe.model_dump(mode="json"),
-        task={},
-        data_digests={},
-        lock_digest="l" * 64,
-        seeds={},
-        training=TrainingHashes(frozenset(), frozenset()),
-    )
+    write_directory(home / "0" / ADAPTER, recipe=recipe.model_dump(mode="json"))
     return study
 
 
