@@ -109,6 +109,7 @@ def test_rows_that_are_at_hand_are_fitted_alike_and_their_checkpoints_come_back(
     assert others.fit.losses != there.fit.losses, "other rows are another fit"
 
 
+@pytest.mark.slow
 def test_arms_are_launched_each_with_its_own_rows_seed_and_changes(
     home: Path, backbone: Backbone, backbone_directory: Path, tmp_path: Path, asked: list[AskedFit]
 ) -> None:
@@ -130,6 +131,7 @@ def test_arms_are_launched_each_with_its_own_rows_seed_and_changes(
     ]
 
 
+@pytest.mark.slow
 def test_an_attribution_reads_the_checkpoints_of_a_launched_fit(
     home: Path, backbone_directory: Path, tmp_path: Path, asked: list[AskedFit]
 ) -> None:
