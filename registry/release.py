@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 MANIFEST_TAG, FINGERPRINT_TAG = "graftline.manifest_sha256", "graftline.backbone_fingerprint"
 PUBLISHER_TAG = "graftline.published_by"
+FORMAT_TAG = "graftline.backbone_format"  # of a release that was fitted around a backbone held in another one than its own
 MODEL_TYPE = "graftline-adapter"
 UNTRACKED = "graftline"
 
@@ -75,6 +76,7 @@ def publish(
         MANIFEST_TAG: manifest_digest,
         FINGERPRINT_TAG: manifest.backbone.fingerprint,
         PUBLISHER_TAG: current_actor(),
+        **({FORMAT_TAG: manifest.backbone.format} if manifest.backbone.format != "full" else {}),
         **(version_tags or {}),
     }
     experiment_id = tracking.experiment(UNTRACKED) if run_id is None else _experiment_of(tracking, run_id)

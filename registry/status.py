@@ -12,12 +12,13 @@ from registry.canary_chain import Trail
 from registry.errors import UnknownRelease
 from registry.ledger import Ledger
 from registry.ledger_chain import Head, Recorded, as_head
-from registry.names import registered_names
+from registry.names import ReleaseName, registered_names
 from registry.policy import PolicyChange, policies
 from registry.proposals import Proposed, open_proposals
+from registry.release import FORMAT_TAG
 from registry.tracking import Tracking
 from registry.transfer import origin_of
-from registry.verdicts import VERDICT_TAG
+from registry.verdicts import REPORT_TAG, VERDICT_TAG, recorded_report, version_tags
 from registry.versions import newest_versions
 
 NOT_GATED = "not gated"
@@ -94,6 +95,7 @@ def name_status(tracking: Tracking, name: str) -> NameStatus:
     )
     warnings.extend(_policy_changes(policies(tracking, name)))
     warnings.extend(_overrides_in_force(name, champion, history))
+    warnings.extend(_gated_otherwise(tracking, name, champion))
     trail = CanaryLedger(tracking, name).history().trail
     valid = [recorded for recorded in records if recorded.void is None]
     proposals = open_proposals(tracking, name, as_head(valid[-1]) if valid else Head())
@@ -190,6 +192,23 @@ def _history(recorded: Recorded) -> HistoryEntry:
         reason=entry.reason,
         created=entry.created,
     )
+
+
+def _gated_otherwise(tracking: Tracking, name: str, champion: int | None) -> list[str]:
+    """A champion whose gate measured it on its backbone in the format of its fit, which is not the one that serves it."""
+    if champion is None:
+        return []
+    release = ReleaseName(name, champion)
+    tags = version_tags(tracking, release)
+    if FORMAT_TAG not in tags or REPORT_TAG not in tags:
+        return []
+    report = recorded_report(tracking, release)
+    if report is None or report.details.get("backbone_format") == "full":
+        return []
+    return [
+        f"{release} was fitted around its backbone in {tags[FORMAT_TAG]} and gated on it so, but it is served on the backbone in "
+        f"its own dtype, which the gate measures now. Run `graftline promote {release}`."
+    ]
 
 
 def _overrides_in_force(name: str, champion: int | None, history: tuple[HistoryEntry, ...]) -> list[str]:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 from gated_names import report
+from small_releases import write_directory
 from stores import store_at
-from test_transfer import write_directory
 
 from registry.canary import CanaryLedger
 from registry.canary_chain import DIGEST_TAG as CANARY_DIGEST

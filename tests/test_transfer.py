@@ -9,16 +9,14 @@ import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 from gated_names import NAME, report
-from safetensors.numpy import save_file
+from small_releases import write_directory
 from stores import store_at
 
 from registry import transfer
 from registry.errors import BackboneMismatch, DamagedExport, DamagedRelease, NoRegistry, NoRoom, PromotionRefused, RefusedName
 from registry.ledger import Ledger
-from registry.manifest import BackboneIdentity, ProfileDescription, TrainingHashes, write_manifest
 from registry.names import ReleaseName, registered_names, resolve
 from registry.release import Release, load_release, publish
 from registry.status import name_status
@@ -29,23 +27,6 @@ from service.audit import read_audit
 from service.commands.transfer import copy, export, import_
 
 ONE = ReleaseName(NAME, 1)
-
-
-def write_directory(folder: Path, backbone: str = "tiny") -> Path:
-    folder.mkdir()
-    save_file({"lora_A": np.ones((2, 2), dtype=np.float32)}, folder / "adapter_model.safetensors")
-    write_manifest(
-        folder,
-        backbone=BackboneIdentity(name=backbone, fingerprint="f" * 64, dtype="float32"),
-        profile=ProfileDescription(adapters=("lora",)),
-        recipe={"name": NAME},
-        task={},
-        data_digests={},
-        lock_digest="l" * 64,
-        seeds={},
-        training=TrainingHashes(frozenset(), frozenset()),
-    )
-    return folder
 
 
 def published_at(home: Path) -> Tracking:

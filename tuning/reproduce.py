@@ -34,11 +34,10 @@ from registry.tracking import Tracking
 from tuning.continuing import check_start, fetched
 from tuning.errors import NotReproducible
 from tuning.gating import Subject, check_tasks
-from tuning.ground import new_adapters
 from tuning.journal import alone_in
+from tuning.laid_out import at_hand, fitted_on
 from tuning.loop import CHECKPOINT
 from tuning.machine import changes, this_machine
-from tuning.methods import METHODS
 from tuning.plan import data_digest, training_examples
 from tuning.recipe import Recipe
 
@@ -148,15 +147,15 @@ def _fit(
     recipe: Recipe, backbone: Backbone, examples: Sequence[Example], directory: Path, on_step: Callable[[float], None]
 ) -> Profile:
     directory.mkdir(parents=True, exist_ok=True)
-    adapters = new_adapters(recipe, backbone)
-    METHODS[recipe.method.name](recipe.method).fit(
+    adapters = fitted_on(
+        at_hand(recipe),
         backbone,
-        adapters,
         examples,
         lambda step, steps, loss: on_step(step / steps),
         task=task_named(recipe.domain),
         directory=directory,
-    )
+        threads=torch.get_num_threads(),
+    ).adapters
     for checkpoint in directory.rglob(CHECKPOINT):
         checkpoint.unlink()
     return Profile(adapters)

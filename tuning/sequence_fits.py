@@ -23,11 +23,10 @@ from engine.profile import Profile
 from evaluation.task import Example, Task
 from registry.manifest import MANIFEST, file_digest, verify
 from tuning.gating import Subject
-from tuning.ground import new_adapters
 from tuning.journal import alone_in
+from tuning.laid_out import fitted_on
 from tuning.manifest import complete
 from tuning.merging import Parents, merge
-from tuning.methods import METHODS
 from tuning.plan import data_digest
 from tuning.recipe import GIVEN_BY_START, Recipe
 from tuning.router_fit import RouterSpec, fit_router
@@ -160,15 +159,14 @@ class SequenceFits:
         with alone_in(work):  # another sequence may ask for the same fit
             if made.directory.is_dir():
                 return made
-            adapters = new_adapters(recipe, self.backbone)
-            METHODS[recipe.method.name](recipe.method).fit(
+            adapters = fitted_on(
+                recipe,
                 self.backbone,
-                adapters,
                 domain.examples,
                 lambda step, steps, loss: self.on_progress(f"steps of {recipe.name}", step, steps),
                 task=domain.task,
                 directory=work,
-            )
+            ).adapters
             with whole_directory(made.directory) as part:
                 complete(part, recipe, self.backbone, Profile(adapters), 1.0, domain.examples)
             shutil.rmtree(work, ignore_errors=True)

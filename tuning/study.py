@@ -24,7 +24,7 @@ from adapters.whole_file import write_whole
 from registry.errors import RegistryError, StoreRefused
 from registry.tracking import RunStatus, Tracking
 from tuning.asked import LENGTH_KEY, ask
-from tuning.budget import left
+from tuning.budget import SECONDS_KEY, left
 from tuning.candidates import SCORE_KEY, Candidate, candidates_of, readable
 from tuning.errors import BadRecipe, NoStudy, Preempted, StudyMismatch, SweepRefused
 from tuning.isolation import available_threads, prepare
@@ -289,7 +289,7 @@ def trials_table(study: optuna.Study) -> list[dict[str, Any]]:
             "state": trial.state.name,
             "params": trial.params,
             "score": trial.user_attrs.get(SCORE_KEY),
-            "seconds": trial.user_attrs.get("seconds"),
+            "seconds": trial.user_attrs.get(SECONDS_KEY),
             "failure": trial.user_attrs.get("failure"),
             "curve": trial.user_attrs.get(CURVE_KEY, []),
         }

@@ -166,8 +166,11 @@ def gated(
         )
     subject = Subject(str(release.full_name), release.directory, release.manifest)
     policy = gate_policy(tracking, release.name, recipe_policy(subject.recipe), gate_file, reason)
-    backbone = Backbone.load(release.manifest.backbone.name, format=release.manifest.backbone.format)
+    backbone = Backbone.load(release.manifest.backbone.name)  # as it is served, whatever it was held in for the fit
     _check_backbone(release, backbone.fingerprint)
+    if release.manifest.backbone.format != backbone.format:
+        said = f"{named} was fitted around its backbone in {release.manifest.backbone.format}"
+        console.print(f"{said}; the gate measures it as it is served, in {backbone.numbers}", highlight=False)
     engine = TorchEngine(backbone, max_rows=64, precision=subject.recipe.evaluation.precision)
     settings = gate_settings(policy, time_budget_s=time_budget_s)
     return release, gate_release(tracking, release, engine, backbone, settings, policy, home, console)
