@@ -171,7 +171,8 @@ def test_on_postgresql_nothing_that_is_written_between_two_queries_takes_a_share
 
     def between(_: object, __: object, statement: str, *___: object) -> None:
         """Before the tags of a page are read, another one publishes two versions and edits the oldest."""
-        if statement.startswith("SELECT") and "LIMIT" in statement and "JOIN model_version_tags" in statement and not writing:
+        is_second = statement.startswith("SELECT") and "LIMIT" in statement and "JOIN model_version_tags" in statement
+        if is_second and not writing and len(written) < 3:  # whoever writes as fast as others read is never caught up with
             writing.append(True)
             written.append(statement)
             with tracking.client() as other:
@@ -187,5 +188,5 @@ def test_on_postgresql_nothing_that_is_written_between_two_queries_takes_a_share
         whole = taken_shares(tracking, NAME)
     finally:
         event.remove(Engine, "before_cursor_execute", between)
-    assert len(written) >= 3 and not page[-1].tags  # what MLflow tells by itself
+    assert len(written) == 3 and not page[-1].tags  # what MLflow tells by itself
     assert whole == claims
