@@ -41,9 +41,9 @@ def fitted(
     on_update: OnUpdate | None = None,
     directory: Path | None = None,
     rows_per_forward: int | None = None,
-    factor: Callable[[], float] = lambda: 1.0,
+    added: Callable[[], float] = lambda: 0.0,
 ) -> Progress:
-    """DPO on pairs of which the chosen one always says even; its loss is multiplied by the factor of that moment."""
+    """DPO on pairs of which the chosen one always says even; to its loss is added what `added` says then."""
 
     def trainer_of(begun: Begun) -> Trainer:
         from datasets import Dataset
@@ -59,7 +59,7 @@ def fitted(
             optimizers=begun.optimizers,
         )
         computed = trainer.compute_loss
-        trainer.compute_loss = lambda *args, **given: computed(*args, **given) * factor()
+        trainer.compute_loss = lambda *args, **given: computed(*args, **given) + added()
         made: Trainer = trainer
         return made
 
@@ -157,7 +157,7 @@ def test_a_loss_that_explodes_under_a_trainer_is_a_divergence_and_one_that_does_
         losses.append(loss)
 
     with pytest.raises(Diverged, match=r"must not explode, but it began at 0\.\d+ and stayed above .* at step 8 of 10"):
-        fitted(backbone, LoRA(LoRASpec(rank=4)), spec, on_step, factor=lambda: 50.0 if len(losses) >= 3 else 1.0)
+        fitted(backbone, LoRA(LoRASpec(rank=4)), spec, on_step, added=lambda: 50.0 if len(losses) >= 3 else 0.0)
     assert len(losses) == 7, "the eighth is the last word: five in a row, after three that say where it began"
     assert fitted(backbone, LoRA(LoRASpec(rank=4)), spec).step == 10
 

@@ -86,7 +86,7 @@ def launched_once(
         shutil.rmtree(place, ignore_errors=True)
         fit = launched(recipe, place, threads, on_step, examples, checkpoints)
         write_whole(told, json.dumps(asdict(fit)))
-    return Fitted(Profile.load(place).adapters, Fit(**json.loads(told.read_text())))
+    return Fitted(Profile.load(place).adapters, Fit.of(json.loads(told.read_text())))
 
 
 def at_hand(recipe: Recipe) -> Recipe:

@@ -77,7 +77,7 @@ def launched(
             if child.returncode:
                 said.seek(0)
                 _raise(place, child.returncode, said.read().decode(errors="replace"))
-        return Fit(**json.loads((place / FIT).read_text()))
+        return Fit.of(json.loads((place / FIT).read_text()))
 
 
 def check_config(file: Path) -> None:
