@@ -112,7 +112,7 @@ def recipe_of(file: Path, tasks: Mapping[str, Path], domain: str, trials: int) -
             "evaluation.chain_items": 16,
             "study.trials": trials,
             "study.time_budget_s": None,
-            "study.min_trials": None,
+            "study.min_trials": 0,
         }
     )
 
