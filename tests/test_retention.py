@@ -75,8 +75,8 @@ def test_a_sweep_reads_a_protected_task_of_ones_own_file_and_sees_damage(
     backbone: Backbone, tmp_path: Path, columns: dict[str, str]
 ) -> None:
     toml = own(tmp_path, guard="likelihood" if "rationale" in columns else None, **columns)
-    recipe = Recipe(name="x", domain="icd10-chapter", protected=(str(toml),)).with_values({"evaluation.chain_items": 16})
-    planned = likelihood_plan(recipe, task_named("icd10-chapter"))[1:]
+    recipe = Recipe(name="x", domain="boxes", protected=(str(toml),)).with_values({"evaluation.chain_items": 16})
+    planned = likelihood_plan(recipe, task_named("boxes"))[1:]
     assert [(p.task.name, p.role, len(p.examples)) for p in planned] == [("gardens", "protected", 16)]
     assert not generated_plan(recipe)
     engine = ToyEngine(backbone, planned[0].examples)

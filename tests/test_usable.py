@@ -166,8 +166,9 @@ def test_a_domain_without_training_rows_is_refused_by_its_key(table: Path) -> No
 def test_margins_of_a_protected_file_go_by_the_name_in_it(table: Path) -> None:
     guard = Path(task(table, "guard"))
     guard.write_text(guard.read_text().replace("[columns]", "held_out = true\n[columns]"))
-    recipe = Recipe(name="x", domain="icd10-chapter", protected=("boxes", str(guard)))
-    checked(recipe.with_values({"evaluation.margins": {"guard": 0.2}, "gate.margins": {"guard": 0.1}}))
+    recipe = Recipe(name="x", domain=task(table, "mine"), protected=("boxes", str(guard)))
+    with pytest.raises(SweepRefused, match="measures 'guard' on rows"):  # which are the domain's own: the margins were let pass
+        checked(recipe.with_values({"evaluation.margins": {"guard": 0.2}, "gate.margins": {"guard": 0.1}}))
     with pytest.raises(SweepRefused, match="'gard' is none. Protected: boxes, guard"):
         checked(recipe.with_values({"evaluation.margins": {"gard": 0.2}}))
     with pytest.raises(BadRecipe, match="a protected family, but got 'gard'"):
