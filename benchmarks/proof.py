@@ -156,16 +156,24 @@ def _serving(found: Sections) -> str | None:
 
 
 def _public(found: Sections) -> str | None:
-    """The first domain that has both arms."""
+    """Which outside sets can show a loss, then the first domain that has both arms."""
     section = found["public_sets"]
+    sets = [row for row in section.rows("set", "by", "verdict") if row["verdict"]]
+    if not sets:
+        return None
+    admitted = [f"{row['set']} (by {row['by']})" for row in sets if row["verdict"] == "admitted"]
+    guarded = {row["set"] for row in sets if row["verdict"] == "admitted"}
+    others = dict.fromkeys(row["set"] for row in sets if row["set"] not in guarded)
+    told = f"{', '.join(admitted) or 'None'} can show a loss on this backbone"
+    told += f", {' and '.join(others)} cannot" if others else ""
     between = re.search(r"^Domain accuracy of what the sweep chose less .*?: ([+-].*\])\.$", section.body, re.M)
     families = next((row for row in section.rows("what", "by", CHOSEN, PLAIN) if row["what"].startswith("all ")), None)
     domain = re.search(r"^\*\*([\w-]+)\*\* on", section.body, re.M)
     if between is None or families is None or domain is None:
-        return None
+        return f"{told}; the sweep is {MISSING}"
     return (
-        f"On {domain[1]}, what the sweep chose less plain fine-tuning's best: {between[1]} in accuracy on the same items; the "
-        f"families' traces changed by {families[CHOSEN]}, under plain fine-tuning by {families[PLAIN]}"
+        f"{told}. On {domain[1]}, what the sweep chose less plain fine-tuning's best: {between[1]} in accuracy on the same "
+        f"items; the families' traces changed by {families[CHOSEN]}, under plain fine-tuning by {families[PLAIN]}"
     )
 
 

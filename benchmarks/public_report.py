@@ -23,7 +23,7 @@ NOTHING = "not read yet"
 def body(data: Path, places: Sequence[Place]) -> Iterator[str]:
     rows = [
         [one.folder, one.what, "fitted" if one.folder in DOMAINS else "protected", *licence(data, one)]
-        for one in (*DOMAINS.values(), *RETENTION.values())
+        for one in (*(DOMAINS[place.folder.name] for place in places), *RETENTION.values())
     ]
     yield "Public sets given by `--data`, none of which comes with Graftline; splits are by hash over the rows of both files."
     yield table(["set", "what", "here", "repository", "licence"], rows)
@@ -57,7 +57,9 @@ def _domain(place: Place) -> Iterator[str]:
         yield f"Fits: {NOTHING}."
         return
     gains = ", ".join(f"{row['rate']:g} {row['gain']:+.3f}" for row in fits)
-    yield f"Plain fine-tuning on answers by learning rate, gain on the search split: {gains}. Best: {best_rate(place):g}."
+    yield f"Plain fine-tuning on answers by learning rate, gain on the search split: {gains}." + (
+        f" Best: {best_rate(place):g}." if len(fits) == len(RATES) else ""
+    )
     if sweep := place.row("sweep"):
         params = ", ".join(f"{name.rsplit('.', 1)[-1]} {value}" for name, value in sweep["params"].items())
         chose = f"chose {params} at scale {sweep['scale']:g}" if sweep["directory"] else "found none with a gain that kept all"

@@ -87,7 +87,8 @@ def body(done: dict[tuple[object, ...], dict[str, Any]], items: int, full: bool)
     told = commits(row for cell, row in done.items() if cell[0] in (RAW, REASONER) and cell[-1] == items)
     return (
         f"{provenance('reasoner', '3')} · rows of {told}\n\nShare of greedy traces right in every step with its 95 % Wilson "
-        f"interval, {items} items a cell ({'full' if full else 'default'} run).\n\n{families}\n\nWhat the warm-up cost:\n\n{others}"
+        f"interval, {items} items a cell ({'full' if full else 'default'} run)."
+        f"\n\n{families}\n\nWhat the warm-up cost:\n\n{others}"
     )
 
 
