@@ -21,9 +21,10 @@ NOTHING = "not read yet"
 
 
 def body(data: Path, places: Sequence[Place]) -> Iterator[str]:
+    fitted = [DOMAINS[place.folder.name] for place in places]
     rows = [
-        [one.folder, one.what, "fitted" if one.folder in DOMAINS else "protected", *licence(data, one)]
-        for one in (*(DOMAINS[place.folder.name] for place in places), *RETENTION.values())
+        [one.folder, one.what, "fitted" if one in fitted else "protected", *licence(data, one)]
+        for one in dict.fromkeys((*fitted, *RETENTION.values()))
     ]
     yield "Public sets given by `--data`, none of which comes with Graftline; splits are by hash over the rows of both files."
     yield table(["set", "what", "here", "repository", "licence"], rows)

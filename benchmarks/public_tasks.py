@@ -61,6 +61,7 @@ class PublicSet:
 DOMAINS = {
     one.folder: one
     for one in (
+        PublicSet("arc_easy", "elementary science", ("choices",), ('repeats = "leave_out"',)),
         PublicSet("legal_diversity", "law: is there diversity jurisdiction", ("choices", "rationale", "context")),
         PublicSet("pubmedqa", "medicine: what an abstract answers", ("choices", "rationale", "context")),
     )
@@ -71,7 +72,7 @@ RETENTION = {
         PublicSet("gsm8k", "grade-school mathematics", ("rationale",), written=True),
         PublicSet("svamp", "the same in one step, an equation for a chain", ("rationale",), written=True),
         PublicSet("bbh", "BIG-Bench Hard, seven short tasks", ("choices",), (f"where = {{task = {list(BBH)}}}",)),
-        PublicSet("arc_easy", "elementary science", ("choices",)),
+        DOMAINS["arc_easy"],
     )
 }
 

@@ -21,7 +21,7 @@ QUICKSTART = Path(public_sets.__file__).parent.parent / "recipes" / "quickstart.
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """Every set in little: 120 rows of its form in each file."""
-    for one in (*DOMAINS.values(), *RETENTION.values()):
+    for one in {**DOMAINS, **RETENTION}.values():
         folder = tmp_path / "data" / one.folder
         folder.mkdir(parents=True)
         (folder / "SOURCE.md").write_text(f"# {one.folder}\n\n- Repository: example.org/{one.folder}\n- Licence: MIT\n")
@@ -58,7 +58,7 @@ def test_every_task_file_is_read_where_the_data_lie(data: Path, place: Place) ->
         **dict.fromkeys(("gsm8k-chains", "svamp-chains"), "chain_likelihood"),
     }
     fitted = {name for name, task in found.items() if task.examples("train", 10)}
-    assert fitted == {"legal-diversity", "pubmedqa"}
+    assert fitted == {"arc-easy", "legal-diversity", "pubmedqa"}
     assert found["legal-diversity"].examples("train", 1)[0].answer in ("yes", "no", "maybe")
     assert not missing(data) and all(str(data) in file.read_text() for file in place.tasks.values())
 

@@ -24,7 +24,7 @@ from evaluation.errors import (
     UnreadableFile,
     WrongRow,
 )
-from evaluation.overlap import check_overlap, words
+from evaluation.overlap import Fingerprints, check_overlap, words
 from evaluation.task import SPLITS, Example, Split, split_of
 from evaluation.tasks.large_rows import files_at, passing, passing_of_dataset
 from evaluation.tasks.rows import Row, read_dataset, read_file
@@ -71,6 +71,7 @@ class TaskSpec(BaseModel):
     answers: Literal["text", "letter"] = "text"  # letter: the answer column says A for the first of the choices, B for the second
     where: dict[str, str | tuple[str, ...]] = {}
     held_out: bool = False  # no row is trained on: a task that is only protected
+    repeats: Literal["refuse", "leave_out"] = "refuse"  # held-out rows that repeat a training row
     guard: Literal["likelihood"] | None = None  # of a protected task: by its gold chains, and not by what is written
     columns: Columns
 
@@ -87,6 +88,8 @@ class TaskSpec(BaseModel):
     def _columns_are_there(self) -> TaskSpec:
         if self.answers == "letter" and self.columns.choices is None:
             raise ValueError('answers = "letter" is the place of a choice, but [columns] names no choices.')
+        if self.stream and self.repeats == "leave_out":
+            raise ValueError('repeats = "leave_out" needs all rows at once, but the task streams. Leave out one of them.')
         if self.guard == "likelihood" and self.columns.rationale is None:
             raise ValueError('guard = "likelihood" reads the gold chain, but [columns] names no rationale.')
         return self
@@ -98,7 +101,7 @@ class TaskSpec(BaseModel):
     def told(self) -> dict[str, JsonValue]:
         """What the file says, for a record; what is not asked for is left out, as of tasks before there was such a key."""
         values: dict[str, JsonValue] = self.model_dump(mode="json", exclude_none=True)
-        unasked: dict[str, JsonValue] = {"stream": False, "answers": "text", "where": {}, "held_out": False}
+        unasked: dict[str, JsonValue] = {"stream": False, "answers": "text", "where": {}, "held_out": False, "repeats": "refuse"}
         return {name: value for name, value in values.items() if name not in unasked or value != unasked[name]}
 
     def keeps(self, row: Row) -> bool:
@@ -149,7 +152,8 @@ def load_task(path: str | Path) -> UserTask | StreamedTask:
     One that streams checks each row as it passes, and what it draws when it is asked for examples.
 
     A row belongs to a split by the hash of its group: the named column, or else the normalised context and question.
-    Rows of different groups that say the same across the border of `train` are refused (`evaluation.overlap`).
+    Rows of different groups that say the same across the border of `train` are refused (`evaluation.overlap`), or left out of
+    what is held out where the file says so.
     """
     from evaluation.tasks import TASKS
 
@@ -170,7 +174,11 @@ def load_task(path: str | Path) -> UserTask | StreamedTask:
         source, digest = spec.dataset, None
         examples = _examples(spec, source, read_dataset(spec.dataset, spec.subset, spec.revision, spec.dataset_split))
     task = UserTask(spec, _checked(examples, source, spec.held_out), digest)
-    check_overlap(task.by_split["train"], [row for split in SPLITS[1:] for row in task.by_split[split]])
+    held = [row for split in SPLITS[1:] for row in task.by_split[split]]
+    if spec.repeats == "leave_out":
+        again = {repeat.held_out_id for repeat in Fingerprints.of(task.by_split["train"]).repeats(held)}
+        return UserTask(spec, _checked([row for row in examples if row.id not in again], source, spec.held_out), digest)
+    check_overlap(task.by_split["train"], held)
     return task
 
 
