@@ -61,11 +61,11 @@ def _domain(place: Place) -> Iterator[str]:
     yield f"Plain fine-tuning on answers by learning rate, gain on the search split: {gains}." + (
         f" Best: {best_rate(place):g}." if len(fits) == len(RATES) else ""
     )
-    if sweep := place.row("sweep"):
+    if sweep := place.row(place.sweep):
         params = ", ".join(f"{name.rsplit('.', 1)[-1]} {value}" for name, value in sweep["params"].items())
         chose = f"chose {params} at scale {sweep['scale']:g}" if sweep["directory"] else "found none with a gain that kept all"
         yield f"The sweep ended {sweep['trials']} trials, {sweep['feasible']} of which kept every family, and {chose}."
-    arms = {arm: row for arm in ARMS if (row := place.row(f"read-{arm}"))}
+    arms = {arm: row for arm in ARMS if (row := place.row(place.arm(arm)))}
     if not arms:
         yield f"What the arms gained and lost: {NOTHING}."
         return

@@ -59,6 +59,15 @@ class Place:
     tasks: Mapping[str, Path]
 
     @property
+    def sweep(self) -> str:
+        """The row of the sweep: one of more trials is another."""
+        return f"sweep-{self.recipe.study.trials}"
+
+    def arm(self, arm: str) -> str:
+        """The row of what the arm gained and lost."""
+        return f"read-{arm}" if arm == PLAIN else f"read-{self.sweep}"
+
+    @property
     def backbone(self) -> Backbone:
         return Backbone.load(self.recipe.backbone)
 
@@ -136,7 +145,7 @@ def run(place: Place, tell: Callable[[], None]) -> None:
     best = best_rate(place)
     read_arm(place, PLAIN, lambda: Profile.load(place.folder / f"fit-{best:g}" / ADAPTER))
     tell()
-    joint = place.kept("sweep", lambda: swept(place))
+    joint = place.kept(place.sweep, lambda: swept(place))
     if joint["directory"] is not None:
         read_arm(place, JOINT, lambda: Profile.load(Path(joint["directory"])))
     tell()
@@ -183,8 +192,8 @@ def swept(place: Place) -> dict[str, Any]:
 
 
 def read_arm(place: Place, arm: str, load: Callable[[], Profile]) -> None:
-    if place.row(f"read-{arm}") is None:
-        place.kept(f"read-{arm}", lambda: rows_of(read(place, arm, load())))
+    if place.row(place.arm(arm)) is None:
+        place.kept(place.arm(arm), lambda: rows_of(read(place, arm, load())))
 
 
 def read(place: Place, arm: str, profile: Profile) -> Evaluation:
@@ -207,7 +216,7 @@ def read(place: Place, arm: str, profile: Profile) -> Evaluation:
 
 def _digest(place: Place, arm: str) -> str:
     """Of the rows that say which adapter the arm is."""
-    files = [place.folder / f"fit-{rate:g}.json" for rate in RATES] if arm == PLAIN else [place.folder / "sweep.json"]
+    files = [place.folder / f"fit-{rate:g}.json" for rate in RATES] if arm == PLAIN else [place.folder / f"{place.sweep}.json"]
     return "/".join(file_digest(file)[:12] for file in files)
 
 

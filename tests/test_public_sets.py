@@ -107,7 +107,7 @@ def test_the_section_tells_what_was_lost_what_was_not_and_what_could_not_be_meas
         "sweep", lambda: {"trials": 6, "feasible": 2, "directory": "d", "params": {"method.target": "answer"}, "scale": 0.5}
     )
     place.kept("read-plain", lambda: _read((-0.9, -0.95, -0.8), [1.0, 1.0, 0.0, 1.0] * 5))
-    place.kept("read-joint", lambda: _read((-0.01, -0.03, 0.0), [1.0, 0.0, 0.0, 1.0] * 5))
+    place.kept("read-sweep-6", lambda: _read((-0.01, -0.03, 0.0), [1.0, 0.0, 0.0, 1.0] * 5))
     told = "\n".join(body(data, [place]))
     assert "| gsm8k | what is written | 0.04 ± 0.04 | 0.12 | -0.04 | 24 | not measurable: the backbone scores 0.04 |" in told
     assert "-0.900 [-0.950, -0.800] | lost | -0.010 [-0.030, +0.000] | not inferior |" in told
