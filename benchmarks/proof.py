@@ -167,14 +167,17 @@ def _public(found: Sections) -> str | None:
     told = f"{', '.join(admitted) or 'None'} can show a loss on this backbone"
     told += f", {' and '.join(others)} cannot" if others else ""
     between = re.search(r"^Domain accuracy of what the sweep chose less .*?: ([+-].*\])\.$", section.body, re.M)
-    families = next((row for row in section.rows("what", "by", CHOSEN, PLAIN) if row["what"].startswith("all ")), None)
+    rows = {row["what"].partition(" ")[0]: row for row in section.rows("what", "by", PLAIN)}
     domain = re.search(r"^\*\*([\w-]+)\*\* on", section.body, re.M)
-    if between is None or families is None or domain is None:
-        return f"{told}; the sweep is {MISSING}"
-    return (
-        f"{told}. On {domain[1]}, what the sweep chose less plain fine-tuning's best: {between[1]} in accuracy on the same "
-        f"items; the families' traces changed by {families[CHOSEN]}, under plain fine-tuning by {families[PLAIN]}"
+    if domain is None or not {"domain", "all"} <= rows.keys():
+        return f"{told}; the fits are {MISSING}"
+    told += (
+        f". On {domain[1]}, plain fine-tuning's best gains {rows['domain'][PLAIN]} and changes the families' traces by "
+        f"{rows['all'][PLAIN]}"
     )
+    if between is None or CHOSEN not in rows["all"]:
+        return f"{told}; what the sweep chose is {MISSING}"
+    return f"{told}; what the sweep chose has {between[1]} of accuracy beside it, and changes them by {rows['all'][CHOSEN]}"
 
 
 LINES = (

@@ -76,8 +76,20 @@ def _domain(place: Place) -> Iterator[str]:
     )
     headings = ["what", "by", "backbone", *(name for arm in arms for name in (ARMS[arm], "retention"))]
     yield table(headings, list(_changes(arms)))
+    yield from (unseen for arm, row in arms.items() if (unseen := _unseen(ARMS[arm], row)))
     if {PLAIN, JOINT} <= arms.keys():
         yield _between(arms[PLAIN]["domain"], arms[JOINT]["domain"])
+
+
+def _unseen(arm: str, row: dict[str, Any]) -> str:
+    """Where the likelihood of outside chains rose although what is written was lost: it is then no evidence of reasoning."""
+    rose = [told["task"] for told in row["outside"] if told["measure"] == "chain_likelihood" and told["low"] > 0]
+    if _verdict(row["pooled"]) != "lost" or not rose:
+        return ""
+    return (
+        f"The likelihood of gold chains rose under {arm} while the families' written traces were lost: {', '.join(rose)}. It "
+        "did not see the loss, and is no evidence that reasoning was kept."
+    )
 
 
 def _changes(arms: dict[str, dict[str, Any]]) -> Iterator[list[str]]:

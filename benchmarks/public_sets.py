@@ -5,8 +5,8 @@
 A knowledge domain from outside is fitted on the built-in reasoner; beside the built-in families, reasoning sets from outside are
 protected too, as far as the backbone can do them. DIR holds the sets as benchmarks/public_tasks.py says; they are never copied.
 Every admission, fit, trial and reading stays in runs/benchmarks/public_sets: a run that was killed goes on, and --written tells
-of what is finished by now. Default: elementary science, three rates of plain fine-tuning and a sweep of six trials, about 45
-minutes on two quiet cores; --full: law and medicine too, and sweeps of twelve.
+of what is finished by now. Default: law, three rates of plain fine-tuning and a sweep of six trials, about 45 minutes on two
+quiet cores; --full: elementary science and medicine too, and sweeps of twelve.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from tuning.study import Sweep
 from tuning.trial import ADAPTER, Job
 
 RATES = (2e-4, 4e-4, 8e-4)
+TRIALS, FULL_TRIALS = 6, 12
 NATS_MARGIN = 0.05  # of an outside set's gold chains, as at the gate; the families' chains keep the sweep's own
 SHARE_MARGIN = 0.05
 DOMAIN_ITEMS, FAMILY_ITEMS, OUTSIDE_ITEMS = 276, 16, 96  # of the select split, which neither rates nor trials were chosen by
@@ -60,12 +61,17 @@ class Place:
 
     @property
     def sweep(self) -> str:
-        """The row of the sweep: one of more trials is another."""
-        return f"sweep-{self.recipe.study.trials}"
+        """The row of the sweep: one of other than the default's trials is another."""
+        return f"sweep{self._trials}"
 
     def arm(self, arm: str) -> str:
         """The row of what the arm gained and lost."""
-        return f"read-{arm}" if arm == PLAIN else f"read-{self.sweep}"
+        return f"read-{arm}{self._trials if arm == JOINT else ''}"
+
+    @property
+    def _trials(self) -> str:
+        number = self.recipe.study.trials
+        return "" if number == TRIALS else f"-{number}"
 
     @property
     def backbone(self) -> Backbone:
@@ -98,7 +104,7 @@ def main() -> None:
     if lacking := missing(args.data):
         raise SystemExit(f"--data is a folder of public sets (benchmarks/public_tasks.py), but {args.data} lacks {lacking[0]}.")
     tasks = write_tasks(args.data, args.runs / "tasks")
-    trials, asked = (12 if args.full else 6), list(DOMAINS) if args.full else list(DOMAINS)[:1]
+    trials, asked = FULL_TRIALS if args.full else TRIALS, list(DOMAINS) if args.full else list(DOMAINS)[:1]
     recipes = {domain: recipe_of(args.recipe, tasks, one.named(), trials) for domain, one in DOMAINS.items()}
     places = [Place(args.runs / domain, recipe, tasks) for domain, recipe in recipes.items()]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,16 +108,25 @@ def test_the_section_tells_what_was_lost_what_was_not_and_what_could_not_be_meas
         "sweep", lambda: {"trials": 6, "feasible": 2, "directory": "d", "params": {"method.target": "answer"}, "scale": 0.5}
     )
     place.kept("read-plain", lambda: _read((-0.9, -0.95, -0.8), [1.0, 1.0, 0.0, 1.0] * 5))
-    place.kept("read-sweep-6", lambda: _read((-0.01, -0.03, 0.0), [1.0, 0.0, 0.0, 1.0] * 5))
+    place.kept("read-joint", lambda: _read((-0.01, -0.03, 0.0), [1.0, 0.0, 0.0, 1.0] * 5))
     told = "\n".join(body(data, [place]))
     assert "| gsm8k | what is written | 0.04 ± 0.04 | 0.12 | -0.04 | 24 | not measurable: the backbone scores 0.04 |" in told
     assert "-0.900 [-0.950, -0.800] | lost | -0.010 [-0.030, +0.000] | not inferior |" in told
     assert "chose target answer at scale 0.5" in told
     assert "on the same 20 items: -0.250 [" in told
+    assert "rose under plain fine-tuning's best while the families' written traces were lost: gsm8k-chains." in told
+    assert "rose under what the sweep chose" not in told
+
+
+def test_a_sweep_of_more_trials_has_rows_of_its_own(place: Place) -> None:
+    more = replace(place, recipe=place.recipe.with_values({"study.trials": 12}))
+    assert (place.sweep, place.arm("plain"), place.arm("joint")) == ("sweep", "read-plain", "read-joint")
+    assert (more.sweep, more.arm("plain"), more.arm("joint")) == ("sweep-12", "read-plain", "read-joint-12")
 
 
 def _read(change: tuple[float, float, float], values: list[float]) -> dict[str, Any]:
     numbers = dict(zip(("change", "low", "high"), change, strict=True))
     row = {"task": "arithmetic", "measure": "generation", "unit": "share right", "base": 0.9, "adapted": 0.1, "n": 20, **numbers}
     domain = {**row, "measure": "choice_accuracy", "values": values}
-    return {"domain": domain, "pooled": row, "families": [row], "outside": []}
+    chains = {**row, "task": "gsm8k-chains", "measure": "chain_likelihood", "unit": "nats per token", "low": 0.1, "high": 0.3}
+    return {"domain": domain, "pooled": row, "families": [row], "outside": [{**chains, "change": 0.2}]}
