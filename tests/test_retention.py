@@ -16,9 +16,10 @@ from evaluation.admission import admissions
 from evaluation.errors import DataError
 from evaluation.evaluate import evaluate
 from evaluation.retention import gate_measure, is_written, search_measure
-from evaluation.task import SPLITS, Task
+from evaluation.task import SPLITS, Task, answer_line
 from evaluation.tasks import task_named
 from tuning.plan import generated_plan, likelihood_plan
+from tuning.queries import family_query
 from tuning.recipe import Recipe
 
 WORDS = ("apple", "pear", "plum", "fig", "cherry", "quince", "lemon")
@@ -139,3 +140,13 @@ def test_a_letter_without_a_choice_is_refused_with_its_line(tmp_path: Path) -> N
 
 def _all(task: Task) -> dict[str, str]:
     return {example.question: example.answer for split in SPLITS for example in task.examples(split, 1000)}
+
+
+def test_influence_on_a_task_of_ones_own_is_asked_about_where_it_has_a_likelihood(backbone: Backbone, tmp_path: Path) -> None:
+    task = task_named(str(own(tmp_path, choices="options")))
+    examples = task.examples("search", 2)
+    found = family_query(backbone, task, examples)
+    told = [backbone.decode(one.row.completion_ids) for one in found]
+    assert all(answer_line(example.answer) in text for text, example in zip(told, examples, strict=True)) and len(told) == 2
+    with pytest.raises(DataError, match="'gardens' has neither gold chains nor choices"):
+        family_query(backbone, task_named(str(own(tmp_path))), examples)
