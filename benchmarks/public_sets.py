@@ -186,6 +186,9 @@ def best_rate(place: Place) -> float:
 def swept(place: Place) -> dict[str, Any]:
     """The joint sweep's first choice; no directory where no trial kept every family with a gain."""
     home = (place.folder / "home").resolve()
+    known = place.folder.parent / "cache" / "admission"  # what was admitted there is not looked at again
+    if known.is_dir():
+        shutil.copytree(known, home / "cache" / "admission", dirs_exist_ok=True)
     tracking = Tracking.at(home)
     tracking.create()
     sweep = Sweep(place.recipe, home, tracking)
