@@ -12,9 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from adapters.whole_file import write_whole
-from benchmarks.results import provenance, table, write_section
+from benchmarks.results import commit, commits, provenance, table, write_section
 from tuning.isolation import prepare, run_isolated
 from tuning.recipe import Recipe
 from tuning.trial import Job
@@ -32,7 +33,7 @@ def main() -> None:
     recipe = Recipe.load(args.recipe)
     args.runs.mkdir(parents=True, exist_ok=True)
     prepare(recipe.domain)
-    rows = []
+    rows, kept = list[list[str]](), list[dict[str, Any]]()
     for seed in range(3 if args.full else 1):
         for rate in RATES:
             changed = recipe.with_values(
@@ -47,8 +48,9 @@ def main() -> None:
             if not file.is_file():
                 job = Job(changed, args.runs / "trial", args.runs / "cache", threads=2)
                 outcome = run_isolated(job, lambda phase, share: None)
-                write_whole(file, outcome.model_dump_json())
-            score = json.loads(file.read_text())["score"]
+                write_whole(file, json.dumps({**outcome.model_dump(mode="json"), "commit": commit()}))
+            kept.append(json.loads(file.read_text()))
+            score = kept[-1]["score"]
             written = ", ".join(f"{family} {change:+.2f}" for family, change in score["generated_changes"].items() if change)
             chosen = score["chosen"]
             row = [
@@ -61,8 +63,8 @@ def main() -> None:
             rows.append(row)
             print(*row, flush=True)
     headings = ["learning rate", "seed", "domain accuracy", "gain (95 %)", "change in traces right in every step"]
-    text = table(headings, rows)
-    write_section("plain_recipe", "The plain recipe's learning rate", f"{provenance('plain_recipe')}\n\n{text}")
+    text, told = table(headings, rows), f"{provenance('plain_recipe')} · rows of {commits(kept)}"
+    write_section("plain_recipe", "The plain recipe's learning rate", f"{told}\n\n{text}")
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from adapters.backbone import RAW, REASONER, Backbone
-from benchmarks.results import provenance, table, write_section
+from benchmarks.results import commit, commits, provenance, table, write_section
 from engine.torch_engine import TorchEngine
 from evaluation.measures import MEASURES
 from evaluation.statistics import score, wilson
@@ -55,7 +56,7 @@ def main() -> None:
                 continue
             readings = MEASURES[measure].read(engine, backbone, None, task, task.examples("gate", items, seed=3))
             found = score(readings.values)
-            row = {"cell": cell, "mean": found.mean, "stderr": found.stderr, "n": found.n}
+            row = {"cell": cell, "mean": found.mean, "stderr": found.stderr, "n": found.n, "commit": commit()}
             journal.append(row)
             done[cell] = row
             print(*cell[1:4], f"{found.mean:.3f}", flush=True)
@@ -64,7 +65,7 @@ def main() -> None:
     write_section("reasoner", "The built-in backbone that reasons", body(done, items, args.full))
 
 
-def body(done: dict[tuple[object, ...], dict[str, float]], items: int, full: bool) -> str:
+def body(done: dict[tuple[object, ...], dict[str, Any]], items: int, full: bool) -> str:
     def shown(model: str, name: str, shift: str) -> str:
         row = done.get((model, name, shift, items))
         if row is None:
@@ -83,9 +84,11 @@ def body(done: dict[tuple[object, ...], dict[str, float]], items: int, full: boo
             ["text, nats per token", shown(RAW, "text", "as is"), shown(REASONER, "text", "as is")],
         ],
     )
+    told = commits(row for cell, row in done.items() if cell[0] in (RAW, REASONER) and cell[-1] == items)
     return (
-        f"{provenance('reasoner', '3')}\n\nShare of greedy traces right in every step with its 95 % Wilson interval, "
-        f"{items} items a cell ({'full' if full else 'default'} run).\n\n{families}\n\nWhat the warm-up cost:\n\n{others}"
+        f"{provenance('reasoner', '3')} · rows of {told}\n\nShare of greedy traces right in every step with its 95 % Wilson "
+        f"interval, {items} items a cell ({'full' if full else 'default'} run)."
+        f"\n\n{families}\n\nWhat the warm-up cost:\n\n{others}"
     )
 
 

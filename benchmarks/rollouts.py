@@ -26,7 +26,7 @@ import torch
 from adapters.adapter import Stack
 from adapters.backbone import REASONER, Backbone
 from adapters.lora import LoRA, LoRASpec
-from benchmarks.results import provenance, table, write_section
+from benchmarks.results import commit, commits, provenance, table, write_section
 from engine.twin import Precision
 from evaluation.task import Example, reasoning_prompt
 from evaluation.tasks import task_named
@@ -104,7 +104,9 @@ def main() -> None:
             name="rollouts", batch_size=args.completions, group_size=GROUP, max_new_tokens=args.max_new_tokens, seed=number
         )
         examples = task_named("icd10").examples("train", args.completions // GROUP, seed=number)
-        row = {"cell": cell} | {name: side(backbone, examples, spec, precision) for name, (side, precision) in SIDES.items()}
+        row = {"cell": cell, "commit": commit()} | {
+            name: side(backbone, examples, spec, precision) for name, (side, precision) in SIDES.items()
+        }
         with args.rows.open("a") as out:
             out.write(json.dumps(row) + "\n")
         done.append(row)
@@ -122,7 +124,11 @@ def main() -> None:
     note += f"{args.completions} completions of at most "
     note += f"{args.max_new_tokens} tokens a round. Peak memory of this process: {peak:.1f} GiB. {cell[-1]} threads. {args.note}"
     seeds = f"0 to {args.rounds - 1}"
-    write_section("rollouts", "Rollout speed against TRL", f"{provenance('rollouts', seeds)}\n\n{body}\n\n{note.rstrip()}")
+    write_section(
+        "rollouts",
+        "Rollout speed against TRL",
+        f"{provenance('rollouts', seeds)} · rows of {commits(done)}\n\n{body}\n\n{note.rstrip()}",
+    )
     print(note)
 
 

@@ -15,12 +15,13 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from adapters.backbone import Backbone
 from adapters.lora import LoRA, LoRASpec
-from benchmarks.results import provenance, table, write_section
+from benchmarks.results import commit, commits, provenance, table, write_section
 from evaluation.task import reasoning_prompt
 from evaluation.tasks import task_named
 from tuning.journal import Journal
@@ -78,7 +79,8 @@ def main() -> None:
     backbone = Backbone.load(args.backbone)
     ours(backbone, 1, 0)  # first use of kernels and caches
     for number in range(len(done), args.rounds):
-        row: dict[str, float | None] = {
+        row: dict[str, Any] = {
+            "commit": commit(),
             "ours": ours(backbone, args.steps, number),
             "trl_float32": trl(args.backbone, args.steps, number, False),
         }
@@ -100,7 +102,9 @@ def main() -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
     note = f"Ratio to TRL's faster setting: {medians['ours'] / best:.2f} (goal 1.5). "
     note += f"Peak memory of this process: {peak:.1f} GiB. {torch.get_num_threads()} threads. {args.note}".rstrip()
-    write_section("training", "Training speed against TRL", f"{provenance('training')}\n\n{body}\n\n{note}")
+    write_section(
+        "training", "Training speed against TRL", f"{provenance('training')} · rows of {commits(done)}\n\n{body}\n\n{note}"
+    )
     print(note)
 
 

@@ -1,8 +1,10 @@
 """Admission: a task can show a loss only if the backbone can do it, a damaged model does worse and a no-op changes nothing.
 
 Rule: above chance by max(0.10, 3 standard errors); where the model writes, an answer line in at least 95 % of the completions;
-reading twice gives the same; random noise in the weights lowers the score significantly (positive control); an adapter of zeros
-changes nothing at all (negative control). What is not admitted is reported as not measurable, with the reason, and never as kept.
+where gold chains are read, which have no chance level, a problem's own chain above one with another problem's steps by 5
+standard errors; reading twice gives the same; random noise in the weights lowers the score significantly (positive control); an
+adapter of zeros changes nothing at all (negative control). What is not admitted is reported as not measurable, with the reason,
+and never as kept.
 
 What was found is kept by all that decides it: the backbone, the measure, the items with their choices, the thresholds and the
 precision that the engine computes in. One thing crosses precisions: an admission in float32 that clears the floor and the
@@ -32,6 +34,7 @@ from engine.errors import PromptTooLong
 from engine.profile import Profile
 from engine.twin import Precision
 from evaluation.measure import Measure, Readings
+from evaluation.measures.chain import ChainLikelihood
 from evaluation.measures.choice import ChoiceAccuracy, options_of
 from evaluation.measures.generation import LEAST_PARSED, Generation
 from evaluation.retention import gate_measure, is_written
@@ -41,6 +44,7 @@ from evaluation.tasks.generated import GeneratedTask, draws_groups
 
 LEAST_ABOVE_CHANCE = 0.10
 NOISE = 0.5  # Frobenius norm of the noise in each layer, as a share of the layer's own
+LEAST_APART = 5.0  # standard errors of the mean difference, own chain minus another's
 ITEMS = 24  # written; a likelihood costs a tenth, so that four times as many are read
 ROOM = 0.05  # in the measure's own unit
 PACKAGED = Path(__file__).parent / "admitted"  # what benchmarks/admission.py found on the built-in backbones, by the same key
@@ -126,6 +130,14 @@ def admit(
         reasons.append(f"the backbone scores {own.mean:.2f}, which is not above chance ({chance:.2f}) by {above:.2f}")
     if parsed < LEAST_PARSED:
         reasons.append(f"the backbone writes an answer line in {parsed:.0%} of its completions, not in {LEAST_PARSED:.0%}")
+    if isinstance(measure, ChainLikelihood):
+        others = measure.read(engine, backbone, None, task, another_chain(examples)).values
+        apart = score([own - other for own, other in zip(base.values, others, strict=True)])
+        if not apart.mean > LEAST_APART * apart.stderr:
+            reasons.append(
+                f"a problem's own chain is above one with another problem's steps by {apart.mean:+.2f} nats per token, which is "
+                f"not more than {LEAST_APART:g} standard errors ({apart.stderr:.3f})"
+            )
     if again.values != base.values:
         reasons.append("reading the same items twice gave different values")
     if loss.high >= 0:
@@ -145,6 +157,11 @@ def admit(
         noop.mean,
         len(examples),
     )
+
+
+def another_chain(examples: Sequence[Example]) -> list[Example]:
+    """Each problem with its own answer and the steps of the next one."""
+    return [replace(one, rationale=other.rationale) for one, other in zip(examples, (*examples[1:], *examples[:1]), strict=True)]
 
 
 def admissions(

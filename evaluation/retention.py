@@ -9,6 +9,8 @@ from evaluation.measures import MEASURES
 from evaluation.task import Task
 from evaluation.tasks.generated import GeneratedTask
 from evaluation.tasks.gym import GymTask
+from evaluation.tasks.streamed import StreamedTask
+from evaluation.tasks.user_data import UserTask
 
 # What loss is tolerable when a recipe says nothing, by the unit of the measure.
 DEFAULT_MARGINS = {
@@ -30,17 +32,28 @@ def search_measure(task: Task) -> Measure:
     """What a sweep guards a protected task by: continuous where it can be, since a trial reads few items."""
     if isinstance(task, GymTask):  # it has no gold chain
         return MEASURES["choice_accuracy" if task.has_choices else "generation"]
+    if isinstance(task, UserTask | StreamedTask) and not task.has_chains:
+        return gate_measure(task)
     return MEASURES[_READ_ONLY.get(task.name, ("chain_likelihood", ""))[0]]
 
 
 def gate_measure(task: Task) -> Measure:
-    """What the gate guards a protected task by: what is written, where the task is written."""
+    """What the gate guards a protected task by: what is written, where the task is written.
+
+    A user's task may ask for its gold chains in place of that: of a backbone that cannot write them, yet tells them from others.
+    """
+    if _by_likelihood(task):
+        return MEASURES["chain_likelihood"]
     written = "generation" if is_written(task) else "choice_accuracy"
     return MEASURES[_READ_ONLY.get(task.name, ("", written))[1]]
 
 
 def is_written(task: Task) -> bool:
-    return task.name not in _READ_ONLY and not _has_options(task)
+    return task.name not in _READ_ONLY and not _by_likelihood(task) and not _has_options(task)
+
+
+def _by_likelihood(task: Task) -> bool:
+    return isinstance(task, UserTask | StreamedTask) and task.guard == "likelihood"
 
 
 def _has_options(task: Task) -> bool:

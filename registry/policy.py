@@ -109,8 +109,11 @@ class Policy(_Value):
         if other.earlier_domains and not self.earlier_domains:
             return "earlier_domains (false; the name's is true)"
         pairs: list[tuple[str, float | None, float | None]] = [
-            (f"the margin of {family}", self.margin_of(family), other.margin_of(family)) for family in other.protected
+            (f"the margin of {family}", self.margin_of(family), other.margin_of(family))
+            for family in dict.fromkeys((*other.protected, *other.margins, *self.margins))
         ]
+        if any(name.endswith(".toml") for name in other.protected):  # whose tasks may be read in nats: only the files tell
+            pairs.append(("nats_margin", self.nats_margin, other.nats_margin))
         pairs += [("pooled_margin", self.pooled_margin, other.pooled_margin), ("alpha", self.alpha, other.alpha)]
         # A least gain is stricter the higher it is, and so is a number of fits.
         pairs.append(("min_domain_gain", -self.min_domain_gain, -other.min_domain_gain))

@@ -77,6 +77,14 @@ def test_a_domain_without_choices_is_refused_with_a_way_out(known: Known, tmp_pa
         checked_rows(schema, write_jsonl(tmp_path / "n.jsonl", parcels(range(3), ("red",))))
 
 
+def test_new_rows_that_the_task_file_does_not_ask_for_are_not_read(tmp_path: Path) -> None:
+    toml = write_task(tmp_path)
+    toml.write_text(toml.read_text().replace("[columns]", 'where = {shelf = ["north", "south"]}\n[columns]'))
+    rows = [row(f"parcel {1000 + number} is green.", OPTIONS[number % len(OPTIONS)]) for number in range(12)]
+    found = new(Known.of(str(toml)), tmp_path, rows)
+    assert {one.answer for one in found.rows} == {"north", "south"} and found.num_read == 8
+
+
 def test_what_is_there_already_or_comes_twice_is_left_out_once(known: Known, tmp_path: Path) -> None:
     old = parcels(range(4), ("red", "blue"))
     rows = [*old, *parcels(range(1000, 1003), ("green",)), row("Parcel 1001, is GREEN")]

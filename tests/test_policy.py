@@ -48,6 +48,17 @@ def test_a_laxer_policy_is_refused_by_the_field_and_both_values(change: dict[str
     assert POLICY.laxer_than(POLICY.model_copy(update=change)) is None
 
 
+def test_margins_of_a_task_of_ones_own_bind_by_its_name() -> None:
+    own = POLICY.model_copy(
+        update={"protected": (*POLICY.protected, "/data/sums.toml"), "margins": {**POLICY.margins, "sums": 0.03}}
+    )
+    wider = own.model_copy(update={"margins": {**own.margins, "sums": 0.04}})
+    assert wider.laxer_than(own) == "the margin of sums (0.04; the name's is 0.03)" and own.laxer_than(wider) is None
+    nats = own.model_copy(update={"nats_margin": 0.5})
+    assert nats.laxer_than(own) == "nats_margin (0.5; the name's is 0.05)"
+    assert POLICY.model_copy(update={"nats_margin": 0.5}).laxer_than(POLICY) is None
+
+
 def test_a_smaller_least_gain_is_laxer() -> None:
     asked = POLICY.model_copy(update={"min_domain_gain": 0.1})
     assert asked.laxer_than(POLICY) is None and POLICY.laxer_than(asked) == "min_domain_gain (0; the name's is 0.1)"

@@ -16,7 +16,7 @@ from evaluation.task import Example
 from evaluation.tasks import task_named
 from registry.tracking import Tracking
 from tuning.batches import rows_of
-from tuning.errors import SweepRefused
+from tuning.errors import BadRecipe, SweepRefused
 from tuning.ground import Ground
 from tuning.methods import METHODS
 from tuning.plan import training_examples
@@ -154,3 +154,22 @@ def test_a_sweep_over_such_data_is_refused_before_its_first_fit(table: Path, bac
     with pytest.raises(SweepRefused, match="scores its domain by choices"):
         sweep.run(sweep.create(), events.append)
     assert not [event for event in events if event.kind == "fit"]
+
+
+def test_a_domain_without_training_rows_is_refused_by_its_key(table: Path) -> None:
+    toml = Path(task(table, "mine"))
+    toml.write_text(toml.read_text().replace("[columns]", "held_out = true\n[columns]"))
+    with pytest.raises(SweepRefused, match="'mine' has none: its task file says held_out"):
+        checked(Recipe(name="x", domain=str(toml), protected=("boxes",)))
+
+
+def test_margins_of_a_protected_file_go_by_the_name_in_it(table: Path) -> None:
+    guard = Path(task(table, "guard"))
+    guard.write_text(guard.read_text().replace("[columns]", "held_out = true\n[columns]"))
+    recipe = Recipe(name="x", domain=task(table, "mine"), protected=("boxes", str(guard)))
+    with pytest.raises(SweepRefused, match="measures 'guard' on rows"):  # which are the domain's own: the margins were let pass
+        checked(recipe.with_values({"evaluation.margins": {"guard": 0.2}, "gate.margins": {"guard": 0.1}}))
+    with pytest.raises(SweepRefused, match="'gard' is none. Protected: boxes, guard"):
+        checked(recipe.with_values({"evaluation.margins": {"gard": 0.2}}))
+    with pytest.raises(BadRecipe, match="a protected family, but got 'gard'"):
+        recipe.with_values({"protected": ("boxes",), "evaluation.margins": {"gard": 0.2}})

@@ -221,3 +221,20 @@ def test_a_hub_dataset_without_its_package_says_what_to_install(tmp_path: Path) 
 def test_a_name_that_is_built_in_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(errors.DataError, match="which is built in. Rename it"):
         load_task(jsonl(tmp_path, rows(), name=name))
+
+
+LONG = " ".join(f"word{index}" for index in range(30))
+
+
+def test_held_out_rows_that_repeat_a_training_row_are_refused_or_left_out(tmp_path: Path) -> None:
+    data = rows(200)
+    for index, values in enumerate(data):
+        values["q"] = f"{LONG if index < 8 else f'number {index} of its own'} {index}?"
+    with pytest.raises(errors.Overlap):
+        load_task(jsonl(tmp_path, data))
+    kept = load_task(jsonl(tmp_path, data, repeats="leave_out"))
+    held = [row for split in SPLITS[1:] for row in kept.examples(split, 200)]
+    assert held and not any(LONG in row.question for row in held)
+    assert any(LONG in row.question for row in kept.examples("train", 200))
+    with pytest.raises(errors.DataError, match="needs all rows at once, but the task streams"):
+        load_task(toml(tmp_path, COLUMNS, repeats="leave_out", stream=True))  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from adapters.backbone import Backbone
+from evaluation.errors import DataError
 from evaluation.measures.raw_text import PairPreference
 from evaluation.retention import search_measure
 from evaluation.task import Example, Task
@@ -24,6 +25,11 @@ def family_query(backbone: Backbone, task: Task, examples: Sequence[Example]) ->
     """Of a written family, nats per token of the gold chain and answer; of what is only read, the loss of its own measure."""
     measure = search_measure(task)
     kind = "pair" if isinstance(measure, PairPreference) else measure.name
+    if kind not in _QUERIES:
+        raise DataError(
+            f"Influence is asked about by a likelihood, but {task.name!r} has neither gold chains nor choices. Add a rationale "
+            "to its rows, or protect another task."
+        )
     return _QUERIES[kind](backbone, examples)
 
 
@@ -53,6 +59,7 @@ def _after(backbone: Backbone, example: Example, ending: str) -> Row:
 
 _QUERIES: dict[str, Callable[[Backbone, Sequence[Example]], list[Weighted]]] = {
     "chain_likelihood": _chains,
+    "choice_accuracy": domain_query,
     "text_likelihood": _texts,
     "pair": _pairs,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import tomllib
 from collections.abc import Callable
@@ -138,7 +139,7 @@ class Recipe(Spec):
     backbone: str = "smollm2-135m-reasoner"
     backbone_format: Format = "full"  # nf4: its linear layers in 4 bits, while it is fitted around, measured and gated
     engine: Literal["torch", "vllm"] = "torch"  # that is to serve it: vllm keeps a sweep from choosing what vLLM refuses
-    domain: str  # a built-in task, or the path of a task's TOML
+    domain: str  # a built-in task, or the path of a task's TOML; `protected` names tasks likewise
     protected: tuple[str, ...] = Field(default=(*REASONING_FAMILIES, "grammar", "text"), min_length=1)
     adapter: AdapterRecipe = AdapterRecipe()
     method: SerializeAsAny[MethodSpec] = SFTSpec()
@@ -213,18 +214,15 @@ class Recipe(Spec):
                 f"A fit that goes on from an adapter has its shape, but search names {', '.join(given)}. Take that out of "
                 "search, or leave out adapter.warm_start."
             )
-        for family, margin in self.evaluation.margins.items():
-            if family not in self.protected or margin <= 0:
-                raise ValueError(
-                    f"evaluation.margins gives a tolerable loss above 0 for a protected family, but got {family!r}: {margin}. "
-                    f"Protected: {', '.join(self.protected)}."
-                )
-        for family, margin in self.gate.margins.items():
-            if family not in self.protected or not 0 < margin < 1:
-                raise ValueError(
-                    f"gate.margins gives a tolerable loss in (0, 1) for a protected family, but got {family!r}: {margin}. "
-                    f"Protected: {', '.join(self.protected)}."
-                )
+        own = any(map(is_file, self.protected))  # a file's task has a name that only the file tells: see tuning.usable
+        for table, margins, most in (("evaluation", self.evaluation.margins, math.inf), ("gate", self.gate.margins, 1.0)):
+            for family, margin in margins.items():
+                if not (own or family in self.protected) or not 0 < margin < most:
+                    where = "above 0" if table == "evaluation" else "in (0, 1)"
+                    raise ValueError(
+                        f"{table}.margins gives a tolerable loss {where} for a protected family, but got {family!r}: {margin}. "
+                        f"Protected: {', '.join(self.protected)}."
+                    )
         for field, bounds in self.ranges.items():
             for method in self.methods():
                 if field in search_marks(method):

@@ -30,6 +30,17 @@ def check_usable(recipe: Recipe, domain: Task, examples: Sequence[Example]) -> N
             f"A recipe's tasks have names of their own, since results are kept by them, but {', '.join(map(repr, twice))} comes "
             "twice among domain and protected. Rename one of them in its TOML file."
         )
+    given = {*recipe.evaluation.margins, *recipe.gate.margins}
+    if unknown := sorted(given - set(names)):
+        raise SweepRefused(
+            f"Margins are given by the names of protected tasks, but {', '.join(map(repr, unknown))} is none. Protected: "
+            f"{', '.join(names)}."
+        )
+    if not examples:
+        raise SweepRefused(
+            f"A recipe fits its domain's training rows, but {domain.name!r} has none: its task file says held_out. Take that "
+            "out, or protect the task and fit another."
+        )
     if recipe.domain not in DOMAINS:  # tests see to the choices of these
         _check_choices(recipe, domain)
     if not {METHOD_NAME, "method.target"} & set(recipe.search):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from pydantic import JsonValue
 
@@ -36,6 +37,8 @@ class StreamedTask:
     read: Callable[[], Iterator[Example]]
     told: dict[str, JsonValue]  # the task file
     files: tuple[Path, ...] = ()  # none of a dataset, which has its revision
+    guard: Literal["likelihood"] | None = None  # see evaluation.tasks.user_data
+    held_out: bool = False
 
     @cached_property
     def data_sha256(self) -> str | None:
@@ -45,6 +48,11 @@ class StreamedTask:
             with file.open("rb") as opened:
                 digest.update(hashlib.file_digest(opened, "sha256").digest())
         return digest.hexdigest() if self.files else None
+
+    @property
+    def has_chains(self) -> bool:
+        """Whether every row that a first pass draws has a rationale."""
+        return all(row.steps for split in SPLITS[1:] for row in self.examples(split, AT_LEAST))
 
     def examples(self, split: Split, count: int, seed: int = 0) -> list[Example]:
         kept = cache_directory() / "drawn" / self._key(seed)
@@ -62,7 +70,7 @@ class StreamedTask:
         """One pass. A heap a split holds what is drawn so far, the first to go at its top."""
         heaps: dict[Split, list[tuple[int, int, Example]]] = {split: [] for split in SPLITS}
         for place, example in enumerate(self.read()):
-            split = split_of(example.group)
+            split = split_of(example.group, self.held_out)
             entry = (-_priority(f"{self.name}/{split}/{seed}/{example.id}"), -place, example)
             heap = heaps[split]
             if len(heap) < count:
@@ -73,6 +81,8 @@ class StreamedTask:
 
     def _check(self, split: Split, rows: Sequence[Example]) -> None:
         """Of what was drawn: the whole would have to be held."""
+        if self.held_out and split == "train":
+            return
         if not rows:
             raise EmptySplit(
                 f"Each of {', '.join(SPLITS)} must get at least one group, but {split} got none in {self.source!r}. Add rows "

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
@@ -23,7 +24,7 @@ from evaluation.errors import (
     UnreadableFile,
     WrongRow,
 )
-from evaluation.overlap import check_overlap, words
+from evaluation.overlap import Fingerprints, check_overlap, words
 from evaluation.task import SPLITS, Example, Split, split_of
 from evaluation.tasks.large_rows import files_at, passing, passing_of_dataset
 from evaluation.tasks.rows import Row, read_dataset, read_file
@@ -51,12 +52,15 @@ class Columns(BaseModel):
 
 
 class TaskSpec(BaseModel):
-    """What the TOML file says: a name, a source (`file`, or `dataset` with its revision and split), and the columns."""
+    """What the TOML file says: a name, a source (`file`, or `dataset` with its revision and split), and the columns.
+
+    `where` keeps the rows whose columns hold one of the named texts: one task out of a file of several.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
-    file: str | None = None  # relative to the TOML file
+    file: str | tuple[str, ...] | None = None  # relative to the TOML file; several are read as one
     stream: bool = False  # the data may be larger than memory: it is read as it passes, and `file` may be a folder
     dataset: str | None = None
     subset: str | None = None
@@ -64,6 +68,11 @@ class TaskSpec(BaseModel):
     dataset_split: str = "train"
     separator: str = "|"
     list_choices: bool = True  # the prompt lists them; false: they are only scored
+    answers: Literal["text", "letter"] = "text"  # letter: the answer column says A for the first of the choices, B for the second
+    where: dict[str, str | tuple[str, ...]] = {}
+    held_out: bool = False  # no row is trained on: a task that is only protected
+    repeats: Literal["refuse", "leave_out"] = "refuse"  # held-out rows that repeat a training row
+    guard: Literal["likelihood"] | None = None  # of a protected task: by its gold chains, and not by what is written
     columns: Columns
 
     @model_validator(mode="after")
@@ -71,12 +80,33 @@ class TaskSpec(BaseModel):
         if (self.file is None) == (self.dataset is None):
             given = "both" if self.file is not None else "neither"
             raise ValueError(f"A task reads from `file` or from `dataset`, exactly one of them; {given} is given.")
+        if self.file == ():
+            raise ValueError("`file` names one file or several, but got none.")
         return self
 
+    @model_validator(mode="after")
+    def _columns_are_there(self) -> TaskSpec:
+        if self.answers == "letter" and self.columns.choices is None:
+            raise ValueError('answers = "letter" is the place of a choice, but [columns] names no choices.')
+        if self.stream and self.repeats == "leave_out":
+            raise ValueError('repeats = "leave_out" needs all rows at once, but the task streams. Leave out one of them.')
+        if self.guard == "likelihood" and self.columns.rationale is None:
+            raise ValueError('guard = "likelihood" reads the gold chain, but [columns] names no rationale.')
+        return self
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (self.file,) if isinstance(self.file, str) else self.file or ()
+
     def told(self) -> dict[str, JsonValue]:
-        """What the file says, for a record; a task that does not stream is the one that it was before any did."""
+        """What the file says, for a record; what is not asked for is left out, as of tasks before there was such a key."""
         values: dict[str, JsonValue] = self.model_dump(mode="json", exclude_none=True)
-        return values if self.stream else {name: value for name, value in values.items() if name != "stream"}
+        unasked: dict[str, JsonValue] = {"stream": False, "answers": "text", "where": {}, "held_out": False, "repeats": "refuse"}
+        return {name: value for name, value in values.items() if name not in unasked or value != unasked[name]}
+
+    def keeps(self, row: Row) -> bool:
+        """Whether the row is one of those that `where` asks for."""
+        return all(row.text(column) in ((texts,) if isinstance(texts, str) else texts) for column, texts in self.where.items())
 
 
 @dataclass(frozen=True)
@@ -93,7 +123,17 @@ class UserTask:
 
     @cached_property
     def by_split(self) -> dict[Split, tuple[Example, ...]]:
-        return {split: tuple(row for row in self.rows if split_of(row.group) == split) for split in SPLITS}
+        found = [(split_of(row.group, self.spec.held_out), row) for row in self.rows]
+        return {split: tuple(row for of, row in found if of == split) for split in SPLITS}
+
+    @property
+    def has_chains(self) -> bool:
+        """Whether every row has a rationale, so that a chain can be read of any."""
+        return all(row.steps for row in self.rows)
+
+    @property
+    def guard(self) -> Literal["likelihood"] | None:
+        return self.spec.guard
 
     @property
     def digest(self) -> str:
@@ -112,7 +152,8 @@ def load_task(path: str | Path) -> UserTask | StreamedTask:
     One that streams checks each row as it passes, and what it draws when it is asked for examples.
 
     A row belongs to a split by the hash of its group: the named column, or else the normalised context and question.
-    Rows of different groups that say the same across the border of `train` are refused (`evaluation.overlap`).
+    Rows of different groups that say the same across the border of `train` are refused (`evaluation.overlap`), or left out of
+    what is held out where the file says so.
     """
     from evaluation.tasks import TASKS
 
@@ -125,23 +166,31 @@ def load_task(path: str | Path) -> UserTask | StreamedTask:
         )
     if spec.stream:
         return _streamed(spec, path)
-    if spec.file is not None:
-        file = path.parent / spec.file
-        source, rows = str(file), read_file(file)
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    if spec.dataset is None:
+        files = [path.parent / file for file in spec.files]
+        examples = [example for file in files for example in _examples(spec, str(file), read_file(file), _of(file, files))]
+        source, digest = ", ".join(map(str, files)), hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     else:
-        assert spec.dataset is not None  # the spec has exactly one source
         source, digest = spec.dataset, None
-        rows = read_dataset(spec.dataset, spec.subset, spec.revision, spec.dataset_split)
-    task = UserTask(spec, _checked(_examples(spec, source, rows), source), digest)
-    check_overlap(task.by_split["train"], [row for split in SPLITS[1:] for row in task.by_split[split]])
+        examples = _examples(spec, source, read_dataset(spec.dataset, spec.subset, spec.revision, spec.dataset_split))
+    task = UserTask(spec, _checked(examples, source, spec.held_out), digest)
+    held = [row for split in SPLITS[1:] for row in task.by_split[split]]
+    if spec.repeats == "leave_out":
+        again = {repeat.held_out_id for repeat in Fingerprints.of(task.by_split["train"]).repeats(held)}
+        return UserTask(spec, _checked([row for row in examples if row.id not in again], source, spec.held_out), digest)
+    check_overlap(task.by_split["train"], held)
     return task
 
 
+def _of(file: Path, files: Sequence[Path]) -> str:
+    """What tells the rows of one of several files apart, which are numbered from 1 in each."""
+    return f"{file.name}/" if len(files) > 1 else ""
+
+
 def _streamed(spec: TaskSpec, path: Path) -> StreamedTask:
-    files = () if spec.file is None else tuple(files_at(path.parent / spec.file))
+    files = tuple(file for named in spec.files for file in files_at(path.parent / named))
     known = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    source = spec.dataset or str(path.parent / str(spec.file))
+    source = spec.dataset or ", ".join(str(path.parent / file) for file in spec.files)
 
     def read() -> Iterator[Example]:
         if spec.dataset is not None:
@@ -151,10 +200,11 @@ def _streamed(spec: TaskSpec, path: Path) -> StreamedTask:
         for row in rows:
             if row.line == 1:
                 _check_columns(spec, source, row.values)
-            yield example_of(spec, source, row)
+            if spec.keeps(row):
+                yield example_of(spec, source, row)
 
     identity = hashlib.sha256(json.dumps([spec.model_dump(mode="json"), known]).encode()).hexdigest()
-    return StreamedTask(spec.name, source, identity, read, spec.told(), files)
+    return StreamedTask(spec.name, source, identity, read, spec.told(), files, spec.guard, spec.held_out)
 
 
 def read_spec(path: Path) -> TaskSpec:
@@ -176,9 +226,9 @@ def read_spec(path: Path) -> TaskSpec:
         ) from error
 
 
-def _examples(spec: TaskSpec, source: str, rows: Sequence[Row]) -> list[Example]:
+def _examples(spec: TaskSpec, source: str, rows: Sequence[Row], of: str = "") -> list[Example]:
     check_columns(spec, source, rows)
-    return [example_of(spec, source, row) for row in rows]
+    return [example_of(spec, source, row, of) for row in rows if spec.keeps(row)]
 
 
 def check_columns(spec: TaskSpec, source: str, rows: Sequence[Row]) -> None:
@@ -189,19 +239,21 @@ def check_columns(spec: TaskSpec, source: str, rows: Sequence[Row]) -> None:
 
 
 def _check_columns(spec: TaskSpec, source: str, have: Mapping[str, object]) -> None:
-    for column in spec.columns.named:
+    for column in dict.fromkeys((*spec.columns.named, *spec.where)):
         if column not in have:
             raise MissingColumn(
                 f"Every column that the task names must be in the data, but {source!r} has no {column!r}. "
-                f"It has {', '.join(have)}: correct [columns] in the task file."
+                f"It has {', '.join(have)}: correct [columns] {'or [where] ' if spec.where else ''}in the task file."
             )
 
 
-def example_of(spec: TaskSpec, source: str, row: Row) -> Example:
-    """One row as an example; WrongRow, with its line, where it breaks a rule."""
+def example_of(spec: TaskSpec, source: str, row: Row, of: str = "") -> Example:
+    """One row as an example; WrongRow, with its line, where it breaks a rule. `of` goes before the line in an id of its own."""
     columns, where = spec.columns, f"line {row.line} of {source!r}"
     question, answer = _required(row, columns.question, where), _required(row, columns.answer, where)
     choices = _choices(spec, row, where)
+    if spec.answers == "letter" and choices is not None:
+        answer = _at_letter(answer, choices, where)
     if choices is not None and answer not in choices:
         raise AnswerNotAmongChoices(
             f"The answer must be one of the choices, but {where} has the answer {answer!r} and the choices {list(choices)!r}. "
@@ -212,11 +264,11 @@ def example_of(spec: TaskSpec, source: str, row: Row) -> Example:
     if not group:
         raise WrongRow(f"A question needs letters or digits, but {where} has {question!r}. Correct or remove the row.")
     return Example(
-        id=_required(row, columns.id, where) if columns.id else f"{spec.name}/{row.line}",
+        id=_required(row, columns.id, where) if columns.id else f"{spec.name}/{of}{row.line}",
         question=question,
         answer=answer,
         choices=choices,
-        rationale=row.text(columns.rationale),
+        rationale=_required(row, columns.rationale, where) if spec.guard and columns.rationale else row.text(columns.rationale),
         context=context,
         group=group,
         listed=spec.list_choices,
@@ -228,6 +280,17 @@ def _required(row: Row, column: str, where: str) -> str:
     if text is None:
         raise WrongRow(f"Column {column!r} must have a value in every row, but {where} has none. Fill it in, or remove the row.")
     return text
+
+
+def _at_letter(letter: str, choices: Sequence[str], where: str) -> str:
+    """The text of the choice that the letter names."""
+    place = ord(letter.upper()) - ord("A") if len(letter) == 1 else -1
+    if not 0 <= place < len(choices):
+        raise AnswerNotAmongChoices(
+            f"The answer must be the letter of one of the choices, but {where} has the answer {letter!r} and {len(choices)} "
+            "choices. Correct the row, or leave out `answers`."
+        )
+    return choices[place]
 
 
 def _choices(spec: TaskSpec, row: Row, where: str) -> tuple[str, ...] | None:
@@ -248,7 +311,7 @@ def _choices(spec: TaskSpec, row: Row, where: str) -> tuple[str, ...] | None:
     return choices
 
 
-def _checked(rows: list[Example], source: str) -> tuple[Example, ...]:
+def _checked(rows: list[Example], source: str, held_out: bool) -> tuple[Example, ...]:
     seen: dict[str, int] = {}
     for index, row in enumerate(rows):
         if row.id in seen:
@@ -264,12 +327,13 @@ def _checked(rows: list[Example], source: str) -> tuple[Example, ...]:
         )
     groups: dict[Split, set[str]] = {split: set() for split in SPLITS}
     for row in rows:
-        groups[split_of(row.group)].add(row.group)
-    empty = [split for split in SPLITS if not groups[split]]
+        groups[split_of(row.group, held_out)].add(row.group)
+    wanted = SPLITS[1:] if held_out else SPLITS
+    empty = [split for split in wanted if not groups[split]]
     if empty:
         number = len({row.group for row in rows})
         raise EmptySplit(
-            f"Each of {', '.join(SPLITS)} must get at least one group, but {' and '.join(empty)} got none of the {number} in "
+            f"Each of {', '.join(wanted)} must get at least one group, but {' and '.join(empty)} got none of the {number} in "
             f"{source!r}. Add rows with other questions, or name a finer group column."
         )
     return tuple(rows)

@@ -1,0 +1,95 @@
+"""The proof at the top of docs/results.md says what its sections say, and every section says where it comes from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from benchmarks import proof, results
+from benchmarks.results import COMPILED, RESULTS, write_section
+from benchmarks.sections import Section, sections_of
+from benchmarks.systems import FOUND, HURT, NOTHING, UNKNOWN, findings
+
+SECTIONS = sections_of(RESULTS.read_text(encoding="utf-8"))
+NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?%?")
+# Numbers of the sentence itself, and not of what was measured.
+WORDED = {"95"}
+
+
+def strays(row: Mapping[str, str], sections: Mapping[str, Section]) -> set[str]:
+    """Numbers of an index line that none of the sections it links to holds."""
+    linked = "\n".join(f"{one.title}\n{one.body}" for one in sections.values() if one.link in row["section"])
+    return set(NUMBER.findall(row["finding (95 % intervals)"])) - set(NUMBER.findall(linked)) - WORDED
+
+
+def test_the_index_has_seven_lines_and_is_what_the_sections_say_now() -> None:
+    assert len(SECTIONS["proof"].rows("what", "section", "script")) == 7
+    told = "It is not what the sections say: run `python -m benchmarks.proof`."
+    assert SECTIONS["systems"].body.strip() == proof.systems(SECTIONS).strip(), told
+    assert SECTIONS["proof"].body.strip() == proof.proof(SECTIONS).strip(), told
+
+
+def test_every_number_of_the_index_stands_in_its_section() -> None:
+    for row in SECTIONS["proof"].rows("what", "section", "script"):
+        assert strays(row, SECTIONS) == set(), row["what"]
+
+
+def test_a_number_that_is_not_in_its_section_is_found() -> None:
+    row = dict(SECTIONS["proof"].rows("what", "section", "script")[0])
+    row["finding (95 % intervals)"] += " and +0.987654"
+    assert strays(row, SECTIONS) == {"+0.987654"}
+
+
+def test_a_section_that_was_written_anew_makes_the_index_stale() -> None:
+    trap = SECTIONS["accuracy_trap"]
+    rate = max((row["learning rate"] for row in trap.rows("data", "learning rate")), key=float)
+    gain = next(row for row in trap.rows("data", "learning rate") if row["learning rate"] == rate)["domain gain (95 %)"]
+    anew = {**SECTIONS, "accuracy_trap": Section(trap.name, trap.title, trap.body.replace(gain, "+0.99 [+0.98, +1.00]"))}
+    assert proof.proof(anew) != proof.proof(SECTIONS) and "+0.99 [+0.98, +1.00]" in proof.proof(anew)
+
+
+def test_whoever_writes_a_section_writes_the_index_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "results.md"
+    file.write_text(RESULTS.read_text(encoding="utf-8"))
+    monkeypatch.setattr(results, "RESULTS", file)
+    monkeypatch.setattr(proof, "RESULTS", file)
+    sweeps = SECTIONS["sweeps"]
+    write_section("sweeps", sweeps.title, sweeps.body.replace("5 promoted", "4 promoted"))
+    now = sections_of(file.read_text(encoding="utf-8"))
+    assert "4 of 5 sweeps promoted" in now["proof"].body and now["proof"].body.strip() == proof.proof(now).strip()
+
+
+def test_every_number_of_the_systems_table_stands_in_its_section() -> None:
+    for one in findings(SECTIONS):
+        missing = set(NUMBER.findall(one.told)) - set(NUMBER.findall(one.section.body))
+        assert not missing, f"{one.system}: {missing}"
+
+
+def test_a_section_that_is_not_there_is_told_as_not_measured() -> None:
+    rows = sections_of(f"<!-- proof -->\n## The proof\n\n{proof.proof({})}\n<!-- /proof -->")["proof"].rows("what", "section")
+    assert {row["finding (95 % intervals)"] for row in rows} == {proof.MISSING}
+
+
+@pytest.mark.parametrize("name", [name for name in SECTIONS if name not in COMPILED])
+def test_a_section_names_its_script_commit_machine_and_seed(name: str) -> None:
+    found = SECTIONS[name].provenance
+    assert found is not None, f"The section {name!r} has no line of provenance: see benchmarks.results.provenance."
+    assert (Path(proof.__file__).parent / f"{found['script']}.py").is_file() and "cores (" in found["machine"]
+
+
+def test_a_line_without_a_commit_or_a_seed_is_no_provenance() -> None:
+    whole = "`python -m benchmarks.x --full` · commit 0123abc · 2 cores (AMD) · seed 0 · 2026-11-21"
+    assert Section("x", "X", f"{whole}\n\ntext").provenance is not None
+    for part in (" · commit 0123abc", " · 2 cores (AMD)", " · seed 0"):
+        assert Section("x", "X", whole.replace(part, "")).provenance is None
+
+
+def test_a_system_is_credited_only_with_what_is_clear_of_0() -> None:
+    header = "| arm | control | seed | above the control | credited |\n| --- | --- | --- | --- | --- |\n"
+    rows = "| a | c | 0 | +0.10 ± 0.05 | yes |\n| b | c | 0 | +0.02 ± 0.05 | no |\n| d | c | 0 | -0.10 ± 0.05 | no |\n"
+    failed = "\n| arm | seed | gain | scale |\n| --- | --- | --- | --- |\n| e | 0 | failed: it is 0.36 (AUROC 0.54 on 100) | |\n"
+    told = findings({"methods": Section("methods", "Methods", header + rows + failed)})
+    assert [one.verdict for one in told] == [FOUND, NOTHING, HURT, UNKNOWN]
