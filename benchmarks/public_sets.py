@@ -16,6 +16,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,10 +145,10 @@ def run(place: Place, tell: Callable[[], None]) -> None:
     place.folder.mkdir(parents=True, exist_ok=True)
     prepare(place.recipe.domain)
     for name in (one.named(by) for one in RETENTION.values() for by in ((False, True) if one.written else (False,))):
-        place.kept(f"admission-{name}", lambda name=name: admitted(place, task_named(str(place.tasks[name]))))
+        place.kept(f"admission-{name}", partial(admitted, place, task_named(str(place.tasks[name]))))
     tell()
     for rate in RATES:
-        place.kept(f"fit-{rate:g}", lambda rate=rate: fitted(place, rate))
+        place.kept(f"fit-{rate:g}", partial(fitted, place, rate))
     best = best_rate(place)
     read_arm(place, PLAIN, lambda: Profile.load(place.folder / f"fit-{best:g}" / ADAPTER))
     tell()

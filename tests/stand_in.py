@@ -39,6 +39,8 @@ if end < 0:
 sys.exit(end)
 """
 STORAGE = "postgresql+psycopg://me@db.example.org/stu 'dies'"
+# Ray's nodes are machines of their own, which share no file.
+_TRACKING = {"local": None, "ray": "http://mlflow.example.org:5000"}
 _USUAL: dict[str, dict[str, object]] = {"local": {"gpus": (), "backoff_s": 0.01, "grace_s": 20}, "ray": {"grace_s": 30}}
 # A process that starts workers: its arguments are the executor's name, a folder, the program, the number of workers, the storage
 # and the executor's settings.
@@ -96,7 +98,7 @@ def executor_of(
     **values: object,
 ) -> Executor:
     """By name, with the stand-in in the place of the program, and paths that a shell would take apart."""
-    command = WorkerCommand("a 'study'", storage, folder / "home dir", tracking_uri, (str(stand_in.program),))
+    command = WorkerCommand("a 'study'", storage, folder / "home dir", tracking_uri or _TRACKING[name], (str(stand_in.program),))
     return EXECUTORS[name](Launch(command, folder / "study dir"), {**_USUAL[name], **values})
 
 
