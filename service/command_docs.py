@@ -17,7 +17,7 @@ WIDTH = 100  # columns of a help text, whatever terminal asks for it
 _HEAD = """# Commands
 
 What `--help` says of each command. `make docs` writes the page, and a test compares the two: change the help, not the page.
-An error is one sentence on stderr, in JSON where `--json` is given, with exit code 2; other exit codes stand beside their command.
+An error is one sentence on stderr, in JSON with `--json`, and exit code 2; other exit codes stand beside their command.
 """
 
 

@@ -19,9 +19,7 @@ from service.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-PAGES = tuple(
-    sorted({*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "deploy").rglob("*.md"), *(ROOT / ".github").rglob("*.md")})
-)
+PAGES = tuple(sorted((*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / ".github").rglob("*.md"))))
 ENDS = {"|", "||", "&&", "&", ";", ">", ">>", "2>", "<"}  # of a command's own words on its line
 
 
@@ -99,7 +97,7 @@ def root_command() -> TyperGroup:
 
 
 def fault(words: list[str]) -> str:
-    """What is wrong with a command line: a command, an option or an argument too many that is not there; empty when it is right."""
+    """What is wrong with a command line: a command, an option or an argument that is not there; empty when it is right."""
     command, path = root_command(), "graftline"
     while isinstance(command, TyperGroup):
         if not words or words[0] == "--help":

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from documents import ROOT
 
+PICKLES = {"pickle", "joblib", "dill", "shelve", "marshal"}
 PACKAGES = ("adapters", "engine", "evaluation", "registry", "tuning", "service")
 
 
