@@ -75,7 +75,7 @@ def commands(page: Path) -> Iterator[list[str]]:
     spans = [child.content for token in tokens(page) for child in token.children or () if child.type == "code_inline"]
     shell = [block.text.replace("\\\n", " ") for block in blocks(page) if block.language in ("", "sh", "bash", "ini", "console")]
     for line in (*spans, *(line for text in shell for line in text.splitlines())):
-        if found := re.search(r"(?:^|[\s=/$(])graftline [a-z].*", line.strip()):
+        if found := re.search(r"(?<!namespace)(?:^|[\s=/$(])graftline [a-z].*", line.strip()):
             yield from _commands(found[0].strip(" \t/=$(").removeprefix("$ "))
 
 

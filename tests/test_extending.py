@@ -19,7 +19,7 @@ import test_every_task
 import test_generated_tasks
 from documents import DOCS, ROOT, blocks
 
-from adapters.backbone import Backbone
+from adapters.backbone import TESTBED, Backbone
 from adapters.lora import LoRA, LoRASpec
 from evaluation.task import Example
 from evaluation.tasks import TASKS
@@ -114,9 +114,9 @@ def test_the_recipe_of_a_backbone_loads() -> None:
 
 
 @pytest.mark.slow
-def test_a_backbone_is_told_what_it_can_show(backbone_directory: Path, tmp_path: Path) -> None:
+def test_a_backbone_is_told_what_it_can_show(tmp_path: Path) -> None:
     (script,) = (block.text for block in blocks(PAGE) if block.text.startswith('"""What a backbone'))
-    words = [sys.executable, "-c", script, str(backbone_directory), "boxes"]
+    words = [sys.executable, "-c", script, str(TESTBED), "boxes"]
     done = subprocess.run(words, cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("boxes: 0.00, the backbone scores 0.00") and (tmp_path / ".graftline" / "cache").is_dir()
