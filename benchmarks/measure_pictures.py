@@ -1,10 +1,10 @@
-"""A picture of every measure for docs/measures.md, from what it reads of a model that can do the task and of one that was damaged.
+"""A picture of every measure for docs/measures.md, from what it reads of a model that can do the task and of a damaged one.
 
     python -m benchmarks.measure_pictures            # reads all measures again (minutes), keeps the numbers, draws
     python -m benchmarks.measure_pictures --draw     # draws what was read before
 
-The models and the damages are those of tests/damaged.py: the tiny test-bed, which solves `alchemy` through its trace, and the story
-reader; each damage is fitted, and known. Needs what the extra `test` installs. The numbers are in measure_pictures.json beside this.
+The models and the damages are those of tests/damaged.py: the tiny test-bed, which solves `alchemy` through its trace, and the
+story reader; each damage is fitted, and known. Needs what the extra `test` installs. The numbers are in measure_pictures.json.
 """
 
 from __future__ import annotations
