@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ SIDES = {"backbone": ("0.15", "o", ""), "zeros": ("0.55", "s", "////"), "damaged
 NAMES = {"backbone": "backbone", "zeros": "adapter of zeros", "damaged": "damaged adapter"}
 Numbers = Mapping[str, Any]
 Draw = Callable[["Axes", Numbers], None]
-_DPI = 80
+_DPI, _GREYS = 90, 16
 
 
 def mean(values: Sequence[float | None]) -> float:
@@ -159,6 +160,7 @@ def draw_all(found: Numbers) -> list[Path]:
 def draw(name: str, numbers: Numbers) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from PIL import Image
 
     figure = Figure(figsize=(7.4, 2.5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -179,8 +181,10 @@ def draw(name: str, numbers: Numbers) -> Path:
     handles, labels = _legend()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     file = IMAGES / f"{name}.png"
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png", dpi=_DPI)
     with written_whole(file) as part:
-        figure.savefig(part, format="png", dpi=_DPI, pil_kwargs={"optimize": True})
+        Image.open(drawn).convert("L").quantize(_GREYS).save(part, format="PNG", optimize=True)
     return file
 
 
