@@ -60,7 +60,7 @@ class Items:
 
 
 def budgets(axes: Axes, numbers: Numbers) -> None:
-    names = [part for part in numbers["parts"]["backbone"] if part.startswith("right_at_") and part != "right_at_end"]
+    names = [part for part in numbers["parts"]["backbone"] if part.startswith("right_at_")]
     _curves(axes, numbers, names, [name.removeprefix("right_at_") for name in names], "tokens of trace before the answer")
 
 
@@ -75,15 +75,15 @@ def depths(axes: Axes, numbers: Numbers) -> None:
 
 
 def stairs(axes: Axes, numbers: Numbers) -> None:
-    """The gold answer's log-probability after each step, over the items that have it."""
+    """The gold answer's log-probability after each step; an item that has no further step keeps its last level."""
     steps = sorted(part for part in numbers["parts"]["backbone"] if part.startswith("step_"))
     for side, (color, marker, _) in SIDES.items():
-        level = mean(of(numbers, side, "l_0"))
-        levels = [level]
+        level = [before or 0.0 for before in of(numbers, side, "l_0")]
+        levels = [mean(level)]
         for step in steps:
-            gain = mean(of(numbers, side, step))
-            level += 0.0 if math.isnan(gain) else gain
-            levels.append(level)
+            gains = of(numbers, side, step) or [None] * len(level)
+            level = [before + (gain or 0.0) for before, gain in zip(level, gains, strict=True)]
+            levels.append(mean(level))
         axes.plot(range(len(levels)), levels, **_line(color, marker, 5))
     axes.set_xticks(range(len(steps) + 1))
     axes.set_xlabel("steps that were read", fontsize=8)
@@ -154,7 +154,7 @@ LOOKS: dict[str, Draw] = {
 
 def draw_all(found: Numbers) -> list[Path]:
     """A PNG a measure, and their paths."""
-    return [draw(name, numbers) for name, numbers in found["measures"].items()]
+    return [draw(name, numbers) for name, numbers in found.items()]
 
 
 def draw(name: str, numbers: Numbers) -> Path:
