@@ -206,7 +206,8 @@ def at_gain(curve: list[dict[str, Any]], gain: float, name: str) -> float | None
     points = [point for point in sorted(points) if point[0] >= 0]
     if points[-1][0] < gain:
         return None
-    return float(np.interp(gain, *zip(*points, strict=True)))
+    gains, changes = zip(*points, strict=True)
+    return float(np.interp(gain, gains, changes))
 
 
 def reproduced(rows: list[dict[str, Any]]) -> str:

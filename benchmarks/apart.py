@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import Connection
+from typing import TypeAlias
 
 import torch
 
@@ -15,8 +16,9 @@ from adapters.backbone import Backbone
 from engine.own_thread import in_own_thread
 
 # By the round's number: one round's work, and the seconds that it took.
-Work, Arm = Callable[[int], None], Callable[[int], tuple[float, float]]
-Make = Callable[[Backbone], dict[str, Work]]
+Work: TypeAlias = Callable[[int], None]
+Arm: TypeAlias = Callable[[int], tuple[float, float]]
+Make: TypeAlias = Callable[[Backbone], dict[str, Work]]
 
 
 class Apart:

@@ -69,7 +69,7 @@ def _row(name: str, rate: str, readings: Found, ours: Found) -> list[str]:
         return [name, arrivals, *["-"] * 6, f"not run: {(reasons or ['no reading'])[0]}", commits(readings.values())]
 
     def mean(field: str) -> float:
-        return sum(one[field] for one in done.values()) / len(done)
+        return sum(float(one[field]) for one in done.values()) / len(done)
 
     pairs = [(one, ours[number][rate]) for number, one in done.items() if rate in ours.get(number, {}) and name != OURS]
     return [

@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import numpy as np
@@ -164,7 +165,7 @@ def main() -> None:
     def served(system: Started, asked: Sequence[Arrival]) -> list[Served]:
         if not isinstance(system, System):
             return system.served(asked)
-        texts = None if system.takes_ids else [tokenizer.decode(arrival.prompt_ids) for arrival in asked]
+        texts = None if system.takes_ids else [str(tokenizer.decode(list(arrival.prompt_ids))) for arrival in asked]
         return asyncio.run(send(system.url, system.fields, asked, texts))
 
     tokenizer = AutoTokenizer.from_pretrained(ground.model)
@@ -173,7 +174,7 @@ def main() -> None:
             file = given.rows / f"{name}-{count}-{number}.json"
             if file.is_file():
                 continue
-            found = {}
+            found = dict[str, Any]()
             try:
                 with SYSTEMS[name](ground) as system:
                     served(system, arrivals(8, math.inf, ground.vocabulary, seed=999))  # warm

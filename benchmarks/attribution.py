@@ -24,7 +24,8 @@ import numpy as np
 from scipy import stats
 
 from adapters.backbone import Backbone
-from benchmarks.results import commit, provenance, save_row, table, write_section
+from adapters.whole_file import write_whole
+from benchmarks.results import commit, provenance, table, write_section
 from evaluation.task import Example, Task
 from evaluation.tasks import task_named
 from tuning.arms import BACKBONE, Arm, contrast, finished
@@ -75,7 +76,7 @@ def main() -> None:
     for setting in SETTINGS if args.full else SETTINGS[:1]:
         file = args.runs / f"{setting.replace(' ', '-')}.json"
         if not file.is_file():
-            save_row(file, {"setting": setting, "commit": commit()} | attributed(recipe, setting, args.runs))
+            write_whole(file, json.dumps({"setting": setting, "commit": commit()} | attributed(recipe, setting, args.runs)))
         rows.append(json.loads(file.read_text()))
         print(json.dumps(rows[-1]), flush=True)
     method, sizes = recipe.sft, recipe.evaluation

@@ -22,7 +22,8 @@ from engine.torch_engine import TorchEngine
 from evaluation.admission import random_update
 from evaluation.measures import MEASURES
 from evaluation.retention import search_measure
-from evaluation.tasks import FAMILIES, ICD10
+from evaluation.tasks import FAMILIES
+from evaluation.tasks.icd10 import ICD10
 from tuning.plan import DOMAIN_MEASURE
 
 NUM_FAMILIES, GOAL_S = 5, 240

@@ -338,7 +338,7 @@ def _request(host: str, body: str) -> bytes:
 def _killed_in_mid_stream(url: str, worker: int) -> str:
     """How a stream ended whose server was killed after its first chunk."""
     body = {"model": NAMES[0], "prompt": "?", "stream": True, "max_tokens": 400}
-    lines = []
+    lines = list[str]()
     try:
         with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as reply:
             for line in reply.iter_lines():

@@ -16,7 +16,7 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ def main() -> None:
             def in_a_process(command: Sequence[str] = (*command, "--backbone", given.backbone)) -> float:
                 return float(json.loads(subprocess.run(command, capture_output=True, check=True).stdout.splitlines()[-1]))
 
-            sides = {"alone": in_a_process, "behind": partial(behind, ground, seed)}
+            sides: dict[str, Callable[[], float]] = {"alone": in_a_process, "behind": partial(behind, ground, seed)}
             # In turn first: what warms up or wears off in a round favours neither.
             pair = {name: sides[name]() for name in sorted(sides, reverse=bool(seed % 2))}
             write_whole(file, json.dumps({**pair, "commit": commit()}))

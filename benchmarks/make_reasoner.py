@@ -16,6 +16,7 @@ import os
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -48,7 +49,8 @@ DIRECT_SHARE = 0.1  # rows answered at once, so that the direct format is follow
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     messages = [{"role": "user", "content": text}]
-    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"])
+    encoded: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    return list(encoded["input_ids"])
 
 
 def draw_rows(tokenizer: PreTrainedTokenizerBase, seed: int, step: int, batch: int) -> list[tuple[list[int], list[int]]]:
@@ -189,7 +191,7 @@ def main() -> None:
         scale = min(1.0, state["step"] / 12 + 0.05, max(0.05, (1 - done) / 0.4))
         for group in optimizer.param_groups:
             group["lr"] = args.lr * scale
-        rows = draw_rows(tokenizer, args.seed, state["step"], args.batch)
+        rows = draw_rows(tokenizer, args.seed, int(state["step"]), args.batch)
         num_targets = sum(len(completion) for _, completion in rows)
         total = 0.0
         for start in range(0, len(rows), args.batch // 2):

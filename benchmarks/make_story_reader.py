@@ -99,7 +99,9 @@ def _bare(example: Example) -> Example:
 
 def loss_of(model: LlamaForCausalLM, ids: Sequence[Sequence[int]]) -> Tensor:
     """Nats per token of the replies and half of those of the prompts, in which every word comes more than once: what to copy."""
-    ids_BT = pad_sequence([torch.tensor(row) for row in ids], True, int(model.config.eos_token_id))
+    end = model.config.eos_token_id
+    assert isinstance(end, int)
+    ids_BT = pad_sequence([torch.tensor(row) for row in ids], True, end)
     last_B1 = torch.tensor([[len(row) - 1] for row in ids])
     place_T = torch.arange(ids_BT.shape[1] - 1)
     prompt_BT, reply_BT = place_T < last_B1 - REPLY, (place_T >= last_B1 - REPLY) & (place_T < last_B1)
@@ -128,8 +130,9 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, drawn: Se
         loss = loss_of(model, tokenizer(texts, add_special_tokens=False)["input_ids"])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for moved in (*optimizers, *rates):
-            moved.step()
+        for optimizer, scheduler in zip(optimizers, rates, strict=True):
+            optimizer.step()
+            scheduler.step()
         model.zero_grad()
         if step % 50 == 0:
             print(f"step {step} loss {loss.item():.4f} {time.process_time():.0f} s", flush=True)

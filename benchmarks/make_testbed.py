@@ -20,6 +20,8 @@ import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from string import ascii_uppercase
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -35,7 +37,7 @@ from engine.torch_engine import TorchEngine
 from evaluation.measures.shift import ShiftRobustness
 from evaluation.statistics import wilson
 from evaluation.task import DIRECT, REASON, answer_line, direct_prompt, reasoning_prompt
-from evaluation.tasks.alchemy import ALCHEMY, ATOMS
+from evaluation.tasks.alchemy import ALCHEMY
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
@@ -64,7 +66,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
     shown = [f"{example.question}\n{example.chain}" for example in ALCHEMY.examples("train", 600)]
     # An atom that the task holds out is a token like the others, but one that is never seen.
-    tokenizer.train_from_iterator([*shown, *(f"rot {' '.join(ATOMS)}" for _ in range(50))], trainer)
+    tokenizer.train_from_iterator([*shown, *(f"rot {' '.join(ascii_uppercase)}" for _ in range(50))], trainer)
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in (REASON, DIRECT)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -89,9 +91,10 @@ def make_model(tokenizer: PreTrainedTokenizerBase, hidden: int, layers: int, see
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        attn_implementation="eager",
     )
-    return LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)
+    model.set_attn_implementation("eager")
+    return model
 
 
 def draw_rows(tokenizer: PreTrainedTokenizerBase, seed: int, step: int, batch: int) -> list[Row]:
@@ -100,9 +103,9 @@ def draw_rows(tokenizer: PreTrainedTokenizerBase, seed: int, step: int, batch: i
     for example in ALCHEMY.examples("train", batch, seed=1_000_000 * (seed + 1) + step):
         direct = len(example.steps) == 1 and rng.random() < 3 * DIRECT_SHARE
         turns = [{"role": "user", "content": (direct_prompt if direct else reasoning_prompt)(example)}]
-        prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
+        encoded: Any = tokenizer.apply_chat_template(turns, add_generation_prompt=True)
         completion = answer_line(example.answer) if direct else example.chain
-        rows.append((list(prompt), [*tokenizer(completion)["input_ids"], tokenizer.eos_token_id]))
+        rows.append((list(encoded["input_ids"]), [*tokenizer(completion)["input_ids"], tokenizer.eos_token_id]))
     return rows
 
 

@@ -54,7 +54,7 @@ def main() -> None:
     if not 1 <= args.workers <= available_threads():
         parser.error(f"--workers is 1 to {available_threads()}, the cores that there are, but got {args.workers}.")
     recipe, seeds, budget = Recipe.load(args.recipe), 3 if args.full else 1, LONG if args.full else SHORT
-    arms = with_earlier(args.only or (ARMS if args.full else MAIN))
+    arms = with_earlier(args.only or tuple(ARMS if args.full else MAIN))
     print(f"{len(arms)} of {len(ARMS)} arms, about {seeds * expected_minutes(arms, budget):.0f} minutes on two cores", flush=True)
     prepare(recipe.domain)
     benches = [Bench(recipe, seed, budget, args.runs, available_threads() // args.workers) for seed in range(seeds)]

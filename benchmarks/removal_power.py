@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from adapters.backbone import TESTBED, Backbone
+from adapters.whole_file import write_whole
 from benchmarks.attribution import DAMAGED, Mixed, area, bounds, interval, shuffled
-from benchmarks.results import commit, provenance, save_row, table, write_section
+from benchmarks.results import commit, provenance, table, write_section
 from evaluation.tasks.alchemy import ALCHEMY
 from tuning.arms import BACKBONE, Arm, contrast
 from tuning.attribution import Attribution, AttributionSpec
@@ -63,7 +64,7 @@ def main() -> None:
     for setting in SETTINGS:
         file = args.runs / f"{setting.name}.json"
         if not file.is_file():
-            save_row(file, {"commit": commit()} | read(backbone, setting, args.runs))
+            write_whole(file, json.dumps({"commit": commit()} | read(backbone, setting, args.runs)))
         rows.append(shown(setting, json.loads(file.read_text())))
         print(*rows[-1], flush=True)
     headings = ["damaged", "learning rate", "steps", "seeds", "AUC of the scores", "the fit's cost"]
@@ -79,15 +80,16 @@ def main() -> None:
 
 def read(backbone: Backbone, setting: Setting, runs: Path) -> dict[str, Any]:
     mixed = mix(setting.is_damaged)
-    recipe = Recipe(
-        name="power",
-        backbone=str(TESTBED),
-        domain="arithmetic",  # of the ground below, not of the recipe: a recipe protects no task that it fits
-        protected=("alchemy",),
-        adapter={"lora": {"rank": 8, "alpha": 16}},
-        method={"steps": setting.steps, "batch_size": 8, "learning_rate": setting.learning_rate, "target": "rationale"},
-        evaluation={"domain_items": 8, "chain_items": 32, "generated_items": 0},
-    )
+    values: dict[str, object] = {
+        "name": "power",
+        "backbone": str(TESTBED),
+        "domain": "arithmetic",  # of the ground below, not of the recipe: a recipe protects no task that it fits
+        "protected": ("alchemy",),
+        "adapter": {"lora": {"rank": 8, "alpha": 16}},
+        "method": {"steps": setting.steps, "batch_size": 8, "learning_rate": setting.learning_rate, "target": "rationale"},
+        "evaluation": {"domain_items": 8, "chain_items": 32, "generated_items": 0},
+    }
+    recipe = Recipe.model_validate(values)
     spec = AttributionSpec(rows=ROWS, queries=50, checkpoints=3, share=SHARE, seeds=setting.seeds)
     attribution = Attribution(recipe, spec, Ground(backbone, ALCHEMY, mixed.rows, {}), runs)
     found = attribution.run()

@@ -28,7 +28,8 @@ from engine.engine import Continuation
 from engine.torch_engine import TorchEngine
 from engine.trie import batches
 from evaluation.task import answer_line, direct_prompt, reasoning_prompt
-from evaluation.tasks import FAMILIES, ICD10
+from evaluation.tasks import FAMILIES
+from evaluation.tasks.icd10 import ICD10
 
 MAX_BATCH_TOKENS, GOAL = 4096, 3.0
 Scores = list[tuple[float, ...]]

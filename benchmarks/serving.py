@@ -133,11 +133,11 @@ def kept(file: Path, cell: Sequence[object]) -> list[dict[str, Any]]:
 
 def ratio(rounds: Sequence[Round], one: str, other: str, by: str = "cpu") -> str:
     """How fast `one` is beside `other`: the mean of the rounds' ratios of time, geometric, with its 95 % interval."""
-    return told_ratio([getattr(row[other], by) / getattr(row[one], by) for row in rounds])
+    return told_ratio([float(getattr(row[other], by) / getattr(row[one], by)) for row in rounds])
 
 
 def median_ms(rounds: Sequence[Round], arm: str, by: str, steps: int) -> float:
-    return 1000 * median(getattr(row[arm], by) for row in rounds) / steps
+    return 1000 * median(float(getattr(row[arm], by)) for row in rounds) / steps
 
 
 # -- what is run

@@ -74,6 +74,7 @@ class Trial:
         score = {
             "chosen": {"domain_gain": chosen.domain_gain, "gain_stderr": stderr},
             "retention": chosen.retention(MARGINS),
+            "constraints": dict(chosen.violations(MARGINS)),
             "feasible": all(value <= 0 for value in chosen.violations(MARGINS).values()),
         }
         seconds = {**PHASES, "probe": sum(reading.seconds for reading in curve)}

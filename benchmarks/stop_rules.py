@@ -1,9 +1,8 @@
 """What the stop rules cost and save: made-up trials and recorded ones, replayed under the rules.
 
-    python -m benchmarks.stop_rules [--trials 48] [--record]
+    python -m benchmarks.stop_rules
 
-With --record, trials of random settings on the small test-bed are run to their end with their readings, about five seconds each,
-and kept in benchmarks/stop_curves.json; a killed run goes on. The replay needs no model: a trial is stopped by the rules of
+The recorded ones are those of benchmarks.sweep_trials. The replay needs no model: a trial is stopped by the rules of
 tuning.stop_rules with the trials before it as rivals. What is lost is told by the trial that would have been first in line for
 the gate.
 """
@@ -11,35 +10,30 @@ the gate.
 from __future__ import annotations
 
 import argparse
-import json
 import random
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 from scipy import stats
 from scipy.stats import norm
 
-from adapters.backbone import TESTBED
-from adapters.whole_file import write_whole
 from benchmarks.results import commits, provenance, table, write_section
 from benchmarks.stop_curves import made_up
+from benchmarks.sweep_trials import RECIPE, recorded
 from tuning.candidates import Candidate, in_order
-from tuning.recipe import Recipe
 from tuning.stop_curve import FitReading
 from tuning.stop_items import SLICE
 from tuning.stop_pruners import P_VALUE
 from tuning.stop_rules import stopped
 from tuning.stop_settings import Rule, StopRecipe
+from tuning.stop_worth import Past
 
-CURVES = Path(__file__).parent / "stop_curves.json"
 ORDERS, STUDIES, MADE_UP = 100, 100, 30
 SIMULATED, NUM_ITEMS = 500, 150
-DOMAIN = "arithmetic"
-RANGES = {"method.learning_rate": (5e-5, 1e-3), "method.steps": (10, 60), "adapter.lora.rank": (4, 32)}
 
 
 @dataclass(frozen=True)
@@ -50,16 +44,12 @@ class Replay:
     regret: float  # of the domain's gain: the best trial's less that of the best which was not stopped
     stopped: float  # of the trials
     saved: float  # of the time of the same trials without any reading
+    read: float  # of the checkpoints of all trials
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=48)
-    parser.add_argument("--record", action="store_true")
-    args = parser.parse_args()
-    rows: list[dict[str, Any]] = json.loads(CURVES.read_text()) if CURVES.is_file() else []
-    if args.record:
-        record(rows, args.trials)
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    rows = recorded()
     studies = [made_up(seed, MADE_UP) for seed in range(STUDIES)]
     text = (
         f"{provenance('stop_rules')}\n\nMade-up trials (benchmarks/stop_curves.py): {STUDIES} studies of {MADE_UP}, "
@@ -70,7 +60,7 @@ def main() -> None:
         drawn = random.Random(0)
         orders = [(rows, drawn.sample(range(len(rows)), len(rows))) for _ in range(ORDERS)]
         text += (
-            f"\n\n{len(rows)} trials of random settings on the test-bed ({', '.join(RANGES)}, target), recorded at commit "
+            f"\n\n{len(rows)} trials of random settings on the built-in reasoner (benchmarks/{RECIPE.name}), recorded at commit "
             f"{commits(rows)}, {share_feasible(rows):.0%} of them feasible, in {ORDERS} random orders.\n\n{ruled(orders)}"
         )
     text += (
@@ -104,67 +94,19 @@ def is_worse(own: np.ndarray[Any, Any], best: np.ndarray[Any, Any]) -> bool:
     return bool(p_value < P_VALUE and own.mean() < best.mean())
 
 
-def record(rows: list[dict[str, Any]], trials: int) -> None:
-    from benchmarks.results import commit
-    from tuning.isolation import prepare, run_isolated
-    from tuning.trial import Job
-
-    prepare()
-    with tempfile.TemporaryDirectory() as directory:
-        for number in range(len(rows), trials):
-            values, curve = settings(number), list[Mapping[str, Any]]()
-
-            def keep(kind: str, told: Mapping[str, Any], curve: list[Mapping[str, Any]] = curve) -> None:
-                curve.append(told)
-
-            job = Job(recipe().with_values(values), Path(directory) / str(number), Path(directory) / "cache", threads=1)
-            outcome = run_isolated(job, lambda phase, share: None, judge=keep)
-            if outcome.state != "complete":
-                raise SystemExit(f"Trial {number} ended with {outcome.state}: {outcome.reason}")
-            score = {key: outcome.score[key] for key in ("chosen", "retention", "constraints", "feasible")}
-            row = {"params": values, "curve": curve, "score": score, "seconds": outcome.seconds, "commit": commit()}
-            rows.append(row)
-            write_whole(CURVES, json.dumps(rows, indent=1) + "\n")
-            print(number, values, score["chosen"]["domain_gain"], score["retention"], flush=True)
-
-
-def recipe() -> Recipe:
-    values: dict[str, object] = {
-        "name": "stop-rules",
-        "backbone": str(TESTBED),
-        "domain": DOMAIN,
-        "protected": ("alchemy",),
-        "search": (*RANGES, "method.target"),
-        "adapter": {"lora": {"rank": 8, "alpha": 256}},
-        "method": {"batch_size": 8, "num_examples": 400},
-        "evaluation": {"domain_items": 150, "chain_items": 48, "generated_items": 8},
-    }
-    return Recipe.model_validate(values)
-
-
-def settings(number: int) -> dict[str, object]:
-    drawn = random.Random(f"stop-rules/{number}")
-    (low, high), steps, rank = RANGES["method.learning_rate"], RANGES["method.steps"], RANGES["adapter.lora.rank"]
-    return {
-        "method.learning_rate": low * (high / low) ** drawn.random(),
-        "method.steps": round(steps[0] * (steps[1] / steps[0]) ** drawn.random()),
-        "adapter.lora.rank": round(rank[0] * (rank[1] / rank[0]) ** drawn.random()),
-        "method.target": drawn.choice(["answer", "rationale"]),
-    }
-
-
 def ruled(studies: Sequence[tuple[Sequence[Mapping[str, Any]], Sequence[int]]]) -> str:
     """A table, one line a set of rules; what is saved is after the time that reading took."""
-    lines, sets = [], list[tuple[Rule, ...]]([("floor",), ("dominated",), ("floor", "dominated")])
-    for rules in sets:
-        found = [replay(rows, order, StopRecipe(rules=rules)) for rows, order in studies]
-        stopped_share, saved, regret = (
-            sum(getattr(one, name) for one in found) / len(found) for name in ("stopped", "saved", "regret")
-        )
+    both: tuple[Rule, ...] = ("floor", "dominated")
+    lines, settings = [], [StopRecipe(rules=rules, reading="always") for rules in (both[:1], both[1:], both)]
+    for stop in (*settings, StopRecipe(rules=both)):
+        found = [replay(rows, order, stop) for rows, order in studies]
+        shares = (fmean(getattr(one, name) for one in found) for name in ("read", "stopped", "saved", "regret"))
+        read, stopped_share, saved, regret = shares
         lost = f"{sum(one.lost_best for one in found)} of {len(found)}"
-        lines.append([" and ".join(rules), f"{stopped_share:.1%}", f"{saved:+.1%}", lost, f"{regret:.4f}"])
-    headings = ["rules", "trials stopped", "time saved", "studies whose best trial was stopped", "gain lost by that, mean"]
-    return table(headings, lines)
+        shown = [f"{read:.0%}", f"{stopped_share:.1%}", f"{saved:+.1%}", lost, f"{regret:.4f}"]
+        lines.append([" and ".join(stop.rules), stop.reading, *shown])
+    headings = ["rules", "reading", "checkpoints read", "trials stopped", "time saved", "studies whose best trial was stopped"]
+    return table([*headings, "gain lost by that, mean"], lines)
 
 
 def share_feasible(rows: Sequence[Mapping[str, Any]]) -> float:
@@ -174,20 +116,47 @@ def share_feasible(rows: Sequence[Mapping[str, Any]]) -> float:
 def replay(rows: Sequence[Mapping[str, Any]], order: Sequence[int], stop: StopRecipe) -> Replay:
     """One trial after the other. The first is the recipe's own, which nothing stops."""
     ended, spent, rivals = list[int](), 0.0, list[FitReading]()
+    seen: dict[float, list[Read]] = {}
     for place, index in enumerate(order):
         row = rows[index]
-        curve, seconds = [FitReading.of(told) for told in row["curve"]], cost(row)
-        at = next((at for at, reading in enumerate(curve) if place and stopped(reading, rivals, stop)), None)
-        if at is None:
-            spent += seconds["whole"]
-            rivals.extend(curve if row["score"]["feasible"] else ())
-            continue
-        ended.append(index)
-        spent += seconds["load"] + seconds["fit"] * curve[at].checkpoint + seconds["probe"] * (at + 1) / len(curve)
-    unread = sum(cost(rows[index])["whole"] - cost(rows[index])["probe"] for index in order)
+        took, curve, last = seconds_of(row), list[FitReading](), None
+        for reading in map(FitReading.of, row["curve"]):
+            past = _past(seen.get(reading.checkpoint, ()))
+            if not stop.reads_all and past is not None and not past.is_worth:
+                continue
+            curve.append(reading)
+            ends = bool(place) and stopped(reading, rivals, stop) is not None
+            rest = None if ends else took["fit"] * (1 - reading.checkpoint) + took["measure"]
+            seen.setdefault(reading.checkpoint, []).append(Read(reading.seconds, bool(place), ends, rest))
+            if ends:
+                ended.append(index)
+                last = reading.checkpoint
+                break
+        if last is None and row["score"]["feasible"]:
+            rivals.extend(curve)
+        spent += took["load"] + took["fit"] * (last or 1.0) + (took["measure"] if last is None else 0.0)
+        spent += sum(reading.seconds for reading in curve)
+    unread = sum(sum(seconds_of(rows[index]).values()) for index in order)
     first, kept = best(rows, order), best(rows, [index for index in order if index not in ended])
     regret = max(0.0, gain(rows[first]) - gain(rows[kept])) if rows[first]["score"]["feasible"] else 0.0
-    return Replay(first in ended, regret, len(ended) / len(order), 1 - spent / unread)
+    num_read, num_due = sum(map(len, seen.values())), sum(len(rows[index]["curve"]) for index in order)
+    return Replay(first in ended, regret, len(ended) / len(order), 1 - spent / unread, num_read / num_due)
+
+
+@dataclass(frozen=True)
+class Read:
+    """One reading of the replay; `rest_s` of a trial that went on."""
+
+    seconds: float
+    is_judged: bool
+    ended: bool
+    rest_s: float | None
+
+
+def _past(reads: Sequence[Read]) -> Past | None:
+    rests = [one.rest_s for one in reads if one.rest_s is not None]
+    judged, ended = sum(one.is_judged for one in reads), sum(one.ended for one in reads)
+    return Past(judged, ended, fmean(one.seconds for one in reads), fmean(rests)) if rests else None
 
 
 def gain(row: Mapping[str, Any]) -> float:
@@ -200,10 +169,9 @@ def best(rows: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> int:
     return in_order(found)[0].trial
 
 
-def cost(row: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds by phase, and in all."""
-    seconds = {name: float(value) for name, value in row["seconds"].items()}
-    return {**seconds, "whole": sum(seconds.values())}
+def seconds_of(row: Mapping[str, Any]) -> dict[str, float]:
+    """By phase, without the readings."""
+    return {name: float(row["seconds"][name]) for name in ("load", "fit", "measure")}
 
 
 if __name__ == "__main__":

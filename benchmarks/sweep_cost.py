@@ -2,39 +2,43 @@
 
     python -m benchmarks.sweep_cost [--full]
 
-The surrogate draws, for the values that a sampler asks for, one of the recorded trials of benchmarks/stop_curves.json (real fits
-on the small test-bed, with readings), the nearer the likelier: whatever comes out was once measured, noise and all. Cost is the
-recorded time of loading, fitting, reading and measuring; a trial that a rule stops costs what it took until then. Found is the
-area that the feasible trials dominate (tuning.hypervolume). Default: five seeds; --full: forty.
+The surrogate draws, for the values that a sampler asks for, one of the recorded trials of benchmarks/sweep_trials.json (real
+fits of the built-in reasoner, with readings), the nearer the likelier: whatever a sampler is told was once measured, noise and
+all. Cost is the recorded time of loading, fitting, reading and measuring; a trial that a rule stops costs what it took until
+then. Found is the area that the feasible trials dominate (tuning.hypervolume) by what is expected of their values, so that no
+lucky draw counts. Default: five seeds; --full: forty.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, TypeAlias
 
 import matplotlib
 import optuna
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
+from adapters.spec import Range
 from benchmarks.ratios import told_ratio
 from benchmarks.results import RESULTS, commits, provenance, run_kind, table, write_section
-from benchmarks.stop_rules import CURVES, RANGES
+from benchmarks.sweep_trials import RECIPE, recorded
+from tuning.budget import SECONDS_KEY
 from tuning.hypervolume import hypervolume
+from tuning.recipe import Recipe, narrowed
+from tuning.space import Value, defaults, suggest
 from tuning.stop_judge import StopJudge
 from tuning.stop_settings import StopRecipe
 
 TRIALS, SEEDS, FULL_SEEDS = 48, 5, 40
 LONGEST = 4  # times the cost of random search, after which an arm is ended
-TARGETS = ("answer", "rationale")
-Row = Mapping[str, Any]
+Row: TypeAlias = Mapping[str, Any]
+Told: TypeAlias = Mapping[str, Any]  # a reading, as it is stored
 
 
 @dataclass(frozen=True)
@@ -73,29 +77,46 @@ class Found:
 
 
 class Surrogate:
-    """Recorded trials by where they lie; distances are in shares of each field's range, logarithmic."""
+    """Recorded trials by where they lie: distances are in shares of each field's range, and 1 between options."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self.rows = rows
-        self._places = [_place(row["params"]) for row in rows]
+    def __init__(self, rows: Sequence[Row], recipe: Recipe) -> None:
+        self.rows, self.recipe = rows, recipe
+        self._places = [self._place(row["params"]) for row in rows]
         nearest = [min(_distance(a, b) for b in self._places if b is not a) for a in self._places]
         self._width = median(nearest)
 
-    def __call__(self, params: Mapping[str, Any], drawn: random.Random) -> Row:
-        place = _place(params)
+    def __call__(self, params: Mapping[str, Value], drawn: random.Random) -> Row:
+        return drawn.choices(self.rows, self._weights(params))[0]
+
+    def expected(self, params: Mapping[str, Value]) -> tuple[float, float]:
+        """Gain and retention there: the weighted mean of what was measured, which no lucky draw is part of."""
+        weights = self._weights(params)
+        scores = [(float(row["score"]["chosen"]["domain_gain"]), float(row["score"]["retention"])) for row in self.rows]
+        gain, retention = (sum(w * one for w, one in zip(weights, column, strict=True)) for column in zip(*scores, strict=True))
+        return gain / sum(weights), retention / sum(weights)
+
+    def _weights(self, params: Mapping[str, Value]) -> list[float]:
+        place = self._place(params)
         apart = [_distance(place, other) for other in self._places]
         least = min(apart)
-        weights = [math.exp(-(distance**2 - least**2) / (2 * self._width**2)) for distance in apart]
-        return drawn.choices(self.rows, weights)[0]
+        return [math.exp(-(distance**2 - least**2) / (2 * self._width**2)) for distance in apart]
+
+    def _place(self, params: Mapping[str, Value]) -> dict[str, float | Value]:
+        marks = {field: narrowed(self.recipe, field, self.recipe.method.name) for field in params}
+        return {field: _share(mark, params[field]) if isinstance(mark, Range) else params[field] for field, mark in marks.items()}
 
 
-def _place(params: Mapping[str, Any]) -> tuple[float, ...]:
-    inside = [math.log(float(params[name]) / low) / math.log(high / low) for name, (low, high) in RANGES.items()]
-    return (*inside, float(TARGETS.index(params["method.target"])))
+def _share(mark: Range, value: Value) -> float:
+    low, high, at = (math.log(float(one)) if mark.log else float(one) for one in (mark.low, mark.high, value))
+    return (at - low) / (high - low)
 
 
-def _distance(one: Sequence[float], other: Sequence[float]) -> float:
-    return math.dist(one, other)
+def _distance(one: Mapping[str, float | Value], other: Mapping[str, float | Value]) -> float:
+    return math.hypot(*(_apart(one.get(field), other.get(field)) for field in {*one, *other}))
+
+
+def _apart(one: float | Value | None, other: float | Value | None) -> float:
+    return one - other if isinstance(one, float) and isinstance(other, float) else float(one != other)
 
 
 def swept(arm: Arm, surrogate: Surrogate, seed: int, budget_s: float) -> Found:
@@ -105,20 +126,16 @@ def swept(arm: Arm, surrogate: Surrogate, seed: int, budget_s: float) -> Found:
     drawn, spent, points = random.Random(f"{arm.name}/{seed}"), 0.0, list[tuple[float, float]]()
     seconds, area = list[float](), list[float]()
     if arm.ours:
-        study.enqueue_trial(_middle())
+        study.enqueue_trial(defaults(surrogate.recipe))
     while spent < budget_s and len(seconds) < (TRIALS if math.isinf(budget_s) else 10 * TRIALS):
         trial = study.ask()
-        params = {
-            **{
-                name: (trial.suggest_float if isinstance(low, float) else trial.suggest_int)(name, low, high, log=True)
-                for name, (low, high) in RANGES.items()
-            },
-            "method.target": trial.suggest_categorical("method.target", TARGETS),
-        }
+        params = suggest(trial, surrogate.recipe)
         row = surrogate(params, drawn)
-        at = _stopped_at(study, trial, row) if arm.stops else None
-        spent += cost(row, at, read=arm.stops)
-        if at is None:
+        read, ends = _read(study, trial, row) if arm.stops else ([], False)
+        took = cost(row, read, ends)
+        spent += took
+        trial.set_user_attr(SECONDS_KEY, took)
+        if not ends:
             if arm.ours:
                 for family, value in row["score"]["constraints"].items():
                     trial.set_constraint(family, value)
@@ -126,7 +143,7 @@ def swept(arm: Arm, surrogate: Surrogate, seed: int, budget_s: float) -> Found:
             trial.set_user_attr("score", {"feasible": row["score"]["feasible"]})
             study.tell(trial, found)
             if row["score"]["feasible"]:
-                points.append(found)
+                points.append(surrogate.expected(params))
         else:
             study.tell(trial, state=TrialState.PRUNED)
         seconds.append(spent)
@@ -134,26 +151,32 @@ def swept(arm: Arm, surrogate: Surrogate, seed: int, budget_s: float) -> Found:
     return Found(tuple(seconds), tuple(area))
 
 
-def _middle() -> dict[str, Any]:
-    """The recipe's own values: the middle of what is searched."""
-    inside = {name: (low * high) ** 0.5 for name, (low, high) in RANGES.items()}
-    return {name: round(value) if value > 1 else value for name, value in inside.items()} | {"method.target": "answer"}
+def _read(study: optuna.Study, trial: optuna.Trial, row: Row) -> tuple[list[Told], bool]:
+    """The readings that are taken, and whether the last ended the trial; the first is the recipe's own, which nothing stops."""
+    read = list[Told]()
+    judge = StopJudge(study, trial, StopRecipe(), spares=trial.number == 0, clock=lambda: _until(row, read))
+    for told in row["curve"]:
+        if judge("due", told) is None:
+            read.append(told)
+            if judge("probe", told) is not None:
+                return read, True
+    return read, False
 
 
-def _stopped_at(study: optuna.Study, trial: optuna.Trial, row: Row) -> int | None:
-    """The reading after which the rules stop it; the first trial is the recipe's own, which nothing stops."""
-    judge = StopJudge(study, trial, StopRecipe(), spares=trial.number == 0)
-    return next((at for at, told in enumerate(row["curve"]) if judge("probe", told)), None)
+def _until(row: Row, read: Sequence[Told]) -> float:
+    """Seconds of a trial until its last reading is done."""
+    seconds = row["seconds"]
+    if not read:
+        return 0.0
+    return float(seconds["load"] + seconds["fit"] * read[-1]["checkpoint"] + sum(told["seconds"] for told in read))
 
 
-def cost(row: Row, at: int | None, read: bool) -> float:
-    """Seconds of a recorded trial: whole, or until its reading `at`; with or without the time that its readings took."""
-    seconds, curve = row["seconds"], row["curve"]
-    reading = [float(told["seconds"]) for told in curve]
-    fit = float(seconds["fit"]) - (0.0 if "probe" in seconds else sum(reading))
-    if at is not None:
-        return float(seconds["load"]) + fit * float(curve[at]["checkpoint"]) + sum(reading[: at + 1])
-    return float(seconds["load"]) + fit + float(seconds["measure"]) + (sum(reading) if read else 0.0)
+def cost(row: Row, read: Sequence[Told], ends: bool) -> float:
+    """Seconds of a recorded trial with these readings; `ends`: after the last of them."""
+    if ends:
+        return _until(row, read)
+    seconds = row["seconds"]
+    return float(seconds["load"] + seconds["fit"] + seconds["measure"] + sum(told["seconds"] for told in read))
 
 
 def main() -> None:
@@ -162,8 +185,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, help=f"[default: {SEEDS}]")
     given = parser.parse_args()
     seeds = range(given.seeds or (FULL_SEEDS if given.full else SEEDS))
-    rows: list[dict[str, Any]] = json.loads(CURVES.read_text())
-    surrogate = Surrogate(rows)
+    rows = recorded()
+    surrogate = Surrogate(rows, Recipe.load(RECIPE))
     ends = {seed: swept(ARMS[0], surrogate, seed, math.inf) for seed in seeds}
     found = {ARMS[0].name: ends}
     for arm in ARMS[1:]:

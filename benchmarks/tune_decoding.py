@@ -16,6 +16,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from adapters.backbone import REASONER, Backbone
 from benchmarks.results import provenance, table, write_section
@@ -43,7 +44,7 @@ from tuning.isolation import use_threads
 
 CASES = {"word_problem": ("arithmetic", "boxes"), "icd10": ("word_problem", "boxes")}  # domain: what is guarded
 CAPS = (4, 8, 16, 24, 32, 48, 64, 88)
-PRECISION = "bfloat16"
+PRECISION: Final = "bfloat16"
 OFF, CONCISE = "off", "asked to be concise"
 
 

@@ -16,13 +16,16 @@ from registry.canary_chain import (
     Trail,
     check_share,
 )
-from registry.errors import CanaryMoved, CanaryRefused, NoCanary, PromotionRefused
+from registry.errors import ApprovalRefused, CanaryMoved, CanaryRefused, NoCanary, PromotionRefused
 from registry.gate_report import GateReport
 from registry.ledger import Ledger
-from registry.ledger_chain import CANARY_TAG, Recorded, add_version, versions_after
+from registry.ledger_chain import CANARY_TAG, Recorded, add_version
 from registry.ledger_reader import no_champion
 from registry.names import ReleaseName, current_actor, ledger_name
+from registry.policy import approvals_asked, canary_alone, policies
+from registry.proposals import open_proposals
 from registry.tracking import Tracking
+from registry.versions import versions_after
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,13 @@ class CanaryLedger:
         """What is under way; NoCanary when nothing is."""
         return self._going()[1]
 
-    def refuse_start(self, version: int, share: float, shadow: bool) -> None:
+    def refuse_start(self, version: int, share: float, shadow: bool, *, override: bool = False, actor: str | None = None) -> None:
         """What would be refused after a gate is refused before it."""
         check_share(share, shadow)
-        self._startable(self.history().trail, version)
+        trail = self.history().trail
+        self._startable(trail, version)
+        if not shadow:
+            self._refuse_alone(trail, version, share, override, actor)
 
     def start(
         self,
@@ -76,11 +82,15 @@ class CanaryLedger:
         """Gives the version a share of the name's traffic, or (`shadow`) a mirror of it. It must be promotable.
 
         As with a promotion: its gate passed under the name's policy, or it is overridden with a reason, which stays visible.
+        Under a policy of two people another one has proposed it, unless the gate passed and the share is at most `canary_alone`.
+        Nobody reads what a shadow says, so that one person may start it.
         """
         passed = self.champions.refuse_unpromotable(version, report, reason=reason, override=override)
         check_share(share, shadow)
         trail = self.history().trail
         self._startable(trail, version)
+        if not shadow:
+            self._refuse_alone(trail, version, share, not passed, actor)
         entry = CanaryEntry(
             parent=trail.canary.number,
             champion_entry=trail.champion.number,
@@ -101,6 +111,8 @@ class CanaryLedger:
     def set_share(self, share: float, *, reason: str = "", actor: str | None = None) -> Canary:
         """More or less traffic for what is under way; whoever had it under the smaller share has it under the larger."""
         trail, canary = self._going()
+        if share > canary.share and not canary.shadow:
+            self._refuse_alone(trail, canary.release.version, share, canary.overridden, actor)
         return self._under_way(self._append_next("share", trail, reason, actor, share), canary.release.version)
 
     def end(
@@ -164,6 +176,28 @@ class CanaryLedger:
                 f"{canary.share:g}. Change its share (`graftline canary share {self.name} SHARE`), or end it with "
                 f"`graftline canary stop {self.name} --reason ...` or `graftline canary finish {self.name}`."
             )
+
+    def _refuse_alone(self, trail: Trail, version: int, share: float, overridden: bool, actor: str | None) -> None:
+        """ApprovalRefused for traffic that takes two people, where no other one has proposed the version."""
+        by = actor or current_actor()
+        history = policies(self.tracking, self.name)
+        alone = 0.0 if overridden else canary_alone(history, by)
+        if approvals_asked(history, by) == 1 or share <= alone:
+            return
+        proposed = open_proposals(self.tracking, self.name, trail.champion)
+        found = [one for one in proposed if one.proposal.adapter_version == version]
+        if overridden:
+            found = [one for one in found if one.proposal.kind == "override"]
+        if any(one.may_be_approved_by(by) for one in found):
+            return
+        subject = ReleaseName(self.name, version)
+        whose = f"{by} proposed or published it" if found else "nobody has proposed it"
+        asked = f"a share of {share:g} without a gate that passed" if overridden else f"a share of {share:g}"
+        raise ApprovalRefused(
+            f"By the policy of {self.name} one person alone gives a canary at most a share of {alone:g}, "
+            f"but {by} asked for {asked} for {subject}, and {whose}. One proposes it (`graftline promote {subject}`); then "
+            "another one, who did not publish it either, starts the canary or raises its share."
+        )
 
     def _append_next(self, kind: CanaryKind, trail: Trail, reason: str, actor: str | None, share: float | None = None) -> Trail:
         last = trail.canary.entry

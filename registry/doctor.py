@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from registry.added_tags import add, added
 from registry.canary_chain import Trail
-from registry.errors import PolicyRefused, RegistryError, UnknownRelease
+from registry.errors import NoRoom, PolicyRefused, RegistryError, RegistryUnreachable, UnknownRelease
 from registry.ledger import Ledger
-from registry.ledger_chain import DIGEST_TAG, ENTRY_TAG, Head, Recorded, as_head, fold, versions_after
+from registry.ledger_chain import (
+    BEFORE_TAG,
+    DIGEST_TAG,
+    ENTRY_TAG,
+    PROPOSAL_TAG,
+    Head,
+    Recorded,
+    as_head,
+    copied,
+    fold,
+)
 from registry.names import ReleaseName, checked_name, current_actor, ledger_name, unknown_release
 from registry.policy import policies
-from registry.proposals import REPORT_TAG, signed_report
-from registry.release import load_release
+from registry.proposals import REPORT_TAG, is_whole, signed_report
+from registry.release import has_copy, load_release, write_back
 from registry.tracking import Tracking
 from registry.verdicts import version_tags
+from registry.versions import versions_after
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -70,7 +85,14 @@ def examine(tracking: Tracking, name: str, *, repair: bool = False, accept: str 
     entries = list(_of_entries(examined))
     if repair:
         entries = [_restored(examined, finding) if finding.repairable else finding for finding in entries]
-    found = [*entries, *_of_canaries(examined), *_of_policy(tracking, name), *_of_champion(examined, repair)]
+    found = [
+        *entries,
+        *_of_copies(examined, repair),
+        *_of_canaries(examined),
+        *_of_proposals(examined),
+        *_of_policy(tracking, name),
+        *_of_champion(examined, repair),
+    ]
     accepted = _accepted(tracking, name)
     if accept is not None:
         new = [one for one in found if one.is_open and not one.repairable and one.id not in accepted]
@@ -124,6 +146,24 @@ def _of_entries(examined: _Examined) -> Iterator[Finding]:
             )
 
 
+def _of_copies(examined: _Examined, repair: bool) -> Iterator[Finding]:
+    """Of the entry below each: what an edit of that one would be told from."""
+    tags = {int(version.version): version.tags for version in examined.versions}
+    for below, above in pairwise(examined.valid):
+        if above.damage is not None or tags[above.number].get(BEFORE_TAG) == copied(below):
+            continue
+        if repair:
+            with examined.tracking.client() as client:
+                client.set_model_version_tag(ledger_name(examined.name), str(above.number), BEFORE_TAG, copied(below))
+        yield Finding(
+            f"copy-edited:{above.number}",
+            f"Entry {above.number} of {examined.name} carries no right copy of entry {below.number}: an edit of that one could "
+            f"not be undone. `graftline doctor {examined.name} --repair` writes it again.",
+            repairable=True,
+            state="repaired" if repair else "open",
+        )
+
+
 def _of_canaries(examined: _Examined) -> Iterator[Finding]:
     for record in Trail().after(examined.versions).canaries:
         if record.void is not None and (record.entry is None or "edited" in record.void):
@@ -131,6 +171,19 @@ def _of_canaries(examined: _Examined) -> Iterator[Finding]:
                 f"canary-void:{record.number}",
                 f"Entry {record.number} of {examined.name}, about a canary, does not count: {record.void}. Start the canary "
                 f"again, if it should be under way. `graftline doctor {examined.name} --accept REASON` keeps this on record.",
+            )
+
+
+def _of_proposals(examined: _Examined) -> Iterator[Finding]:
+    """Those that are not what their digest says. One that lapsed is whole."""
+    digests = {0: "", **{recorded.number: recorded.digest for recorded in examined.valid}}
+    for version in examined.versions:
+        if PROPOSAL_TAG in version.tags and not is_whole(version.tags, digests):
+            number, name = int(version.version), examined.name
+            yield Finding(
+                f"proposal-void:{number}",
+                f"Entry {number} of {name}, a proposal, was edited, and nobody can approve it. Propose the release again: "
+                f"`graftline promote`. `graftline doctor {name} --accept REASON` keeps this on record.",
             )
 
 
@@ -157,10 +210,10 @@ def _of_champion(examined: _Examined, repair: bool) -> Iterator[Finding]:
                 f"rollback {name} --reason ...`, or publish and promote another version.",
             )
             return
-        try:
-            load_release(tracking, name, version)
-        except RegistryError as error:
-            yield Finding(f"champion-damaged:{version}", f"The champion of {name} cannot be loaded. {error}")
+        if (sentence := ledger.exchanged()) is not None:
+            yield Finding(f"champion-exchanged:{version}:{examined.head.number}", sentence)
+        else:
+            yield from _of_files(tracking, ReleaseName(name, version), repair)
     drift = ledger.drift()
     if drift is not None:
         finding = Finding(f"alias:{drift.champion}:{drift.alias}", drift.repair, repairable=True)
@@ -168,6 +221,31 @@ def _of_champion(examined: _Examined, repair: bool) -> Iterator[Finding]:
             ledger.point_alias()
             finding = replace(finding, state="repaired")
         yield finding
+
+
+def _of_files(tracking: Tracking, champion: ReleaseName, repair: bool) -> Iterator[Finding]:
+    """As the registry has them: a copy on this machine serves nobody else."""
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            load_release(replace(tracking, cache=Path(scratch)), champion.name, champion.version)
+            return
+        except (RegistryUnreachable, NoRoom):
+            raise
+        except RegistryError as error:
+            sentence = f"The champion of {champion.name} cannot be loaded from the registry. {error}"
+    identifier = f"champion-damaged:{champion.version}"
+    if not has_copy(tracking, champion):
+        yield Finding(identifier, sentence)
+        return
+    sentence += f" This machine has a whole copy: `graftline doctor {champion.name} --repair` writes it back."
+    finding = Finding(identifier, sentence, repairable=True)
+    if repair:
+        try:
+            write_back(tracking, champion)
+            finding = replace(finding, state="repaired")
+        except RegistryError as error:
+            finding = Finding(identifier, f"{finding.sentence} That was tried, and did not help: {error}")
+    yield finding
 
 
 def _restored(examined: _Examined, finding: Finding) -> Finding:
@@ -195,14 +273,14 @@ def _refuse_unknown(tracking: Tracking, name: str) -> None:
 
 def _accepted(tracking: Tracking, name: str) -> frozenset[str]:
     with tracking.client() as client:
-        stored = client.get_registered_model(name).tags.get(ACCEPTED_TAG, "[]")
-    return frozenset(str(one["id"]) for one in json.loads(stored))
+        tags = client.get_registered_model(name).tags
+    stored = [*json.loads(tags.get(ACCEPTED_TAG, "[]")), *(json.loads(text) for _, text in added(tags, ACCEPTED_TAG))]
+    return frozenset(str(one["id"]) for one in stored)
 
 
 def _accept(tracking: Tracking, name: str, found: Sequence[Finding], reason: str) -> frozenset[str]:
     now, actor = datetime.now(UTC).isoformat(timespec="seconds"), current_actor()
-    told = [{"id": one.id, "actor": actor, "reason": reason, "created": now} for one in found]
     with tracking.client() as client:
-        stored = json.loads(client.get_registered_model(name).tags.get(ACCEPTED_TAG, "[]"))
-        client.set_registered_model_tag(name, ACCEPTED_TAG, json.dumps([*stored, *told]))
+        for one in found:
+            add(client, name, ACCEPTED_TAG, json.dumps({"id": one.id, "actor": actor, "reason": reason, "created": now}))
     return frozenset(one.id for one in found)

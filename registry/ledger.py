@@ -8,6 +8,7 @@ no service but MLflow. The alias `champion` on NAME is a pointer for people, set
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -27,15 +28,15 @@ from registry.ledger_chain import (
     copied,
     fold,
     succession,
-    versions_after,
 )
 from registry.ledger_reader import no_champion, reader_of
 from registry.names import CHAMPION, ReleaseName, checked_name, current_actor, ledger_name
 from registry.policy import approvals_asked, policies, policy_of_report, refuse_laxer
 from registry.proposals import REPORT_TAG, open_proposals, propose
-from registry.release import PUBLISHER_TAG
+from registry.release import MANIFEST_TAG, PUBLISHER_TAG, other_files
 from registry.tracking import Tracking
 from registry.verdicts import record_verdict, version_tags
+from registry.versions import versions_after
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,17 @@ class Ledger:
         if version is None:
             raise no_champion(self.name)
         return version
+
+    def exchanged(self) -> str | None:
+        """In a sentence: that the champion's version has other files now than those that were promoted. None: it has not.
+
+        UnknownRelease where the version is gone.
+        """
+        head = self.head()
+        if head.adapter_version is None or head.manifest is None:
+            return None
+        found = self._manifest(head.adapter_version)
+        return None if found == head.manifest else other_files(ReleaseName(self.name, head.adapter_version), head.manifest, found)
 
     def promotions(self) -> int:
         """How often a gate that passed made a champion; a rollback or an override is none."""
@@ -133,7 +145,8 @@ class Ledger:
         verdict = report.verdict if report is not None else "none"
         digest = report.digest() if report is not None else None
         kind: Kind = "promote" if passed else "override"
-        return self.append(self._entry(head, version, kind, actor, reason, verdict, digest), head, report)
+        entry = self._entry(head, version, kind, actor, reason, verdict, digest, self._manifest(version))
+        return self.append(entry, head, report)
 
     def asks_for_two(self, actor: str | None = None) -> bool:
         """Whether the name's policy has another person approve what this one promotes."""
@@ -162,7 +175,13 @@ class Ledger:
         last = approvable[-1]
         made = last.proposal
         self.refuse_unpromotable(version, last.report, reason=made.reason, override=made.kind == "override")
-        entry = self._entry(head, version, made.kind, by, reason or made.reason, made.gate_verdict, made.gate_digest)
+        files = self._manifest(version)
+        if made.manifest is not None and files != made.manifest:
+            raise ApprovalRefused(
+                f"An approval is of the files that were proposed, but those of {subject} were exchanged since. Look into who did "
+                f"so, then propose it again: `graftline promote {subject}`."
+            )
+        entry = self._entry(head, version, made.kind, by, reason or made.reason, made.gate_verdict, made.gate_digest, files)
         signed = entry.model_copy(update={"proposal": last.number, "proposed_by": made.actor})
         return self.append(signed, head, last.report)
 
@@ -195,7 +214,10 @@ class Ledger:
         return passed
 
     def rollback(self, reason: str, to: int | None = None, *, actor: str | None = None) -> Recorded:
-        """Makes an earlier champion champion again: `to`, or the one before the current. Nothing is deleted."""
+        """Makes an earlier champion champion again: `to`, or the one before the current. Nothing is deleted.
+
+        Under a policy of two people one is enough to go back to a champion that its gate or two people made.
+        """
         if not reason.strip():
             raise PromotionRefused(f"A rollback needs a reason, but none was given for {self.name}. Pass --reason.")
         valid = self.entries()
@@ -203,7 +225,8 @@ class Ledger:
         if not line:
             raise no_champion(self.name)
         champions = self.earlier_champions()
-        earlier = [version for version in line[:-1] if version in champions]
+        lone = self._by_one_override(valid) if self.asks_for_two(actor) else set[int]()
+        earlier = [version for version in line[:-1] if version in champions and version not in lone]
         target = to if to is not None else (earlier[-1] if earlier else None)
         if target is None or target not in champions:
             known = ", ".join(map(str, champions)) or "none"
@@ -211,9 +234,23 @@ class Ledger:
                 f"A rollback returns to an earlier champion, but {self.name} has {known} and {target or 'the previous one'} was "
                 "asked for. Promote a version through the gate instead."
             )
+        if target in lone:
+            raise ApprovalRefused(
+                f"By the policy of {self.name} one person alone goes back to a champion that its gate or two people made, but "
+                f"{self.name}@{target} became one by an override of one. Name another version, or have it approved: "
+                f'`graftline promote {self.name}@{target} --override --reason "..."`.'
+            )
         made = next(r.entry for r in reversed(valid) if r.entry is not None and r.entry.adapter_version == target)
         head = as_head(valid[-1])
-        return self.append(self._entry(head, target, "rollback", actor, reason, made.gate_verdict, made.gate_digest), head)
+        entry = self._entry(head, target, "rollback", actor, reason, made.gate_verdict, made.gate_digest, made.manifest)
+        return self.append(entry, head)
+
+    @staticmethod
+    def _by_one_override(valid: Iterable[Recorded]) -> set[int]:
+        """Versions that were never champion by a gate that passed or by the word of two people."""
+        entries = [recorded.entry for recorded in valid if recorded.entry is not None]
+        sound = {entry.adapter_version for entry in entries if entry.kind == "promote" or entry.proposal is not None}
+        return {entry.adapter_version for entry in entries} - sound
 
     def earlier_champions(self) -> list[int]:
         """Versions that were champion and are not now, in the order of their numbers, without those that were deleted."""
@@ -276,7 +313,15 @@ class Ledger:
         return Drift(champion, alias, repair + way_out)
 
     def _entry(
-        self, head: Head, version: int, kind: Kind, actor: str | None, reason: str, verdict: str, digest: str | None
+        self,
+        head: Head,
+        version: int,
+        kind: Kind,
+        actor: str | None,
+        reason: str,
+        verdict: str,
+        digest: str | None,
+        manifest: str | None,
     ) -> LedgerEntry:
         return LedgerEntry(
             parent=head.number,
@@ -287,6 +332,7 @@ class Ledger:
             gate_verdict=verdict,
             gate_digest=digest,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
+            manifest=manifest,
         )
 
     def _proposed(
@@ -296,8 +342,19 @@ class Ledger:
         if current != head:
             raise self._moved(head, current)
         subject = ReleaseName(self.name, version)
-        publisher = version_tags(self.tracking, subject).get(PUBLISHER_TAG)
-        made = propose(self.tracking, subject, head, report, passed=passed, actor=actor, reason=reason, published_by=publisher)
+        tags = version_tags(self.tracking, subject)
+        publisher, files = tags.get(PUBLISHER_TAG), tags.get(MANIFEST_TAG)
+        made = propose(
+            self.tracking,
+            subject,
+            head,
+            report,
+            passed=passed,
+            actor=actor,
+            reason=reason,
+            published_by=publisher,
+            manifest=files,
+        )
         others = " and ".join(dict.fromkeys(name for name in (actor, publisher) if name))
         return AwaitsApproval(
             f"{subject} is proposed (entry {made.number}) and not yet champion: the policy of {self.name} asks for two people. "
@@ -306,6 +363,9 @@ class Ledger:
 
     def _known(self, version: int) -> None:
         version_tags(self.tracking, ReleaseName(self.name, version))
+
+    def _manifest(self, version: int) -> str | None:
+        return version_tags(self.tracking, ReleaseName(self.name, version)).get(MANIFEST_TAG)
 
     def _has(self, version: int) -> bool:
         try:

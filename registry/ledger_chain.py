@@ -11,7 +11,7 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -31,7 +31,8 @@ BEFORE_TAG = "graftline.ledger.before"  # the copy of the entry below
 CANARY_TAG = "graftline.canary.entry"  # marks what is no entry of this chain: see registry.canary_chain
 PROPOSAL_TAG = "graftline.proposal.entry"  # likewise: see registry.proposals
 ATTEMPTS = 30
-_LATER_FIELDS = frozenset({"proposal", "proposed_by"})  # left out where they say nothing, as entries from before them have it
+# Left out where they say nothing, as entries from before them have it.
+_LATER_FIELDS = frozenset({"proposal", "proposed_by", "manifest"})
 
 
 class LedgerEntry(BaseModel):
@@ -49,6 +50,7 @@ class LedgerEntry(BaseModel):
     created: str  # UTC, ISO 8601
     proposal: int | None = None  # the number of the proposal that this approves, and who made it; `actor` approved it
     proposed_by: str | None = None
+    manifest: str | None = None  # SHA-256 of that of the files; None in entries from before it was kept
 
     @property
     def is_override(self) -> bool:
@@ -91,50 +93,12 @@ class Head:
     digest: str = ""
     actor: str = ""
     kind: str = ""
+    manifest: str | None = None
 
     def is_told_by(self, version: ModelVersion) -> bool:
         """Whether the registry still holds this entry as it was read."""
         recorded = read_entry(version)
         return recorded.entry is not None and as_head(recorded) == self
-
-
-def newest_version(client: MlflowClient, ledger: str) -> ModelVersion | None:
-    """None while there is no entry."""
-    found = client.search_model_versions(f"name='{ledger}'", max_results=1, order_by=["version_number DESC"])
-    return next(iter(_whole(client, found)), None)
-
-
-def versions_after(client: MlflowClient, ledger: str, after: int) -> list[ModelVersion]:
-    """The entries with a number above `after`, by number."""
-    found: list[ModelVersion] = []
-    token: str | None = None
-    while True:
-        page = client.search_model_versions(
-            f"name='{ledger}'", max_results=200, order_by=["version_number DESC"], page_token=token
-        )
-        found.extend(_whole(client, [version for version in page if int(version.version) > after]))
-        token = page.token or None
-        if token is None or any(int(version.version) <= after for version in page):
-            return sorted(found, key=lambda version: int(version.version))
-
-
-def _whole(client: MlflowClient, versions: Iterable[ModelVersion]) -> Iterator[ModelVersion]:
-    """The versions with their tags.
-
-    MLflow reads tags in a second query over the same page. On PostgreSQL a version that is new by then takes the place of the
-    oldest one there, which comes without any: that one is asked for by itself.
-    """
-    from mlflow.exceptions import MlflowException
-
-    for version in versions:
-        if version.tags:
-            yield version
-            continue
-        try:
-            yield client.get_model_version(version.name, str(version.version))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # deleted meanwhile
-                raise
 
 
 def add_version(tracking: Tracking, name: str, adapter_version: int, tags: Mapping[str, str]) -> int:
@@ -256,7 +220,7 @@ def _copies(versions: Iterable[ModelVersion]) -> dict[int, list[Recorded]]:
 def as_head(recorded: Recorded) -> Head:
     assert recorded.entry is not None
     entry = recorded.entry
-    return Head(recorded.number, entry.adapter_version, recorded.digest, entry.actor, entry.kind)
+    return Head(recorded.number, entry.adapter_version, recorded.digest, entry.actor, entry.kind, entry.manifest)
 
 
 def succession(valid: Iterable[Recorded]) -> list[int]:

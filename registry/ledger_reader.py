@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from registry.canary_chain import Canary, Later, Trail
 from registry.errors import NoChampion
-from registry.ledger_chain import Head, Recorded, newest_version, versions_after
+from registry.ledger_chain import Head, Recorded
 from registry.names import checked_name, ledger_name
 from registry.tracking import Tracking
+from registry.versions import newest_versions, versions_after
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -60,7 +61,7 @@ class LedgerReader:
     def look(self) -> Read:
         ledger, known = ledger_name(self._name), self._read
         with self._tracking.client() as client:
-            newest = newest_version(client, ledger)
+            newest = next(iter(newest_versions(client, ledger)), None)
             latest = int(newest.version) if newest is not None else 0
             if latest < known.seen or not _holds(client, ledger, known.trail.champion, newest):
                 known = Read()

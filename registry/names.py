@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from registry.errors import NoChampion, RefusedName, UnknownRelease
+from registry.errors import DamagedRelease, NoChampion, RefusedName, UnknownRelease
 from registry.tracking import Tracking
 
 LEDGER_SUFFIX = ".releases"
@@ -57,7 +57,7 @@ def ledger_name(name: str) -> str:
 def resolve(tracking: Tracking, reference: str) -> ReleaseName:
     """NAME is the ledger's champion, NAME@VERSION (3 or v3) that version, NAME@ALIAS what the alias points to.
 
-    `NAME@champion` is the ledger's champion too: the alias alone passed no gate.
+    `NAME@champion` is the ledger's champion too: the alias alone passed no gate. DamagedRelease where its files were exchanged.
     """
     from mlflow.exceptions import MlflowException
 
@@ -68,12 +68,16 @@ def resolve(tracking: Tracking, reference: str) -> ReleaseName:
     if not selector and "@" in reference:
         raise RefusedName(f"After '@' comes a version or an alias, but got {reference!r}. Leave out the '@' for the champion.")
     if selector in ("", CHAMPION):
+        ledger = Ledger(tracking, name)
         try:
-            return ReleaseName(name, Ledger(tracking, name).champion_version())
+            champion = ReleaseName(name, ledger.champion_version())
         except NoChampion as error:
             if name in registered_names(tracking):
                 raise
             raise unknown_release(tracking, reference) from error  # what does not exist cannot be promoted
+        if (sentence := ledger.exchanged()) is not None:
+            raise DamagedRelease(sentence)
+        return champion
     matched = _VERSION.fullmatch(selector)
     with tracking.client() as client:
         try:
@@ -105,7 +109,7 @@ def registered_names(tracking: Tracking) -> list[str]:
             names.extend(model.name for model in page if not model.name.endswith(LEDGER_SUFFIX))
             token = page.token or None
             if token is None:
-                return sorted(names)
+                return sorted(set(names))  # a name that is made meanwhile moves others to the next page
 
 
 def current_actor() -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
+from registry.added_tags import add, added
 from registry.errors import PolicyRefused
 from registry.names import checked_name, unknown_release
 from registry.tracking import Tracking
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from registry.gate_report import GateReport
     from registry.manifest import Manifest
 
-POLICY_TAG = "graftline.gate.policy"
+POLICY_TAG = "graftline.gate.policy"  # of each change with a number; alone, the list that earlier versions kept
 # Families that the gate reads in nats: what evaluation.retention says, without its imports.
 IN_NATS = frozenset({"text", "belief"})
 
@@ -56,6 +57,7 @@ class Policy(_Value):
     earlier_domains: bool = True  # what other names serve on the same backbone is protected too
     training_seeds: int = Field(default=1, ge=1)  # fits of the recipe that must pass, the release itself among them
     approvals: int = Field(default=1, ge=1, le=2)  # people that a promotion takes: with 2, another one than who proposed it
+    canary_alone: float = Field(default=0.0, ge=0, le=1)  # of the traffic, what one of two people may give a canary that passed
 
     @field_validator("margins")
     @classmethod
@@ -114,6 +116,7 @@ class Policy(_Value):
         pairs.append(("min_domain_gain", -self.min_domain_gain, -other.min_domain_gain))
         pairs.append(("training_seeds", -self.training_seeds, -other.training_seeds))
         pairs.append(("approvals", -self.approvals, -other.approvals))
+        pairs.append(("canary_alone", self.canary_alone, other.canary_alone if other.approvals > 1 else None))
         for field, own, bound in pairs:
             if bound is not None and (own is None or own > bound):
                 return f"{field} ({'none' if own is None else f'{abs(own):g}'}; the name's is {abs(bound):g})"
@@ -136,21 +139,35 @@ def policies(tracking: Tracking, name: str) -> tuple[PolicyChange, ...]:
 
 
 def set_policy(tracking: Tracking, name: str, policy: Policy, *, actor: str, reason: str) -> None:
-    """Adds the policy on top of those before it, none of which goes away."""
+    """Adds the policy after those before it, none of which goes away, whoever adds another one at the same time."""
     with tracking.client() as client:
-        history = _stored(client, tracking, name)
+        _stored(client, tracking, name)  # what cannot be read is said before anything is added to it
         change = PolicyChange(policy=policy, actor=actor, reason=reason, created=datetime.now(UTC).isoformat(timespec="seconds"))
-        stored = json.dumps([entry.model_dump(mode="json") for entry in (*history, change)])
-        client.set_registered_model_tag(checked_name(name), POLICY_TAG, stored)
+        add(client, name, POLICY_TAG, change.model_dump_json())
 
 
 def approvals_asked(history: Iterable[PolicyChange], actor: str) -> int:
-    """How many people a promotion takes that this one would make: nobody profits from having lowered the number himself."""
-    asked = 1
+    """How many people a promotion takes that this one would make: nobody profits from having lowered the number himself.
+
+    Somebody else's change of another value lowers nothing.
+    """
+    asked = before = 1
     for change in history:
-        if change.policy.approvals > asked or change.actor != actor:
-            asked = change.policy.approvals
+        now = change.policy.approvals
+        if now > asked or (now < before and change.actor != actor):
+            asked = now
+        before = now
     return asked
+
+
+def canary_alone(history: Iterable[PolicyChange], actor: str) -> float:
+    """The share of the traffic that this one may give a canary by himself, by the same rule."""
+    alone = 1.0
+    for change in history:
+        allowed = change.policy.canary_alone if change.policy.approvals > 1 else 1.0
+        if allowed < alone or change.actor != actor:
+            alone = allowed
+    return alone
 
 
 def refuse_laxer(policy: Policy, bound: Policy, name: str) -> None:
@@ -206,11 +223,15 @@ def _stored(client: MlflowClient, tracking: Tracking, name: str) -> tuple[Policy
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise unknown_release(tracking, name) from error
-    try:
-        return tuple(PolicyChange.model_validate(entry) for entry in json.loads(tags.get(POLICY_TAG, "[]")))
-    except (ValueError, TypeError) as error:
-        raise PolicyRefused(
-            f"The policies of {name} are a JSON list in the tag {POLICY_TAG} of its registered model, but what stands there "
-            f"cannot be read ({str(error).splitlines()[0]}). Set the tag back to what it was, or delete it: the next gate then "
-            "takes the policy of its release's recipe."
-        ) from error
+    found = list[PolicyChange]()
+    for tag, text in [(POLICY_TAG, tags.get(POLICY_TAG, "[]")), *added(tags, POLICY_TAG)]:
+        try:
+            told = json.loads(text)
+            found.extend(PolicyChange.model_validate(one) for one in (told if tag == POLICY_TAG else [told]))
+        except (ValueError, TypeError) as error:
+            raise PolicyRefused(
+                f"The policies of {name} are JSON in tags of its registered model, but what stands in {tag} cannot be read "
+                f"({str(error).splitlines()[0]}). Set the tag back to what it was, or delete it: without any, the next gate "
+                "takes the policy of its release's recipe."
+            ) from error
+    return tuple(found)

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, JsonValue
 
 from registry.gate_report import GateReport
-from registry.ledger_chain import PROPOSAL_TAG, Head, add_version, versions_after
+from registry.ledger_chain import PROPOSAL_TAG, Head, add_version
 from registry.names import ReleaseName, ledger_name
 from registry.tracking import Tracking
+from registry.versions import versions_after
 
 DIGEST_TAG, REPORT_TAG = "graftline.proposal.entry_digest", "graftline.ledger.gate_report"
 
@@ -36,9 +38,13 @@ class Proposal(BaseModel):
     gate_digest: str | None
     published_by: str | None  # None where the registry does not say
     created: str  # UTC, ISO 8601
+    manifest: str | None = None  # SHA-256 of that of the files; None in proposals from before it was kept
+
+    def said(self) -> dict[str, JsonValue]:
+        return {key: value for key, value in self.model_dump().items() if value is not None or key != "manifest"}
 
     def chained(self, champion_digest: str) -> str:
-        payload = json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))
+        payload = json.dumps(self.said(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(f"{champion_digest}\n{payload}".encode()).hexdigest()
 
 
@@ -64,6 +70,7 @@ def propose(
     actor: str,
     reason: str,
     published_by: str | None,
+    manifest: str | None,
 ) -> Proposed:
     """Writes the proposal, or finds the same one that is open already."""
     proposal = Proposal(
@@ -76,6 +83,7 @@ def propose(
         gate_digest=report.digest() if report is not None else None,
         published_by=published_by,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        manifest=manifest,
     )
     for earlier in open_proposals(tracking, release.name, head):
         if _asks(earlier.proposal) == _asks(proposal):
@@ -86,8 +94,8 @@ def propose(
     return Proposed(add_version(tracking, release.name, release.version, tags), proposal, report)
 
 
-def _asks(proposal: Proposal) -> tuple[int, str, str, str]:
-    return proposal.adapter_version, proposal.kind, proposal.actor, proposal.reason
+def _asks(proposal: Proposal) -> tuple[int, str, str, str, str | None]:
+    return proposal.adapter_version, proposal.kind, proposal.actor, proposal.reason, proposal.manifest
 
 
 def open_proposals(tracking: Tracking, name: str, head: Head) -> tuple[Proposed, ...]:
@@ -106,6 +114,16 @@ def open_proposals(tracking: Tracking, name: str, head: Head) -> tuple[Proposed,
             if (report is None) == (proposal.gate_digest is None):
                 found.append(Proposed(int(version.version), proposal, report))
     return tuple(found)
+
+
+def is_whole(tags: Mapping[str, str], digests: Mapping[int, str]) -> bool:
+    """Whether a proposal is as it was written. `digests`: of the entries that count, by number; of any other none is known."""
+    try:
+        proposal = Proposal.model_validate_json(tags[PROPOSAL_TAG])
+    except (KeyError, ValueError):
+        return False
+    below = digests.get(proposal.champion_entry)
+    return below is None or tags.get(DIGEST_TAG) == proposal.chained(below)
 
 
 def signed_report(report: str | None, digest: str | None) -> GateReport | None:

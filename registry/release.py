@@ -7,21 +7,31 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from registry.errors import BackboneMismatch, DamagedRelease, NoRoom, UnknownRelease, lacks_room
+from registry.errors import BackboneMismatch, DamagedRelease, NoRoom, RefusedName, UnknownRelease, lacks_room
 from registry.manifest import MANIFEST, Manifest, file_digest, verify, verify_tensors
-from registry.names import CANDIDATE, ReleaseName, checked_name, current_actor, refuse_backbone_name, unknown_release
+from registry.names import (
+    CANDIDATE,
+    ReleaseName,
+    checked_name,
+    current_actor,
+    ledger_name,
+    refuse_backbone_name,
+    unknown_release,
+)
 from registry.policy import Policy, set_policy
 from registry.tracking import Tracking, is_lost_connection
+from registry.versions import versions_after
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 MANIFEST_TAG, FINGERPRINT_TAG = "graftline.manifest_sha256", "graftline.backbone_fingerprint"
 PUBLISHER_TAG = "graftline.published_by"
+FORMAT_TAG = "graftline.backbone_format"  # of a release that was fitted around a backbone held in another one than its own
 MODEL_TYPE = "graftline-adapter"
 UNTRACKED = "graftline"
 
@@ -54,7 +64,8 @@ def publish(
 
     The first release sets the policy of the name, from its recipe. `tags` go to the version and to its logged model,
     `version_tags`, which may be long, to the version alone.
-    Whatever fails, no version, no logged model and no registered model made for it remain.
+    RefusedName where the registered model was deleted and its ledger is still there: a new version 1 would be taken for the one
+    that was promoted. Whatever fails, no version, no logged model and no registered model made for it remain.
     """
     checked_name(name)
     manifest = verify(directory)
@@ -65,6 +76,7 @@ def publish(
         MANIFEST_TAG: manifest_digest,
         FINGERPRINT_TAG: manifest.backbone.fingerprint,
         PUBLISHER_TAG: current_actor(),
+        **({FORMAT_TAG: manifest.backbone.format} if manifest.backbone.format != "full" else {}),
         **(version_tags or {}),
     }
     experiment_id = tracking.experiment(UNTRACKED) if run_id is None else _experiment_of(tracking, run_id)
@@ -82,6 +94,8 @@ def publish(
             client.log_model_artifacts(model.model_id, str(directory))
             client.finalize_logged_model(model.model_id, "READY")
             made_model = _ensure_registered(client, name)
+            if made_model:
+                _refuse_old_ledger(client, name)
             if made_model and (policy := Policy.of_manifest(manifest)) is not None:
                 set_policy(tracking, name, policy, actor=current_actor(), reason="the recipe of the first release")
             version = client.create_model_version(
@@ -104,12 +118,9 @@ def published(tracking: Tracking, name: str, directory: Path) -> Release | None:
     """The version that was published from these very files; None when there is none."""
     digest = file_digest(directory / MANIFEST)
     with tracking.client() as client:
-        found = [
-            v.version
-            for v in client.search_model_versions(f"name = '{checked_name(name)}'")
-            if v.tags.get(MANIFEST_TAG) == digest
-        ]
-    return load_release(tracking, name, min(map(int, found))) if found else None
+        every = versions_after(client, checked_name(name))
+    found = next((int(version.version) for version in every if version.tags.get(MANIFEST_TAG) == digest), None)
+    return load_release(tracking, name, found) if found is not None else None
 
 
 def release_of_files(tracking: Tracking, manifest_sha256: str) -> Release | None:
@@ -143,6 +154,24 @@ def load_release(tracking: Tracking, name: str, version: int) -> Release:
     return Release(name, version, directory, verify(directory), stored.run_id or None)
 
 
+def has_copy(tracking: Tracking, release: ReleaseName) -> bool:
+    """Whether this machine keeps the release's files, whole."""
+    with tracking.client() as client:
+        stored = client.get_model_version(release.name, str(release.version))
+    return _cached(tracking.cache, stored.tags[MANIFEST_TAG]) is not None
+
+
+def write_back(tracking: Tracking, release: ReleaseName) -> None:
+    """Puts the copy of this machine where the registry has the release's files; DamagedRelease where that is not enough."""
+    with tracking.client() as client:
+        stored = client.get_model_version(release.name, str(release.version))
+        copy = _cached(tracking.cache, stored.tags[MANIFEST_TAG])
+        assert copy is not None, "has_copy says so first"
+        client.log_model_artifacts(str(stored.source).removeprefix("models:/"), str(copy))
+    with tempfile.TemporaryDirectory() as scratch:
+        load_release(replace(tracking, cache=Path(scratch)), release.name, release.version)
+
+
 def check_backbone(release: Release, fingerprint: str) -> None:
     """BackboneMismatch unless the release was fitted on exactly these stored weights, tokenizer and template."""
     fitted_on = release.manifest.backbone
@@ -151,6 +180,15 @@ def check_backbone(release: Release, fingerprint: str) -> None:
             f"Release {release.full_name} was fitted on {fitted_on.fingerprint[:12]}, this backbone is {fingerprint[:12]}. "
             f"Load {fitted_on.name!r} or fit the recipe again."
         )
+
+
+def other_files(release: ReleaseName, promoted: str, found: str | None) -> str:
+    """The sentence where a version is not what was made champion; both are digests of manifests."""
+    return (
+        f"A champion is served with the files that were promoted, but {release} was promoted with the manifest {promoted[:12]} "
+        f"and has {'none' if found is None else found[:12]} now: it was exchanged. Publish what is meant as a version of its own "
+        f"and promote it, or go back: `graftline rollback {release.name} --reason ...`."
+    )
 
 
 def _experiment_of(tracking: Tracking, run_id: str) -> str:
@@ -178,6 +216,16 @@ def _ensure_registered(client: MlflowClient, name: str) -> bool:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
         return False
+
+
+def _refuse_old_ledger(client: MlflowClient, name: str) -> None:
+    """Numbers of versions begin at 1 again where a registered model was deleted."""
+    if client.search_model_versions(f"name='{ledger_name(name)}'", max_results=1):
+        raise RefusedName(
+            f"A ledger belongs to one registered model, but {name} was deleted and {ledger_name(name)} still says which of its "
+            f"versions was promoted: a new version of that number would pass no gate. Publish under another name, restore {name} "
+            f"from a backup, or delete {ledger_name(name)} as well."
+        )
 
 
 def _take_back(client: MlflowClient, model_id: str, location: str, made_name: str | None) -> None:

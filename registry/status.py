@@ -9,14 +9,17 @@ from pydantic import BaseModel, ConfigDict
 
 from registry.canary import CanaryLedger
 from registry.canary_chain import Trail
+from registry.errors import UnknownRelease
 from registry.ledger import Ledger
 from registry.ledger_chain import Head, Recorded, as_head
-from registry.names import registered_names
+from registry.names import ReleaseName, registered_names
 from registry.policy import PolicyChange, policies
 from registry.proposals import Proposed, open_proposals
+from registry.release import FORMAT_TAG
 from registry.tracking import Tracking
 from registry.transfer import origin_of
-from registry.verdicts import VERDICT_TAG
+from registry.verdicts import REPORT_TAG, VERDICT_TAG, recorded_report, version_tags
+from registry.versions import newest_versions
 
 NOT_GATED = "not gated"
 _RECENT = 10
@@ -81,7 +84,9 @@ def name_status(tracking: Tracking, name: str) -> NameStatus:
     champion = history[-1].version if history else None
     drift = ledger.drift()
     candidates = _candidates(tracking, name, champion, {entry.version for entry in history if entry.kind == "override"})
-    warnings = [f"Entry {recorded.number} of the ledger is void: {recorded.void}." for recorded in records if recorded.void]
+    # One that lost to a rival was told so, and harms nobody.
+    void = [recorded for recorded in records if recorded.void and not recorded.lost]
+    warnings = [f"Entry {recorded.number} of the ledger is void: {recorded.void}." for recorded in void]
     warnings.extend(
         f"Entry {recorded.number} of the ledger was {recorded.damage}: what it said is told from the copy in entry "
         f"{recorded.told_by}. Run `graftline doctor {name}`."
@@ -90,9 +95,12 @@ def name_status(tracking: Tracking, name: str) -> NameStatus:
     )
     warnings.extend(_policy_changes(policies(tracking, name)))
     warnings.extend(_overrides_in_force(name, champion, history))
+    warnings.extend(_gated_otherwise(tracking, name, champion))
     trail = CanaryLedger(tracking, name).history().trail
     valid = [recorded for recorded in records if recorded.void is None]
     proposals = open_proposals(tracking, name, as_head(valid[-1]) if valid else Head())
+    if champion is not None and (fault := _of_champion(ledger, champion)) is not None:
+        warnings.insert(0, fault)
     if drift is not None:
         warnings.insert(0, drift.repair)
     return NameStatus(
@@ -105,6 +113,14 @@ def name_status(tracking: Tracking, name: str) -> NameStatus:
         proposals=tuple(_proposal(name, one) for one in proposals),
         canary=_canary(trail, name),
     )
+
+
+def _of_champion(ledger: Ledger, champion: int) -> str | None:
+    """That its version is gone, or has other files than those that were promoted."""
+    try:
+        return ledger.exchanged()
+    except UnknownRelease:
+        return f"{ledger.name}@{champion} is champion, but the version was deleted. Run `graftline doctor {ledger.name}`."
 
 
 def _proposal(name: str, proposed: Proposed) -> ProposalStatus:
@@ -133,11 +149,16 @@ def _canary(trail: Trail, name: str) -> str | None:
 
 
 def _candidates(tracking: Tracking, name: str, champion: int | None, overridden: set[int]) -> tuple[VersionStatus, ...]:
+    from mlflow.exceptions import MlflowException
+
     with tracking.client() as client:
-        found = client.search_model_versions(f"name='{name}'", max_results=_RECENT, order_by=["version_number DESC"])
-        versions = list(found)
+        versions = newest_versions(client, name, _RECENT)
         if champion is not None and champion not in {int(version.version) for version in versions}:
-            versions.append(client.get_model_version(name, str(champion)))
+            try:
+                versions.append(client.get_model_version(name, str(champion)))
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # it was deleted, as a warning says
+                    raise
         aliases = client.get_registered_model(name).aliases
     return tuple(
         VersionStatus(
@@ -171,6 +192,23 @@ def _history(recorded: Recorded) -> HistoryEntry:
         reason=entry.reason,
         created=entry.created,
     )
+
+
+def _gated_otherwise(tracking: Tracking, name: str, champion: int | None) -> list[str]:
+    """A champion whose gate measured it on its backbone in the format of its fit, which is not the one that serves it."""
+    if champion is None:
+        return []
+    release = ReleaseName(name, champion)
+    tags = version_tags(tracking, release)
+    if FORMAT_TAG not in tags or REPORT_TAG not in tags:
+        return []
+    report = recorded_report(tracking, release)
+    if report is None or report.details.get("backbone_format") == "full":
+        return []
+    return [
+        f"{release} was fitted around its backbone in {tags[FORMAT_TAG]} and gated on it so, but it is served on the backbone in "
+        f"its own dtype, which the gate measures now. Run `graftline promote {release}`."
+    ]
 
 
 def _overrides_in_force(name: str, champion: int | None, history: tuple[HistoryEntry, ...]) -> list[str]:

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import shutil
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from pathlib import Path, PurePosixPath
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from adapters.whole_file import whole_directory, write_whole, written_whole
-from registry.errors import DamagedExport, RefusedName
+from registry.errors import DamagedExport, NoRoom, RefusedName, RegistryError, lacks_room
 from registry.gate_report import GateReport
 from registry.manifest import MANIFEST, file_digest, read_manifest, verify
 from registry.names import ReleaseName, checked_name, current_actor
@@ -34,6 +36,9 @@ from registry.verdicts import recorded_report, version_tags
 INDEX, REPORT, FILES = "export.json", "gate_report.json", "release"
 ORIGIN_TAG, ORIGIN_REPORT_TAG = "graftline.origin", "graftline.origin.gate_report"
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
+MAX_FILES, MAX_JSON = 1000, 2**23  # of an archive; bytes of what is read as one value
+# What tarfile lets through of a damaged archive, or of a name or a time that no file can have.
+_UNREADABLE = (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, OverflowError)
 
 
 class _Value(BaseModel):
@@ -174,21 +179,47 @@ def opened(source: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as scratch:
         try:
             with tarfile.open(source) as archive:
-                for member in archive:
-                    if not member.isfile() and not member.isdir():
-                        raise DamagedExport(f"An export holds plain files, but {source} holds {member.name!r}. Export it again.")
+                for number, member in enumerate(archive, start=1):
+                    _refuse_strange(member, number, source, Path(scratch))
                     archive.extract(member, scratch, filter="data")
-        except (tarfile.TarError, EOFError, OSError) as error:
+        except RegistryError:
+            raise
+        except _UNREADABLE as error:
+            if lacks_room(error):
+                raise NoRoom(f"An export is unpacked before it is proved, but there is no room for {source}: {error}.") from error
             if isinstance(error, FileNotFoundError) and not source.exists():
                 raise DamagedExport(f"An export is a folder or an archive, but {source} is not there. Check the path.") from error
             raise DamagedExport(f"{source} must be an export, but cannot be read ({error}). Export it again.") from error
         yield Path(scratch)
 
 
+def _refuse_strange(member: tarfile.TarInfo, number: int, source: Path, scratch: Path) -> None:
+    """What no export holds, before anything of it is written."""
+    if not member.isfile() and not member.isdir():
+        raise DamagedExport(f"An export holds plain files, but {source} holds {member.name!r}. Export it again.")
+    if number > MAX_FILES:
+        raise DamagedExport(f"An export holds at most {MAX_FILES} files, but {source} holds more. Export it again.")
+    if member.size > (free := shutil.disk_usage(scratch).free):
+        raise NoRoom(
+            f"An export is unpacked before it is proved, but {member.name!r} in {source} has {member.size:,} bytes, and there "
+            f"are {free:,} free in {scratch.parent}. Make room there, or set TMPDIR to where there is more."
+        )
+
+
+def _read_json(folder: Path, name: str, source: Path) -> str:
+    """OSError and UnicodeDecodeError as for any file."""
+    size = (folder / name).stat().st_size
+    if size > MAX_JSON:
+        raise DamagedExport(
+            f"{name} of an export has at most {MAX_JSON:,} bytes, but that of {source} has {size:,}. Export it again."
+        )
+    return (folder / name).read_text(encoding="utf-8")
+
+
 def verify_export(folder: Path, source: Path, sha256: str | None = None) -> tuple[Export, GateReport | None]:
     """The index and the gate report, once every file is proved to be what was exported and no other file is there."""
     try:
-        export = Export.model_validate_json((folder / INDEX).read_text(encoding="utf-8"))
+        export = Export.model_validate_json(_read_json(folder, INDEX, source))
     except (OSError, UnicodeDecodeError, ValidationError) as error:
         raise DamagedExport(f"An export has a readable {INDEX}, but {source} has none. `graftline export` makes one.") from error
     if export.format_version != 1:
@@ -214,6 +245,9 @@ def verify_export(folder: Path, source: Path, sha256: str | None = None) -> tupl
         raise DamagedExport(f"An export holds only what its index names, but {source} also has {added[0]}. Export it again.")
     if f"{FILES}/{MANIFEST}" not in export.files:
         raise DamagedExport(f"An export holds a release with its manifest, but {source} has none. Export it again.")
+    if links := sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_symlink()):
+        raise DamagedExport(f"An export holds plain files, but {source} holds the link {links[0]}. Export it again.")
+    _read_json(folder, f"{FILES}/{MANIFEST}", source)
     return export, _report(folder, export, source)
 
 
@@ -221,8 +255,8 @@ def _report(folder: Path, export: Export, source: Path) -> GateReport | None:
     if REPORT not in export.files:
         return None
     try:
-        return GateReport.model_validate_json((folder / REPORT).read_text(encoding="utf-8"))
-    except ValidationError as error:
+        return GateReport.model_validate_json(_read_json(folder, REPORT, source))
+    except (UnicodeDecodeError, ValidationError) as error:
         raise DamagedExport(
             f"The gate report of {source} was written by another version of Graftline. Export it again by this one, or leave "
             f"{REPORT} out there."

@@ -15,6 +15,7 @@ from registry.gate_report import GateReport
 from registry.names import ReleaseName, unknown_release
 from registry.release import MANIFEST_TAG
 from registry.tracking import Tracking
+from registry.versions import versions_after
 
 VERDICT_TAG, REPORT_TAG = "graftline.gate.verdict", "graftline.gate.report"
 START_TAG, EVIDENCE_TAG = "graftline.gate.start", "graftline.gate.evidence"
@@ -69,16 +70,9 @@ def recorded_evidence(tracking: Tracking, release: ReleaseName) -> Evidence | No
 
 def taken_shares(tracking: Tracking, name: str) -> frozenset[Share]:
     """What the gates of all versions of the name took of its alpha, undecided and cut off ones included."""
-    found: list[str] = []
-    token: str | None = None
     with tracking.client() as client:
-        while True:
-            page = client.search_model_versions(f"name='{name}'", max_results=200, page_token=token)
-            tags = [tag for version in page for tag in version.tags.items()]
-            found.extend(value for name, value in tags if name == START_TAG or name.startswith(_CLAIM_TAG))
-            token = page.token or None
-            if token is None:
-                break
+        tags = [tag for version in versions_after(client, name) for tag in version.tags.items()]
+    found = [value for key, value in tags if key == START_TAG or key.startswith(_CLAIM_TAG)]
     return frozenset(share for start in found for share in Start.model_validate_json(start).shares)
 
 

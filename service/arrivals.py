@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -38,10 +38,10 @@ class Arrivals:
                 if entry.name.startswith(".") or not entry.name.endswith(SUFFIXES):
                     continue
                 try:
-                    stat = entry.stat()
-                except FileNotFoundError:  # taken away between the two calls
+                    stat, is_file = entry.stat(), entry.is_file()
+                except OSError:  # taken away between the two calls, or a link that leads nowhere
                     continue
-                if entry.is_file() and stat.st_size:
+                if is_file and stat.st_size:
                     found.append((Look(stat.st_size, stat.st_mtime_ns), Path(entry.path)))
         return {file: look for look, file in sorted(found, key=lambda one: (one[0].mtime_ns, one[1].name))}
 
@@ -92,6 +92,10 @@ class Waiting:
 
     def done(self, file: Path) -> None:
         self._tries.pop(file, None)
+
+    def keep(self, files: Collection[Path]) -> None:
+        """Forgets those that are no longer there."""
+        self._tries = {file: tries for file, tries in self._tries.items() if file in files}
 
     def __bool__(self) -> bool:
         return bool(self._tries)

@@ -15,7 +15,7 @@ from registry.errors import DamagedRelease, NoCanary, NoChampion, UnknownRelease
 from registry.ledger_reader import LedgerReader
 from registry.manifest import MANIFEST, file_digest, verify
 from registry.names import CHAMPION, ReleaseName, registered_names, resolve
-from registry.release import Release, load_release
+from registry.release import Release, load_release, other_files
 from registry.tracking import Tracking
 
 INDEX = "index.json"
@@ -67,7 +67,14 @@ class RegistryCatalogue:
         return resolve(self._tracking, reference)
 
     def open(self, release: ReleaseName) -> Release:
-        return load_release(self._tracking, release.name, release.version)
+        """DamagedRelease as well where it is the champion and its files are not those that were promoted."""
+        found = load_release(self._tracking, release.name, release.version)
+        reader = self._readers.get(release.name)
+        if reader is not None and reader.head.adapter_version == release.version and reader.head.manifest is not None:
+            digest = file_digest(found.directory / MANIFEST)
+            if digest != reader.head.manifest:
+                raise DamagedRelease(other_files(release, reader.head.manifest, digest))
+        return found
 
     def _champion(self, name: str) -> int | None:
         reader = self._readers.setdefault(name, LedgerReader(self._tracking, name))

@@ -25,9 +25,9 @@ def merge(
     combination: Annotated[
         str, typer.Option(metavar="cat|svd|ties|dare|dare_ties", help="cat is the exact sum, of summed rank; the rest are cut.")
     ] = "cat",
-    weight: Annotated[
-        list[float] | None, typer.Option(help="One an adapter, in their order [default: 1 each].", show_default=False)
-    ] = None,
+    weights: Annotated[
+        str, typer.Option(metavar="W,...", help="One an adapter, in their order: 0.5,1 [default: 1 each].", show_default=False)
+    ] = "",
     density: Annotated[float, typer.Option(help="Share of entries that ties and dare keep.")] = 0.5,
     rank: Annotated[int | None, typer.Option(help="Rank after an SVD [default: the largest of theirs].")] = None,
     seed: Annotated[int, typer.Option(help="Of what dare drops.")] = 0,
@@ -39,7 +39,7 @@ def merge(
     """Merge LoRA adapters of one backbone into one, ready to publish: the gate then measures it like any other."""
     from service.commands.merge import merge as run
 
-    settings = {"combination": combination, "weights": tuple(weight or ()), "density": density, "rank": rank, "seed": seed}
+    settings = {"combination": combination, "weights": listed(weights), "density": density, "rank": rank, "seed": seed}
     run(subjects, out, settings, name, home, tracking_uri, as_json)
 
 
@@ -91,6 +91,9 @@ def sequence(
     family_items: Annotated[int, typer.Option(help="Items a protected family.", min=8)] = 40,
     router_items: Annotated[int, typer.Option(help="Questions a class and split that a router is fitted on.", min=100)] = 240,
     combination: Annotated[str, typer.Option(metavar="cat|svd|ties|dare|dare_ties", help="How adapters are merged.")] = "cat",
+    weights: Annotated[
+        str, typer.Option(metavar="W,...", help="Of a merge, one a recipe, in their order [default: 1 each].", show_default=False)
+    ] = "",
     sweep: Annotated[bool, typer.Option("--sweep", help="Search each recipe, instead of fitting its own values.")] = False,
     home: Home = None,
     tracking_uri: TrackingUri = None,
@@ -108,6 +111,6 @@ def sequence(
         "items": items,
         "family_items": family_items,
         "router": {"items": router_items},
-        "merge": {"combination": combination},
+        "merge": {"combination": combination, "weights": listed(weights)},
     }
     run(recipes, settings, sweep, home, tracking_uri, as_json)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from service.options import Home, Json, TrackingUri, seconds
+from service.options import TRIALS, Home, Json, TrackingUri, seconds
 
 continuing_app = typer.Typer()
 
@@ -31,7 +31,7 @@ def continue_(
         str, typer.Argument(metavar="DOMAIN", help="A registered model with a champion, or the recipe (TOML) of one.")
     ],
     data: Annotated[Path, typer.Option(help="New rows (JSONL, CSV, Parquet) in the columns of the domain's task file.")],
-    trials: Annotated[int, typer.Option(help="Of each arm.", min=1)] = 2,
+    trials: Annotated[int, typer.Option(help="Of each arm.", min=1)] = TRIALS,
     least_rows: Annotated[int, typer.Option(help="New rows below which nothing is fitted.", min=8)] = 40,
     always: Annotated[bool, typer.Option("--always", help="Fit also where the champion is not shown to do worse.")] = False,
     time_budget_s: Annotated[
@@ -61,7 +61,7 @@ def watch(
     once: Annotated[
         bool, typer.Option("--once", help="End when nothing is left to take in; 75 where something must wait.")
     ] = False,
-    trials: Annotated[int, typer.Option(help="Of each arm.", min=1)] = 2,
+    trials: Annotated[int, typer.Option(help="Of each arm.", min=1)] = TRIALS,
     least_rows: Annotated[int, typer.Option(help="New rows below which nothing is fitted.", min=8)] = 40,
     always: Annotated[bool, typer.Option("--always", help="Fit also where the champion is not shown to do worse.")] = False,
     home: Home = None,

@@ -10,23 +10,17 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-import torch
-
-from adapters.adapter_router import AdapterRouter
 from adapters.backbone import Backbone
 from adapters.errors import AdapterError
 from engine.engine import Engine
 from engine.errors import EngineError
-from engine.inspect import inspector
-from engine.profile import Profile
 from registry.canary_chain import Canary, Trail
 from registry.errors import NoRoom, RegistryError, RegistryUnreachable
-from registry.manifest import MANIFEST, file_digest
 from registry.names import CHAMPION, ReleaseName
-from registry.release import check_backbone
 from service.catalogue import Catalogue
 from service.errors import ApiError, without_paths
 from service.lease import Lease, Served, Slot, Want, served_id
+from service.loading import ReleaseLoader
 from service.shortened import shortened
 from service.unserved import REGISTRY_AWAY, RETRY_FAILED_S, RETRY_REFUSED_S, Readiness, Refusal, registry_away, unavailable
 
@@ -51,8 +45,8 @@ class ServedModels:
         clock: Callable[[], float] = time.monotonic,
         trails: Callable[[], Mapping[str, Trail]] = dict,
     ) -> None:
-        self._engine, self._catalogue, self._clock = engine, catalogue, clock
-        self._frozen, self._max_loaded = backbone, max_loaded
+        self._catalogue, self._clock, self._max_loaded = catalogue, clock, max_loaded
+        self._loader = ReleaseLoader(engine, backbone, catalogue)
         self._backbone = Slot(Served(served_id(backbone.name), None, backbone.fingerprint))
         self._state = threading.Lock()  # held for moments: names and counts
         self._looking = threading.Lock()  # held for a whole look: of two at a time the older could have the last word
@@ -281,7 +275,7 @@ class ServedModels:
                 if refusal is not None and self._clock() - refusal.at < refusal.retry_s:
                     return
                 try:
-                    slot = Slot(self._into_engine(release))
+                    slot = Slot(self._loader.load(release))
                 except RegistryUnreachable as error:
                     self._note_registry(str(error))
                     return
@@ -300,24 +294,6 @@ class ServedModels:
                     self._champions[release.name] = release
                 else:
                     slot.is_kept = True
-
-    def _into_engine(self, release: ReleaseName) -> Served:
-        opened = self._catalogue.open(release)
-        check_backbone(opened, self._frozen.fingerprint)
-        digest = file_digest(opened.directory / MANIFEST)
-        name = f"{release.name}@v{release.version}#{digest[:12]}"
-        router = AdapterRouter.load(opened.directory)
-        if router is not None:
-            router.check(self._frozen)
-            if inspector(self._engine) is None:
-                raise EngineError(f"{release} chooses by the backbone's states, which this engine does not show.")
-            return Served(str(release), None, digest, router=router)
-        profile = Profile.load(opened.directory)
-        self._engine.load(name, profile)
-        probe = self._frozen.chat_ids("?")
-        with torch.no_grad():
-            overhead = len(profile.transform(self._frozen, probe).ids) - len(probe)
-        return Served(str(release), name, digest, overhead)
 
     def _fetch(self, model: str, want: Want) -> ReleaseName:
         """Blocks. The release behind NAME@VERSION or NAME@ALIAS, loaded."""
@@ -364,24 +340,12 @@ class ServedModels:
                 gone = {release: self._slots.pop(release) for release in surplus}
                 ended = [slot for slot in self._leaving if slot.uses == 0]
             for slot in ended:
-                if self._unloaded(slot):
+                if self._loader.unload(slot.served):
                     self._leaving.remove(slot)
             for release, slot in gone.items():
-                if not self._unloaded(slot):
+                if not self._loader.unload(slot.served):
                     with self._state:
                         self._slots[release] = slot
-
-    def _unloaded(self, slot: Slot) -> bool:
-        """False where a row that was cancelled a moment ago is still there: the next look finds it gone."""
-        if slot.served.profile is None:  # a router holds nothing in the engine
-            return True
-        try:
-            self._engine.unload(slot.served.profile)
-        except EngineError as error:
-            log.info("%s stays loaded for now: %s", slot.served.id, error)
-            return False
-        log.info("%s was unloaded", slot.served.id)
-        return True
 
     def _note_registry(self, problem: str) -> None:
         log.warning("The registry cannot be read; what is loaded stays served. %s", problem)

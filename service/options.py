@@ -32,6 +32,7 @@ Price = Annotated[
         help='Of one worker, with any currency: "2.50 EUR" [default: the recipe\'s, else $GRAFTLINE_PRICE_PER_HOUR].',
     ),
 ]
+TRIALS = 2  # of each arm of `graftline continue`, where nothing else is asked for
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts instead of text.")]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from service.options import Home, Json, TrackingUri, seconds
+from service.options import Home, Json, Storage, TrackingUri, seconds
 
 registry_app = typer.Typer()
 
@@ -19,6 +19,7 @@ def publish(
     ],
     name: Annotated[str | None, typer.Option(help="Registered model [default: the recipe's name].")] = None,
     trial: Annotated[int | None, typer.Option(help="Of the study, also one that lost more than a margin.")] = None,
+    storage: Storage = None,
     home: Home = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
@@ -26,7 +27,7 @@ def publish(
     """Publish an adapter as a new version of a registered model. It is not served before it is promoted."""
     from service.commands.releases import publish as run
 
-    run(source, name, home, tracking_uri, as_json, trial)
+    run(source, name, home, tracking_uri, as_json, trial, storage)
 
 
 @registry_app.command()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 import sqlite3
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -115,6 +117,27 @@ def postgres() -> Iterator[Postgres]:
 
     with running() as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def ray_nodes() -> Iterator[None]:
+    """A real Ray of two nodes on this machine, the first with one GPU that it only believes to have."""
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    # Its processes import what this one does; with their usual niceness of 15 a busy machine would let workers wait for ever.
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1)
+        ray.init(address=cluster.address, log_to_driver=False)
+        yield
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+        monkeypatch.undo()
 
 
 @pytest.fixture(scope="module")

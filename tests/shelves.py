@@ -11,7 +11,7 @@ from small_releases import promote
 from small_studies import PROTECTED
 
 from adapters.backbone import Backbone
-from engine.profile import Profile
+from engine.profile import DecodingPolicy, Profile
 from evaluation.tasks import task_named
 from registry.release import publish
 from registry.tracking import Tracking
@@ -81,12 +81,12 @@ def recipe_of(backbone: Backbone, toml: Path, **changes: object) -> Recipe:
     return recipe.with_values({**values, **changes})
 
 
-def champion(backbone: Backbone, home: Path, tracking: Tracking, recipe: Recipe) -> None:
+def champion(backbone: Backbone, home: Path, tracking: Tracking, recipe: Recipe, policy: DecodingPolicy | None = None) -> None:
     """Fits the recipe and promotes it by an override: version 1."""
     domain = task_named(recipe.domain)
     adapters, examples = new_adapters(recipe, backbone), training_examples(recipe, domain)
     METHODS[recipe.method.name](recipe.method).fit(backbone, adapters, examples, task=domain)
     directory = home / "fitted"
-    complete(directory, recipe, backbone, Profile(adapters), 1.0, examples)
+    complete(directory, recipe, backbone, Profile(adapters, policy or DecodingPolicy()), 1.0, examples)
     publish(tracking, recipe.name, directory)
     promote(tracking, recipe.name, 1)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from gated_names import NAME
+from pydantic import JsonValue
+from safetensors.torch import save_file
 
 from adapters.adapter import Adapter
-from adapters.backbone import Backbone
+from adapters.backbone import Backbone, Format
 from adapters.files import kind_of
 from adapters.lora import LoRA, LoRASpec
 from adapters.softcot import SoftCoT, SoftCoTSpec
@@ -78,3 +81,23 @@ def complete(
 def promote(tracking: Tracking, name: str, version: int) -> None:
     """Past the gate, which has tests of its own; the ledger keeps the reason."""
     Ledger(tracking, name).promote(version, None, override=True, reason="a test of what comes after the gate")
+
+
+def write_directory(
+    folder: Path, backbone: str = "tiny", recipe: Mapping[str, JsonValue] | None = None, format: Format = "full"
+) -> Path:
+    """What a registry takes as a release, without a backbone behind it: one matrix of ones and its manifest."""
+    folder.mkdir(parents=True)
+    save_file({"lora_A": torch.ones(2, 2)}, folder / "adapter_model.safetensors")
+    write_manifest(
+        folder,
+        backbone=BackboneIdentity(name=backbone, fingerprint="f" * 64, dtype="float32", format=format),
+        profile=ProfileDescription(adapters=("lora",)),
+        recipe=recipe or {"name": NAME},
+        task={},
+        data_digests={},
+        lock_digest="l" * 64,
+        seeds={},
+        training=TrainingHashes(frozenset(), frozenset()),
+    )
+    return folder

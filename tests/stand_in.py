@@ -10,6 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tuning.executors import EXECUTORS
+from tuning.executors.executor import Executor, Launch, WorkerCommand
+from tuning.executors.watch import watch
+
 _PROGRAM = """\
 #!{python} -IS
 import json, os, signal, sys, time
@@ -33,6 +37,27 @@ if end in ("wait", "deaf"):
 if end < 0:
     os.kill(os.getpid(), -end)
 sys.exit(end)
+"""
+STORAGE = "postgresql+psycopg://me@db.example.org/stu 'dies'"
+_USUAL: dict[str, dict[str, object]] = {"local": {"gpus": (), "backoff_s": 0.01, "grace_s": 20}, "ray": {"grace_s": 30}}
+# A process that starts workers: its arguments are the executor's name, a folder, the program, the number of workers, the storage
+# and the executor's settings.
+PARENT = """
+import json
+import signal
+import sys
+from pathlib import Path
+from tuning.executors import EXECUTORS
+from tuning.executors.executor import Launch, WorkerCommand
+from tuning.executors.watch import watch
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes begin without it
+name, folder, program, num_workers, storage, settings = sys.argv[1:]
+command = WorkerCommand("study", storage, program=(program,))
+try:
+    sys.exit(watch(EXECUTORS[name](Launch(command, Path(folder)), json.loads(settings)), int(num_workers), print))
+except KeyboardInterrupt:
+    sys.exit(130)
 """
 
 
@@ -60,6 +85,25 @@ class StandIn:
 
     def wait_for(self, num_starts: int) -> None:
         until(lambda: len(self.starts) >= num_starts)
+
+
+def executor_of(
+    name: str,
+    stand_in: StandIn,
+    folder: Path,
+    storage: str = STORAGE,
+    tracking_uri: str | None = None,
+    **values: object,
+) -> Executor:
+    """By name, with the stand-in in the place of the program, and paths that a shell would take apart."""
+    command = WorkerCommand("a 'study'", storage, folder / "home dir", tracking_uri, (str(stand_in.program),))
+    return EXECUTORS[name](Launch(command, folder / "study dir"), {**_USUAL[name], **values})
+
+
+def watched(executor: Executor, num_workers: int) -> tuple[int, list[str]]:
+    """The exit code, and what was told."""
+    told: list[str] = []
+    return watch(executor, num_workers, told.append, poll_s=0.02), told
 
 
 def until(holds: Callable[[], bool], timeout_s: float = 60.0) -> None:

@@ -16,7 +16,7 @@ from registry.errors import ApprovalRefused, AwaitsApproval, PolicyRefused, Prom
 from registry.ledger import Ledger
 from registry.ledger_chain import PROPOSAL_TAG
 from registry.policy import Policy, policies, set_policy
-from registry.release import PUBLISHER_TAG
+from registry.release import MANIFEST_TAG, PUBLISHER_TAG
 from registry.status import name_status
 from registry.tracking import Tracking
 from service.audit import read_audit
@@ -139,17 +139,103 @@ def test_whoever_lowers_the_number_of_people_still_needs_another_one(ledger: Led
     set_policy(ledger.tracking, NAME, ONE, actor="ada", reason="in a hurry")
     propose(ledger, 2, "ada")
     assert any("approvals (1; the name's is 2)" in warning for warning in name_status(ledger.tracking, NAME).warnings)
+    later = ONE.model_copy(update={"time_budget_s": 2 * ONE.time_budget_s})
+    set_policy(ledger.tracking, NAME, later, actor="bob", reason="of another matter: it lowers nothing")
+    assert ledger.asks_for_two("ada") and not ledger.asks_for_two("bob")
     assert ledger.promote(2, report(2), actor="bob").entry is not None
+
+
+def test_files_that_were_exchanged_after_the_proposal_are_not_approved(ledger: Ledger) -> None:
+    with ledger.tracking.client() as client:
+        client.set_model_version_tag(NAME, "2", MANIFEST_TAG, "a" * 64)
+    propose(ledger, 2)
+    with ledger.tracking.client() as client:
+        client.set_model_version_tag(NAME, "2", MANIFEST_TAG, "b" * 64)
+    with pytest.raises(ApprovalRefused, match="exchanged since"):
+        ledger.approve(2, actor="bob")
+    propose(ledger, 2)  # what is there now, as another proposal
+    assert ledger.approve(2, actor="bob").entry is not None
 
 
 def test_a_canary_goes_on_while_its_promotion_waits(ledger: Ledger) -> None:
     canaries = CanaryLedger(ledger.tracking, NAME)
-    canaries.start(2, 0.1, report(2), actor="ada")
+    propose(ledger, 2)
+    canaries.start(2, 0.1, report(2), actor="bob")
     with pytest.raises(AwaitsApproval):
         canaries.finish(report(2), actor="ada")
     assert canaries.under_way() is not None
     ledger.approve(2, actor="bob")
     assert canaries.under_way() is None and ledger.champion_version() == 2
+
+
+def test_nobody_gives_a_canary_traffic_alone(ledger: Ledger) -> None:
+    canaries = CanaryLedger(ledger.tracking, NAME)
+    with pytest.raises(ApprovalRefused, match=r"at most a share of 0, .*a share of 0\.1 .*nobody has proposed it"):
+        canaries.refuse_start(2, 0.1, False, actor="ada")
+    with pytest.raises(ApprovalRefused):
+        canaries.start(2, 0.1, report(2), actor="ada")
+    propose(ledger, 2)
+    with pytest.raises(ApprovalRefused, match="ada proposed or published it"):
+        canaries.start(2, 0.1, report(2), actor="ada")
+    propose(ledger, 3)
+    canaries.start(2, 0.1, report(2), actor="bob")
+    with pytest.raises(ApprovalRefused):  # what another one started he does not make larger by himself
+        canaries.set_share(0.2, actor="ada")
+    canaries.set_share(0.05, actor="ada")
+    assert canaries.set_share(0.5, actor="bob").share == 0.5
+    canaries.end("stop", "enough", actor="ada")
+
+
+def test_an_override_is_no_canary_of_one_person_whatever_the_share(ledger: Ledger) -> None:
+    set_policy(ledger.tracking, NAME, TWO.model_copy(update={"canary_alone": 1.0}), actor="carol", reason="what passed is quick")
+    canaries, lost = CanaryLedger(ledger.tracking, NAME), report(2, lost=0.5)
+    with pytest.raises(ApprovalRefused, match="at most a share of 0, .*without a gate that passed"):
+        canaries.start(2, 0.1, lost, override=True, reason="a demo", actor="ada")
+    propose(ledger, 2)  # the gate of it passed then, which is no word on an override
+    with pytest.raises(ApprovalRefused):
+        canaries.start(2, 0.1, lost, override=True, reason="a demo", actor="bob")
+    with pytest.raises(AwaitsApproval):
+        ledger.promote(2, lost, override=True, reason="a demo", actor="ada")
+    assert canaries.start(2, 0.1, lost, override=True, reason="a demo", actor="bob").overridden
+
+
+def test_one_person_gives_a_canary_that_passed_what_the_policy_lets_him(ledger: Ledger) -> None:
+    set_policy(ledger.tracking, NAME, TWO.model_copy(update={"canary_alone": 0.2}), actor="carol", reason="small ones are quick")
+    canaries = CanaryLedger(ledger.tracking, NAME)
+    canaries.start(2, 0.1, report(2), actor="ada")
+    assert canaries.set_share(0.2, actor="ada").share == 0.2
+    with pytest.raises(ApprovalRefused, match=r"at most a share of 0\.2"):
+        canaries.set_share(0.21, actor="ada")
+    canaries.end("stop", "enough", actor="ada")
+    with pytest.raises(ApprovalRefused):  # nobody profits from what he allowed himself
+        canaries.start(2, 0.1, report(2), actor="carol")
+
+
+def test_a_shadow_takes_one_person(ledger: Ledger) -> None:
+    assert CanaryLedger(ledger.tracking, NAME).start(2, 1.0, report(2), shadow=True, actor="ada").shadow
+
+
+def test_one_person_goes_back_to_no_override_of_one(ledger: Ledger) -> None:
+    set_policy(ledger.tracking, NAME, ONE, actor="carol", reason="for a week")
+    ledger.promote(2, None, override=True, reason="a demo", actor="ada")
+    ledger.promote(3, report(3), actor="ada")
+    assert ledger.rollback("slow", actor="ada").entry is not None and ledger.champion_version() == 2  # no policy is against it
+    ledger.promote(3, report(3), actor="ada")
+    set_policy(ledger.tracking, NAME, TWO, actor="carol", reason="an audit")
+    with pytest.raises(ApprovalRefused, match=f"{NAME}@2 became one by an override of one.*graftline promote {NAME}@2"):
+        ledger.rollback("slow", to=2, actor="ada")
+    ledger.rollback("slow", actor="ada")  # past it, to the one before
+    assert ledger.champion_version() == 1
+
+
+def test_one_person_goes_back_to_an_override_of_two(ledger: Ledger) -> None:
+    with pytest.raises(AwaitsApproval):
+        ledger.promote(2, None, override=True, reason="a demo", actor="ada")
+    ledger.approve(2, actor="bob")
+    propose(ledger, 3)
+    ledger.approve(3, actor="bob")
+    ledger.rollback("slow", actor="ada")
+    assert ledger.champion_version() == 2
 
 
 def test_the_command_of_a_promotion_says_who_is_asked_for(ledger: Ledger) -> None:

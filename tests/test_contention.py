@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from gated_names import report
 from mlflow_server import mlflow_server
+from small_releases import write_directory
 from stores import store_at
-from test_transfer import files_of, write_directory
+from test_transfer import files_of
 
 from registry.canary import CanaryLedger
 from registry.doctor import examine

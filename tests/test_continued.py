@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import shelves
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from shelves import NAME, champion, letters, parcels, recipe_of, write_jsonl, write_task
 from small_releases import promote, random_lora
@@ -22,7 +24,7 @@ from stores import store_at
 from test_quickstart import passing
 
 from adapters.backbone import Backbone
-from engine.profile import Profile
+from engine.profile import DecodingPolicy, Profile
 from evaluation.errors import WrongRow
 from evaluation.tasks import task_named
 from registry.claim import held
@@ -33,6 +35,7 @@ from registry.release import load_release, publish
 from registry.tracking import Tracking
 from service.commands import continued as command
 from service.commands.continued import LATER, REFUSED, Asked, continued
+from service.commands.releases import gate_and_promote
 from tuning.manifest import complete
 from tuning.new_data.rows import checked_rows
 from tuning.new_data.studies import round_arms
@@ -111,6 +114,24 @@ def test_what_may_pass_ends_with_75_and_says_so(released: Path, tmp_path: Path, 
     assert json.loads(capsys.readouterr().out)["error"]["type"] == "RegistryUnreachable"
 
 
+def test_a_full_disk_passes_and_an_error_that_does_not_pass_is_raised(
+    released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = rows(tmp_path)
+    for number, passes in ((errno.ENOSPC, True), (errno.EACCES, False)):
+
+        def fails(*_: object, number: int = number) -> dict[str, Any]:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(command, "_drift", fails)
+        if passes:
+            code, told = run(released, data, capsys)
+            assert (code, told["status"], told["error"]["type"]) == (LATER, "later", "OSError")
+        else:
+            with pytest.raises(PermissionError):
+                run(released, data, capsys)
+
+
 def test_a_name_that_is_not_there_or_has_no_champion_is_refused(
     released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,6 +142,30 @@ def test_a_name_that_is_not_there_or_has_no_champion_is_refused(
         client.create_registered_model("waiting")
     with pytest.raises(NoChampion):
         continued("waiting", asked, released, None, as_json=True)
+
+
+def test_what_was_refused_is_tried_anew_with_other_trials_or_another_recipe(
+    released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+
+    def swept(found: command.Round, *_: object) -> dict[str, Any]:
+        tried.append(found.asked.trials)
+        return chosen(None)
+
+    monkeypatch.setattr(command, "_swept", swept)
+    data, folders = rows(tmp_path), set()
+    for trials in (2, 2, 5, 5):
+        code, told = run(released, data, capsys, always=True, trials=trials)
+        assert (code, told["status"]) == (REFUSED, "refused")
+        folders.add(told["folder"])
+    assert tried == [2, 5] and len(folders) == 2
+    recipe = released / "given.toml"
+    directory = load_release(Tracking.at(released), NAME, 1).directory
+    given = json.loads((directory / "manifest.json").read_text())["recipe"]
+    recipe.write_text(f'name = "{NAME}"\nbackbone = "{given["backbone"]}"\ndomain = "{given["domain"]}"\nprotected = ["boxes"]\n')
+    assert continued(str(recipe), Asked(data, 2, True, 40, None), released, None, as_json=True) == REFUSED
+    assert tried == [2, 5, 2] and json.loads(capsys.readouterr().out)["folder"] not in folders
 
 
 def chosen(directory: Path | None) -> dict[str, Any]:
@@ -223,12 +268,44 @@ def test_the_arms_begin_from_the_champion_and_keep_out_of_other_loras(released: 
     assert len({arm.recipe.name for arm in every}) == 4 and every[0].recipe.start == ({"method.learning_rate": 3e-4},)
 
 
-def learnt_home(backbone: Backbone, home: Path) -> Path:
+def learnt_home(backbone: Backbone, home: Path, policy: DecodingPolicy | None = None) -> Path:
     """A champion that was really fitted to red and blue parcels."""
     tracking = store_at(home)
     knowing_home(backbone, home)
-    champion(backbone, home, tracking, recipe_of(backbone, write_task(home / "task", 1200)))
+    champion(backbone, home, tracking, recipe_of(backbone, write_task(home / "task", 1200)), policy)
     return home
+
+
+@pytest.mark.slow
+def test_a_round_that_learns_the_new_rows_and_keeps_the_old_ones_is_published_once(
+    backbone: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRAFTLINE_THREADS", "1")
+    home, policy = learnt_home(backbone, tmp_path / "home", DecodingPolicy(temperature=0.3)), DecodingPolicy(temperature=0.3)
+    tracking, data = Tracking.at(home), rows(tmp_path, range(1200, 1600))
+    code, told = run(home, data, capsys, trials=2)
+    assert (code, told["status"], told.get("release")) == (0, "published", f"{NAME}@2"), told
+    assert told["learnable"]["is_lost"] and told["learnable"]["new"] < 0.1 < 0.9 < told["learnable"]["old"]
+    assert told["beside"]["passed"] and told["beside"]["new"] > 0.5 and told["verdict"] == "pass"
+    released = load_release(tracking, NAME, 2)
+    assert Profile.load(released.directory).policy == policy and released.manifest.profile.decoding["temperature"] == 0.3
+    assert released.manifest.recipe["adapter"]["warm_start"] == str(load_release(tracking, NAME, 1).directory)  # type: ignore[index, call-overload]
+    assert resolve(tracking, f"{NAME}@candidate").version == 2 and Ledger(tracking, NAME).champion_version() == 1
+
+    def state() -> dict[str, int]:
+        return {str(file): file.stat().st_mtime_ns for file in (home / "studies").rglob("*") if file.is_file()}
+
+    before = state()
+    assert run(home, data, capsys, trials=2) == (code, told) and state() == before
+    (Path(told["folder"]) / "outcome.json").unlink()  # killed before it told: every step is there, and the gate's word
+    assert run(home, data, capsys, trials=2) == (code, told) and state() == before
+    with tracking.client() as client:
+        assert len(client.search_model_versions(f"name='{NAME}'")) == 2
+    done = gate_and_promote(f"{NAME}@2", "", False, None, None, home, None, Console(quiet=True))
+    assert done.promoted and done.report.passed
+    assert Ledger(tracking, NAME).champion_version() == 2
+    code, told = run(home, data, capsys, trials=2)  # of the new champion, these rows are old ones
+    assert (code, told["status"]) == (0, "nothing") and "all of them are known" in told["reason"]
 
 
 def main(home: str, data: str) -> None:

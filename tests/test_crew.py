@@ -15,6 +15,7 @@ from test_studies_by_command import RECIPE
 from registry.tracking import Tracking
 from service.commands.crew import Crew, executor_of
 from tuning.errors import BadCluster, BadStorage
+from tuning.records import RUN_KEY, Records
 from tuning.storage import StudyStorage
 from tuning.study import Sweep
 
@@ -43,6 +44,13 @@ def test_an_executor_that_is_not_there_is_refused_by_name(sweep: Sweep) -> None:
 def test_what_starts_its_workers_itself_has_nothing_to_submit(sweep: Sweep) -> None:
     with pytest.raises(BadCluster, match="--executor local starts its workers itself"):
         executor_of(Crew(2, submit=True), sweep)
+
+
+def test_workers_that_begin_together_find_the_run_that_who_made_the_study_began(sweep: Sweep) -> None:
+    study = sweep.create_for_workers()
+    run = study.user_attrs[RUN_KEY]
+    assert Records.open(sweep.tracking, sweep.recipe, study, print, sweep.directory).parent == run
+    assert sweep.create_for_workers(resume=True).user_attrs[RUN_KEY] == run
 
 
 @pytest.mark.parametrize("options", [("--executor", "ray"), ("--submit",), ("--workers", "2", "--create-only")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,25 +14,29 @@ from pathlib import Path
 
 import pytest
 from gated_names import report
+from small_releases import write_directory
 from stores import store_at
-from test_transfer import write_directory
 
 from registry.canary import CanaryLedger
 from registry.canary_chain import DIGEST_TAG as CANARY_DIGEST
 from registry.doctor import Finding, examine
-from registry.errors import NothingToRollBackTo, UnknownRelease
+from registry.errors import AwaitsApproval, DamagedRelease, NothingToRollBackTo, RefusedName, UnknownRelease
 from registry.ledger import Ledger
-from registry.ledger_chain import BEFORE_TAG, ENTRY_TAG
+from registry.ledger_chain import BEFORE_TAG, ENTRY_TAG, PROPOSAL_TAG
 from registry.ledger_reader import LedgerReader
-from registry.policy import POLICY_TAG
+from registry.names import ReleaseName, registered_names, resolve
+from registry.policy import POLICY_TAG, Policy, set_policy
 from registry.proposals import REPORT_TAG
-from registry.release import publish
+from registry.release import MANIFEST_TAG, load_release, publish
 from registry.stale_runs import stale_runs
+from registry.status import name_status
 from registry.tracking import PROCESS_TAG, Tracking
 from service.audit import read_audit
+from service.catalogue import RegistryCatalogue
 from service.commands.doctor import doctor
 
 NAME = "medicine"
+DRAWN = {"round_items": 8, "domain_items": 8, "max_rounds": 1, "time_budget_s": 60}
 ENTRIES = f"{NAME}.releases"
 
 
@@ -53,6 +58,12 @@ def tracking(made: Path, tmp_path: Path) -> Tracking:
     (tmp_path / "mlflow.db").write_bytes((made / "mlflow.db").read_bytes())
     (tmp_path / "releases").symlink_to(made / "releases")
     return Tracking.at(tmp_path)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Tracking:
+    """An empty one, to which a test may write."""
+    return store_at(tmp_path / "own")
 
 
 def said(tracking: Tracking, **options: object) -> list[str]:
@@ -122,6 +133,15 @@ def test_an_edited_entry_is_written_back_from_the_copy_above_it(tracking: Tracki
     assert examine(tracking, NAME) == () and Ledger(tracking, NAME).records() == before
 
 
+@pytest.mark.parametrize("text", ["", "[]", '{"number": 1}'])
+def test_a_copy_that_was_edited_is_written_again_before_it_is_needed(tracking: Tracking, text: str) -> None:
+    set_tag(tracking, 2, BEFORE_TAG, text)
+    assert said(tracking) == ["copy-edited open"]
+    assert said(tracking, repair=True) == ["copy-edited repaired"] and examine(tracking, NAME) == ()
+    forge(tracking, 1)
+    assert said(tracking) == ["entry-edited open"], "and now it tells what entry 1 said"
+
+
 def test_an_edited_entry_without_a_copy_says_what_counts_and_how_to_go_on(tracking: Tracking) -> None:
     forge(tracking, 3)  # the last one: no entry above it has a copy
     [void, alias] = examine(tracking, NAME)
@@ -157,6 +177,7 @@ def test_a_rival_who_lost_is_no_finding(tracking: Tracking) -> None:
     with tracking.client() as client:
         client.create_model_version(ENTRIES, source=f"models:/{NAME}/2", tags=tags)
     assert Ledger(tracking, NAME).records()[-1].lost and examine(tracking, NAME) == ()
+    assert name_status(tracking, NAME).warnings == ()
 
 
 def test_another_gate_report_than_the_one_that_was_signed_is_found(tracking: Tracking) -> None:
@@ -172,6 +193,24 @@ def test_an_edited_entry_about_a_canary_is_found(tracking: Tracking) -> None:
     assert said(tracking) == ["canary-void open"]
 
 
+def test_an_edited_proposal_is_found_and_one_that_lapsed_is_not(tracking: Tracking) -> None:
+    ledger = Ledger(tracking, NAME)
+    asked = Policy.model_validate({"protected": ["boxes"], "margin": 0.2, "alpha": 0.1, **DRAWN, "approvals": 2})
+    set_policy(tracking, NAME, asked, actor="ada", reason="two people")
+    for version in (1, 2):
+        with pytest.raises(AwaitsApproval):
+            ledger.promote(version, report(version), actor="bob")
+    assert examine(tracking, NAME) == ()
+    with tracking.client() as client:
+        stored = json.loads(client.get_model_version(ENTRIES, "4").tags[PROPOSAL_TAG])
+    set_tag(tracking, 4, PROPOSAL_TAG, json.dumps({**stored, "actor": "eve"}))
+    [found] = examine(tracking, NAME)
+    assert found.id == "proposal-void:4" and "was edited" in found.sentence
+    ledger.approve(2, actor="ada")
+    assert [one.id for one in examine(tracking, NAME)] == ["proposal-void:4"]
+    assert [one.state for one in examine(tracking, NAME, accept="looked into")] == ["accepted"]
+
+
 def test_a_policy_that_cannot_be_read_is_found(tracking: Tracking) -> None:
     with tracking.client() as client:
         client.set_registered_model_tag(NAME, POLICY_TAG, "gone")
@@ -181,6 +220,8 @@ def test_a_policy_that_cannot_be_read_is_found(tracking: Tracking) -> None:
 def test_a_champion_whose_version_was_deleted_is_named_with_those_to_go_back_to(tracking: Tracking) -> None:
     delete(tracking, NAME, 3)
     delete(tracking, NAME, 2)
+    shown = name_status(tracking, NAME)  # of a registry where that happened, all else is shown as ever
+    assert shown.champion == 3 and any("was deleted" in warning and "doctor medicine" in warning for warning in shown.warnings)
     [found] = examine(tracking, NAME, repair=True)
     assert found.is_open and "still there: 1." in found.sentence and "graftline rollback medicine" in found.sentence
     assert LedgerReader(tracking, NAME).refresh() == 3, "the ledger's word stands until somebody goes back"
@@ -202,6 +243,66 @@ def test_a_champion_whose_files_are_gone_is_found(tracking: Tracking, tmp_path: 
         assert said(tracking) == ["champion-damaged open"]
     finally:
         (tmp_path / "elsewhere").rename(moved)
+
+
+def damaged(tracking: Tracking, home: Path, add: str | None = None) -> Path:
+    """A champion of its own, whose weights are gone from the registry, or beside which there is another file."""
+    publish(tracking, "law", write_directory(home / "law", backbone="tiny law"))
+    Ledger(tracking, "law").promote(1, None, override=True, reason="a test of what comes after")
+    with tracking.client() as client:
+        location = client.get_logged_model(str(client.get_model_version("law", "1").source).rpartition("/")[2]).artifact_location
+    files = Path(location.removeprefix("file://"))
+    if add is None:
+        next(files.rglob("*.safetensors")).unlink()
+    else:
+        (files / add).write_text("more")
+    return files
+
+
+def test_a_copy_on_this_machine_hides_no_damage_and_puts_it_right(store: Tracking, tmp_path: Path) -> None:
+    damaged(store, tmp_path)
+    [found] = examine(store, "law")
+    assert found.id == "champion-damaged:1" and found.is_open and "--repair" in found.sentence
+    assert [one.state for one in examine(store, "law", repair=True)] == ["repaired"]
+    assert examine(store, "law") == ()
+    shutil.rmtree(store.cache)
+    assert load_release(store, "law", 1).version == 1, "fetched from the registry again"
+
+
+def test_what_a_copy_cannot_put_right_stays_open_with_the_reason(store: Tracking, tmp_path: Path) -> None:
+    damaged(store, tmp_path, add="more.txt")
+    [found] = examine(store, "law", repair=True)
+    assert found.is_open and "did not help" in found.sentence and "more.txt" in found.sentence
+
+
+def test_a_champion_whose_files_were_exchanged_is_found_and_not_served(tracking: Tracking) -> None:
+    catalogue = RegistryCatalogue(tracking)
+    assert catalogue.champions()[NAME] == 3 and catalogue.open(ReleaseName(NAME, 3)).version == 3
+    with tracking.client() as client:
+        other = client.get_model_version(NAME, "1")
+        client.set_model_version_tag(NAME, "3", MANIFEST_TAG, other.tags[MANIFEST_TAG])
+    [found] = examine(tracking, NAME)
+    assert found.id == "champion-exchanged:3:3" and "rollback medicine" in found.sentence
+    assert found.sentence in name_status(tracking, NAME).warnings
+    for use in (lambda: resolve(tracking, NAME), lambda: catalogue.open(ReleaseName(NAME, 3))):
+        with pytest.raises(DamagedRelease, match=r"medicine@3 was promoted with the manifest .* exchanged"):
+            use()
+    assert catalogue.open(ReleaseName(NAME, 2)).version == 2
+    Ledger(tracking, NAME).rollback("exchanged")
+    assert resolve(tracking, NAME) == ReleaseName(NAME, 2) and examine(tracking, NAME) == ()
+
+
+def test_a_new_version_one_is_not_taken_for_the_deleted_one_that_was_promoted(tracking: Tracking, tmp_path: Path) -> None:
+    with tracking.client() as client:
+        client.delete_registered_model(NAME)
+    again = write_directory(tmp_path / "again", backbone="tiny again")
+    for _ in range(2):
+        with pytest.raises(RefusedName, match=r"medicine was deleted and medicine\.releases still says"):
+            publish(tracking, NAME, again)
+    assert NAME not in registered_names(tracking), "nothing is left of it"
+    with tracking.client() as client:
+        client.delete_registered_model(ENTRIES)
+    assert publish(tracking, NAME, again).version == 1
 
 
 def begun(process: str | None) -> Callable[[Tracking], str]:
@@ -256,7 +357,7 @@ def test_the_command_repairs_tells_and_ends_as_scripts_can_read(
 
 def test_accepting_needs_a_name_and_a_reason(tracking: Tracking, tmp_path: Path) -> None:
     for name, reason in ((None, "seen"), (NAME, " ")):
-        with pytest.raises(ValueError, match="needs a reason"):
+        with pytest.raises(RefusedName, match="needs a reason"):  # an error of ours: by command a sentence and exit code 2
             doctor(name, False, reason, 168, tmp_path, None, as_json=True)
 
 

@@ -14,8 +14,9 @@ from engine.inspect import inspector
 from engine.profile import Profile
 from engine.torch_engine import TorchEngine
 from evaluation.measures.choice import ScoredOptions
-from evaluation.task import Example
+from evaluation.task import Example, split_of
 from tuning.new_data.beside import beside_champion
+from tuning.new_data.drawn import one_a_group
 from tuning.new_data.drift import Side, drift, drift_picture, mean_discrepancy, read_side
 from tuning.new_data.learnable import HINT_NATS, Learnable, compared_shares, hint_of, learnable
 from tuning.new_data.rows import checked_rows
@@ -33,6 +34,19 @@ def test_rows_of_one_kind_drift_in_five_of_a_hundred_and_of_another_kind_always(
     assert mean_discrepancy(cloud(20, 0, 0).states_NH, cloud(20, 1.0, 1).states_NH)[1] <= 0.01
 
 
+def test_rows_of_one_group_are_one_piece_of_evidence() -> None:
+    """Groups of ten rows that are much alike, of one kind on both sides: as rows of their own they nearly always drift."""
+    alarms = {"every row": 0, "one a group": 0}
+    for seed in range(30):
+        centres = np.random.default_rng(seed).normal(0, 1, (24, 8))
+        states = centres.repeat(10, axis=0) + np.random.default_rng(100 + seed).normal(0, 0.1, (240, 8))
+        rows = [Example(str(n), "q", "a", ("a", "b"), group=str(n // 10)) for n in range(240)]
+        for which, kept in (("every row", rows), ("one a group", one_a_group(rows, 200, "drift/0"))):
+            sides = [states[[int(one.id) for one in kept if (int(one.id) < 120) is old]] for old in (True, False)]
+            alarms[which] += mean_discrepancy(*sides)[1] <= 0.05
+    assert alarms["every row"] >= 20 and alarms["one a group"] <= 5
+
+
 def test_states_that_changed_only_in_their_spread_have_drifted() -> None:
     wide = cloud(40, 0, 2)
     assert mean_discrepancy(cloud(40, 0, 1).states_NH, 3 * wide.states_NH)[1] <= 0.01
@@ -43,7 +57,8 @@ def test_the_backbone_tells_parcels_from_prose_and_not_from_parcels(backbone: Ba
     inside, rows = inspector(engine), known.task.rows
     assert inside is not None
     prose = [
-        Example(str(n), f"What shall be done with number {n}, which came by sea?", "east", tuple(OPTIONS)) for n in range(20)
+        Example(str(n), f"What shall be done with number {n}, which came by sea?", "east", tuple(OPTIONS), group=str(n))
+        for n in range(20)
     ]
     halves = [read_side(inside, backbone, rows[start::2]) for start in (0, 1)]
     mixed = [read_side(inside, backbone, [one for one in rows if ("red" in one.question) is red]) for red in (True, False)]
@@ -85,6 +100,16 @@ def test_the_champion_is_read_on_new_rows_without_those_of_the_gate(backbone: Ba
     found = learnable(engine, backbone, "champion", known.task, known.task.rows, new)
     assert isinstance(found, Learnable) and 0 < found.num_new < len(new) and 0 < found.num_old < len(known.task.rows) / 2
     assert f"{found.num_new} new rows" in str(found)
+    assert found.hinted == len(found.hints) / sum(split_of(row.group) != "gate" for row in new) and 0 <= found.old_hinted <= 1
+
+
+def test_the_control_of_the_hints_is_of_the_same_measure(backbone: Backbone, tmp_path: Path) -> None:
+    """Old rows beside themselves: whatever share a weak backbone hints at among right labels, it is no sign of wrong ones."""
+    engine, known = TorchEngine(backbone), Known.of(str(write_task(tmp_path, 160)))
+    engine.load("champion", Profile((random_lora(backbone, 1),)))
+    held = [row for row in known.task.rows if split_of(row.group) in ("search", "select")]
+    found = learnable(engine, backbone, "champion", known.task, known.task.rows, held)
+    assert found.hinted == found.old_hinted > 0 and found.lost == 0
 
 
 def test_a_candidate_that_is_the_champion_gains_nothing_and_loses_nothing(backbone: Backbone, tmp_path: Path) -> None:

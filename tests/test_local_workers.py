@@ -6,38 +6,35 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
-from stand_in import StandIn, until
+from stand_in import PARENT, StandIn, executor_of, until, watched
 from test_isolation import is_alive
 
 from tuning.errors import BadCluster
-from tuning.executors import EXECUTORS
-from tuning.executors.executor import Executor, Launch, Phase, WorkerCommand, WorkerState
+from tuning.executors.executor import Phase, WorkerState
 from tuning.executors.local import gpu_names
-from tuning.executors.watch import watch
 
 ROOT = Path(__file__).parent.parent
-URL = "postgresql+psycopg://me@db.example.org/stu 'dies'"
+local = partial(executor_of, "local")
 SECRET = "postgresql+psycopg://me:p w'\"$x@db.example.org/studies"
-
-
-def local(stand_in: StandIn, folder: Path, storage: str = URL, **values: object) -> Executor:
-    command = WorkerCommand("a 'study'", storage, home=folder / "home dir", program=(str(stand_in.program),))
-    return EXECUTORS["local"](Launch(command, folder / "study dir"), {"gpus": (), "backoff_s": 0.01, "grace_s": 20, **values})
-
-
-def watched(executor: Executor, num_workers: int) -> tuple[int, list[str]]:
-    told: list[str] = []
-    return watch(executor, num_workers, told.append, poll_s=0.01), told
 
 
 def test_every_worker_gets_the_same_command_as_it_was_given(tmp_path: Path) -> None:
     stand_in = StandIn(tmp_path)
     code, _ = watched(local(stand_in, tmp_path), 2)
     assert code == 0
-    words = ["worker", "--study", "a 'study'", "--storage", URL, "--home", str(tmp_path / "home dir")]
+    words = [
+        "worker",
+        "--study",
+        "a 'study'",
+        "--storage",
+        "postgresql+psycopg://me@db.example.org/stu 'dies'",
+        "--home",
+        str(tmp_path / "home dir"),
+    ]
     assert [start["words"] for start in stand_in.starts] == [words, words]
 
 
@@ -99,81 +96,26 @@ def test_what_a_worker_prints_is_in_its_own_log(tmp_path: Path) -> None:
     assert sorted(log.read_text() for log in logs) == ["stand-in 0\n", "stand-in 1\n"]
 
 
-def test_a_worker_that_is_killed_is_started_again(tmp_path: Path) -> None:
-    stand_in = StandIn(tmp_path, -signal.SIGKILL, 0)
-    code, told = watched(local(stand_in, tmp_path), 1)
-    assert code == 0 and len(stand_in.starts) == 2
-    assert any("worker 0 died (signal 9)" in text for text in told) and told[-1] == "worker 0 found the study complete"
-
-
-def test_a_worker_that_dies_again_and_again_is_given_up(tmp_path: Path) -> None:
-    stand_in = StandIn(tmp_path, 139)
-    code, told = watched(local(stand_in, tmp_path, max_restarts=2), 1)
-    assert code == 1 and len(stand_in.starts) == 3
-    assert "died too often (exit code 139)" in told[-1] and "worker-0.log" in told[-1]
-
-
-@pytest.mark.parametrize("code", [1, 2])
-def test_a_worker_that_stopped_on_an_error_is_not_started_again(tmp_path: Path, code: int) -> None:
-    stand_in = StandIn(tmp_path, code)
-    ended, told = watched(local(stand_in, tmp_path), 1)
-    assert ended == 1 and len(stand_in.starts) == 1 and "stopped on an error" in told[-1]
-
-
-def test_a_preempted_worker_comes_back_however_often(tmp_path: Path) -> None:
-    stand_in = StandIn(tmp_path, 75, 75, 75, 0)
-    code, _ = watched(local(stand_in, tmp_path, max_restarts=0), 1)
-    assert code == 0 and len(stand_in.starts) == 4
-
-
 def test_a_study_is_complete_when_one_worker_says_so(tmp_path: Path) -> None:
     assert watched(local(StandIn(tmp_path, 1, 0), tmp_path), 2)[0] == 0
 
 
-def test_stop_tells_every_worker_to_end(tmp_path: Path) -> None:
-    stand_in = StandIn(tmp_path, "wait")
-    executor = local(stand_in, tmp_path)
-    executor.start(2)
-    stand_in.wait_for(2)
-    executor.stop()
-    assert [start["told"] for start in stand_in.starts] == [True, True]
-    assert {state.phase for state in executor.poll()} == {"ended"}
-
-
 def test_a_worker_that_does_not_listen_is_killed(tmp_path: Path) -> None:
     stand_in = StandIn(tmp_path, "deaf")
-    executor = local(stand_in, tmp_path, grace_s=0.1)
-    executor.start(1)
+    workers = local(stand_in, tmp_path, grace_s=0.1)
+    workers.start(1)
     stand_in.wait_for(1)
-    executor.stop()
+    workers.stop()
     (start,) = stand_in.starts
-    assert not start["told"] and not is_alive(start["pid"]) and executor.poll()[0].exit_code == -signal.SIGKILL
-
-
-PARENT = """
-import signal
-import sys
-from pathlib import Path
-from tuning.executors import EXECUTORS
-from tuning.executors.executor import Launch, WorkerCommand
-from tuning.executors.local import gpu_names
-from tuning.executors.watch import watch
-
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes begin without it
-folder = Path(sys.argv[1])
-command = WorkerCommand("study", "sqlite:///x", program=(sys.argv[2],))
-try:
-    sys.exit(watch(EXECUTORS["local"](Launch(command, folder), {"gpus": ()}), 2, print))
-except KeyboardInterrupt:
-    sys.exit(130)
-"""
+    assert not start["told"] and not is_alive(start["pid"]) and workers.poll()[0].exit_code == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(("number", "ended"), [(signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_workers_end_in_an_orderly_way_with_who_started_them(tmp_path: Path, number: int, ended: int) -> None:
     stand_in = StandIn(tmp_path, "wait")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path), str(stand_in.program)], env=environment) as parent:
+    arguments = ["local", str(tmp_path), str(stand_in.program), "2", "sqlite:///x", '{"gpus": []}']
+    with subprocess.Popen([sys.executable, "-c", PARENT, *arguments], env=environment) as parent:
         stand_in.wait_for(2)
         parent.send_signal(number)
         assert parent.wait(60) == ended

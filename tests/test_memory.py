@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from bounded_children import fits_below, killed, no_room
 from small_studies import small
 
 from adapters.backbone import Backbone
@@ -16,10 +16,10 @@ from adapters.lora import LoRA, LoRASpec
 from adapters.whole_file import write_whole
 from evaluation.task import Example
 from tuning.isolation import ChildDied
-from tuning.memory import NOTE, run_within_memory
+from tuning.memory import NOTE, run_within_memory, run_within_memory_here
 from tuning.methods.sft import SFT, SFTSpec
 from tuning.retries import kept_outcome, note_asked
-from tuning.trial import RESULT, Job, Outcome, Report, is_out_of_memory, run
+from tuning.trial import RESULT, Job, Outcome, is_out_of_memory, run
 
 EXAMPLES = [
     Example(
@@ -33,24 +33,6 @@ EXAMPLES = [
 def job(backbone_directory: Path, tmp_path: Path) -> Job:
     recipe = small(backbone_directory, **{"adapter.kind": "lora", "method.micro_batch_tokens": 2048})
     return Job(recipe, tmp_path / "trial", tmp_path / "cache", threads=1)
-
-
-def fits_below(limit: int, seen: list[int], otherwise: Callable[[], Outcome]) -> Callable[..., Outcome]:
-    """A child that has room for so many tokens at once."""
-
-    def isolated(job: Job, report: Report, *asked: object) -> Outcome:
-        seen.append(job.recipe.method.micro_batch_tokens)
-        return Outcome(state="complete") if seen[-1] < limit else otherwise()
-
-    return isolated
-
-
-def no_room() -> Outcome:
-    return Outcome(state="failed", reason="out of memory: no room.", out_of_memory=True)
-
-
-def killed() -> Outcome:
-    raise ChildDied("exit code -9", killed=True)
 
 
 def quiet(phase: str, share: float) -> None:
@@ -92,14 +74,22 @@ def test_what_is_killed_twice_is_given_up(job: Job) -> None:
     assert outcome.state == "failed" and "killed (SIGKILL), twice" in outcome.reason
 
 
+def test_what_no_worker_tries_again_goes_on_with_half_at_once(job: Job) -> None:
+    seen: list[int] = []
+    outcome = run_within_memory_here(job, quiet, isolated=fits_below(2048, seen, killed))
+    assert (outcome.state, outcome.micro_batch_tokens, seen) == ("complete", (2048, 1024), [2048, 1024])
+    outcome = run_within_memory_here(replace(job, directory=job.directory / "other"), quiet, isolated=fits_below(1, [], killed))
+    assert outcome.state == "failed" and "twice" in outcome.reason
+
+
 def test_a_child_that_died_of_something_else_is_tried_again_as_it_was(job: Job) -> None:
     def died() -> Outcome:
         raise ChildDied("exit code 1")
 
-    for _ in range(2):
+    for tried in (run_within_memory, run_within_memory, run_within_memory_here):
         seen: list[int] = []
         with pytest.raises(ChildDied):
-            run_within_memory(job, quiet, isolated=fits_below(1, seen, died))
+            tried(job, quiet, isolated=fits_below(1, seen, died))
         assert seen == [2048]
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from small_releases import random_lora, random_thoughts
 
 from adapters.adapter import Adapter
@@ -130,3 +131,33 @@ def test_the_command_writes_a_directory_to_publish_and_names_a_bad_option(
     assert run("--out", str(tmp_path / "x"), "--combination", "ties", "--density", "0.2") == 0
     assert json.loads(capsys.readouterr().out)["derived"]["combination"] == "ties"
     assert verify(tmp_path / "x").derived["density"] == 0.2
+
+
+def test_weights_by_command_are_the_sum_by_hand(
+    backbone: Backbone, pair: list[Subject], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(weights: str) -> int:
+        places = [str(subject.directory) for subject in pair]
+        given = ["--out", str(tmp_path / "x"), "--weights", weights, "--home", str(tmp_path), "--json"]
+        monkeypatch.setattr("sys.argv", ["graftline", "merge", *places, *given])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(str(ended.value.code))
+
+    for wrong in ("0.5", "0.5,much", "0.5,nan"):
+        assert run(wrong) == 2 and not (tmp_path / "x").exists()
+        assert "weight" in json.loads(capsys.readouterr().out)["error"]["message"]
+    assert run("-0.5,2") == 0
+    assert verify(tmp_path / "x").derived["weights"] == [-0.5, 2.0]
+    first, second, both = (_update(directory) for directory in (pair[0].directory, pair[1].directory, tmp_path / "x"))
+    assert all(torch.allclose(both[path], -0.5 * first[path] + 2.0 * second[path], atol=1e-5) for path in first | second)
+    assert not all(torch.allclose(both[path], first[path] + second[path], atol=1e-2) for path in first | second)
+
+
+def _update(directory: Path) -> dict[str, torch.Tensor]:
+    """scale * alpha / rank * B A by module, of the files alone."""
+    [lora] = Profile.load(directory).adapters
+    assert isinstance(lora, LoRA)
+    tensors, strength = lora.tensors(), lora.scale * lora.spec.alpha / lora.spec.rank
+    reads = {key: tensor for key, tensor in tensors.items() if "lora_A" in key}
+    return {key.split(".lora_A")[0]: strength * tensors[key.replace("lora_A", "lora_B")] @ read for key, read in reads.items()}

@@ -14,7 +14,7 @@ from evaluation.errors import DataError, MissingColumn, WrongRow
 from evaluation.overlap import Fingerprints
 from evaluation.task import Example, split_of
 from evaluation.tasks import task_named
-from tuning.new_data.rows import NewRows, sifted
+from tuning.new_data.rows import NewRows, checked_rows, sifted
 from tuning.new_data.tasks import Known, RoundTasks, write_tasks
 
 NOTHING = Fingerprints.of([])
@@ -57,6 +57,24 @@ def test_every_row_that_breaks_a_rule_is_named_by_its_line_and_nothing_is_used(k
     (tmp_path / "cut.jsonl").write_text('{"text": "a", "shelf": "east"}\n{"text": ')
     with pytest.raises(WrongRow, match="line 2 of"):
         sifted(known, tmp_path / "cut.jsonl", NOTHING)
+
+
+def test_half_a_character_is_named_by_its_line_before_anything_is_fitted(known: Known, tmp_path: Path) -> None:
+    file = tmp_path / "half.jsonl"
+    whole, half = (
+        f'{{"text": "parcel 9 {mark}", "shelf": "north", "shelves": ["north", "south"]}}\n' for mark in ("😀", "\\ud83d")
+    )
+    file.write_text(whole, encoding="utf-8")
+    assert len(checked_rows(known.schema, file)[1]) == 1
+    file.write_text(whole + half, encoding="utf-8")
+    with pytest.raises(WrongRow, match="1 of 2 rows .*line 2 of .* has half a character"):
+        checked_rows(known.schema, file)
+
+
+def test_a_domain_without_choices_is_refused_with_a_way_out(known: Known, tmp_path: Path) -> None:
+    schema = known.schema.model_copy(update={"columns": known.schema.columns.model_copy(update={"choices": None})})
+    with pytest.raises(DataError, match="names no column of choices"):
+        checked_rows(schema, write_jsonl(tmp_path / "n.jsonl", parcels(range(3), ("red",))))
 
 
 def test_what_is_there_already_or_comes_twice_is_left_out_once(known: Known, tmp_path: Path) -> None:
@@ -137,9 +155,13 @@ def test_the_next_round_knows_all_rows_and_still_reads_the_users_columns(known: 
     assert found.count("there already") == 2 and len(found.rows) == 4
 
 
-def test_a_domain_without_rows_of_its_own_is_refused() -> None:
-    with pytest.raises(DataError, match="'icd10-chapter' is no task of rows"):
+def test_a_domain_without_rows_of_its_own_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"'icd10-chapter' is built in: .*adapter.warm_start = .models:/NAME@champion"):
         Known.of("icd10-chapter")
+    streamed = write_task(tmp_path)
+    streamed.write_text("stream = true\n" + streamed.read_text())
+    with pytest.raises(DataError, match="shelves.toml' is no task of rows"):
+        Known.of(str(streamed))
 
 
 def test_tasks_that_would_train_on_what_is_held_out_leave_nothing_behind(known: Known, tmp_path: Path) -> None:

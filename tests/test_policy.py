@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,10 @@ from gated_names import NAME, report
 
 from evaluation.retention import gate_measure
 from evaluation.tasks import TASKS
+from registry.added_tags import added
 from registry.errors import PolicyRefused
 from registry.ledger import Ledger
-from registry.policy import IN_NATS, POLICY_TAG, Policy, policies, set_policy
+from registry.policy import IN_NATS, POLICY_TAG, Policy, PolicyChange, policies, set_policy
 from registry.status import name_status
 from registry.tracking import Tracking
 from service.commands.releases import gate_policy
@@ -128,3 +131,39 @@ def test_nats_have_a_margin_of_their_own() -> None:
 def test_what_is_in_nats_is_what_the_gate_measures_in_nats() -> None:
     nats = {name for name, task in TASKS.items() if not gate_measure(task).unit.startswith("share")}
     assert nats == IN_NATS
+
+
+def test_changes_that_are_made_at_once_all_stay(tracking: Tracking) -> None:
+    actors = [f"promoter {number}" for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda actor: set_policy(tracking, NAME, POLICY, actor=actor, reason="at once"), actors))
+    found = policies(tracking, NAME)
+    assert sorted(change.actor for change in found) == actors and found == policies(tracking, NAME)
+    set_policy(tracking, NAME, POLICY, actor="the last one", reason="later")
+    assert policies(tracking, NAME)[-1].actor == "the last one"
+
+
+def test_a_long_history_fits_into_a_column_of_postgresql(tracking: Tracking) -> None:
+    """A tag of a registered model has 5,000 characters there; SQLite takes any number."""
+    for number in range(12):
+        set_policy(tracking, NAME, POLICY, actor="ada", reason=f"change {number}: " + "why it was made, at some length. " * 10)
+    assert [change.reason[:9] for change in policies(tracking, NAME)][-1] == "change 11" and len(policies(tracking, NAME)) == 12
+    with tracking.client() as client:
+        assert max(map(len, client.get_registered_model(NAME).tags.values())) <= 5000
+
+
+def test_the_list_that_earlier_versions_kept_comes_first(tracking: Tracking) -> None:
+    old = PolicyChange(policy=POLICY, actor="ada", reason="old", created="2026-01-01T00:00:00+00:00")
+    with tracking.client() as client:
+        client.set_registered_model_tag(NAME, POLICY_TAG, json.dumps([old.model_dump(mode="json")]))
+    set_policy(tracking, NAME, POLICY, actor="bob", reason="new")
+    assert [change.reason for change in policies(tracking, NAME)] == ["old", "new"]
+
+
+def test_the_change_that_cannot_be_read_is_named_by_its_tag(tracking: Tracking) -> None:
+    set_policy(tracking, NAME, POLICY, actor="ada", reason="first")
+    with tracking.client() as client:
+        [(tag, _)] = added(client.get_registered_model(NAME).tags, POLICY_TAG)
+        client.set_registered_model_tag(NAME, tag, "gone")
+    with pytest.raises(PolicyRefused, match=rf"in {tag} cannot be read"):
+        policies(tracking, NAME)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from importlib.metadata import version
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from gated_names import NAME, report
+from rich.console import Console
 from small_releases import promote as make_champion
-from small_releases import random_lora, write_release
+from small_releases import random_lora, write_directory, write_release
 from stores import store_at
 
-from adapters.backbone import Backbone
+from adapters.backbone import Backbone, Format
 from engine.profile import Profile
 from engine.torch_engine import TorchEngine
 from evaluation.admission import random_update
@@ -22,14 +24,16 @@ from evaluation.tasks import TASKS, task_named
 from evaluation.tasks.definition import check_unchanged
 from registry.errors import PolicyRefused, PromotionRefused, RefusedName
 from registry.gate_settings import GateSettings
+from registry.ledger import Ledger
 from registry.manifest import file_digest
 from registry.names import ReleaseName
 from registry.policy import policies
 from registry.release import publish
+from registry.status import name_status
 from registry.tracking import Tracking
 from registry.verdicts import record_verdict, recorded_evidence, recorded_report, taken_shares
 from service.commands.evaluate import evaluate
-from service.commands.releases import promote, publish_directory
+from service.commands.releases import gated, promote, publish_directory
 from service.pace import BadSeconds
 from tuning.gating import GATED, Subject, check_tasks, gate, recipe_policy
 from tuning.manifest import complete
@@ -61,13 +65,41 @@ def test_a_name_that_means_the_backbone_is_refused_before_the_gate(
         promote(f"{name}@1", "wanted", True, None, None, tmp_path / "store", None, as_json=True)
 
 
-def released(backbone: Backbone, directory: Path, size: float) -> Subject:
-    recipe = Recipe(name="small", backbone=backbone.name, domain="icd10-chapter", protected=("grammar",))
+def released(backbone: Backbone, directory: Path, size: float, format: Format = "full") -> Subject:
+    recipe = Recipe(name="small", backbone=backbone.name, domain="icd10-chapter", protected=("grammar",), backbone_format=format)
     recipe = recipe.with_values({"gate.domain_items": 12, "gate.round_items": 12, "gate.max_rounds": 1})
     adapter = random_lora(backbone, 1, size) if size else random_update(backbone, 0.0)
     examples = TASKS["icd10-chapter"].examples("train", 20)
     manifest = complete(directory, recipe, backbone, Profile((adapter,)), 1.0, examples)
     return Subject("small@1", directory, manifest)
+
+
+@pytest.mark.parametrize("format", ["nf4", "full"])
+def test_what_was_fitted_in_four_bits_is_gated_on_the_backbone_that_serves_it(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: Format
+) -> None:
+    tracking, seen, said = store_at(tmp_path / "store"), list[Backbone](), Console(file=StringIO(), width=200)
+    subject = released(backbone, tmp_path / "files", 0.3, format)
+    publish(tracking, "small", subject.directory)
+    monkeypatch.setattr("service.commands.releases.gate_release", lambda t, release, engine, backbone, *_: seen.append(backbone))
+    gated(tracking, ReleaseName("small", 1), "", None, None, tmp_path / "store", said)
+    assert subject.manifest.backbone.format == format and seen[0].format == "full"
+    assert isinstance(said.file, StringIO)
+    told = "small@1 was fitted around its backbone in nf4; the gate measures it as it is served, in torch.float32"
+    assert (told in said.file.getvalue()) == (format == "nf4")
+
+
+@pytest.mark.parametrize(("gated_in", "warned"), [("nf4", True), ("full", False)])
+def test_a_champion_that_was_gated_in_four_bits_is_warned_of(tmp_path: Path, gated_in: str, warned: bool) -> None:
+    tracking, formats = store_at(tmp_path / "store"), list[Format](["nf4", "full"])
+    for number, format in enumerate(formats, start=1):
+        release = publish(tracking, NAME, write_directory(tmp_path / format, format=format))
+        passed = report(number)
+        passed = passed.model_copy(update={"details": {**passed.details, "backbone_format": gated_in}})
+        record_verdict(tracking, release.full_name, passed)
+        Ledger(tracking, NAME).promote(number, passed)
+        warnings = name_status(tracking, NAME).warnings
+        assert any("in nf4 and gated on it so" in warning for warning in warnings) == (warned and format == "nf4")
 
 
 @pytest.mark.parametrize("change", ["data", "columns"])

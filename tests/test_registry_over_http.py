@@ -8,15 +8,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from mlflow_server import mlflow_server
-from safetensors.numpy import save_file
+from small_releases import write_directory
 
 from registry.errors import NoChampion, RegistryUnreachable, UnknownRelease
 from registry.ledger import Ledger
 from registry.ledger_reader import LedgerReader
-from registry.manifest import BackboneIdentity, ProfileDescription, TrainingHashes, write_manifest
 from registry.names import registered_names, resolve
 from registry.release import load_release, publish
 from registry.status import name_status
@@ -38,21 +36,7 @@ def tracking(server: tuple[str, Path], tmp_path: Path) -> Tracking:
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    folder = tmp_path / "adapter"
-    folder.mkdir()
-    save_file({"lora_A": np.ones((2, 2), dtype=np.float32)}, folder / "adapter_model.safetensors")
-    write_manifest(
-        folder,
-        backbone=BackboneIdentity(name="tiny", fingerprint="f" * 64, dtype="float32"),
-        profile=ProfileDescription(adapters=("lora",)),
-        recipe={},
-        task={},
-        data_digests={},
-        lock_digest="l" * 64,
-        seeds={},
-        training=TrainingHashes(frozenset(), frozenset()),
-    )
-    return folder
+    return write_directory(tmp_path / "adapter")
 
 
 def test_a_release_is_published_promoted_loaded_and_rolled_back_through_a_server(

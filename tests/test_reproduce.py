@@ -16,12 +16,13 @@ from engine.profile import Profile
 from engine.torch_engine import TorchEngine
 from evaluation.errors import DataChanged
 from evaluation.tasks import task_named
+from registry.claim import held
 from registry.errors import BackboneMismatch
 from registry.manifest import Machine, file_digest, read_manifest
 from registry.release import publish
 from service.commands.reproduce import DIFFERENT
 from service.commands.reproduce import reproduce as command
-from tuning.errors import NotReproducible
+from tuning.errors import NotReproducible, StudyIsRunning
 from tuning.gating import Subject
 from tuning.ground import new_adapters
 from tuning.machine import changes
@@ -149,6 +150,13 @@ def test_a_manifest_from_before_machines_were_recorded_is_read_and_says_nothing_
     file.write_text(json.dumps(told))
     old = Subject("small@1", subject.directory, read_manifest(tmp_path / "a"))
     assert reproduce(old, backbone, TorchEngine(backbone), tmp_path / "again").changed is None
+
+
+def test_two_processes_do_not_fit_the_same_release_again_at_once(backbone: Backbone, own: Recipe, tmp_path: Path) -> None:
+    subject = fitted(backbone, own, tmp_path / "a")
+    with held(tmp_path / "again" / "lock"), pytest.raises(StudyIsRunning, match="one process at a time"):
+        fitted_again(subject, backbone, tmp_path)
+    assert not (tmp_path / "again" / "adapter").exists()
 
 
 def test_what_changed_on_the_machine_is_named() -> None:

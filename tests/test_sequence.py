@@ -11,19 +11,22 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
 from small_studies import knowing_home, small
+from stores import store_at
 
 from adapters.backbone import Backbone
 from adapters.merge import MergeSpec
 from engine.engine import Continuation
 from engine.inspect import Inspector
+from registry.claim import held
 from registry.manifest import directory_digest, read_manifest
 from service.commands.sequence import differences, sequence
-from tuning.errors import BadRecipe
+from tuning.candidates import stored_candidates
+from tuning.errors import BadRecipe, StudyIsRunning
 from tuning.recipe import Recipe
 from tuning.router_fit import RouterSpec
 from tuning.sequence import SequenceSpec, SequenceStudy, fits_in, study_of
@@ -205,6 +208,7 @@ def test_policies_are_set_beside_the_continued_one_on_the_same_items(study: Sequ
     (
         ({"domain": GOODS}, "'customs-section' is there twice"),
         ({"backbone": "smollm2-135m-reasoner"}, "one frozen backbone, but 'customs-section' names"),
+        ({"backbone_format": "nf4"}, "backbone_format is 'full' in 'customs-section' and 'nf4' in 'geography-country'"),
         ({"evaluation.precision": "bfloat16"}, "'float32' in 'customs-section' and 'bfloat16' in 'geography-country'"),
         ({"adapter.lora.rank": 8}, r"keeps its shape, but adapter.lora is .*'rank': 4.*'rank': 8"),
         ({"adapter.kind": "softcot"}, "keeps its shape, but adapter.kind is 'lora'"),
@@ -263,6 +267,35 @@ def test_a_merge_does_not_depend_on_the_order_of_its_parts(study: SequenceStudy)
     assert study.fits.merged(parts[:1], MergeSpec()) == parts[0]
 
 
+def test_a_fit_that_another_sequence_makes_is_not_made_twice_at_once(study: SequenceStudy, tmp_path: Path) -> None:
+    fits, goods = replace(study.fits, directory=tmp_path), study.domains[0]
+    [key] = {one.name for one in made(study, "fit")} & {study.fits.own(goods).directory.name}
+    with held(tmp_path / "work" / key / "lock"), pytest.raises(StudyIsRunning, match="one process at a time"):
+        fits.own(goods)
+    assert not (tmp_path / "fit").exists()
+
+
+def test_a_weight_goes_with_its_domain_in_every_order(study: SequenceStudy) -> None:
+    parts = [study.fits.own(domain) for domain in study.domains]
+    plain, one, turned = (
+        study.fits.merged(given, MergeSpec(weights=weights))
+        for given, weights in ((parts, (1.0, 1.0)), (parts, (1.0, 0.25)), (parts[::-1], (0.25, 1.0)))
+    )
+    assert one == turned != plain and study.fits.merged(parts, MergeSpec(weights=(0.25, 1.0))) not in (one, plain)
+    strengths = [read_manifest(made.directory).derived for made in (one, study.fits.merged(parts, MergeSpec()))]
+    assert sorted(strengths[0]["weights"]) == [0.25, 1.0] and strengths[1]["weights"] == []  # type: ignore[arg-type]
+    weighed = replace(study, spec=SPEC.model_copy(update={"merge": MergeSpec(weights=(1.0, 0.25)), "orders": 2}))
+    turned_study = replace(weighed, domains=study.domains[::-1])
+    assert len({study.directory, weighed.directory, turned_study.directory}) == 3  # the weights are then of the others
+
+
+def test_weights_are_one_a_recipe_of_a_merge(pair: Sequence[Recipe]) -> None:
+    check_recipes(pair, ("merged",), weights=(1.0, 0.5))
+    for policies, weights in ((("merged",), (1.0,)), (("own",), (1.0, 0.5))):
+        with pytest.raises(BadRecipe, match="--weights has one weight a recipe"):
+            check_recipes(pair, cast(Any, policies), weights=weights)
+
+
 def test_a_sweep_is_of_the_recipe_that_goes_on_and_its_best_adapter_is_kept(study: SequenceStudy, tmp_path: Path) -> None:
     asked = list[Recipe]()
 
@@ -284,6 +317,33 @@ def test_a_recipe_that_goes_on_searches_nothing_that_its_start_decides(backbone_
     found = continuing(drawing, Path("earlier"))
     assert (found.search, found.ranges, found.start) == (("method.learning_rate",), {}, ())
     assert found.adapter.warm_start == "earlier" and drawing.adapter.warm_start is None
+
+
+@pytest.mark.slow
+def test_a_sequence_goes_on_with_the_best_of_a_short_sweep(
+    session_backbone: Backbone, backbone_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home, files = knowing_home(session_backbone, tmp_path / "home"), []
+    store_at(home)
+    for domain in (GOODS, PLACES):
+        files.append(tmp_path / f"{domain}.toml")
+        files[-1].write_text(as_toml(recipe_of(backbone_directory, domain).model_dump(mode="json", exclude_unset=True)))
+    settings = {"items": 8, "family_items": 8, "policies": ("own", "continued")}
+    sequence(files, settings, True, home, None, as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    studies = {file.parent.name: json.loads(file.read_text()) for file in (home / "studies").glob("*/trials.json")}
+    assert len(studies) == 3 and {len(study["trials"]) for study in studies.values()} == {2}
+    best = {name: stored_candidates(home, name)[0] for name in studies}
+    assert {len({str(one.params) for one in stored_candidates(home, name)}) for name in studies} == {2}  # it really searched
+    fits = {directory_digest(one) for one in (home / "sequence" / "made" / "fit").glob("[!.]*")}
+    assert fits == {directory_digest(one.directory) for one in best.values()}
+    [goods] = [one.directory for name, one in best.items() if name.startswith(GOODS)]
+    starts = [read_manifest(one.directory).recipe["adapter"]["warm_start"] for one in best.values()]  # type: ignore[index, call-overload]
+    [begun] = [Path(one) for one in starts if one is not None]
+    assert directory_digest(begun) == directory_digest(goods)
+    sequence(files, settings, True, home, None, as_json=True)  # nothing is searched twice
+    assert json.loads(capsys.readouterr().out) == told
+    assert {file.parent.name: json.loads(file.read_text()) for file in (home / "studies").glob("*/trials.json")} == studies
 
 
 @pytest.mark.slow

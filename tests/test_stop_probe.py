@@ -29,10 +29,14 @@ class Parent:
     """Answers a child, and remembers what it was asked."""
 
     answers: Mapping[str, str] = field(default_factory=dict)  # by what is asked
-    asked: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
+    asked: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)  # but whether a reading is worth its time
+    due: list[float] = field(default_factory=list)
 
     def __call__(self, kind: str, told: Mapping[str, Any]) -> str | None:
-        self.asked.append((kind, told))
+        if kind == "due":
+            self.due.append(told["checkpoint"])
+        else:
+            self.asked.append((kind, told))
         return self.answers.get(kind)
 
     @property
@@ -177,3 +181,9 @@ def test_a_sweep_stops_the_trial_that_ruins_what_the_backbone_can_do_and_keeps_t
     assert not list((sweep.directory / "trials" / "1").rglob("*.safetensors"))
     assert sweep.candidates(study)[0].feasible and {c.trial for c in stored_candidates(tmp_path, "ruined")} == {0, 2}
     assert [event.kind for event in events if event.trial == 1 and event.kind not in ("fit", "start")] == ["probe", "pruned"]
+
+
+def test_a_reading_that_is_not_worth_its_time_is_not_taken(backbone_directory: Path, home: Path) -> None:
+    parent = Parent({"due": "two of ninety readings ended a fit"})
+    run(Job(read_at(backbone_directory, 0.33, 1.0), home / "trial", home / "cache", 1), unheard, parent)
+    assert parent.due == [0.33, 1.0] and parent.asked == []

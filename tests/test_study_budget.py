@@ -11,7 +11,7 @@ from small_studies import small
 from told_studies import START, complete, empty, ended
 
 from tuning.asked import ask, extend, limits, wish
-from tuning.budget import left, price_of, spent
+from tuning.budget import RESUMED_KEY, RETRY_KEY, left, price_of, spent
 from tuning.errors import BadRecipe, NothingToExtend
 from tuning.recipe import Recipe
 
@@ -47,6 +47,28 @@ def test_a_killed_trial_counts_no_longer_than_the_longest_that_ended() -> None:
     study = timed((0.0, 60.0))
     study.add_trial(ended(TrialState.FAIL, began=START))  # found dead years later
     assert spent(study, START + 130).worker_s == 120.0
+
+
+def test_what_a_lost_worker_had_finished_counts_once() -> None:
+    study = timed((0.0, 60.0))
+    study.add_trial(ended(TrialState.FAIL, began=START + 100))
+    retry = {RETRY_KEY: 1, RESUMED_KEY: True}
+    study.add_trial(complete(0.1, -0.1, began=START + 200, seconds=50.0, **retry))
+    assert spent(study, START + 500).worker_s == 110.0
+    anew = timed((0.0, 60.0))
+    anew.add_trial(ended(TrialState.FAIL, began=START + 100))
+    anew.add_trial(complete(0.1, -0.1, began=START + 200, seconds=50.0, **{RETRY_KEY: 1}))  # its work was done again
+    assert spent(anew, START + 500).worker_s == 170.0
+
+
+def test_of_workers_that_began_at_once_the_later_one_has_no_budget_left() -> None:
+    study, priced = timed((0.0, 3600.0)), limited(max_cost=2.3, price_per_hour=1.0, trials=9)
+    for _ in range(2):
+        study.add_trial(ended(TrialState.RUNNING, began=START + 4000))
+    now = START + 4000
+    assert left(study, priced, now, before=1).may_begin
+    assert not left(study, priced, now, before=2).may_begin
+    assert not left(study, limited(trials=2), now, before=2).may_begin
 
 
 def test_trials_are_counted_with_those_that_run() -> None:

@@ -2,48 +2,31 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 from gated_names import NAME, report
-from safetensors.numpy import save_file
+from small_releases import write_directory
 from stores import store_at
 
-from registry.errors import BackboneMismatch, DamagedExport, DamagedRelease, PromotionRefused, RefusedName
+from registry import transfer
+from registry.errors import BackboneMismatch, DamagedExport, DamagedRelease, NoRegistry, NoRoom, PromotionRefused, RefusedName
 from registry.ledger import Ledger
-from registry.manifest import BackboneIdentity, ProfileDescription, TrainingHashes, write_manifest
 from registry.names import ReleaseName, registered_names, resolve
-from registry.release import Release, publish
+from registry.release import Release, load_release, publish
 from registry.status import name_status
 from registry.tracking import Tracking
-from registry.transfer import INDEX, REPORT, copy_release, export_release, import_release, origin_report
+from registry.transfer import INDEX, MAX_FILES, REPORT, copy_release, export_release, import_release, origin_report
 from registry.verdicts import record_verdict, recorded_report, report_of_same_files
 from service.audit import read_audit
 from service.commands.transfer import copy, export, import_
 
 ONE = ReleaseName(NAME, 1)
-
-
-def write_directory(folder: Path, backbone: str = "tiny") -> Path:
-    folder.mkdir()
-    save_file({"lora_A": np.ones((2, 2), dtype=np.float32)}, folder / "adapter_model.safetensors")
-    write_manifest(
-        folder,
-        backbone=BackboneIdentity(name=backbone, fingerprint="f" * 64, dtype="float32"),
-        profile=ProfileDescription(adapters=("lora",)),
-        recipe={"name": NAME},
-        task={},
-        data_digests={},
-        lock_digest="l" * 64,
-        seeds={},
-        training=TrainingHashes(frozenset(), frozenset()),
-    )
-    return folder
 
 
 def published_at(home: Path) -> Tracking:
@@ -185,6 +168,81 @@ def test_an_archive_writes_nothing_outside_and_holds_no_links(there: Tracking, t
             import_release(there, tmp_path / source)
 
 
+def archived(file: Path, members: Sequence[tuple[tarfile.TarInfo, bytes]]) -> Path:
+    with tarfile.open(file, "w") as archive:
+        for member, told in members:
+            archive.addfile(member, io.BytesIO(told))
+    return file
+
+
+def member_of(name: str, **values: object) -> tarfile.TarInfo:
+    found = tarfile.TarInfo(name)
+    for field, value in values.items():
+        setattr(found, field, value)
+    return found
+
+
+def test_a_name_or_a_time_that_no_file_can_have_is_a_damaged_export(there: Tracking, tmp_path: Path) -> None:
+    strange = [
+        member_of("a", pax_headers={"path": "a\0b"}),
+        member_of("a", mtime=2**70),
+        member_of("a" * 300),
+        member_of("/etc/x/../y"),
+    ]
+    for number, member in enumerate(strange):
+        with pytest.raises(DamagedExport):
+            import_release(there, archived(tmp_path / f"{number}.tar", [(member, b"")]))
+    assert registered_names(there) == [] and not Path("/etc/y").exists()
+
+
+def test_of_an_archive_in_which_a_byte_turned_all_or_nothing_is_taken(here: Tracking, there: Tracking, tmp_path: Path) -> None:
+    export_release(here, ONE, tmp_path / "out.tar.gz")
+    whole, refused = (tmp_path / "out.tar.gz").read_bytes(), 0
+    for place in range(12, len(whole), len(whole) // 12):
+        (tmp_path / "bad.tar.gz").write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            done = import_release(there, tmp_path / "bad.tar.gz")
+        except (DamagedExport, DamagedRelease, NoRoom):
+            refused += 1
+        else:  # a byte of the archive's own name, say
+            assert files_of(done.release) == files_of(load_release(here, NAME, 1))
+    assert refused >= 8
+
+
+def test_what_is_larger_than_any_export_is_refused_before_it_is_written(there: Tracking, tmp_path: Path) -> None:
+    large = member_of("release/weights", size=2**60)
+    (tmp_path / "large.tar").write_bytes(large.tobuf(tarfile.GNU_FORMAT) + b"\0" * 1024)
+    with pytest.raises(NoRoom, match="1,152,921,504,606,846,976 bytes.*TMPDIR"):
+        import_release(there, tmp_path / "large.tar")
+    many = [(member_of(f"release/{number}"), b"") for number in range(MAX_FILES + 1)]
+    with pytest.raises(DamagedExport, match=f"at most {MAX_FILES} files"):
+        import_release(there, archived(tmp_path / "many.tar", many))
+    assert registered_names(there) == []
+
+
+@pytest.mark.parametrize("file", [INDEX, REPORT, "release/manifest.json"])
+def test_a_huge_value_is_not_read(
+    here: Tracking, there: Tracking, tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_release(here, ONE, tmp_path / "out")
+    sizes = {name: (tmp_path / "out" / name).stat().st_size for name in (INDEX, REPORT, "release/manifest.json")}
+    monkeypatch.setattr(transfer, "MAX_JSON", sizes[file] - 1)
+    larger = [name for name in sizes if sizes[name] >= sizes[file]]
+    with pytest.raises(DamagedExport, match=f"({'|'.join(larger)}) of an export has at most"):
+        import_release(there, tmp_path / "out")
+    assert registered_names(there) == []
+
+
+def test_a_folder_behind_a_link_is_no_part_of_an_export(here: Tracking, there: Tracking, tmp_path: Path) -> None:
+    export_release(here, ONE, tmp_path / "out")
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "key").write_text("secret")
+    (tmp_path / "out" / "release" / "more").symlink_to(tmp_path / "private")
+    with pytest.raises((DamagedExport, DamagedRelease), match="release/more"):
+        import_release(there, tmp_path / "out")
+    assert registered_names(there) == []
+
+
 def test_nothing_is_written_over_and_an_export_that_fails_leaves_nothing(tmp_path: Path) -> None:
     here = published_at(tmp_path / "here")
     (tmp_path / "taken").write_text("mine")
@@ -230,3 +288,10 @@ def test_by_command_an_export_tells_its_digest_and_an_import_leaves_a_line(
     assert "its gate there: pass, which does not count" in capsys.readouterr().out
     assert [line.act for line in read_audit(tmp_path / "new")[0]] == ["release.import"]
     assert [line.act for line in read_audit(tmp_path / "here")[0]] == ["release.copy"]
+
+
+def test_a_server_without_its_scheme_is_no_new_home(here: Tracking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NoRegistry, match="Try http://mlflow.example:5000"):
+        copy(str(ONE), "mlflow.example:5000", None, here.cache.parent, None, as_json=True)
+    assert not list(tmp_path.glob("mlflow*"))

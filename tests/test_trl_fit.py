@@ -6,7 +6,7 @@ import importlib.util
 import math
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,20 @@ import numpy as np
 import pytest
 import torch
 from fitted import fitted_lora
+from small_studies import small
 
 from adapters.backbone import Backbone
 from adapters.lora import LoRA, LoRASpec
 from adapters.orthogonal import Apart
+from engine.torch_engine import TorchEngine
+from evaluation.base_cache import BaseCache
 from evaluation.errors import DataError, MissingPackage
-from tuning.errors import BadRecipe, Diverged
+from tuning.errors import BadRecipe, Diverged, FitStopped
+from tuning.ground import Ground
 from tuning.loop import OnStep, OnUpdate, Progress
 from tuning.methods.method import MethodSpec
+from tuning.stop_curve import FitReading
+from tuning.stop_probe import Probe
 from tuning.trl_fit import Begun, Trainer, only_lora, run_trl
 
 SPEC = MethodSpec(name="dpo", steps=6, batch_size=4, learning_rate=1e-2)
@@ -35,8 +41,9 @@ def fitted(
     on_update: OnUpdate | None = None,
     directory: Path | None = None,
     rows_per_forward: int | None = None,
+    added: Callable[[], float] = lambda: 0.0,
 ) -> Progress:
-    """DPO on pairs of which the chosen one always says even."""
+    """DPO on pairs of which the chosen one always says even; to its loss is added what `added` says then."""
 
     def trainer_of(begun: Begun) -> Trainer:
         from datasets import Dataset
@@ -44,14 +51,17 @@ def fitted(
 
         asked = [n % 7 for n in range(spec.steps * spec.batch_size)][begun.step * spec.batch_size :]
         rows = [{"prompt": f"Start with {n}. ", "chosen": "Answer: even", "rejected": "Answer: odd"} for n in asked]
-        trainer: Trainer = DPOTrainer(
+        trainer: Any = DPOTrainer(
             begun.model,
             args=DPOConfig(**begun.arguments, beta=0.5, max_length=None),
             train_dataset=Dataset.from_list(rows),
             processing_class=backbone.tokenizer,
             optimizers=begun.optimizers,
         )
-        return trainer
+        computed = trainer.compute_loss
+        trainer.compute_loss = lambda *args, **given: computed(*args, **given) + added()
+        made: Trainer = trainer
+        return made
 
     logged = {"rewards/margins": "margin", "rewards/chosen": "chosen"}
     return run_trl(backbone, lora, spec, trainer_of, logged, on_step, on_update, directory, "one fit", rows_per_forward)
@@ -138,6 +148,65 @@ def test_weights_that_are_not_finite_are_never_handed_on(backbone: Backbone) -> 
 
     with pytest.raises(Diverged, match="must stay finite, but is nan at step 3 of 6"):
         fitted(backbone, lora, on_step=spoil)
+
+
+def test_a_loss_that_explodes_under_a_trainer_is_a_divergence_and_one_that_does_not_is_none(backbone: Backbone) -> None:
+    spec, losses = SPEC.model_copy(update={"steps": 10}), list[float]()
+
+    def on_step(step: int, num_steps: int, loss: float) -> None:
+        losses.append(loss)
+
+    with pytest.raises(Diverged, match=r"must not explode, but it began at 0\.\d+ and stayed above .* at step 8 of 10"):
+        fitted(backbone, LoRA(LoRASpec(rank=4)), spec, on_step, added=lambda: 50.0 if len(losses) >= 3 else 0.0)
+    assert len(losses) == 7, "the eighth is the last word: five in a row, after three that say where it began"
+    assert fitted(backbone, LoRA(LoRASpec(rank=4)), spec).step == 10
+
+
+@pytest.mark.slow
+def test_a_fit_by_a_trainer_is_read_at_its_checkpoint_and_is_the_fit_that_it_would_be_unread(ground: Ground, home: Path) -> None:
+    asked: list[FitReading] = []
+    one, other = (LoRA(LoRASpec(rank=4, dropout=0.1)) for _ in range(2))
+    probe = probe_of(ground, home, one, asked)
+    done = fitted(ground.backbone, one, on_step=lambda step, steps, loss: probe.on_step(step, steps))
+    plain = fitted(ground.backbone, other)
+    assert [reading.checkpoint for reading in asked] == [0.5] and asked[0].points[-1].gain_stderr > 0
+    assert done.numbers == plain.numbers
+    assert all(torch.equal(tensor, other.tensors()[key]) for key, tensor in one.tensors().items())
+
+
+@pytest.mark.slow
+def test_a_rule_that_stops_a_fit_by_a_trainer_ends_it_there_and_leaves_nothing_behind(ground: Ground, home: Path) -> None:
+    backbone, lora, steps = ground.backbone, LoRA(LoRASpec(rank=4)), list[int]()
+    probe, names = probe_of(ground, home, lora, [], "retention floor: lost."), set(vars(backbone.model))
+    before, drawn = backbone.weights_digest(), torch.get_rng_state()
+
+    def on_step(step: int, num_steps: int, loss: float) -> None:
+        steps.append(step)
+        probe.on_step(step, num_steps)
+
+    with pytest.raises(FitStopped, match="retention floor: lost."):
+        fitted(backbone, lora, on_step=on_step)
+    assert steps == [1, 2, 3], "half of six, and no further update"
+    assert backbone.weights_digest() == before and set(vars(backbone.model)) == names and not backbone.model.training
+    assert torch.equal(torch.get_rng_state(), drawn) and backbone.model(torch.tensor([[5]])).logits.grad_fn is None
+    again, whole = LoRA(LoRASpec(rank=4)), LoRA(LoRASpec(rank=4))
+    assert fitted(backbone, again).numbers == fitted(backbone, whole).numbers
+
+
+def probe_of(ground: Ground, home: Path, lora: LoRA, asked: list[FitReading], answer: str | None = None) -> Probe:
+    """That reads the fit at half of its steps, and is then told the answer."""
+    changes = {"study.stop.checkpoints": (0.5,), "study.stop.domain_items": 8, "study.stop.family_items": 4}
+    recipe = small(Path(ground.backbone.name), **{"adapter.kind": "lora", **changes})
+
+    def ask(kind: str, told: Mapping[str, Any]) -> str | None:
+        asked.append(FitReading.of(told))
+        return answer
+
+    engine = TorchEngine(ground.backbone, precision="float32")
+    cache = BaseCache(home / "cache" / "base", "float32")
+    probe = Probe(recipe, ground, engine, cache, home / f"probe-{id(lora)}", ask, lambda: None)
+    probe.begin([lora])
+    return probe
 
 
 def test_without_trl_the_way_out_is_told(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import pytest
 from evaluation import errors
 from evaluation.task import SPLITS, Task
 from evaluation.tasks import task_named
+from evaluation.tasks.rows import read_file
 from evaluation.tasks.user_data import load_task
 
 COLUMNS = {"question": "q", "answer": "a"}
@@ -161,6 +162,15 @@ def test_a_line_that_is_no_json_object_is_named(tmp_path: Path, line: str, rule:
     (tmp_path / "data.jsonl").write_text((tmp_path / "data.jsonl").read_text() + "\n" + line)
     with pytest.raises(errors.WrongRow, match=f"line 61 of .* {rule}"):
         load_task(path)
+
+
+def test_a_byte_order_mark_and_a_long_cell_are_read(tmp_path: Path) -> None:
+    long = "word " * 40_000
+    (tmp_path / "a.jsonl").write_text("\ufeff" + json.dumps({"q": long}) + "\n", encoding="utf-8")
+    (tmp_path / "a.csv").write_text(f"\ufeffq\n{long}\n", encoding="utf-8")
+    for name in ("a.jsonl", "a.csv"):
+        [row] = read_file(tmp_path / name)
+        assert row.text("q") == long.strip()
 
 
 def test_a_csv_row_with_a_cell_too_many_or_too_few_is_named(tmp_path: Path) -> None:

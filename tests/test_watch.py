@@ -77,6 +77,12 @@ def test_a_mark_holds_for_the_contents_and_not_for_the_name(tmp_path: Path) -> N
     assert sorted(one.name for one in tmp_path.iterdir()) == ["a.csv", "a.csv.processed.json"]
 
 
+def test_a_link_that_leads_nowhere_or_in_a_circle_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "gone.csv").symlink_to(tmp_path / "nothing")
+    (tmp_path / "circle.csv").symlink_to(tmp_path / "circle.csv")
+    assert Arrivals(tmp_path).look() == {}
+
+
 def test_what_must_wait_waits_longer_each_time_and_never_too_long() -> None:
     now, file = [0.0], Path("a.csv")
     waiting = Waiting(10.0, lambda: now[0])
@@ -116,6 +122,46 @@ def test_what_is_to_be_tried_later_has_no_mark_and_does_not_stop_the_others(tmp_
     (tmp_path / "a.csv").write_text("0")
     assert watching(tmp_path).run(once=True) == 0
     assert (tmp_path / "a.csv.processed.json").is_file()
+
+
+def test_a_directory_that_is_away_for_a_while_does_not_end_the_watch(tmp_path: Path) -> None:
+    folder, stop, ended = tmp_path / "incoming", threading.Event(), list[int]()
+    assert watching(folder).run(once=True) == LATER
+    running = threading.Thread(target=lambda: ended.append(watching(folder, stop).run(once=False)))
+    running.start()
+    time.sleep(0.1)
+    (tmp_path / "ready").mkdir()
+    (tmp_path / "ready" / "a.csv").write_text("0")
+    (tmp_path / "ready").rename(folder)
+    for _ in range(600):
+        if (folder / "a.csv.processed.json").is_file():
+            break
+        time.sleep(0.05)
+    stop.set()
+    running.join(30)
+    assert ended == [0] and log(folder) == ["a.csv"]
+
+
+def test_a_file_whose_mark_cannot_be_read_or_written_waits_and_stops_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text("0")
+    (tmp_path / "a.csv.processed.json").mkdir()
+    assert watching(tmp_path).run(once=True) == LATER
+    assert log(tmp_path) == ["b.csv"] and "a.csv" in capsys.readouterr().out
+    (tmp_path / "a.csv.processed.json").rmdir()
+    assert watching(tmp_path).run(once=True) == 0 and log(tmp_path) == ["b.csv", "a.csv"]
+
+
+def test_what_waited_and_was_taken_away_is_waited_for_no_longer(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    waiting = Waiting(10.0, lambda: 0.0)
+    waiting.again(file)
+    waiting.keep([tmp_path / "a.csv", tmp_path / "b.csv"])
+    assert waiting
+    waiting.keep([tmp_path / "b.csv"])
+    assert not waiting
 
 
 def test_a_file_on_which_the_command_crashes_again_and_again_is_rejected(tmp_path: Path) -> None:

@@ -22,13 +22,13 @@ from small_studies import knowing_home, small
 
 from adapters.backbone import Backbone
 from registry.tracking import Tracking
+from tuning.budget import RESUMED_KEY, RETRY_KEY
 from tuning.candidates import DIRECTORY_KEY, brought
 from tuning.errors import BadStorage, NoStudy, Preempted, StorageAway
 from tuning.records import RUN_KEY
-from tuning.retries import LOST_KEY, MAX_LOST, RETRY_KEY
+from tuning.retries import LOST_KEY, MAX_LOST, try_lost_again, unshared
 from tuning.storage import BEAT_S, HOST_KEY, StudyStorage
 from tuning.study import Event, Sweep
-from tuning.worker import RESUMED_KEY
 
 if TYPE_CHECKING:
     from postgres import Postgres
@@ -55,7 +55,7 @@ def trials_of_runs(sweep: Sweep) -> list[str]:
 def test_a_worker_needs_only_the_name_and_another_machine_can_publish(
     sweep: Sweep, session_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    sweep.create()
+    sweep.create_for_workers()
     there = knowing_home(session_backbone, tmp_path_factory.mktemp("there"))
     tracking = Tracking(sweep.tracking.uri, sweep.tracking.artifact_root, there / "releases")
     worker = Sweep.joined("small", there, tracking, sweep.storage_url)
@@ -109,6 +109,71 @@ def test_a_trial_whose_worker_fell_silent_is_tried_again_and_its_finished_result
     assert trials_of_runs(sweep) == sorted(map(str, finished(joined)))
 
 
+def given_up(sweep: Sweep, number: int) -> None:
+    """By another worker, which hears nothing of the one that runs it."""
+    study = sweep.join()
+    study.tell(number, state=TrialState.FAIL)
+    try_lost_again(study, study.trials[number])
+
+
+def test_a_worker_whose_trial_was_given_up_goes_on_and_its_result_is_counted_once(sweep: Sweep) -> None:
+    study, gave, told = sweep.create(), list[int](), list[Event]()
+
+    def give_up(event: Event) -> None:
+        told.append(event)
+        if event.kind == "measure" and event.share == 1.0 and not gave:
+            gave.append(event.trial)
+            given_up(sweep, event.trial)
+
+    sweep.run(study, give_up)
+    trials = sweep.join().trials
+    (retry,) = [trial for trial in trials if trial.user_attrs.get(RETRY_KEY) == gave[0]]
+    assert trials[gave[0]].state == TrialState.FAIL and retry.state == TrialState.COMPLETE
+    assert retry.user_attrs[RESUMED_KEY] is True
+    assert len(finished(study)) == 2
+    assert trials_of_runs(sweep) == sorted(map(str, finished(study)))
+    assert [event.trial for event in told if event.kind == "failed"] == gave
+
+
+def test_a_trial_whose_earlier_try_still_runs_begins_in_its_own_place(tmp_path: Path) -> None:
+    known, own = tmp_path / "3", tmp_path / "7"
+    with unshared(None, known) as running:
+        assert running == known
+        with unshared(known, own) as place:
+            assert place == own
+    with unshared(known, own) as place:
+        assert place == known
+    with unshared(tmp_path / "elsewhere", own) as place:
+        assert place == own
+
+
+def test_a_trial_that_was_given_up_is_not_handed_back_too(sweep: Sweep) -> None:
+    study, told = sweep.create(), list[Event]()
+
+    def give_up(event: Event) -> None:
+        if event.kind == "fit" and not told:
+            given_up(sweep, event.trial)
+        told.append(event)
+
+    with pytest.raises(Preempted):
+        sweep.run(study, give_up, lambda: any(event.kind == "fit" for event in told))
+    assert len([trial for trial in study.trials if RETRY_KEY in trial.user_attrs]) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+def test_a_trial_that_was_enqueued_twice_runs_once(sweep: Sweep) -> None:
+    study = sweep.create()
+    lost = study.ask()
+    for _ in range(2):
+        study.enqueue_trial({"method.learning_rate": 1e-4, "adapter.kind": "lora"}, user_attrs={RETRY_KEY: lost.number})
+    study.tell(lost, state=TrialState.FAIL)
+    sweep.run(study, lambda event: None)
+    twins = [trial for trial in study.trials if RETRY_KEY in trial.user_attrs]
+    assert [trial.state for trial in twins][:1] == [TrialState.COMPLETE]
+    assert sum(trial.state == TrialState.COMPLETE for trial in twins) == 1
+
+
 def test_a_database_that_is_killed_in_the_middle_of_a_trial_is_waited_for(sweep: Sweep, postgres: Postgres) -> None:
     study, killed = sweep.create(), list[int]()
 
@@ -160,7 +225,9 @@ def test_a_database_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
     assert "secret" not in str(raised.value)
 
 
-@pytest.mark.parametrize("url", ["mysql://host/db", "studies.db", "postgresql+nothing://host/db", "redis://host"])
+@pytest.mark.parametrize(
+    "url", ["mysql://host/db", "studies.db", "postgresql+nothing://host/db", "redis://host", "postgresql://host:port/db"]
+)
 def test_a_url_that_no_sweep_can_use_is_refused(tmp_path: Path, url: str) -> None:
     with pytest.raises(BadStorage, match="postgresql"):
         StudyStorage.of(tmp_path, "small", url)

@@ -29,7 +29,7 @@ from evaluation.statistics import PairedChange, change_over_seeds, paired_change
 from evaluation.task import Example
 from tuning.ground import Ground, new_adapters
 from tuning.journal import Journal, alone_in
-from tuning.methods import METHODS
+from tuning.laid_out import fitted_on
 from tuning.methods.method import MethodSpec
 from tuning.recipe import Recipe
 
@@ -50,6 +50,14 @@ class Arm:
     method: MethodSpec
     changes: Mapping[str, object] = field(default_factory=dict)
     is_fitted: bool = True
+
+    def recipe(self, of: Recipe) -> Recipe:
+        """That of the study, with what is the arm's own."""
+        changed = of.with_values(dict(self.changes)) if self.changes else of
+        adapter = changed.adapter
+        seeded = {kind: getattr(adapter, kind).model_copy(update={"seed": self.seed}) for kind in ("lora", "softcot")}
+        method = self.method.model_copy(update={"seed": self.seed})
+        return changed.model_copy(update={"method": method, "adapter": adapter.model_copy(update=seeded)})
 
 
 @dataclass(frozen=True)
@@ -150,13 +158,13 @@ class ArmBench:
 
     def _fit_and_read(self, arm: Arm) -> tuple[ArmReadings, ArmReadings]:
         started = time.monotonic()
-        recipe = self.recipe.with_values(dict(arm.changes)) if arm.changes else self.recipe
-        adapters, told = new_adapters(recipe, self.backbone, arm.seed), dict[str, float]()
+        recipe, told = arm.recipe(self.recipe), dict[str, float]()
         if arm.is_fitted:
-            method = arm.method.model_copy(update={"seed": arm.seed})
-            fit = METHODS[method.name](method).fit(self.backbone, adapters, arm.examples)
+            done = fitted_on(recipe, self.backbone, arm.examples)
+            adapters, fit = done.adapters, done.fit
             told = {"first_loss": fit.losses[0], "last_loss": fit.losses[-1], "num_tokens": fit.num_tokens}
         else:
+            adapters = new_adapters(recipe, self.backbone)
             with Stack(adapters).attach(self.backbone):
                 pass  # they get their start from the backbone
         fitted = time.monotonic()

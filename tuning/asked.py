@@ -64,7 +64,7 @@ def extend(
             raise NothingToExtend(
                 f"What is extended has a limit, but the study {study.study_name!r} has no {name}. Leave --{_option(name)} out."
             )
-        if value < now:
+        if not value >= now:  # nan is neither
             raise NothingToExtend(
                 f"A study is extended to more than it has, but its {name} is {now:g} and {value:g} was given. Give a larger one; "
                 "`graftline sweep stop` ends it earlier."

@@ -26,13 +26,13 @@ from evaluation.tasks import task_named
 from tuning import removal
 from tuning.arms import ArmBench, Progress, finished
 from tuning.batches import rows_of
-from tuning.checkpoints import Checkpoint, Recorder, checkpoint_steps
+from tuning.checkpoints import Checkpoint, checkpoint_steps
 from tuning.errors import SweepRefused
 from tuning.gradients import Weighted
 from tuning.ground import Ground, new_adapters
 from tuning.influence import Influence, Pool, conflicts, influences, length_correlations, lens
 from tuning.journal import Journal, alone_in
-from tuning.methods import METHODS
+from tuning.laid_out import fitted_on
 from tuning.queries import DOMAIN, ENOUGH, domain_query, family_query
 from tuning.recipe import Recipe
 from tuning.removal import Removal
@@ -161,15 +161,14 @@ class Attribution:
         steps = checkpoint_steps(self.recipe.sft.steps, self.spec.checkpoints)
         files = [self.directory / f"checkpoint-{step}.safetensors" for step in steps]
         if not all(file.is_file() for file in files):
-            recorder, method = Recorder(steps), self.recipe.sft
-            METHODS[method.name](method).fit(
+            fitted = fitted_on(
+                self.recipe,
                 self.ground.backbone,
-                new_adapters(self.recipe, self.ground.backbone),
                 self.examples,
                 lambda step, of, loss: on_progress("steps of the fit", step, of),
-                recorder.on_update,
+                checkpoints=steps,
             )
-            for file, checkpoint in zip(files, recorder.checkpoints, strict=True):
+            for file, checkpoint in zip(files, fitted.checkpoints, strict=True):
                 checkpoint.save(file)
         return [Checkpoint.load(file) for file in files]
 

@@ -23,6 +23,8 @@ from tuning.recipe import Recipe
 ROOM = 1.25  # by which a trial of a kind not yet seen may outlast the longest so far
 # User attributes of a trial: what it took, when it began (seconds since the epoch, by its worker's clock), and who runs it.
 SECONDS_KEY, BEGAN_KEY, WORKER_KEY = "seconds", "began", "worker"
+# The trial that it goes on from; and whether that one's result was there already, made before its worker was lost.
+RETRY_KEY, RESUMED_KEY = "retry_of", "resumed"
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -49,9 +51,14 @@ class Left:
         return not self.used_up
 
 
-def left(study: optuna.Study, recipe: Recipe, now: float | None = None) -> Left:
-    """Read before each trial. `now` is in seconds since the epoch."""
+def left(study: optuna.Study, recipe: Recipe, now: float | None = None, before: int | None = None) -> Left:
+    """Read before each trial. `now` is in seconds since the epoch.
+
+    `before`: for the trial of that number, which runs already: of those that run, the ones with smaller numbers alone count.
+    """
     trials, bounds = study.get_trials(deepcopy=False), limits(study, recipe)
+    if before is not None:
+        trials = [trial for trial in trials if trial.state != TrialState.RUNNING or trial.number < before]
     used = _spent(trials, time.time() if now is None else now)
     finished = [trial for trial in trials if trial.state in _ENDED]
     running = sum(trial.state == TrialState.RUNNING for trial in trials)
@@ -111,7 +118,10 @@ def _spent(trials: Sequence[FrozenTrial], now: float) -> Spent:
     longest = max(
         (float(t.user_attrs[SECONDS_KEY]) for t in trials if t.state in _ENDED and SECONDS_KEY in t.user_attrs), default=0.0
     )
-    spans = [(began_at(trial, now), took_s(trial, longest, now)) for trial in trials if trial.state != TrialState.WAITING]
+    # What a lost worker had finished is the time of the trial that took its result.
+    taken = {trial.user_attrs.get(RETRY_KEY) for trial in trials if RESUMED_KEY in trial.user_attrs}
+    counted = [trial for trial in trials if trial.state != TrialState.WAITING and trial.number not in taken]
+    spans = [(began_at(trial, now), took_s(trial, longest, now)) for trial in counted]
     wall, until = 0.0, float("-inf")
     for began, took in sorted(spans):
         wall += max(0.0, began + took - max(began, until))

@@ -131,20 +131,21 @@ def readable(file: Path) -> Iterator[None]:
         ) from error
 
 
-def candidate_to_publish(home: Path, name: str, trial: int | None = None) -> Candidate:
+def candidate_to_publish(home: Path, name: str, trial: int | None = None, storage_url: str | None = None) -> Candidate:
     """The study's best trial, which must be feasible, or the named one, which need not be: the gate decides."""
-    found = stored_candidates(home, name)
+    found, kept_in = stored_candidates(home, name, storage_url), StudyStorage.of(home, name, storage_url)
     if not found:
         raise NothingToPublish(
             f"publish takes a directory with a manifest.json, or a study with a finished trial, but {name!r} is neither. "
-            f"Studies are in {home / 'studies'}."
+            f"Studies are looked for in {kept_in.shown if kept_in.is_shared else home / 'studies'}. Name another database with "
+            "--storage."
         )
     if trial is not None:
         named = [candidate for candidate in found if candidate.trial == trial]
         if not named:
             numbers = ", ".join(str(number) for number in sorted(candidate.trial for candidate in found))
             raise NothingToPublish(f"Trial {trial} of the study {name!r} did not finish. Finished: {numbers}.")
-        return _with_weights(named[0], home, name)
+        return _with_weights(named[0], kept_in, name)
     best = found[0]
     if not best.feasible:
         family, excess = max(best.score["constraints"].items(), key=lambda item: float(item[1]))
@@ -153,7 +154,7 @@ def candidate_to_publish(home: Path, name: str, trial: int | None = None) -> Can
             f"exceeds the margin of {family} by {excess:.1f} margins. Sweep on with --resume and more trials, or publish it as a "
             f"candidate all the same with --trial {best.trial}: the gate decides."
         )
-    return _with_weights(best, home, name)
+    return _with_weights(best, kept_in, name)
 
 
 def full_key(number: int) -> str:
@@ -161,8 +162,8 @@ def full_key(number: int) -> str:
     return f"{IN_FULL}:{number}"
 
 
-def _with_weights(candidate: Candidate, home: Path, name: str) -> Candidate:
-    if candidate.removed and not StudyStorage.of(home, name).is_shared:  # workers of several machines leave a copy with the run
+def _with_weights(candidate: Candidate, kept_in: StudyStorage, name: str) -> Candidate:
+    if candidate.removed and not kept_in.is_shared:  # workers of several machines leave a copy with the run
         raise NothingToPublish(
             f"Only the best adapters of a study stay on disk (study.keep_adapters), but trial {candidate.trial} of {name!r} is "
             f"not among them: its weights were removed. Fit it again with `graftline sweep refit {name} --trial "

@@ -1,4 +1,4 @@
-"""What a sweep will take, before it begins: two steps of the real fit and a slice of the real measuring, timed and multiplied.
+"""What a sweep will take, before it begins: steps of the real fit and slices of the real measuring, timed and multiplied.
 
 Timed are the recipe's own values and the costliest corner of what it searches. The first step of a fit, which is slower, counts
 once and where the distance to the backbone is read. What a trial takes on the average is the mean over points drawn from the

@@ -32,13 +32,25 @@ def _fitted(asked: AskedFit) -> dict[str, object] | None:
     """None of a process that is not the first."""
     import torch
 
+    from tuning.checkpoints import Recorder
     from tuning.fitting import fit_recipe
     from tuning.processes import Processes
     from tuning.recipe import Recipe
 
     torch.set_num_threads(asked.threads)
-    fit = fit_recipe(Recipe(**asked.recipe), asked.directory, lambda *step: print(json.dumps(step), flush=True))
-    return asdict(fit) if Processes.here().is_main else None
+    recorder = Recorder(tuple(asked.checkpoints))
+    fit = fit_recipe(
+        Recipe(**asked.recipe),
+        asked.directory,
+        lambda *step: print(json.dumps(step), flush=True),
+        recorder.on_update if asked.checkpoints else None,
+        asked.examples,
+    )
+    if not Processes.here().is_main:
+        return None
+    for checkpoint in recorder.checkpoints:
+        checkpoint.save(asked.checkpoints[checkpoint.step])
+    return asdict(fit)
 
 
 if __name__ == "__main__":

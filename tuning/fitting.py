@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters.whole_file import whole_directory
 from engine.profile import Profile
+from evaluation.task import Example
 from evaluation.tasks import task_named
 from tuning.continuing import check_start
 from tuning.errors import BadRecipe
 from tuning.ground import backbone_of, new_adapters
-from tuning.loop import OnStep
+from tuning.loop import OnStep, OnUpdate
 from tuning.manifest import complete
 from tuning.methods import METHODS
 from tuning.methods.method import Fit
@@ -27,11 +29,18 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def fit_recipe(recipe: Recipe, directory: Path, on_step: OnStep | None = None) -> Fit:
+def fit_recipe(
+    recipe: Recipe,
+    directory: Path,
+    on_step: OnStep | None = None,
+    on_update: OnUpdate | None = None,
+    prepared: Sequence[Example] | None = None,
+) -> Fit:
     """Fits the recipe's values and writes the adapters to `directory`, ready for `graftline publish`.
 
-    Of several processes each takes its share of every batch, and the first writes. A fit that was killed goes on at its
-    checkpoint, which is kept beside the directory until then. BadRecipe for a directory that holds something.
+    On the rows that the recipe draws, or on those that a study has prepared in their place and checked itself. Of several
+    processes each takes its share of every batch, and the first writes. A fit that was killed goes on at its checkpoint, which is
+    kept beside the directory until then. BadRecipe for a directory that holds something.
     """
     check_free(directory)
     here = Processes.here()
@@ -39,15 +48,17 @@ def fit_recipe(recipe: Recipe, directory: Path, on_step: OnStep | None = None) -
     in_parts, accelerator = is_asked(), _accelerator()
     backbone = sharded(recipe, accelerator.device) if in_parts else backbone_of(recipe, str(accelerator.device))
     domain = task_named(recipe.domain)
-    examples = training_examples(recipe, domain)
-    check_usable(recipe, domain, examples)
-    check_lengths(recipe, backbone, examples)
+    examples = training_examples(recipe, domain) if prepared is None else prepared
+    if prepared is None:
+        check_usable(recipe, domain, examples)
+        check_lengths(recipe, backbone, examples)
     check_start(recipe, backbone)
     check_servable(recipe, backbone)
     adapters, kept = new_adapters(recipe, backbone), kept_beside(directory)
     kept.mkdir(parents=True, exist_ok=True)
     method = METHODS[recipe.method.name](recipe.method)
-    fit = method.fit(backbone, adapters, examples, on_step if here.is_main else None, task=domain, directory=kept)
+    on_step = on_step if here.is_main else None
+    fit = method.fit(backbone, adapters, examples, on_step, on_update, task=domain, directory=kept)
     if here.is_main:
         if directory.is_dir():
             directory.rmdir()  # it is empty: see above

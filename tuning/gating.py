@@ -35,7 +35,8 @@ from registry.policy import Policy, refuse_other_domain
 from tuning.compression_gate import DomainTest, check_steering
 from tuning.errors import BadRecipe
 from tuning.manifest import fingerprints_of
-from tuning.recipe import Recipe, in_one_sentence
+from tuning.recipe import Recipe
+from tuning.recipe_fault import in_one_sentence
 from tuning.rounds import LEAST_POOL, PER_GROUP, POOL_ROUNDS, Reading, Rounds, is_endless, name_of
 
 # The largest change of an item's mean log-probability that the gate counts, in nats per token: a passage whose perplexity
@@ -193,6 +194,7 @@ def gate(
             details={
                 "seed": fresh_seed,
                 "backbone_fingerprint": backbone.fingerprint,
+                "backbone_format": backbone.format,
                 "precision": recipe.evaluation.precision,
                 "split": "gate",
                 "policy": policy.digest(),

@@ -68,11 +68,7 @@ def backbone_of(recipe: Recipe, device: str | None = None, dtype: torch.dtype | 
     return Backbone.load(recipe.backbone, device=device, dtype=dtype, format=recipe.backbone_format, recompute=again)
 
 
-def new_adapters(recipe: Recipe, backbone: Backbone, seed: int | None = None) -> tuple[Adapter, ...]:
-    """Of the kinds that the recipe names, before their fit: new ones, or those that it continues.
-
-    With a seed, they start from that one instead of their own.
-    """
-    specs = [getattr(recipe.adapter, kind) for kind in recipe.adapter.kind.split("+")]
-    new = tuple(new_adapter(spec if seed is None else spec.model_copy(update={"seed": seed})) for spec in specs)
+def new_adapters(recipe: Recipe, backbone: Backbone) -> tuple[Adapter, ...]:
+    """Of the kinds that the recipe names, before their fit: new ones, or those that it continues."""
+    new = tuple(new_adapter(getattr(recipe.adapter, kind)) for kind in recipe.adapter.kind.split("+"))
     return started(recipe, backbone, new)

@@ -10,12 +10,14 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from adapters.whole_file import write_whole
+from evaluation.task import Example
 from tuning.errors import BadRecipe, FitFailed
 from tuning.loop import OnStep
 from tuning.methods.method import Fit
@@ -34,19 +36,34 @@ class AskedFit(BaseModel):
     directory: Path
     threads: int
     waiting: int
+    examples: tuple[Example, ...] | None = None  # None: those that the recipe draws
+    checkpoints: dict[int, Path] = {}  # by step, where what is known after it goes
 
 
-def launched(recipe: Recipe, directory: Path, threads: int, on_step: OnStep | None = None) -> Fit:
+def launched(
+    recipe: Recipe,
+    directory: Path,
+    threads: int,
+    on_step: OnStep | None = None,
+    examples: Sequence[Example] | None = None,
+    checkpoints: Mapping[int, Path] | None = None,
+) -> Fit:
     """As `tuning.fitting.fit_recipe`, in `recipe.fit.processes` processes, or as many as its config file of Accelerate says.
 
-    FitFailed with what a process said; MemoryError where one was out of memory; OSError where one ended without a word.
+    `examples` and `checkpoints` are those of `tuning.laid_out.launched_once`. FitFailed with what a process said; MemoryError
+    where one was out of memory; OSError where one ended without a word.
     """
     if recipe.fit.accelerate is not None:
         check_config(Path(recipe.fit.accelerate))
     with tempfile.TemporaryDirectory(prefix="graftline-fit-") as name:
         place = Path(name)
         asked = AskedFit(
-            recipe=recipe.model_dump(mode="json"), directory=directory.absolute(), threads=threads, waiting=os.getpid()
+            recipe=recipe.model_dump(mode="json"),
+            directory=directory.absolute(),
+            threads=threads,
+            waiting=os.getpid(),
+            examples=None if examples is None else tuple(examples),
+            checkpoints={step: file.absolute() for step, file in (checkpoints or {}).items()},
         )
         write_whole(place / ASKED, asked.model_dump_json())
         command = [*_launcher(recipe), "-m", "tuning.fit_process", str(place)]
@@ -60,7 +77,7 @@ def launched(recipe: Recipe, directory: Path, threads: int, on_step: OnStep | No
             if child.returncode:
                 said.seek(0)
                 _raise(place, child.returncode, said.read().decode(errors="replace"))
-        return Fit(**json.loads((place / FIT).read_text()))
+        return Fit.of(json.loads((place / FIT).read_text()))
 
 
 def check_config(file: Path) -> None:

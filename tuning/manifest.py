@@ -47,7 +47,7 @@ def complete(
             name=recipe.backbone,
             fingerprint=backbone.fingerprint,
             dtype=str(backbone.dtype).removeprefix("torch."),
-            format=backbone.format,
+            format=recipe.backbone_format if is_fitted else backbone.format,
         ),
         profile=ProfileDescription(
             adapters=tuple(map(kind_of, profile.adapters)), scale=scale, decoding=profile.policy.model_dump(mode="json")

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import optuna
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from tuning.asked import Wish, limits, wish
@@ -18,13 +17,14 @@ from tuning.candidates import Candidate, candidates_of
 from tuning.hypervolume import hypervolume_of
 from tuning.importance import importances, too_few
 from tuning.recipe import Recipe
+from tuning.storage import PatientStorage
 
 _SHOWN_FAILURES = 10
 
 
 @dataclass(frozen=True)
 class Running:
-    """A trial that runs. `alive` is None where the storage takes no heartbeats."""
+    """A trial that runs. `alive` is None where no storage was asked."""
 
     trial: int
     worker: str
@@ -89,8 +89,8 @@ class Overview:
         }
 
 
-def overview(study: optuna.Study, recipe: Recipe, storage: RDBStorage | None = None, now: float | None = None) -> Overview:
-    """`storage` is where the study is kept, where it takes heartbeats; `now` in seconds since the epoch."""
+def overview(study: optuna.Study, recipe: Recipe, storage: PatientStorage | None = None, now: float | None = None) -> Overview:
+    """`storage` is where the study is kept, and hears heartbeats; `now` in seconds since the epoch."""
     clock = time.time() if now is None else now
     trials, bounds = study.get_trials(deepcopy=False), limits(study, recipe)
     used, remaining = spent(study, clock), left(study, recipe, clock)
@@ -131,15 +131,16 @@ def row_of(candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def _running(study: optuna.Study, trials: Sequence[FrozenTrial], storage: RDBStorage | None, now: float) -> tuple[Running, ...]:
-    beats = storage is not None and storage.get_heartbeat_interval() is not None
-    stale = set(storage._get_stale_trial_ids(study._study_id)) if storage is not None and beats else set()
+def _running(
+    study: optuna.Study, trials: Sequence[FrozenTrial], storage: PatientStorage | None, now: float
+) -> tuple[Running, ...]:
+    late = set(storage.unheard(study._study_id)) if storage is not None else set()
     return tuple(
         Running(
             trial.number,
             str(trial.user_attrs.get(WORKER_KEY, "")),
             max(0.0, now - began_at(trial, now)),
-            trial._trial_id not in stale if beats else None,
+            trial._trial_id not in late if storage is not None else None,
         )
         for trial in trials
         if trial.state == TrialState.RUNNING

@@ -14,7 +14,8 @@ from engine.profile import DecodingPolicy, Profile
 from registry.manifest import Manifest
 from tuning.errors import BadRecipe
 from tuning.manifest import complete
-from tuning.recipe import Recipe, in_one_sentence
+from tuning.recipe import Recipe
+from tuning.recipe_fault import in_one_sentence
 
 PART = ".part"
 _TRIED = "a policy that is tried"

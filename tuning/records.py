@@ -53,9 +53,7 @@ class Records:
         try:
             tracking.create()
             if known is None:
-                known = tracking.start_run(recipe.name, f"study {recipe.name}", tags={"optuna.study": study.study_name})
-                tracking.log_dict(known, recipe.model_dump(mode="json"), "recipe.json")
-                study.set_user_attr(RUN_KEY, known)
+                known = begun(tracking, recipe, study)
             else:
                 tracking.reopen_run(known)
         except RegistryUnreachable as error:
@@ -143,6 +141,15 @@ class Records:
             self.tracking.set_tags(run_id, {"failure": outcome.reason[:5000]})
         self.tracking.log_dict(run_id, outcome.model_dump(mode="json"), "result.json")
         self.tracking.end_run(run_id, _STATUS.get(outcome.state, "FAILED"))
+
+
+def begun(tracking: Tracking, recipe: Recipe, study: optuna.Study) -> str:
+    """The study's run, begun where it has none: by who makes it, where workers are to begin together."""
+    if (known := study.user_attrs.get(RUN_KEY)) is None:
+        known = tracking.start_run(recipe.name, f"study {recipe.name}", tags={"optuna.study": study.study_name})
+        tracking.log_dict(known, recipe.model_dump(mode="json"), "recipe.json")
+        study.set_user_attr(RUN_KEY, known)
+    return str(known)
 
 
 def run_key(number: int) -> str:

@@ -9,7 +9,8 @@ import optuna
 
 from tuning.candidates import REFITTED, Candidate, candidates_of, removed_key
 from tuning.errors import NothingToRefit
-from tuning.isolation import prepare, run_isolated
+from tuning.isolation import ChildDied, prepare, run_isolated
+from tuning.memory import Isolated, run_within_memory_here
 from tuning.space import defaults
 from tuning.study import Sweep
 from tuning.trial import ADAPTER, Job
@@ -21,8 +22,11 @@ class Refit:
     same_scores: bool  # as the study has them
 
 
-def refitted(sweep: Sweep, study: optuna.Study, trial: int) -> Refit:
-    """In a child, as a trial; they then stay. NothingToRefit for one that did not finish, or whose weights are there."""
+def refitted(sweep: Sweep, study: optuna.Study, trial: int, isolated: Isolated = run_isolated) -> Refit:
+    """In a child, as a trial, with half the micro-batch where memory runs out; they then stay.
+
+    NothingToRefit for one that did not finish, whose weights are there, or which does not come out again.
+    """
     candidate = _finished(study, trial)
     if candidate.directory.is_dir():
         raise NothingToRefit(
@@ -34,7 +38,12 @@ def refitted(sweep: Sweep, study: optuna.Study, trial: int) -> Refit:
     directory = there if there.is_dir() else sweep.directory / "trials" / str(trial)  # it ran on another machine
     prepare(recipe.domain)
     job = Job(recipe, directory, sweep.home / "cache", sweep.threads, reference=candidate.params == defaults(sweep.recipe))
-    outcome = run_isolated(job, lambda phase, share: None, sweep.recipe.study.stall_timeout_s)
+    try:
+        outcome = run_within_memory_here(job, lambda phase, share: None, sweep.recipe.study.stall_timeout_s, isolated=isolated)
+    except ChildDied as died:
+        raise NothingToRefit(
+            f"Trial {trial} was fitted before, but now its process died: {died} The same command goes on at its checkpoint."
+        ) from died
     if outcome.state != "complete":
         raise NothingToRefit(f"Trial {trial} was fitted before, but now it did not come out: {outcome.reason}")
     study.set_user_attr(removed_key(trial), REFITTED)

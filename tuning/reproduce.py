@@ -34,10 +34,10 @@ from registry.tracking import Tracking
 from tuning.continuing import check_start, fetched
 from tuning.errors import NotReproducible
 from tuning.gating import Subject, check_tasks
-from tuning.ground import new_adapters
+from tuning.journal import alone_in
+from tuning.laid_out import at_hand, fitted_on
 from tuning.loop import CHECKPOINT
 from tuning.machine import changes, this_machine
-from tuning.methods import METHODS
 from tuning.plan import data_digest, training_examples
 from tuning.recipe import Recipe
 
@@ -90,7 +90,8 @@ def reproduce(
     What the fit was begun from is fetched from the registry of `tracking` where it is not here.
 
     A fit that was killed goes on at its checkpoint there. Raises before the fit: NotReproducible for what no fit made,
-    DataChanged where the task or its rows are others now, with both digests, and BackboneMismatch.
+    DataChanged where the task or its rows are others now, with both digests, and BackboneMismatch; StudyIsRunning where another
+    process fits in `directory`.
     """
     manifest, recipe = subject.manifest, _fitted_recipe(subject)
     if manifest.backbone.fingerprint != backbone.fingerprint:
@@ -109,13 +110,13 @@ def reproduce(
         )
     recipe = recipe if tracking is None else fetched(recipe, tracking)
     check_start(recipe, backbone)
-    with _threads(manifest.fitted_on):
+    with alone_in(directory), _threads(manifest.fitted_on):
         changed = None if manifest.fitted_on is None else tuple(changes(manifest.fitted_on, this_machine(backbone.device)))
         again = _fit(recipe, backbone, examples, directory, on_step).scaled(manifest.profile.scale)
-    shutil.rmtree(directory / "adapter", ignore_errors=True)
-    with whole_directory(directory / "adapter") as part:
-        again.save(part)
-    nearness = compared_files(subject.directory, directory / "adapter", engine, backbone, domain.examples("select", ITEMS))
+        shutil.rmtree(directory / "adapter", ignore_errors=True)
+        with whole_directory(directory / "adapter") as part:
+            again.save(part)
+        nearness = compared_files(subject.directory, directory / "adapter", engine, backbone, domain.examples("select", ITEMS))
     return Reproduction(nearness, changed, directory / "adapter")
 
 
@@ -146,15 +147,15 @@ def _fit(
     recipe: Recipe, backbone: Backbone, examples: Sequence[Example], directory: Path, on_step: Callable[[float], None]
 ) -> Profile:
     directory.mkdir(parents=True, exist_ok=True)
-    adapters = new_adapters(recipe, backbone)
-    METHODS[recipe.method.name](recipe.method).fit(
+    adapters = fitted_on(
+        at_hand(recipe),
         backbone,
-        adapters,
         examples,
         lambda step, steps, loss: on_step(step / steps),
         task=task_named(recipe.domain),
         directory=directory,
-    )
+        threads=torch.get_num_threads(),
+    ).adapters
     for checkpoint in directory.rglob(CHECKPOINT):
         checkpoint.unlink()
     return Profile(adapters)

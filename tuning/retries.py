@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from adapters.whole_file import write_whole
+from tuning.budget import RETRY_KEY
 from tuning.candidates import DIRECTORY_KEY
 from tuning.memory import MAX_TRIED
 from tuning.recipe import Recipe
@@ -19,7 +23,9 @@ from tuning.trial import ADAPTER, RESULT, Outcome
 
 MAX_RETRIES = 1  # of a trial that died
 MAX_LOST = 3  # of one whose worker was lost: that says little about the trial
-TRIES_KEY, LOST_KEY, RETRY_KEY = "tries", "lost", "retry_of"
+TRIES_KEY, LOST_KEY = "tries", "lost"
+_LOCK = "running.lock"  # in a trial's directory, held by the worker that runs it
+_ENQUEUED = "fixed_params"  # Optuna's own name
 _ASKED = "asked.json"  # beside a trial's result: what it was the result of
 
 
@@ -27,21 +33,26 @@ def try_again(study: optuna.Study, trial: FrozenTrial) -> bool:
     """Enqueues the values of a trial that died once more, up to a limit; False when the limit is reached."""
     if tries(trial) >= MAX_RETRIES:
         return False
-    study.enqueue_trial(trial.params, user_attrs={**continued(trial), TRIES_KEY: tries(trial) + 1})
+    study.enqueue_trial(values_of(trial), user_attrs={**continued(trial), TRIES_KEY: tries(trial) + 1})
     return True
 
 
 def try_lost_again(study: optuna.Study, trial: FrozenTrial) -> None:
     """The same for a trial whose worker was lost, in a kill or by its heartbeats; what it had finished is not made again."""
     lost = int(trial.user_attrs.get(LOST_KEY, 0))
-    if trial.params and lost < MAX_LOST:
-        study.enqueue_trial(trial.params, user_attrs={**continued(trial), LOST_KEY: lost + 1})
+    if (values := values_of(trial)) and lost < MAX_LOST:
+        study.enqueue_trial(values, user_attrs={**continued(trial), LOST_KEY: lost + 1})
 
 
 def hand_back(study: optuna.Study, trial: FrozenTrial) -> None:
     """The same for a trial that its worker was told to leave: that counts as no try."""
-    if trial.params:
-        study.enqueue_trial(trial.params, user_attrs=continued(trial))
+    if values := values_of(trial):
+        study.enqueue_trial(values, user_attrs=continued(trial))
+
+
+def values_of(trial: FrozenTrial) -> dict[str, Any]:
+    """What it was enqueued with, and what was drawn for it: a worker may be lost before all values of its trial are stored."""
+    return {**trial.system_attrs.get(_ENQUEUED, {}), **trial.params}
 
 
 def continued(trial: FrozenTrial) -> dict[str, Any]:
@@ -52,6 +63,33 @@ def continued(trial: FrozenTrial) -> dict[str, Any]:
 
 def tries(trial: FrozenTrial) -> int:
     return int(trial.user_attrs.get(TRIES_KEY, 0))
+
+
+@contextmanager
+def unshared(known: Path | None, own: Path) -> Iterator[Path]:
+    """Where a trial runs, locked meanwhile: where an earlier try of it ran, else in its own place.
+
+    Also in its own where the earlier try still runs, in a worker of this disk that was given up too soon.
+    """
+    with ExitStack() as stack:
+        if known is not None and known.is_dir() and _locked(stack, known):
+            yield known
+            return
+        own.mkdir(parents=True, exist_ok=True)
+        _locked(stack, own)
+        yield own
+
+
+def _locked(stack: ExitStack, directory: Path) -> bool:
+    """False where another process holds it. A file system without locks has one worker a directory, as far as it can tell."""
+    lock = stack.enter_context((directory / _LOCK).open("a"))
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def note_asked(directory: Path, recipe: Recipe, reference: bool) -> None:

@@ -93,6 +93,8 @@ class SequenceStudy:
     def directory(self) -> Path:
         plan = [[one.measure.name, one.measure.version, data_digest(one.examples)] for one in self.plan.values()]
         told = self.spec.model_dump(mode="json", include={"merge", "router"})
+        if self._weights:
+            told["merge"]["weights"] = self._weights
         recipes = sorted(json.dumps(domain.recipe.model_dump(mode="json"), sort_keys=True) for domain in self.domains)
         deciding = [self.fits.backbone.fingerprint, recipes, told, sorted(map(str, plan)), self.fits.sweep is not None]
         return self.home / "sequence" / hashlib.sha256(json.dumps(deciding).encode()).hexdigest()[:12]
@@ -141,6 +143,7 @@ class SequenceStudy:
                             reader,
                             self.spec.merge,
                             self.spec.router,
+                            self._weights,
                         )
                         document = stages.document(policy, stage)
                         self._journal.append({"order": list(order), "policy": policy, "stage": stage, "document": document})
@@ -161,6 +164,12 @@ class SequenceStudy:
                 {"order": list(order), "policy": policy, **matrix.as_dict()} for (order, policy), matrix in told.matrices.items()
             ],
         }
+
+    @property
+    def _weights(self) -> dict[str, float]:
+        """In a merge, by domain; empty for 1 each."""
+        weights = self.spec.merge.weights
+        return dict(zip((domain.name for domain in self.domains), weights, strict=True)) if weights else {}
 
     @property
     def _journal(self) -> Journal:

@@ -23,10 +23,10 @@ from engine.profile import Profile
 from evaluation.task import Example, Task
 from registry.manifest import MANIFEST, file_digest, verify
 from tuning.gating import Subject
-from tuning.ground import new_adapters
+from tuning.journal import alone_in
+from tuning.laid_out import fitted_on
 from tuning.manifest import complete
 from tuning.merging import Parents, merge
-from tuning.methods import METHODS
 from tuning.plan import data_digest
 from tuning.recipe import GIVEN_BY_START, Recipe
 from tuning.router_fit import RouterSpec, fit_router
@@ -107,10 +107,13 @@ class SequenceFits:
         return self._fitted(domain, continuing(domain.recipe, start.directory), start)
 
     def merged(self, parts: Sequence[Made], spec: MergeSpec) -> Made:
-        """Of one adapter it is that adapter. The order of the parts decides nothing."""
+        """Of one adapter it is that adapter. The order of the parts, each with its weight, decides nothing."""
         if len(parts) == 1:
             return parts[0]
-        parts = sorted(parts, key=lambda part: part.key)
+        weighed = sorted(zip(parts, spec.weights or (1.0,) * len(parts), strict=True), key=lambda pair: pair[0].key)
+        parts = [part for part, _ in weighed]
+        if spec.weights:
+            spec = spec.model_copy(update={"weights": tuple(weight for _, weight in weighed)})
         made = self._place("merged", spec.model_dump(mode="json"), [part.key for part in parts])
         if not made.directory.is_dir():
             subjects = [Subject(part.key[:12], part.directory, verify(part.directory)) for part in parts]
@@ -121,7 +124,7 @@ class SequenceFits:
     def router(self, engine: Inspector, parts: Mapping[str, Task], others: Sequence[Task], spec: RouterSpec) -> Made:
         """Between the backbone and the domains' own adapters, each under its task's name. `others` are the backbone's."""
         names = sorted(parts)
-        deciding = [self.backbone.fingerprint, spec.model_dump(mode="json"), str(self.backbone.dtype)]
+        deciding = [self.backbone.fingerprint, *self._format, spec.model_dump(mode="json"), str(self.backbone.dtype)]
         questions = [[data_digest(parts[name].examples("train", spec.items, seed=spec.seed)), name] for name in names]
         made = self._place("router", [*deciding, questions], [task.name for task in others])
         if not made.directory.is_dir():
@@ -143,7 +146,8 @@ class SequenceFits:
         for name in ("warm_start", "orthogonal_to"):
             del told["adapter"][name]  # a path; what is there decides
         earlier = [start.key] if start else [file_digest(Path(one) / MANIFEST) for one in starts_of(recipe)]
-        made = self._place("fit", [self.backbone.fingerprint, told, data_digest(domain.examples)], earlier)
+        deciding = [self.backbone.fingerprint, *self._format, told, data_digest(domain.examples)]
+        made = self._place("fit", deciding, earlier)
         if made.directory.is_dir():
             return made
         if self.sweep is not None:
@@ -152,20 +156,26 @@ class SequenceFits:
                 shutil.copytree(found, part, dirs_exist_ok=True)
             return made
         work = self.directory / "work" / made.key[:16]
-        work.mkdir(parents=True, exist_ok=True)
-        adapters = new_adapters(recipe, self.backbone)
-        METHODS[recipe.method.name](recipe.method).fit(
-            self.backbone,
-            adapters,
-            domain.examples,
-            lambda step, steps, loss: self.on_progress(f"steps of {recipe.name}", step, steps),
-            task=domain.task,
-            directory=work,
-        )
-        with whole_directory(made.directory) as part:
-            complete(part, recipe, self.backbone, Profile(adapters), 1.0, domain.examples)
-        shutil.rmtree(work, ignore_errors=True)
+        with alone_in(work):  # another sequence may ask for the same fit
+            if made.directory.is_dir():
+                return made
+            adapters = fitted_on(
+                recipe,
+                self.backbone,
+                domain.examples,
+                lambda step, steps, loss: self.on_progress(f"steps of {recipe.name}", step, steps),
+                task=domain.task,
+                directory=work,
+            ).adapters
+            with whole_directory(made.directory) as part:
+                complete(part, recipe, self.backbone, Profile(adapters), 1.0, domain.examples)
+            shutil.rmtree(work, ignore_errors=True)
         return made
+
+    @property
+    def _format(self) -> list[str]:
+        """Of another format than the full one, which has the fingerprint of the same files."""
+        return [] if self.backbone.format == "full" else [self.backbone.format]
 
     def _place(self, kind: str, deciding: object, of: Sequence[str]) -> Made:
         key = hashlib.sha256(json.dumps([kind, deciding, list(of)], sort_keys=True).encode()).hexdigest()

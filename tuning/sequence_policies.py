@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -92,6 +92,7 @@ class Stages:
     reader: Reader
     merge: MergeSpec
     router: RouterSpec
+    weights: Mapping[str, float] = field(default_factory=dict)  # in a merge, by domain; 1 each where there are none
 
     def document(self, policy: Policy, stage: int) -> Document:
         """As `graftline evaluate --json` tells a subject, the stage's own domain first."""
@@ -129,8 +130,9 @@ class Stages:
         return self.reader.of_adapter(made, self._all), {}
 
     def _merged(self, stage: int) -> tuple[dict[str, Row], dict[str, float]]:
-        parts = [self.fits.own(domain) for domain in self.domains[:stage]]
-        return self.reader.of_adapter(self.fits.merged(parts, self.merge), self._all), {}
+        domains = self.domains[:stage]
+        spec = self.merge.model_copy(update={"weights": tuple(self.weights[domain.name] for domain in domains if self.weights)})
+        return self.reader.of_adapter(self.fits.merged([self.fits.own(domain) for domain in domains], spec), self._all), {}
 
     def _routed(self, stage: int) -> tuple[dict[str, Row], dict[str, float]]:
         parts = {domain.name: self.fits.own(domain) for domain in self.domains[:stage]}

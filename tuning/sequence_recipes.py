@@ -47,8 +47,10 @@ def orders_of(names: Sequence[str], asked: Literal["given", "all"] | int) -> tup
     return tuple(found)[:wanted]
 
 
-def check_recipes(recipes: Sequence[Recipe], policies: Sequence[Policy], sweeping: bool = False) -> None:
-    """BadRecipe for recipes that are no sequence, before anything is loaded or written."""
+def check_recipes(
+    recipes: Sequence[Recipe], policies: Sequence[Policy], sweeping: bool = False, weights: Sequence[float] = ()
+) -> None:
+    """BadRecipe for recipes that are no sequence, before anything is loaded or written. `weights` are a merge's, or none."""
     if len(recipes) < 2:
         raise BadRecipe(f"A sequence has two domains or more, but got {len(recipes)} recipe. Name the others too.")
     first = recipes[0]
@@ -60,6 +62,11 @@ def check_recipes(recipes: Sequence[Recipe], policies: Sequence[Policy], sweepin
             raise BadRecipe(
                 f"A sequence stands on one frozen backbone, but {first.name!r} names {first.backbone!r} and {recipe.name!r} "
                 f"{recipe.backbone!r}. Give both the same one."
+            )
+        if recipe.backbone_format != first.backbone_format:
+            raise BadRecipe(
+                f"A sequence stands on one frozen backbone, but backbone_format is {first.backbone_format!r} in {first.name!r} "
+                f"and {recipe.backbone_format!r} in {recipe.name!r}. Give both the same one."
             )
         if recipe.evaluation.precision != first.evaluation.precision:
             raise BadRecipe(
@@ -75,6 +82,11 @@ def check_recipes(recipes: Sequence[Recipe], policies: Sequence[Policy], sweepin
                 f"Adapters that are continued or merged have one shape, but {recipe.name!r} searches {', '.join(searched)}. Take "
                 f"that out of search, or leave {' and '.join(joined)} out of --policies."
             )
+    if weights and ("merged" not in policies or len(weights) != len(recipes)):
+        raise BadRecipe(
+            f"--weights has one weight a recipe, for the policy 'merged', but got {len(weights)} for {len(recipes)} recipes "
+            f"under {', '.join(policies)}. Give one each, or leave it out."
+        )
     if "merged" in policies:
         for recipe in recipes:
             if recipe.adapter.kind != "lora":

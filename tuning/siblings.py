@@ -11,9 +11,8 @@ from evaluation.tasks import task_named
 from registry.manifest import MANIFEST, file_digest, verify
 from tuning.errors import BadRecipe
 from tuning.gating import Subject
-from tuning.ground import new_adapters
+from tuning.laid_out import at_hand, fitted_on
 from tuning.manifest import complete
-from tuning.methods import METHODS
 from tuning.plan import training_examples
 from tuning.recipe import Recipe
 
@@ -35,10 +34,11 @@ def sibling(subject: Subject, backbone: Backbone, number: int, home: Path, on_st
     recipe = reseeded(subject.recipe, number)
     task = task_named(recipe.domain)
     examples = training_examples(recipe, task)
-    adapters = new_adapters(recipe, backbone)
-    METHODS[recipe.method.name](recipe.method).fit(
-        backbone, adapters, examples, lambda step, steps, loss: on_step(step / steps), task=task
-    )
+
+    def told(step: int, steps: int, loss: float) -> None:
+        on_step(step / steps)
+
+    adapters = fitted_on(at_hand(recipe), backbone, examples, told, task=task).adapters
     scale = subject.manifest.profile.scale
     part = directory.with_name(f"{directory.name}.part")
     part.mkdir(parents=True, exist_ok=True)

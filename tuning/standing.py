@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
-from optuna.storages import RDBStorage
 
 from registry.tracking import Tracking
 from tuning.asked import Wish, ask, extend
@@ -14,6 +13,7 @@ from tuning.overview import Overview, overview
 from tuning.pictures import IMPORTANCES, PARETO, importances_picture, pareto_picture
 from tuning.recipe import StudyRecipe
 from tuning.refit import Refit, refitted
+from tuning.storage import PatientStorage
 from tuning.study import Sweep
 
 
@@ -21,7 +21,7 @@ from tuning.study import Sweep
 class Standing:
     sweep: Sweep
     study: optuna.Study
-    storage: RDBStorage
+    storage: PatientStorage
 
     @classmethod
     def named(cls, name: str, home: Path, tracking: Tracking, storage_url: str | None = None) -> Standing:

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from tuning.objective import TrialScore
     from tuning.recipe import Recipe
 
-# What a fit says at a checkpoint or while it is measured, and why it should end; None: it should go on.
+# What a fit says at a checkpoint ("probe") or while it is measured ("items"), and why it should end; None: it should go on.
+# Before it is read at a checkpoint it says so ("due"), and is told why it should not be.
 Ask = Callable[[str, Mapping[str, Any]], str | None]
 READINGS = "readings.jsonl"  # in the trial's directory: a fit that goes on after a kill is not read again
 _LIVE = "live"  # the profile under which the adapters are read
@@ -63,6 +64,8 @@ class Probe:
         due = [share for share in stop.checkpoints if stop.reads_fits and step == checkpoint_step(share, steps)]
         if not due or due[-1] in self._done:
             return
+        if self.ask("due", {"checkpoint": due[-1]}) is not None:
+            return  # not worth its time
         reading = self.read(due[-1])  # of several that fall on one step, the last
         if reading is not None:
             self._journal.append({"identity": self._identity, "reading": reading.as_dict()})

@@ -64,7 +64,10 @@ def dominated(reading: FitReading, rivals: Sequence[FitReading], settings: StopR
 def is_better(other: Point, own: Point, settings: StopRecipe) -> bool:
     """In both objectives, by more than epsilon and than chance explains (the errors taken as independent, which is cautious).
 
-    Where neither loses anything worth naming, nothing can be better in retention: the gain decides.
+    Both were read on the same items. Pairing them would lower the error of their difference, but needs the value and the group of
+    every item beside each mean, in the study's database; and a rule that stops more has a cost of its own, which the recorded
+    trials of benchmarks.stop_rules, kept without items, cannot show. Where neither loses anything worth naming, nothing can be
+    better in retention: the gain decides.
     """
     ahead = other.gain - own.gain - Z_RIVAL * hypot(other.gain_stderr, own.gain_stderr) > settings.epsilon_gain
     if min(other.retention, own.retention) >= -settings.epsilon_retention:

@@ -10,6 +10,7 @@ from adapters.spec import Spec
 
 Rule = Literal["floor", "dominated"]
 Pruner = Literal["none", "median", "hyperband", "wilcoxon"]
+Reading = Literal["paying", "always"]
 
 
 class StopRecipe(Spec):
@@ -17,6 +18,7 @@ class StopRecipe(Spec):
 
     rules: tuple[Rule, ...] = ("floor", "dominated")
     checkpoints: tuple[float, ...] = (0.33, 0.67)  # shares of a fit's steps after which it is read
+    reading: Reading = "paying"  # while it is expected to save more time than it takes; see tuning.stop_worth
     floor: Annotated[float, Field(gt=0)] = 1.0  # the loss, in margins, that no scale may be sure to exceed
     epsilon_gain: Annotated[float, Field(ge=0)] = 0.02  # what one trial must be better by than another, beyond noise
     epsilon_retention: Annotated[float, Field(ge=0)] = 0.1  # in margins
@@ -43,6 +45,11 @@ class StopRecipe(Spec):
     def reads_fits(self) -> bool:
         """Whether anything looks at the readings of a fit."""
         return bool(self.checkpoints) and (bool(self.rules) or self.pruner in ("median", "hyperband"))
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether every trial is read: a pruner of Optuna's compares all of them."""
+        return self.reading == "always" or self.pruner in ("median", "hyperband")
 
     @property
     def reads_items(self) -> bool:

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
+from pydantic import JsonValue
 
+from registry.manifest import read_manifest
 from tuning.candidates import IN_FULL, Candidate, all_complete, brought, full_key, in_order
 from tuning.errors import NothingToPublish
 from tuning.isolation import ChildDied, run_isolated
+from tuning.memory import Isolated, run_within_memory_here
 from tuning.recipe import Recipe
 from tuning.records import Records
 from tuning.stop_items import is_partial
@@ -36,6 +39,7 @@ class Settling:
     threads: int
     note: Callable[[str], None]
     ended: Callable[[], bool]
+    isolated: Isolated = run_isolated
 
     def run(self) -> list[int]:
         """Reads the best trial in full until the best is one that was; the numbers of those that were read.
@@ -59,11 +63,22 @@ class Settling:
         return done
 
     def read(self, recipe: Recipe, candidate: Candidate, directory: Path) -> Outcome:
-        """The trial's adapter, as it was fitted, measured as any other; it is kept at the scale that is then chosen."""
+        """The trial's adapter, as it was fitted, measured as any other; it is kept at the scale that is then chosen.
+
+        Its manifest goes on saying the micro-batch that it was fitted with.
+        """
         directory.mkdir(parents=True, exist_ok=True)
         try:
             given = brought(candidate, self.cache.parent, self.records.tracking).directory
-            job = Job(recipe, directory, self.cache, self.threads, given=given, keep_given=True)
-            return run_isolated(job, lambda phase, share: None, recipe.study.stall_timeout_s, self.ended)
+            as_fitted = recipe.with_values({"method.micro_batch_tokens": _micro_batch_tokens(given)})
+            job = Job(as_fitted, directory, self.cache, self.threads, given=given, keep_given=True)
+            stall_timeout_s = recipe.study.stall_timeout_s
+            return run_within_memory_here(job, lambda phase, share: None, stall_timeout_s, self.ended, self.isolated)
         except (ChildDied, NothingToPublish) as error:
             return Outcome(state="died", reason=str(error))
+
+
+def _micro_batch_tokens(adapter: Path) -> JsonValue:
+    method = read_manifest(adapter).recipe["method"]
+    assert isinstance(method, dict)
+    return method["micro_batch_tokens"]

@@ -27,7 +27,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from tuning.database_url import shown
+from tuning.database_url import Address, shown
 from tuning.errors import BadStorage, StorageAway
 
 ENVIRONMENT = "GRAFTLINE_STORAGE"
@@ -67,7 +67,7 @@ class StudyStorage:
         """The URL without its password."""
         return shown(self.url)
 
-    def open(self, on_stale: Callable[[optuna.Study, optuna.trial.FrozenTrial], None] | None = None) -> RDBStorage:
+    def open(self, on_stale: Callable[[optuna.Study, optuna.trial.FrozenTrial], None] | None = None) -> PatientStorage:
         """Makes the tables where they are missing. StorageAway when no database answers."""
         given: dict[str, Any] = {
             "heartbeat_interval": self.beat_s,
@@ -78,9 +78,13 @@ class StudyStorage:
             warnings.simplefilter("ignore", ExperimentalWarning)  # Optuna's heartbeats
             return self._opened(given)
 
-    def _opened(self, given: dict[str, Any]) -> RDBStorage:
+    def _opened(self, given: dict[str, Any]) -> PatientStorage:
         if self.file is not None:
-            return RDBStorage(self.url, engine_kwargs={"connect_args": {"timeout": 60}}, **given)
+            if not self.file.parent.is_dir():
+                raise BadStorage(
+                    f"A study is kept in {self.file}, but there is no folder {self.file.parent}. Make it, or correct --storage."
+                )
+            return PatientStorage(0.0, self.url, engine_kwargs={"connect_args": {"timeout": 60}}, **given)
         # A sweep asks seldom: a connection that is kept would be lost with every restart, and many workers would use up all.
         engine = {"poolclass": NullPool, "connect_args": {"connect_timeout": 10}}
         for attempt in range(_TRIES):
@@ -128,22 +132,32 @@ class PatientStorage(RDBStorage):
 
     def __init__(self, patience_s: float, *args: Any, **kwargs: Any) -> None:
         self._patience_s = 0.0  # who opens it is told at once
-        self._silent_since: dict[int, float] = {}
+        self._silent_since: dict[tuple[int, object], float] = {}  # by trial and its last heartbeat, which was late then already
         super().__init__(*args, **kwargs)
         self._patience_s = patience_s
 
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:
-        """Also trials that never had a heartbeat: the connection was lost between their making and the first one."""
+        """To be given up: those that missed their heartbeats while this process could have heard them.
+
+        The database's clock alone does not tell: after an outage, or where a machine slept, every trial is late by it.
+        """
+        late = self.unheard(study_id)
         query = (
-            "SELECT trials.trial_id FROM trials LEFT JOIN trial_heartbeats ON trial_heartbeats.trial_id = trials.trial_id "
-            "WHERE trials.study_id = :study AND trials.state = 'RUNNING' AND trial_heartbeats.trial_id IS NULL"
+            "SELECT trials.trial_id, trial_heartbeats.heartbeat FROM trials LEFT JOIN trial_heartbeats "
+            "ON trial_heartbeats.trial_id = trials.trial_id WHERE trials.study_id = :study AND trials.state = 'RUNNING'"
         )
         with self.engine.connect() as connection:
-            silent = [int(row[0]) for row in connection.execute(sqlalchemy.text(query), {"study": study_id})]
-        now = time.monotonic()
-        self._silent_since = {trial: self._silent_since.get(trial, now) for trial in silent}
-        late = [trial for trial, since in self._silent_since.items() if now - since > float(self.grace_period or 0)]
-        return [*super()._get_stale_trial_ids(study_id), *late]
+            last = {int(row[0]): row[1] for row in connection.execute(sqlalchemy.text(query), {"study": study_id})}
+        now, beat, grace = time.monotonic(), float(self.heartbeat_interval or 0), float(self.grace_period or 0)
+        # One that never had a heartbeat lost its worker, or the connection, between its making and the first one.
+        silent = [told for told in last.items() if told[1] is None or told[0] in late]
+        self._silent_since = {told: self._silent_since.get(told, now) for told in silent}
+        waited = {told: now - since for told, since in self._silent_since.items()}
+        return [trial for (trial, heartbeat), s in waited.items() if s > (grace if heartbeat is None else 2 * beat)]
+
+    def unheard(self, study_id: int) -> list[int]:
+        """Trials whose last heartbeat is older than the grace period, by the clock of the database."""
+        return super()._get_stale_trial_ids(study_id)
 
 
 def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -161,6 +175,7 @@ def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
                 if not is_away(error) or time.monotonic() >= until:
                     raise
                 lost = True
+                self._silent_since.clear()  # nobody's heartbeats arrive meanwhile
                 time.sleep(pause)
                 pause = min(2 * pause, _PAUSES[1])
 
@@ -191,6 +206,7 @@ for _name in (
     "_get_trials",
     "get_n_trials",
     "_get_stale_trial_ids",
+    "unheard",
 ):
     setattr(PatientStorage, _name, _patient(getattr(PatientStorage, _name)))
 
@@ -237,14 +253,20 @@ def _checked(url: str) -> str:
             f"A study is kept in sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE, but got {shown(url)!r}. Leave it out "
             "to use a file in the home."
         )
+    # The driver would take what follows the first @ for a host, and name it.
+    if not url.startswith("sqlite") and "@" in Address.of(url).credentials:
+        raise BadStorage(f"A password in a URL is percent-encoded, but that of {shown(url)!r} has a plain @. Write %40 for it.")
     try:
-        make_url(url).get_dialect().import_dbapi()
-    except (ArgumentError, NoSuchModuleError) as error:
+        address = make_url(url)
+        address.get_dialect().import_dbapi()
+    except (ArgumentError, NoSuchModuleError, ValueError) as error:  # ValueError: a port that is no number
         raise BadStorage(f"{shown(url)!r} is not the URL of a database. Try postgresql+psycopg://USER@HOST/DATABASE.") from error
     except ImportError as error:
         raise BadStorage(
             f"A study on {url.partition(':')[0]} needs its driver, but {error}. Install it: pip install 'graftline[postgres]'."
         ) from error
+    if url.startswith("sqlite") and address.database in (None, "", ":memory:"):
+        raise BadStorage(f"A study is kept in a file, but {url!r} names none, and is gone with its process. Try sqlite:///FILE.")
     return url
 
 

@@ -21,16 +21,16 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from adapters.spec import Choices, Range
 from adapters.whole_file import write_whole
-from registry.errors import StoreRefused
+from registry.errors import RegistryError, StoreRefused
 from registry.tracking import RunStatus, Tracking
 from tuning.asked import LENGTH_KEY, ask
-from tuning.budget import left
+from tuning.budget import SECONDS_KEY, left
 from tuning.candidates import SCORE_KEY, Candidate, candidates_of, readable
 from tuning.errors import BadRecipe, NoStudy, Preempted, StudyMismatch, SweepRefused
 from tuning.isolation import available_threads, prepare
 from tuning.kept_weights import remove_unneeded
 from tuning.recipe import METHOD_NAME, Recipe, narrowed
-from tuning.records import Records
+from tuning.records import Records, begun
 from tuning.retries import try_lost_again
 from tuning.space import Value, defaults, is_active, search_digest
 from tuning.stop_curve import CURVE_KEY
@@ -59,8 +59,8 @@ class Sweep:
         """The sweep of a study that is there already, by its name alone: the recipe is kept with it. NoStudy where it is not."""
         storage = StudyStorage.of(home, name, storage_url)
         absent = NoStudy(
-            f"A worker joins a study that `graftline tune` has made, but {storage.shown} has none that is called {name!r}. Check "
-            "--study and --storage, or make it: graftline tune RECIPE --create-only."
+            f"A study is there once `graftline tune` has made it, but {storage.shown} has none that is called {name!r}. Check "
+            "its name, --home and --storage, or make it: graftline tune RECIPE --create-only."
         )
         if storage.file is not None and not storage.file.is_file():
             raise absent
@@ -101,6 +101,13 @@ class Sweep:
         self.directory.mkdir(parents=True, exist_ok=True)
         with self._opened() as storage:
             return self._made(storage, points, resume)
+
+    def create_for_workers(self, resume: bool = False) -> optuna.Study:
+        """As `create`; the study's run is begun too, since workers that begin together would each begin one."""
+        study = self.create(resume)
+        with suppress(RegistryError):  # whatever a store has against it, each worker says
+            begun(self.tracking, self.recipe, study)
+        return study
 
     def join(self) -> optuna.Study:
         """The study that another process made, for one more worker of it."""
@@ -282,7 +289,7 @@ def trials_table(study: optuna.Study) -> list[dict[str, Any]]:
             "state": trial.state.name,
             "params": trial.params,
             "score": trial.user_attrs.get(SCORE_KEY),
-            "seconds": trial.user_attrs.get("seconds"),
+            "seconds": trial.user_attrs.get(SECONDS_KEY),
             "failure": trial.user_attrs.get("failure"),
             "curve": trial.user_attrs.get(CURVE_KEY, []),
         }

@@ -81,16 +81,15 @@ def timed(recipe: Recipe, cache: Path, threads: int, with_base: bool = True) -> 
 
 def _ground(recipe: Recipe, cache: Path) -> tuple[Ground, int]:
     """As a trial's, but what is not known of the backbone is not read; the number of families that it would be read for."""
-    from adapters.backbone import Backbone
     from evaluation.admission import stored_admission
     from evaluation.tasks import task_named
     from tuning.continuing import check_start
-    from tuning.ground import Ground
+    from tuning.ground import Ground, backbone_of
     from tuning.plan import training_examples
     from tuning.servable import check_servable
     from tuning.usable import check_lengths, check_usable
 
-    backbone, domain = Backbone.load(recipe.backbone), task_named(recipe.domain)
+    backbone, domain = backbone_of(recipe), task_named(recipe.domain)
     examples = training_examples(recipe, domain)
     check_usable(recipe, domain, examples)
     check_lengths(recipe, backbone, examples)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import shutil
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
     from tuning.methods.method import Fit
 
 RESULT = "result.json"
-ADAPTER, FITTED = "adapter", "fitted"  # what is published, and what launched processes left before it was measured
+ADAPTER = "adapter"  # what is published
 KL_PROMPTS = 12  # of the training rows, as the domain asks them, to which the backbone writes what the distance to it is read on
 MAX_CHECKS = 2  # scales that are written from, at most, before a trial is reported as it is
 
@@ -224,13 +222,15 @@ def _fit_and_measure(job: Job, ground: Ground, report: Report, judge: Ask | None
 def _fitted(job: Job, ground: Ground, report: Report, probe: Probe | None) -> tuple[tuple[Adapter, ...], Fit]:
     from engine.profile import Profile
     from tuning.ground import new_adapters
+    from tuning.laid_out import launched_once
     from tuning.methods import METHODS
     from tuning.methods.method import Fit
 
     if job.given is not None:
         return Profile.load(job.given).adapters, Fit({}, 0, 0.0)
     if job.recipe.fit.is_launched:
-        return _launched(job, report)
+        fitted = launched_once(job.recipe, job.directory, job.threads, lambda step, steps, loss: report("fit", step / steps))
+        return fitted.adapters, fitted.fit
     recipe, adapters = job.recipe, new_adapters(job.recipe, ground.backbone)
     if probe:
         probe.begin(adapters)
@@ -249,20 +249,6 @@ def _fitted(job: Job, ground: Ground, report: Report, probe: Probe | None) -> tu
         directory=job.directory,
     )
     return adapters, fit
-
-
-def _launched(job: Job, report: Report) -> tuple[tuple[Adapter, ...], Fit]:
-    """In processes of its own. What was fitted before a kill is not fitted again."""
-    from engine.profile import Profile
-    from tuning.launch import launched
-    from tuning.methods.method import Fit
-
-    directory, told = job.directory / FITTED, job.directory / f"{FITTED}.json"
-    if not told.is_file():
-        shutil.rmtree(directory, ignore_errors=True)
-        fit = launched(job.recipe, directory, job.threads, lambda step, steps, loss: report("fit", step / steps))
-        write_whole(told, json.dumps(asdict(fit)))
-    return Profile.load(directory).adapters, Fit(**json.loads(told.read_text()))
 
 
 def peak_memory_mib() -> float:

@@ -26,16 +26,22 @@ class Result:
 
     @property
     def run_id(self) -> str | None:
-        """The run that an earlier attempt began to fill with this result; None where there is none."""
+        """The run that an earlier attempt began to fill with this result; None where there is none.
+
+        A result that may be taken over by a later trial, of a fit that ended, has one run whatever trial it is of.
+        """
         file = self.directory / _LOGGED
-        if self.outcome.state != "complete" or not file.is_file():
-            return None
-        run_id = json.loads(file.read_text()).get("run_id")
-        return str(run_id) if run_id else None
+        told = json.loads(file.read_text()) if file.is_file() else {}
+        return str(told["run_id"]) if told.get("of") == self._of else None
 
     def note_run(self, run_id: str) -> None:
-        if self.outcome.state == "complete" and self.directory.is_dir():
-            write_whole(self.directory / _LOGGED, json.dumps({"run_id": run_id}))
+        if self.directory.is_dir():
+            write_whole(self.directory / _LOGGED, json.dumps({"run_id": run_id, "of": self._of}))
+
+    @property
+    def _of(self) -> list[object]:
+        state = self.outcome.state
+        return [state, None if state in ("complete", "failed") else self.number]
 
 
 @dataclass(frozen=True)

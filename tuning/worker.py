@@ -19,8 +19,8 @@ from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from tuning.asked import limits, wish
-from tuning.budget import BEGAN_KEY, SECONDS_KEY, WORKER_KEY, left
+from tuning.asked import wish
+from tuning.budget import BEGAN_KEY, RESUMED_KEY, RETRY_KEY, SECONDS_KEY, WORKER_KEY, left
 from tuning.candidates import DIRECTORY_KEY, SCORE_KEY
 from tuning.errors import Preempted, SweepRefused, SweepStopped
 from tuning.isolation import ChildDied
@@ -28,7 +28,7 @@ from tuning.kept_weights import remove_unneeded
 from tuning.memory import run_within_memory
 from tuning.recipe import Recipe
 from tuning.records import RUN_KEY, Records
-from tuning.retries import MAX_RETRIES, TRIES_KEY, continued, hand_back, kept_outcome, note_asked, tries, try_again
+from tuning.retries import MAX_RETRIES, TRIES_KEY, continued, hand_back, kept_outcome, note_asked, tries, try_again, unshared
 from tuning.space import defaults, suggest
 from tuning.stop_curve import FitReading
 from tuning.stop_judge import StopJudge
@@ -38,7 +38,6 @@ from tuning.trial import Job, Outcome
 MAX_DEAD = 3  # trials in a row that died, before a worker stops
 MAX_ALIKE = 3  # trials that could not be fitted, for the very same reason, before a sweep that has no other stops
 FAMILIES_KEY = "not_measurable"  # user attribute of a study
-RESUMED_KEY = "resumed"  # of a trial: its result was there already, made before its worker was lost
 _POLL_S = 1.0
 
 
@@ -122,64 +121,87 @@ class Worker:
             self.on_event(Event("note", -1, text=f"weights that are no longer needed stay: {error}"))
 
     def _is_surplus(self, trial: optuna.Trial) -> bool:
-        """Workers that look at the same moment may begin more than is wanted: those with the largest numbers are given back."""
-        live = [one.number for one in (*finished(self.study), *running(self.study))]
-        over = len(live) - wanted(self.study, self.recipe)
-        if over <= 0 or trial.number not in sorted(live)[-over:]:
+        """Workers that look at the same moment may begin more than is wanted or paid for: the larger numbers are given back."""
+        again = trial.user_attrs.get(RETRY_KEY)
+        if again is not None and any(one.user_attrs.get(RETRY_KEY) == again for one in self.study.trials[: trial.number]):
+            # The answer of the database to the first was lost, or two workers found its worker dead at once.
+            self._leave(trial, f"given back: trial {again} was enqueued twice", lambda *_: None)
+            return True
+        if left(self.study, self.recipe, before=trial.number).may_begin:
             return False
-        trial.set_user_attr("failure", "given back: another worker had begun the last trial that was wanted")
-        self.study.tell(trial, state=TrialState.FAIL)
+        # One that was enqueued is still to come, where the study is extended or what runs now dies.
+        self._leave(trial, "given back: another worker had begun the last trial that was wanted or paid for", hand_back)
         return True
 
     def _told(self, trial: optuna.Trial) -> Outcome:
         """Runs the trial, logs its run and tells the study."""
         try:
-            recipe, directory, outcome = self._run(trial)
+            recipe, directory, outcome, took_s = self._run(trial)
+            # First of all: a trial that is no longer this worker's is logged by the one that tries it again.
+            trial.set_user_attr(SECONDS_KEY, took_s)
+        except UpdateFinishedTrialError:
+            return self._given_up(trial)
         except BaseException as error:
             if is_away(error):
                 raise
-            self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
-            left = self.study.trials[trial.number]
-            if isinstance(error, Preempted | KeyboardInterrupt):
-                hand_back(self.study, left)
-            else:
-                try_again(self.study, left)
+            told_to = isinstance(error, Preempted | KeyboardInterrupt)
+            reason = "its worker was told to end" if told_to else f"its worker ended: {type(error).__name__}: {error}"
+            self._leave(trial, reason, hand_back if told_to else try_again)
             raise
         run_id = self.records.trial(trial.number, directory, recipe, outcome)
         try:
             trial.set_user_attr(RUN_KEY, run_id)
             self._tell(trial, outcome)
         except UpdateFinishedTrialError:
-            text = "was given up by another worker, which heard nothing of this one; who tries it again finds the result"
-            self.on_event(Event("failed", trial.number, text=text))
+            return self._given_up(trial)
         self._note_families(outcome)
         return outcome
 
-    def _run(self, trial: optuna.Trial) -> tuple[Recipe, Path, Outcome]:
-        """The trial's own recipe, its directory, and what came of it."""
+    def _given_up(self, trial: optuna.Trial) -> Outcome:
+        text = "was given up by another worker, which heard nothing of this one; who tries it again finds the result"
+        self.on_event(Event("failed", trial.number, text=text))
+        return Outcome(state="stopped", reason=text)
+
+    def _leave(self, trial: optuna.Trial, reason: str, enqueue: Callable[[optuna.Study, FrozenTrial], object]) -> None:
+        """Fails the trial and enqueues it, where no other worker has done so already."""
+        try:
+            trial.set_user_attr("failure", reason)
+            self.study.tell(trial, state=TrialState.FAIL)
+        except (UpdateFinishedTrialError, ValueError):  # ValueError: Optuna's word for one that was finished before
+            return
+        enqueue(self.study, self.study.trials[trial.number])
+
+    def _run(self, trial: optuna.Trial) -> tuple[Recipe, Path, Outcome, float]:
+        """The trial's own recipe, its directory, what came of it, and the seconds that it took."""
         values = suggest(trial, self.recipe)
         recipe = self.recipe.with_values(dict(values))
         reference = values == defaults(self.recipe)
         # A trial that is tried again goes on from the checkpoint of the one that died, or was lost after its result.
-        known = trial.user_attrs.get(DIRECTORY_KEY)
-        directory = self.directory / "trials" / str(trial.number) if known is None else Path(known)
-        if known is not None and not directory.is_dir():  # it lies on another machine
-            directory = self.directory / "trials" / str(trial.number)
-        trial.set_user_attr(DIRECTORY_KEY, str(directory))
-        trial.set_user_attr(WORKER_KEY, f"{socket.gethostname()}:{os.getpid()}")
-        trial.set_user_attr(BEGAN_KEY, time.time())
-        self.on_event(Event("start", trial.number, params=values))
-        if known == str(directory) and (kept := kept_outcome(directory, recipe, reference)):
-            took = sum(kept.seconds.values())
-            trial.set_user_attr(SECONDS_KEY, took)
-            trial.set_user_attr(BEGAN_KEY, time.time() - took)
-            trial.set_user_attr(RESUMED_KEY, True)
-            return recipe, directory, kept
-        note_asked(directory, recipe, reference)
+        known = Path(trial.user_attrs[DIRECTORY_KEY]) if DIRECTORY_KEY in trial.user_attrs else None
+        with unshared(known, self.directory / "trials" / str(trial.number)) as directory:
+            trial.set_user_attr(DIRECTORY_KEY, str(directory))
+            trial.set_user_attr(WORKER_KEY, f"{socket.gethostname()}:{os.getpid()}")
+            trial.set_user_attr(BEGAN_KEY, time.time())
+            self.on_event(Event("start", trial.number, params=values))
+            job = Job(recipe, directory, self.cache, self.threads, reference)
+            outcome, took_s = (directory == known and self._resumed(job, trial)) or self._fitted(job, trial)
+        return recipe, directory, outcome, took_s
+
+    def _resumed(self, job: Job, trial: optuna.Trial) -> tuple[Outcome, float] | None:
+        """What the trial that this one goes on from had found when its worker was lost; None where it had not ended."""
+        kept = kept_outcome(job.directory, job.recipe, job.reference)
+        if kept is None:
+            return None
+        took_s = sum(kept.seconds.values())
+        trial.set_user_attr(BEGAN_KEY, time.time() - took_s)
+        trial.set_user_attr(RESUMED_KEY, True)
+        return kept, took_s
+
+    def _fitted(self, job: Job, trial: optuna.Trial) -> tuple[Outcome, float]:
+        note_asked(job.directory, job.recipe, job.reference)
         started = time.monotonic()
-        outcome = self._isolated(Job(recipe, directory, self.cache, self.threads, reference), trial)
-        trial.set_user_attr(SECONDS_KEY, time.monotonic() - started)
-        return recipe, directory, outcome
+        outcome = self._isolated(job, trial)
+        return outcome, time.monotonic() - started
 
     def _isolated(self, job: Job, trial: optuna.Trial) -> Outcome:
         number = trial.number
@@ -261,11 +283,6 @@ def finished(study: optuna.Study) -> list[FrozenTrial]:
 
 def running(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-
-
-def wanted(study: optuna.Study, recipe: Recipe) -> int:
-    """Finished trials that the study is to have: what it was last told, by whichever process, or extended to."""
-    return limits(study, recipe).trials
 
 
 def fail_stale(study: optuna.Study) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from evaluation.errors import MissingPackage, UnreadableFile, WrongRow
 
+_FIELD = 2**31 - 1  # characters of a cell: the csv module's own limit of 131,072 is for files that are not trusted
+
 
 @dataclass(frozen=True)
 class Row:
@@ -64,12 +66,12 @@ def read_dataset(name: str, subset: str | None, revision: str | None, split: str
 
 def _read_jsonl(path: Path) -> list[Row]:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
         try:
             values = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise WrongRow(
                 f"Every line must be one JSON object, but line {number} of {str(path)!r} is not JSON: {error}. Correct the line."
             ) from error
@@ -82,6 +84,7 @@ def _read_jsonl(path: Path) -> list[Row]:
 
 
 def _read_csv(path: Path) -> list[Row]:
+    csv.field_size_limit(_FIELD)
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         rows = []

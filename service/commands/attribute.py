@@ -31,7 +31,8 @@ def attribute(
     from tuning.errors import BadRecipe
     from tuning.ground import Ground
     from tuning.isolation import use_threads
-    from tuning.recipe import Recipe, in_one_sentence
+    from tuning.recipe import Recipe
+    from tuning.recipe_fault import in_one_sentence
 
     budget, place = Budget(time_budget_s), home_directory(home)
     recipe = pinned(Recipe.load(recipe_file), Tracking.at(place))

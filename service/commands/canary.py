@@ -44,7 +44,7 @@ def start(
     tracking = Tracking.at(place, tracking_uri).existing()
     named = resolve(tracking, reference)
     canaries = CanaryLedger(tracking, named.name)
-    canaries.refuse_start(named.version, share, shadow)
+    canaries.refuse_start(named.version, share, shadow, override=override)
     if override and not reason.strip():
         raise PromotionRefused(f"An override needs a reason, but none was given for {named}. Pass --reason.")
     report = recorded_report(tracking, named)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from dataclasses import asdict, dataclass
@@ -19,7 +20,7 @@ from evaluation.errors import DataError
 from evaluation.task import Example, split_of
 from evaluation.tasks import task_named
 from registry.earlier import earlier_domains
-from registry.errors import ChampionMoved, GateIsRunning, NoRoom, RegistryUnreachable
+from registry.errors import ChampionMoved, GateIsRunning, NoRoom, RegistryUnreachable, lacks_room
 from registry.home import home_directory
 from registry.ledger import Ledger
 from registry.manifest import MANIFEST, TrainingHashes, file_digest
@@ -28,6 +29,7 @@ from registry.release import Release, load_release, mark_candidate, published
 from registry.tracking import Tracking
 from registry.verdicts import recorded_report
 from service.commands.releases import gate_policy, gate_release, gate_table, publish_directory
+from service.options import TRIALS
 from service.pace import checked_seconds
 from service.preempted import START_AGAIN, ends_orderly
 from service.sweep_view import LinesView
@@ -36,6 +38,7 @@ from tuning.errors import Preempted, RoundIsRunning, StorageAway, StudyIsRunning
 from tuning.gating import Subject, gate_settings, recipe_policy
 from tuning.manifest import fingerprints_of
 from tuning.new_data.beside import beside_champion
+from tuning.new_data.carried import carried
 from tuning.new_data.drift import LEAST_ROWS, drift, drift_picture, read_side
 from tuning.new_data.kept import RoundFolder, alone
 from tuning.new_data.learnable import learnable
@@ -60,6 +63,7 @@ PASSING = (
     Preempted,
 )
 CHAMPION = "champion"  # the name under which the engine holds it
+CANDIDATE = "candidate"  # the folder of what was chosen under the champion's policy, where that is not plain decoding
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,9 @@ def continued(domain: str, asked: Asked, home: Path | None, tracking_uri: str | 
         champion = load_release(tracking, name, resolve(tracking, name).version)
         with alone(place, name):
             outcome = _taken_in(asked, name, given, champion, place, tracking, console)
-    except PASSING as error:
+    except (*PASSING, OSError) as error:
+        if isinstance(error, OSError) and not lacks_room(error):
+            raise
         told = {"status": "later", "error": {"type": type(error).__name__, "message": str(error)}}
         print(json.dumps(told)) if as_json else print(f"graftline: {error}", file=sys.stderr)
         return LATER
@@ -128,12 +134,13 @@ def _taken_in(
     known = Known.of(fitted.domain)
     if not asked.data.is_file():
         raise DataError(f"New rows are a file in the columns of {known.task.name!r}, but {str(asked.data)!r} is none. Name one.")
-    folder = RoundFolder.of(home, name, file_sha256(asked.data), file_digest(champion.directory / MANIFEST))
+    recipe = fitted if given is None else _from_given(given, fitted)
+    unusual = "" if given is None and asked.trials == TRIALS else _asked_sha256(recipe, asked.trials)
+    folder = RoundFolder.of(home, name, file_sha256(asked.data), file_digest(champion.directory / MANIFEST), unusual)
     before = folder.read("outcome")
     if before is not None and before["is_final"] and (before["status"] != "nothing" or before["asked"] == asked.thresholds):
         console.print(f"these rows were taken in before; see {folder.directory}", highlight=False)
         return before
-    recipe = fitted if given is None else _from_given(given, fitted)
     found = Round(asked, name, recipe, champion, known, folder, home, tracking, console)
     fingerprint = champion.manifest.backbone.fingerprint
     earlier = earlier_domains(tracking, name, fingerprint, fitted.domain, known.task.name)
@@ -155,6 +162,11 @@ def _taken_in(
     return _learnt(found, rows.rows, rows.lines, checks, [str(one) for one in earlier.values()])
 
 
+def _asked_sha256(recipe: Recipe, trials: int) -> str:
+    """Of what the arms fit beside the usual: the same rows under another recipe, or with more trials, are another round."""
+    return hashlib.sha256(json.dumps([recipe.model_dump(mode="json"), trials], sort_keys=True).encode()).hexdigest()
+
+
 def _from_given(given: Recipe, fitted: Recipe) -> Recipe:
     """What of a recipe beside the champion's: protected families, method, study, evaluation and gate; never adapter or domain."""
     kept = ("protected", "method", "study", "evaluation", "gate", "engine")
@@ -164,7 +176,8 @@ def _from_given(given: Recipe, fitted: Recipe) -> Recipe:
 def _learnt(
     found: Round, new: tuple[Example, ...], lines: dict[str, int], checks: dict[str, Any], earlier: list[str]
 ) -> dict[str, Any]:
-    backbone = Backbone.load(found.champion.manifest.backbone.name)
+    fitted_on = found.champion.manifest.backbone
+    backbone = Backbone.load(fitted_on.name, format=fitted_on.format)
     engine = TorchEngine(backbone, max_rows=64, precision=found.recipe.evaluation.precision)
     drifted = found.folder.step("drift", partial(_drift, found, engine, backbone, new))
     if "likelihood_p" in drifted:
@@ -173,7 +186,8 @@ def _learnt(
     worth = found.folder.step("learnable", partial(_learnable, found, engine, backbone, new, lines))
     found.console.print(worth["said"], highlight=False)
     if worth["hints"]:
-        found.console.print(f"{len(worth['hints'])} answers may be wrong: see learnable.json", highlight=False)
+        shares = f"{worth['hinted']:.0%} of the new rows, {worth['old_hinted']:.0%} of the old ones"
+        found.console.print(f"{len(worth['hints'])} answers may be wrong ({shares}): see learnable.json", highlight=False)
     told: dict[str, Any] = {"checks": checks, "drift": drifted, "learnable": worth}
     if not worth["is_lost"] and not found.asked.always:
         return found.ended("nothing", f"nothing is lost on the new rows: {worth['said']}", told)
@@ -181,19 +195,21 @@ def _learnt(
     told |= {"chosen": chosen}
     if chosen["directory"] is None:
         return found.ended("refused", "no trial kept every protected family within its margin with a gain", told)
-    beside = found.folder.step("beside", lambda: _beside(found, engine, backbone, new, Path(chosen["directory"])))
+    policy = Profile.load(found.champion.directory).policy
+    candidate = carried(Path(chosen["directory"]), policy, found.folder.directory / CANDIDATE)
+    beside = found.folder.step("beside", lambda: _beside(found, engine, backbone, new, candidate))
     found.console.print(beside["said"], highlight=False)
     told |= {"beside": beside}
     if not beside["passed"]:
         return found.ended("refused", beside["said"], told)
-    return _gated(found, engine, backbone, chosen, told)
+    return _gated(found, engine, backbone, candidate, chosen["run_id"], told)
 
 
 def _drift(found: Round, engine: TorchEngine, backbone: Backbone, new: tuple[Example, ...]) -> dict[str, Any]:
     old = [row for row in found.known.task.rows if split_of(row.group) == "train"]
     unread, inside = [row for row in new if split_of(row.group) != "gate"], inspector(engine)
-    if inside is None or min(len(old), len(unread)) < LEAST_ROWS:
-        return {"not_measurable": NOT_HERE if inside is None else f"{LEAST_ROWS} rows are needed on both sides"}
+    if inside is None or min(len({row.group for row in side}) for side in (old, unread)) < LEAST_ROWS:
+        return {"not_measurable": NOT_HERE if inside is None else f"rows of {LEAST_ROWS} groups are needed on both sides"}
     before, after = read_side(inside, backbone, old), read_side(inside, backbone, unread)
     told = drift(before, after)
     drift_picture(before, after, told, found.folder.directory / "drift.png")
@@ -259,11 +275,13 @@ def _beside(found: Round, engine: TorchEngine, backbone: Backbone, new: tuple[Ex
     return {**told.as_dict(), "said": str(told)}
 
 
-def _gated(found: Round, engine: TorchEngine, backbone: Backbone, chosen: dict[str, Any], told: dict[str, Any]) -> dict[str, Any]:
+def _gated(
+    found: Round, engine: TorchEngine, backbone: Backbone, directory: Path, run_id: str | None, told: dict[str, Any]
+) -> dict[str, Any]:
     """Publishes what was chosen, gates it, and marks it as the candidate where it passed."""
-    tracking, directory = found.tracking, Path(chosen["directory"])
+    tracking = found.tracking
     _same_champion(found)
-    release = published(tracking, found.name, directory) or publish_directory(tracking, directory, found.name, chosen["run_id"])
+    release = published(tracking, found.name, directory) or publish_directory(tracking, directory, found.name, run_id)
     report = recorded_report(tracking, release.full_name)
     if report is None or report.verdict == "inconclusive":
         recipe = Subject(str(release.full_name), release.directory, release.manifest).recipe

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from registry.doctor import Finding, examine
+from registry.errors import RefusedName
 from registry.home import home_directory
 from registry.names import checked_name, current_actor, registered_names
 from registry.stale_runs import end_stale, stale_runs
@@ -28,7 +29,7 @@ def doctor(
     place = home_directory(home)
     tracking = Tracking.at(place, tracking_uri).existing()
     if accept is not None and (name is None or not accept.strip()):
-        raise ValueError("What is accepted is of one name, and needs a reason. Run `graftline doctor NAME --accept REASON`.")
+        raise RefusedName("What is accepted is of one name, and needs a reason. Run `graftline doctor NAME --accept REASON`.")
     names = [checked_name(name)] if name is not None else registered_names(tracking)
     found = {one: examine(tracking, one, repair=repair, accept=accept) for one in names}
     if name is None:

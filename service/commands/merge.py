@@ -75,7 +75,7 @@ def _checked(kind: type[S], settings: dict[str, Any]) -> S:
     from pydantic import ValidationError
 
     from tuning.errors import BadRecipe
-    from tuning.recipe import in_one_sentence
+    from tuning.recipe_fault import in_one_sentence
 
     try:
         return kind(**settings)

@@ -38,10 +38,16 @@ if TYPE_CHECKING:
 
 
 def publish(
-    source: str, name: str | None, home: Path | None, tracking_uri: str | None, as_json: bool, trial: int | None = None
+    source: str,
+    name: str | None,
+    home: Path | None,
+    tracking_uri: str | None,
+    as_json: bool,
+    trial: int | None = None,
+    storage: str | None = None,
 ) -> None:
     place = home_directory(home)
-    directory, run_id = _source(source, place, Tracking.at(place, tracking_uri), trial)  # before a store is made for it
+    directory, run_id = _source(source, place, Tracking.at(place, tracking_uri), trial, storage)  # before a store is made for it
     tracking = Tracking.at(place, tracking_uri).create()
     release = publish_directory(tracking, directory, name, run_id)
     if as_json:
@@ -160,8 +166,11 @@ def gated(
         )
     subject = Subject(str(release.full_name), release.directory, release.manifest)
     policy = gate_policy(tracking, release.name, recipe_policy(subject.recipe), gate_file, reason)
-    backbone = Backbone.load(release.manifest.backbone.name, format=release.manifest.backbone.format)
+    backbone = Backbone.load(release.manifest.backbone.name)  # as it is served, whatever it was held in for the fit
     _check_backbone(release, backbone.fingerprint)
+    if release.manifest.backbone.format != backbone.format:
+        said = f"{named} was fitted around its backbone in {release.manifest.backbone.format}"
+        console.print(f"{said}; the gate measures it as it is served, in {backbone.numbers}", highlight=False)
     engine = TorchEngine(backbone, max_rows=64, precision=subject.recipe.evaluation.precision)
     settings = gate_settings(policy, time_budget_s=time_budget_s)
     return release, gate_release(tracking, release, engine, backbone, settings, policy, home, console)
@@ -368,7 +377,7 @@ def _check_backbone(release: Release, fingerprint: str) -> None:
     check_backbone(release, fingerprint)
 
 
-def _source(source: str, home: Path, tracking: Tracking, trial: int | None) -> tuple[Path, str | None]:
+def _source(source: str, home: Path, tracking: Tracking, trial: int | None, storage: str | None) -> tuple[Path, str | None]:
     """A directory as it is, or a trial of a study (the best one that is feasible, unless it is named) with its MLflow run."""
     directory = Path(source)
     if (directory / "manifest.json").is_file():
@@ -377,5 +386,5 @@ def _source(source: str, home: Path, tracking: Tracking, trial: int | None) -> t
         return directory / "adapter", None
     from tuning.candidates import brought, candidate_to_publish
 
-    chosen = brought(candidate_to_publish(home, source, trial), home, tracking)
+    chosen = brought(candidate_to_publish(home, source, trial, storage), home, tracking)
     return chosen.directory, chosen.run_id

@@ -32,7 +32,7 @@ def reproduce(reference: str, home: Path | None, tracking_uri: str | None, as_js
     release = load_release(tracking, named.name, named.version)
     subject = Subject(str(release.full_name), release.directory, release.manifest)
     fitted_in = release.manifest.backbone
-    backbone = Backbone.load(fitted_in.name, dtype=getattr(torch, fitted_in.dtype))
+    backbone = Backbone.load(fitted_in.name, dtype=getattr(torch, fitted_in.dtype), format=fitted_in.format)
     engine = TorchEngine(backbone, max_rows=64)
     kept = place / "reproduced" / file_digest(release.directory / MANIFEST)[:16]
     console = Console(stderr=as_json, markup=False, width=None if sys.stdout.isatty() else 140)

@@ -46,13 +46,13 @@ def sequence(
 
     spec = _checked(settings)
     recipes = [Recipe.load(file) for file in recipe_files]
-    check_recipes(recipes, spec.policies, sweep)
+    check_recipes(recipes, spec.policies, sweep, spec.merge.weights)
     place = home_directory(home)
     tracking, pace = Tracking.at(place, tracking_uri), Pace()
     recipes = [pinned(recipe, tracking) for recipe in recipes]
     use_threads()
     keep_freed_memory()
-    fits = fits_in(place, Backbone.load(recipes[0].backbone), pace)
+    fits = fits_in(place, Backbone.load(recipes[0].backbone, format=recipes[0].backbone_format), pace)
     if sweep:
         fits = replace(fits, sweep=_swept(place, tracking, as_json))
     study = study_of(recipes, spec, place, fits)
@@ -100,7 +100,7 @@ def _checked(settings: Mapping[str, Any]) -> SequenceSpec:
     from pydantic import ValidationError
 
     from tuning.errors import BadRecipe
-    from tuning.recipe import in_one_sentence
+    from tuning.recipe_fault import in_one_sentence
     from tuning.sequence import SequenceSpec
 
     try:

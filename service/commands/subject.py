@@ -86,6 +86,9 @@ def load_subject(
             f"{named} was fitted on backbone {manifest.backbone.name} ({manifest.backbone.fingerprint[:12]}), but "
             f"{backbone.name} is {backbone.fingerprint[:12]}. Leave out --backbone, or fit the recipe again on this one."
         )
+    if backbone.format != "full":
+        told = f"{named} is measured as it was fitted, around its backbone in {backbone.format}"
+        print(f"{told}; the gate and the service hold the backbone in its own dtype", file=sys.stderr)
     engine = TorchEngine(backbone, max_rows=64, precision=precision)
     engine.load(LOADED, profile)
     if manifest is not None and domain is None:

@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+from registry.errors import NoRegistry
 from registry.home import home_directory
 from registry.manifest import Manifest
 from registry.names import checked_name, current_actor, resolve
@@ -62,6 +63,8 @@ def copy(reference: str, to: str, name: str | None, home: Path | None, tracking_
 def _registry(to: str, home: Path) -> Tracking:
     """Of a home directory, or of a tracking URI; an SQLite file keeps its artifacts beside itself."""
     if "://" not in to:
+        if ":" in to and not Path(to).exists():
+            raise NoRegistry(f"A registry is a home directory, or a URI with its scheme, but got {to!r}. Try http://{to}.")
         return Tracking.at(Path(to))
     if to.startswith("sqlite:///"):
         return Tracking.at(Path(to.removeprefix("sqlite:///")).parent, to)

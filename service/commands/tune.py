@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -70,18 +71,18 @@ def tune(
     tracking = Tracking.at(place, tracking_uri)
     sweep = Sweep(pinned(recipe, tracking), place, tracking, storage=StudyStorage.of(place, recipe.name, storage))
     if create_only:
-        sweep.create(resume)
+        sweep.create_for_workers(resume)
         shown = sweep.kept_in.shown
         told = {"study": recipe.name, "storage": shown}
         print(
             json.dumps(told)
             if as_json
-            else f"the study {recipe.name} is in {shown}; next: graftline worker --study {recipe.name}"
+            else f"the study {recipe.name} is in {shown}; next: graftline worker --study {recipe.name}{_elsewhere(sweep)}"
         )
         return 0
     if crew is not None:
         executor = executor_of(crew, sweep)
-        study = sweep.create(resume)
+        study = sweep.create_for_workers(resume)
         code, handed_over = run_by(executor, crew, quiet=as_json)
         if code or handed_over:
             return code
@@ -99,7 +100,7 @@ def tune(
         best = chosen[0]
         print(f"\nbest: trial {best.trial}, gain {best.domain_gain:+.3f}, retention {best.retention:+.2f} margins, ", end="")
         print("feasible" if best.feasible else "NOT feasible: some family lost more than its margin")
-        print(f"adapter: {best.directory}\nnext: graftline publish {recipe.name}")
+        print(f"adapter: {best.directory}\nnext: graftline publish {recipe.name}{_elsewhere(sweep)}")
     else:
         print("\nno trial finished; the reasons are above and in trials.json")
     return 0 if chosen else 1
@@ -124,6 +125,12 @@ def run_sweep(sweep: Sweep, resume: bool, quiet: bool = False, ended: Callable[[
     else:
         sweep.run(study, LinesView(sweep.recipe, sys.stderr if quiet else sys.stdout).on_event, ended)
     return sweep.candidates(study)
+
+
+def _elsewhere(sweep: Sweep) -> str:
+    """The option that another command needs to find the study; none where it looks there by itself."""
+    is_found = sweep.storage_url == StudyStorage.of(sweep.home, sweep.recipe.name).url
+    return "" if is_found else f" --storage {shlex.quote(sweep.kept_in.shown)}"
 
 
 def _row(candidate: Candidate) -> dict[str, object]:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +48,16 @@ class Watch:
         waiting = Waiting(self.poll_s, time.monotonic)
         crashes: dict[Path, int] = {}
         while not self.stop.is_set():
-            now = self.arrivals.look()
-            ready = [file for file in self.arrivals.ready(before, now) if waiting.is_due(file)]
+            try:
+                now = self.arrivals.look()
+            except OSError as error:  # a network file system may come back
+                self._say(self.arrivals.directory, f"cannot be looked at, to be tried again: {error.strerror or error}", LATER)
+                if once:
+                    return LATER
+                self.stop.wait(self.poll_s)
+                continue
+            waiting.keep(now)
+            ready = [file for file in self._unmarked(before, now, waiting) if waiting.is_due(file)]
             for file in ready:
                 if self.stop.is_set():
                     break
@@ -61,11 +69,31 @@ class Watch:
             self.stop.wait(self.poll_s)
         return 0
 
+    def _unmarked(self, before: Mapping[Path, Look], now: Mapping[Path, Look], waiting: Waiting) -> list[Path]:
+        """What is ready. A file that cannot be read, to see whether its mark is of these contents, must wait."""
+        found = list[Path]()
+        for file, look in now.items():
+            try:
+                found += self.arrivals.ready(before, {file: look})
+            except OSError as error:
+                self._put_off(file, error, waiting)
+        return found
+
+    def _put_off(self, file: Path, error: OSError, waiting: Waiting) -> None:
+        if waiting.is_due(file):
+            self._say(file, f"to be tried again ({waiting.again(file)} so far): {error.strerror or error}", LATER)
+
     def _take(self, file: Path, look: Look, waiting: Waiting, crashes: dict[Path, int]) -> None:
+        try:
+            with file.open("rb") as opened:  # whose right to be read comes later is no bad file
+                opened.read(1)
+        except OSError as error:
+            self._put_off(file, error, waiting)
+            return
         code, told = self._child(file)
         if self.stop.is_set() and code not in MARK_OF:
             return  # it goes on where it was stopped, the next time
-        if self.arrivals.look().get(file) != look:
+        if not self._is_as_it_was(file, look):
             self._say(file, "changed while it was read", code)
             return
         if code not in MARK_OF:
@@ -76,9 +104,19 @@ class Watch:
                 self._say(file, f"to be tried again ({tries} so far): {_reason(told)}", code)
                 return
         mark = MARK_OF.get(code, "rejected")
+        try:
+            self.arrivals.mark(file, look, mark, {"exit_code": code, **_short(told)})
+        except OSError as error:  # what was done is kept: the next time it is only said again
+            self._put_off(file, error, waiting)
+            return
         waiting.done(file)
-        self.arrivals.mark(file, look, mark, {"exit_code": code, **_short(told)})
         self._say(file, f"{mark}: {_reason(told)}", code)
+
+    def _is_as_it_was(self, file: Path, look: Look) -> bool:
+        try:
+            return self.arrivals.look().get(file) == look
+        except OSError:
+            return False
 
     def _child(self, file: Path) -> tuple[int, dict[str, Any]]:
         """The exit code and what was printed. A stop is handed on as Ctrl-C: what was done until then is kept."""

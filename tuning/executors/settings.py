@@ -25,7 +25,7 @@ class ExecutorSettings(Spec):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            from tuning.recipe import in_one_sentence  # it imports what recipes need
+            from tuning.recipe_fault import in_one_sentence
 
             raise BadCluster(in_one_sentence(error, of="cluster file")) from error
 

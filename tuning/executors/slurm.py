@@ -22,9 +22,9 @@ _SCRIPT = """\
 #!/usr/bin/env bash
 {directives}
 
-set -u
 trap : TERM  # the step's own end is awaited
 {setup}
+set -u  # not before: what sites have one source may use variables that are not set
 {variables}
 export GRAFTLINE_THREADS="$SLURM_CPUS_PER_TASK" OMP_NUM_THREADS="$SLURM_CPUS_PER_TASK"
 

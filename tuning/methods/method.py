@@ -75,6 +75,11 @@ class Fit:
     num_generated: int = 0  # tokens that were written for it
     counts: Mapping[str, float] = field(default_factory=dict)  # seconds before the first step, rewrites kept and the like
 
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> Fit:
+        """From what was stored as JSON."""
+        return cls(**{**told, "numbers": {name: tuple(values) for name, values in told["numbers"].items()}})
+
     @property
     def losses(self) -> tuple[float, ...]:
         return self.numbers["loss"]

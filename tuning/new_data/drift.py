@@ -8,7 +8,6 @@ permutations. A drift says that the rows are of another kind, and not that the c
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +22,14 @@ from engine.engine import Continuation
 from engine.inspect import Inspector
 from evaluation.significance import holm
 from evaluation.task import Example, question_text
+from tuning.new_data.drawn import one_a_group
 
 # Legend: N rows of one side, M of both, H hidden
 
-READ_ROWS, READ_TOKENS = 200, 256  # of each side, drawn at random; of a row
+READ_ROWS, READ_TOKENS = 200, 256  # of each side, one a group, drawn at random; of a row
 DEPTH = 2 / 3  # of the layer whose states are taken
 PERMUTATIONS = 999
-LEAST_ROWS = 8  # of each side
+LEAST_ROWS = 8  # of each side, of as many groups
 Floats = NDArray[np.float64]
 
 
@@ -56,8 +56,8 @@ class Drift:
 
 
 def read_side(engine: Inspector, backbone: Backbone, rows: Sequence[Example], seed: int = 0) -> Side:
-    """At most READ_ROWS of them, drawn by the seed, at most READ_TOKENS of each."""
-    rows = rows if len(rows) <= READ_ROWS else random.Random(f"drift/{seed}").sample(list(rows), READ_ROWS)
+    """One row a group, at most READ_ROWS of them, drawn by the seed; at most READ_TOKENS of each."""
+    rows = one_a_group(rows, READ_ROWS, f"drift/{seed}")
     opening = tuple(backbone.user_header) or (int(backbone.tokenizer.eos_token_id),)
     room = min(READ_TOKENS, backbone.context_length - len(opening))
     asked = [Continuation(opening, tuple(backbone.encode(question_text(row)))[:room]) for row in rows]

@@ -18,19 +18,21 @@ FOLDER = "continued"
 
 @dataclass(frozen=True)
 class RoundFolder:
-    """Of one file of new rows and one champion: another champion makes another round."""
+    """Of one file of new rows and one champion, and of what else was asked for: another of these makes another round."""
 
     directory: Path
 
     @classmethod
-    def of(cls, home: Path, name: str, data_sha256: str, champion_sha256: str) -> RoundFolder:
-        return cls(home / FOLDER / name / f"{data_sha256[:12]}-{champion_sha256[:12]}")
+    def of(cls, home: Path, name: str, data_sha256: str, champion_sha256: str, asked_sha256: str = "") -> RoundFolder:
+        """`asked_sha256`: of a recipe that was given and a number of trials; empty where they are the usual ones."""
+        digests = [data_sha256, champion_sha256, *([asked_sha256] if asked_sha256 else [])]
+        return cls(home / FOLDER / name / "-".join(digest[:12] for digest in digests))
 
     @property
     def key(self) -> str:
         """Short, for the names of studies."""
-        data, _, champion = self.directory.name.partition("-")
-        return f"{data[:8]}{champion[:4]}"
+        data, champion, *asked = self.directory.name.split("-")
+        return f"{data[:8]}{champion[:4]}" + "".join(one[:4] for one in asked)
 
     def read(self, step: str) -> dict[str, Any] | None:
         """None before the step was done, and where its file is damaged: it is then done again."""

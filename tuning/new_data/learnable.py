@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adapters.backbone import Backbone
 from engine.engine import Engine
 from evaluation.measures.choice import ScoredOptions, score_options
 from evaluation.statistics import wilson
 from evaluation.task import Example, Task, split_of
+from tuning.new_data.drawn import one_a_group
 
 READ_ROWS = 300  # of each side, one a group, drawn by the seed
 HINT_NATS = 3.0  # by which both must find another option likelier: some twenty times
@@ -39,6 +39,8 @@ class Learnable:
     low: float
     high: float
     hints: tuple[Hint, ...]
+    hinted: float = 0.0  # the share of the new rows that are hinted at
+    old_hinted: float = 0.0  # that of the old rows, which are no new labels: so many are to be expected where none is wrong
 
     @property
     def is_lost(self) -> bool:
@@ -59,15 +61,18 @@ def learnable(
 
     Of the old rows those of the search and select splits count, of the new ones all others: none of them was fitted.
     """
-    old = _drawn([row for row in old if split_of(row.group) in ("search", "select")])
+    old = one_a_group([row for row in old if split_of(row.group) in ("search", "select")], READ_ROWS, "learnable")
     unread = [row for row in new if split_of(row.group) != "gate"]
     by_champion = dict(zip((row.id for row in unread), score_options(engine, backbone, champion, task, unread), strict=True))
     by_backbone = dict(zip((row.id for row in unread), score_options(engine, backbone, None, task, unread), strict=True))
     hints = [hint for row in unread if (hint := hint_of(row, by_champion[row.id], by_backbone[row.id]))]
-    drawn = _drawn(unread)
+    drawn = one_a_group(unread, READ_ROWS, "learnable")
     right_new = sum(_is_right(by_champion[row.id]) for row in drawn)
-    right_old = sum(map(_is_right, score_options(engine, backbone, champion, task, old)))
-    return compared_shares(right_old, len(old), right_new, len(drawn), hints)
+    old_by_champion, old_by_backbone = (score_options(engine, backbone, name, task, old) for name in (champion, None))
+    right_old = sum(map(_is_right, old_by_champion))
+    old_hints = [hint_of(*one) for one in zip(old, old_by_champion, old_by_backbone, strict=True)]
+    told = compared_shares(right_old, len(old), right_new, len(drawn), hints)
+    return replace(told, hinted=len(hints) / len(unread), old_hinted=sum(one is not None for one in old_hints) / len(old))
 
 
 def compared_shares(right_old: int, num_old: int, right_new: int, num_new: int, hints: Sequence[Hint] = ()) -> Learnable:
@@ -76,15 +81,6 @@ def compared_shares(right_old: int, num_old: int, right_new: int, num_new: int, 
     low = was - now - ((was - low_old) ** 2 + (high_new - now) ** 2) ** 0.5
     high = was - now + ((high_old - was) ** 2 + (now - low_new) ** 2) ** 0.5
     return Learnable(was, now, num_old, num_new, was - now, low, high, tuple(hints))
-
-
-def _drawn(rows: Sequence[Example]) -> list[Example]:
-    """One row a group, so that each is evidence of its own."""
-    first: dict[str, Example] = {}
-    for row in rows:
-        first.setdefault(row.group, row)
-    found = list(first.values())
-    return found if len(found) <= READ_ROWS else random.Random("learnable").sample(found, READ_ROWS)
 
 
 def _is_right(found: ScoredOptions) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from evaluation.duplicates import SaidBefore, blocked, common_pairs
-from evaluation.errors import WrongRow
+from evaluation.errors import DataError, WrongRow
 from evaluation.overlap import Fingerprints
 from evaluation.task import Example, Task, split_of
 from evaluation.tasks.rows import read_file
@@ -71,6 +71,11 @@ def file_sha256(file: Path) -> str:
 
 def checked_rows(spec: TaskSpec, file: Path) -> tuple[dict[str, int], list[Example]]:
     """Every row of the file in the task's schema, with the line of each id. WrongRow names all lines that break a rule."""
+    if spec.columns.choices is None:
+        raise DataError(
+            f"Whether there is anything to learn is read from options, but {spec.name!r} names no column of choices. Name one in "
+            "its TOML, or fit the new rows with `graftline tune`."
+        )
     rows, digest = read_file(file), file_sha256(file)
     check_columns(spec, str(file), rows)
     lines, examples, faults = dict[str, int](), list[Example](), list[str]()
@@ -79,6 +84,11 @@ def checked_rows(spec: TaskSpec, file: Path) -> tuple[dict[str, int], list[Examp
             found = example_of(spec, str(file), row)
         except WrongRow as error:
             faults.append(str(error))
+            continue
+        if (text := _not_unicode(found)) is not None:
+            faults.append(
+                f"Text is Unicode, but line {row.line} of {str(file)!r} has half a character in {text[:40]!r}. Correct it."
+            )
             continue
         named = replace(found, id=f"{digest[:8]}/{found.id}")
         if named.id in lines:
@@ -92,6 +102,12 @@ def checked_rows(spec: TaskSpec, file: Path) -> tuple[dict[str, int], list[Examp
         more = f" And {len(faults) - MAX_FAULTS} more." if len(faults) > MAX_FAULTS else ""
         raise WrongRow(f"{len(faults)} of {len(rows)} rows cannot be used. " + " ".join(faults[:MAX_FAULTS]) + more)
     return lines, examples
+
+
+def _not_unicode(row: Example) -> str | None:
+    r"""A text of the row that no file can hold: JSON may write half of a pair of surrogates, as \ud83d. None: there is none."""
+    texts = (row.id, row.question, row.answer, *(row.choices or ()), row.rationale or "", row.context or "", row.group)
+    return next((text for text in texts if any("\ud800" <= letter <= "\udfff" for letter in text)), None)
 
 
 def sifted(known: Known, file: Path, fitted: Fingerprints, guarded: Sequence[Task] = ()) -> NewRows:

@@ -11,7 +11,7 @@ from pathlib import Path
 from adapters.whole_file import whole_directory, write_whole
 from evaluation.errors import DataError
 from evaluation.task import Example, split_of
-from evaluation.tasks import task_named
+from evaluation.tasks import TASKS, task_named
 from evaluation.tasks.user_data import TaskSpec, UserTask
 
 ALL, WITH_OLD, NEW_ALONE = "all", "with_old", "new_alone"
@@ -61,6 +61,13 @@ class Known:
 
 def _of_rows(domain: str) -> UserTask:
     task = task_named(domain)
+    if domain in TASKS:
+        raise DataError(
+            f"New rows are added to a domain of your own, but {domain!r} is built in: the name stands for the same rows in every "
+            "registry, and gates and policies go by it. Describe the new rows by a TOML of their own, and fit them under a name "
+            f'of their own with adapter.warm_start = "models:/NAME@champion": the gate protects {domain!r} there too, and '
+            "`graftline continue` takes further rows in."
+        )
     if not isinstance(task, UserTask):
         raise DataError(
             f"New rows come in the columns of the domain's own TOML file, but {domain!r} is no task of rows. Describe the domain "
