@@ -8,7 +8,7 @@ VLLM_BIN := $(VLLM_VENV)/bin
 export MLFLOW_DISABLE_TELEMETRY := true
 export BENTOML_DO_NOT_TRACK := True
 
-.PHONY: install test test-slow test-vllm check quickstart clean
+.PHONY: install test test-slow test-vllm check docs quickstart clean
 
 install: $(VENV)/.installed
 
@@ -29,7 +29,7 @@ test: install
 	$(BIN)/python -m pytest -m 'not slow' -n 2
 
 test-slow: install
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[trl,gym,harness,clients,ray,k8s-schema,bnb]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[trl,gym,harness,clients,ray,k8s-schema,schemas,bnb]'
 	$(BIN)/python -m pytest -m slow
 
 # vLLM on the CPU, in an environment of its own: a test run of some minutes, and three gigabytes. Its wheel takes PyTorch's CPU
@@ -49,6 +49,10 @@ check: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[check]'
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The page of all `--help` texts. Pictures and results are written by their own scripts in benchmarks/.
+docs: install
+	$(BIN)/python -m service.command_docs
 
 # make itself ends with 2 whenever a command fails; `graftline quickstart` ends with 3 when nothing passed the gate.
 quickstart: install

@@ -15,8 +15,11 @@ from engine.torch_engine import TorchEngine
 from evaluation.admission import random_update
 from evaluation.base_cache import BaseCache
 from evaluation.evaluate import Row
+from evaluation.measure import Measure
+from evaluation.measures.budget import BudgetAccuracy
+from evaluation.measures.shift import ShiftRobustness
 from evaluation.shifts import shifts_of
-from evaluation.task import REASON, Example, Split
+from evaluation.task import REASON, Example, Split, Task
 from evaluation.tasks.alchemy import ALCHEMY
 from evaluation.tasks.belief import BELIEF, Asked
 from tuning.batches import rows_of
@@ -174,3 +177,63 @@ class Plain:
         false = "\n".join(ALCHEMY.problem(example.id).corrupted)
         right, wrong = ((example.rationale or "").removeprefix(first), false.removeprefix(first))
         return Example(example.id, f"{asked}{first}", right, (right, wrong), group=example.group)
+
+
+SINGLE = ALCHEMY.at_length(1)  # what the test-bed knows without a trace
+SHORT = BudgetAccuracy((0, 8, 16, 24))  # a trace has 20 tokens or so
+SHIFTS = ShiftRobustness(("new_composition", "new_combination"))
+
+
+@dataclass(frozen=True)
+class Control:
+    """What damages a measure. `measure` where the registered one asks for more than the test-bed has to show."""
+
+    damage: str
+    task: Callable[[Backbone], Task] = lambda backbone: ALCHEMY
+    measure: Measure | None = None
+    count: int = len(ITEMS)
+    able: str = "bench"  # the fixture of the model that can do the task
+
+
+def chains(backbone: Backbone) -> Task:
+    return CHAINS
+
+
+def single(backbone: Backbone) -> Task:
+    return SINGLE
+
+
+def stories(backbone: Backbone) -> Task:
+    return BELIEF
+
+
+CONTROLS = {
+    "choice_accuracy": Control("shuffled", single),
+    "chain_likelihood": Control("shuffled"),
+    "generation": Control("answers_only"),
+    "information_gain_external": Control("answers_only"),
+    "information_gain_self": Control("shuffled", chains),
+    "correction": Control("overturns"),
+    "shift_robustness": Control("narrow", single, SHIFTS, 60),
+    "faithfulness": Control("knows", chains),
+    "faithfulness_base_traces": Control("knows", chains),
+    "faithfulness_external": Control("circles", chains),
+    "faithfulness_gold_traces": Control("knows", chains),
+    "reasoned_choice": Control("shuffled"),
+    "rationality": Control("answers_only"),
+    "text_likelihood": Control("shuffled", Plain),
+    "pair_preference": Control("shuffled", Plain, count=60),
+    "pair_margin": Control("shuffled", Plain),
+    "trace_length": Control("answers_only"),
+    "budget": Control("contradicts", chains, SHORT, count=60),
+    "underthinking": Control("goes_on", count=96),
+    "systematic_search": Control("shuffled"),
+    "new_steps": Control("circles"),
+    "conclusion": Control("contradicts"),
+    "latent_reasoning": Control("contradicts"),
+    "brier_score": Control("shuffled", single),
+    "candidate_log_probability": Control("shuffled", single),
+    "belief": Control("by_reality", stories, count=160, able="story_bench"),
+}
+# Its control needs what the test-bed has not: thoughts (fitted in test_fitted_thoughts.py).
+ELSEWHERE = {"soft_thoughts"}
