@@ -14,6 +14,7 @@ from tuning.overview import Overview, overview
 from tuning.pictures import IMPORTANCES, PARETO, importances_picture, pareto_picture
 from tuning.recipe import StudyRecipe
 from tuning.refit import Refit, refitted
+from tuning.storage import StudyStorage
 from tuning.study import Sweep
 
 
@@ -58,3 +59,11 @@ class Standing:
         if any(seen.importances.values()):
             written.append(importances_picture(seen.importances, seen.study, directory / IMPORTANCES))
         return written
+
+
+def study_names(home: Path, storage_url: str | None = None) -> list[str]:
+    """The studies that are known here: those in files of the home, or those of the database that is given. Sorted."""
+    storage = StudyStorage.of(home, "any", storage_url)
+    if storage.file is None or storage_url is not None:
+        return sorted(optuna.study.get_all_study_names(storage.open()))
+    return sorted(file.parent.name for file in (home / "studies").glob("*/optuna.db"))

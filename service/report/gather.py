@@ -1,0 +1,226 @@
+"""Gathers what is stored of a study or a release, from the home and from MLflow."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluation.continual import ContinualMatrix
+from evaluation.errors import IncompleteMatrix
+from registry.errors import NoChampion, NoRegistry, RefusedName, UnknownRelease
+from registry.manifest import MANIFEST, file_digest
+from registry.measurements import Measured, recorded_measured
+from registry.names import ReleaseName, registered_names, resolve
+from registry.release import MANIFEST_TAG
+from registry.runs import published_from
+from registry.tracking import Tracking
+from registry.verdicts import version_tags
+from service.report.errors import NothingToReport
+from service.report.material import Evaluated, Influences, Material, Matrix, ReleaseMaterial, StudyMaterial, Traces
+from service.report.releases import release_material
+from service.report.studies import recipe_domain, study_named_by, study_stored, study_tracked
+from tuning.errors import NoStudy
+from tuning.standing import Standing, study_names
+
+_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where things are kept."""
+
+    home: Path
+    tracking: Tracking
+    storage: str | None = None
+
+    def standing(self, study: str) -> Standing | None:
+        """The study of that name; None where its storage is not here."""
+        try:
+            return Standing.named(study, self.home, self.tracking, self.storage)
+        except NoStudy:
+            return None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a name means: a release, or a study with the release of its chosen trial, if there is one."""
+
+    asked: str
+    release: ReleaseName | None
+    study: str | None  # asked for by its name
+    also_study: bool = False  # the name of a release, and of a study too
+
+
+def subject_named(place: Place, asked: str, want_study: bool = False) -> Subject:
+    """NAME is the champion's, else the study's; NothingToReport with what there is where it is neither."""
+    known_studies = study_names(place.home, place.storage)
+    if want_study:
+        if asked not in known_studies:
+            raise _unknown(place, asked, known_studies)
+        return Subject(asked, None, asked)
+    is_study, release = asked in known_studies, None
+    if not place.tracking.is_missing:
+        try:
+            release = resolve(place.tracking, asked)
+        except (UnknownRelease, RefusedName):  # a study may have a name that no release can have
+            pass
+        except NoChampion:
+            if not is_study:
+                raise
+    if release is not None:
+        return Subject(asked, release, None, also_study=is_study)
+    if is_study:
+        return Subject(asked, None, asked)
+    raise _unknown(place, asked, known_studies)
+
+
+def _unknown(place: Place, asked: str, studies: Sequence[str]) -> NothingToReport:
+    with suppress(NoRegistry):
+        models = registered_names(place.tracking.existing())
+        return NothingToReport(asked, _listed(studies), _listed(models))
+    return NothingToReport(asked, _listed(studies), "none yet")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more if names else "none yet"
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """`files`: the directory of the adapter that the report is about; None where there is none here."""
+
+    material: Material
+    files: Path | None
+
+
+def gather(place: Place, subject: Subject) -> Gathered:
+    tracking = place.tracking
+    study: StudyMaterial | None = None
+    release: ReleaseMaterial | None = None
+    files, measured_as = None, None
+    named, trial = subject.release, None
+    if subject.study is not None:
+        standing = place.standing(subject.study)
+        assert standing is not None
+        study, candidates = study_stored(standing)
+        chosen = candidates[0] if candidates else None
+        if chosen is not None:
+            if chosen.directory.is_dir():
+                files, measured_as = chosen.directory, str(chosen.directory)
+            if chosen.run_id is not None and not tracking.is_missing:
+                named, trial = published_from(tracking, [chosen.run_id]).get(chosen.run_id), chosen.trial
+    if named is not None:
+        known = _tags(tracking, named)
+        fitted_by = study_named_by(tracking, known) if known and study is None else None
+        if fitted_by is not None:
+            trial = fitted_by[1]
+        release, loaded = release_material(tracking, named, trial)
+        files, measured_as = loaded.directory, release.full_name
+        if fitted_by is not None and loaded.run_id is not None:
+            standing = place.standing(fitted_by[0])
+            study = study_stored(standing)[0] if standing else study_tracked(tracking, loaded.run_id)
+    recipe: Mapping[str, Any] = release.manifest.recipe if release else {"domain": study.domain if study else ""}
+    domain = recipe_domain(recipe)
+    name = str(recipe.get("name") or (study.name if study else subject.asked))
+    digest = file_digest(files / MANIFEST) if files and (files / MANIFEST).is_file() else None
+    found = recorded_measured(tracking, digest, "evaluation") if digest and not tracking.is_missing else []
+    traces = recorded_measured(tracking, digest, "traces") if digest and not tracking.is_missing else []
+    stages, why = _stages(tracking, named) if named else (None, "")
+    matrices = [*([stages] if stages else []), *_sequences(place.home, domain, release)]
+    material = Material(
+        subject=str(named) if subject.study is None else subject.study,
+        study=study,
+        release=release,
+        measured_as=measured_as,
+        domain=domain,
+        evaluated=_newest(found),
+        traces=Traces(traces[0].document, traces[0].run_id) if traces else None,
+        matrices=tuple(matrices),
+        no_matrix=why,
+        influences=_influences(place.home, name),
+    )
+    return Gathered(material, files)
+
+
+def _tags(tracking: Tracking, named: ReleaseName) -> str | None:
+    """The run that fitted it."""
+    with tracking.client() as client:
+        return client.get_model_version(named.name, str(named.version)).run_id or None
+
+
+def _newest(found: Sequence[Measured]) -> tuple[Evaluated, ...]:
+    """Of several readings of one measure on one task, the newest, in the order of their evaluation."""
+    rows: dict[tuple[str, str, str], Evaluated] = {}
+    for one in found:
+        for row in one.document["rows"]:
+            key = (row["task"], row["measure"], row["role"])
+            rows.setdefault(key, Evaluated(row, one.run_id, str(one.document["backbone"])))
+    return tuple(rows.values())
+
+
+def _stages(tracking: Tracking, named: ReleaseName) -> tuple[Matrix | None, str]:
+    """Versions of the name up to this one that were fitted on different domains, from their stored evaluations."""
+    documents, runs, domains = list[Mapping[str, Any]](), list[str](), list[str]()
+    for version in range(1, named.version + 1):
+        one = ReleaseName(named.name, version)
+        try:
+            digest = version_tags(tracking, one).get(MANIFEST_TAG)
+        except UnknownRelease:
+            continue
+        measured = recorded_measured(tracking, digest, "evaluation") if digest else []
+        by_domain = {_domain_of(found.document): found for found in reversed(measured)}
+        own = next((found.document.get("fitted_on") for found in measured), None)
+        if own in by_domain:
+            domains.append(str(own))
+            for found in sorted(by_domain.values(), key=lambda found: _domain_of(found.document) != own):
+                documents.append({**found.document, "subject": str(one)})
+                runs.append(found.run_id)
+    if len(set(domains)) < 2:
+        return None, ""
+    try:
+        told = ContinualMatrix.of(documents)
+    except IncompleteMatrix as error:
+        return None, str(error)
+    return Matrix(f"versions of {named.name}", "the evaluations that are stored of them", told.as_dict(), tuple(runs)), ""
+
+
+def _domain_of(document: Mapping[str, Any]) -> str:
+    return next((str(row["task"]) for row in document["rows"] if row["role"] == "domain"), "")
+
+
+def _sequences(home: Path, domain: str, release: ReleaseMaterial | None) -> list[Matrix]:
+    """Of the newest sequence with this domain on this backbone, the first order, policy by policy."""
+    files = sorted((home / "sequence").glob("*/sequence.json"), key=lambda file: (file.stat().st_mtime, str(file)), reverse=True)
+    for file in files:
+        told = _read(file)
+        fitting = [one for one in told.get("matrices", ()) if domain in one["order"]]
+        if fitting and (release is None or told.get("backbone") == release.manifest.backbone.name):
+            first = [one for one in fitting if one["order"] == fitting[0]["order"]]
+            source = f"`graftline sequence`: fits of the recipes in this order, not this release; stored in {file.parent}"
+            return [Matrix(f"policy {one['policy']}: {' → '.join(one['order'])}", source, one) for one in first]
+    return []
+
+
+def _influences(home: Path, recipe: str) -> Influences | None:
+    """Of several, one whose removal experiment is made, and of those the newest."""
+    named = re.compile(rf"{re.escape(recipe)}-[0-9a-f]{{12}}")
+    files = [file for file in (home / "attribution").glob("*/attribution.json") if named.fullmatch(file.parent.name)]
+    read = [(file, told) for file in files if (told := _read(file)).get("rows")]
+    if not read:
+        return None
+    file, told = max(read, key=lambda one: (bool(one[1].get("removal")), one[0].stat().st_mtime, str(one[0])))
+    return Influences(str(file.parent), told)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
