@@ -72,7 +72,9 @@ def published_from(tracking: Tracking, run_ids: Iterable[str]) -> dict[str, Rele
     with tracking.client() as client:
         for run_id in run_ids:
             versions = [
-                version for version in client.search_model_versions(f"run_id='{run_id}'") if not version.name.endswith(LEDGER_SUFFIX)
+                version
+                for version in client.search_model_versions(f"run_id='{run_id}'")
+                if not version.name.endswith(LEDGER_SUFFIX)
             ]
             if versions:
                 newest = max(versions, key=lambda version: (version.creation_timestamp, int(version.version)))

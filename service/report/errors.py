@@ -9,3 +9,7 @@ class NothingToReport(ValueError):
             f"A report is of a study or of a release (NAME, NAME@VERSION, NAME@ALIAS), but {asked!r} is neither here (studies: "
             f"{studies}; models: {models}). Correct the name or --home, or make one: `graftline tune RECIPE.toml`."
         )
+
+
+class NothingToMeasure(ValueError):
+    """The subject has no adapter here."""

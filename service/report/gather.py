@@ -24,8 +24,7 @@ from service.report.errors import NothingToReport
 from service.report.material import Evaluated, Influences, Material, Matrix, ReleaseMaterial, StudyMaterial, Traces
 from service.report.releases import release_material
 from service.report.studies import recipe_domain, study_named_by, study_stored, study_tracked
-from tuning.errors import NoStudy
-from tuning.standing import Standing, study_names
+from tuning.standing import study_names
 
 _SHOWN = 12
 
@@ -37,13 +36,6 @@ class Place:
     home: Path
     tracking: Tracking
     storage: str | None = None
-
-    def standing(self, study: str) -> Standing | None:
-        """The study of that name; None where its storage is not here."""
-        try:
-            return Standing.named(study, self.home, self.tracking, self.storage)
-        except NoStudy:
-            return None
 
 
 @dataclass(frozen=True)
@@ -106,9 +98,10 @@ def gather(place: Place, subject: Subject) -> Gathered:
     files, measured_as = None, None
     named, trial = subject.release, None
     if subject.study is not None:
-        standing = place.standing(subject.study)
-        assert standing is not None
-        study, candidates = study_stored(standing)
+        stored = study_stored(place.home, subject.study, place.storage)
+        if stored is None:
+            raise _unknown(place, subject.study, study_names(place.home, place.storage))
+        study, candidates = stored
         chosen = candidates[0] if candidates else None
         if chosen is not None:
             if chosen.directory.is_dir():
@@ -123,8 +116,8 @@ def gather(place: Place, subject: Subject) -> Gathered:
         release, loaded = release_material(tracking, named, trial)
         files, measured_as = loaded.directory, release.full_name
         if fitted_by is not None and loaded.run_id is not None:
-            standing = place.standing(fitted_by[0])
-            study = study_stored(standing)[0] if standing else study_tracked(tracking, loaded.run_id)
+            stored = study_stored(place.home, fitted_by[0], place.storage)
+            study = stored[0] if stored else study_tracked(tracking, loaded.run_id)
     recipe: Mapping[str, Any] = release.manifest.recipe if release else {"domain": study.domain if study else ""}
     domain = recipe_domain(recipe)
     name = str(recipe.get("name") or (study.name if study else subject.asked))

@@ -16,6 +16,7 @@ from service.report.verdict import verdict
 
 _FOLDER = Path(__file__).parent
 _SHORT = 8  # characters of a run's id
+_KEEP = 20  # characters of a cell that stay on one line: intervals and verdicts
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def page(material: Material, store: Store) -> Page:
         links=store.links,
         command=store.command,
         short=_SHORT,
+        keep=_KEEP,
     )
     return Page(html, tuple(section.title for section in sections if _is_missing(section)))
 

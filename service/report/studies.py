@@ -10,18 +10,22 @@ from typing import Any
 from registry.runs import children_of, document_of, parent_of, run_found
 from registry.tracking import Tracking
 from service.report.material import StudyMaterial, TrialPoint
+from tuning.asked import limits
 from tuning.candidates import Candidate, candidates_of, in_order
 from tuning.hypervolume import front
 from tuning.recipe import Recipe
 from tuning.records import RUN_KEY, run_key
-from tuning.standing import Standing
+from tuning.standing import recipe_of, stored_study
 from tuning.stop_items import is_partial
 from tuning.worker import FAMILIES_KEY
 
 
-def study_stored(standing: Standing) -> tuple[StudyMaterial, list[Candidate]]:
-    """With its candidates, best first."""
-    study, recipe = standing.study, standing.sweep.recipe
+def study_stored(home: Path, name: str, storage_url: str | None = None) -> tuple[StudyMaterial, list[Candidate]] | None:
+    """With its candidates, best first; None where its storage is not here."""
+    study = stored_study(home, name, storage_url)
+    if study is None:
+        return None
+    recipe = recipe_of(study)
     ranked = candidates_of(study)
     scores = {candidate.trial: candidate for candidate in ranked}
     told, trials = study.user_attrs, study.get_trials(deepcopy=False)
@@ -31,7 +35,9 @@ def study_stored(standing: Standing) -> tuple[StudyMaterial, list[Candidate]]:
             trial.state.name,
             trial.params,
             scores[trial.number].score if trial.number in scores else None,
-            scores[trial.number].run_id if trial.number in scores else trial.user_attrs.get(RUN_KEY) or told.get(run_key(trial.number)),
+            scores[trial.number].run_id
+            if trial.number in scores
+            else trial.user_attrs.get(RUN_KEY) or told.get(run_key(trial.number)),
             _reason(trial.user_attrs.get("failure")),
         )
         for trial in trials
@@ -39,11 +45,11 @@ def study_stored(standing: Standing) -> tuple[StudyMaterial, list[Candidate]]:
     states = Counter(trial.state.name for trial in trials)
     made = _material(
         study.study_name,
-        recipe.domain,
+        recipe.domain if recipe else "",
         told.get(RUN_KEY),
         points,
         ranked,
-        standing.overview().wanted,
+        limits(study, recipe).trials if recipe else None,
         states["RUNNING"],
         told.get(FAMILIES_KEY, {}),
     )

@@ -1,4 +1,4 @@
-"""Matplotlib's figures as pictures inside a page: text that stays text, colours that follow the page, the same bytes every time."""
+"""Matplotlib's figures inside a page: text that stays text, colours that follow the page, the same bytes every time."""
 
 from __future__ import annotations
 

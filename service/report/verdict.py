@@ -61,7 +61,7 @@ def _gate_facts(material: Material) -> list[tuple[str, Cell]]:
     if families:
         worst = min(families, key=lambda test: test.change)
         told = f"{worst.name} {worst.change:+.3f} [{worst.lower:+.3f}, {worst.upper:+.3f}], tolerable {worst.threshold:+.3f}"
-        facts.append(("largest change for the worse" if worst.change < 0 else "smallest change", _minus(told)))
+        facts.append(("largest loss" if worst.change < 0 else "smallest gain of a family", _minus(told)))
     return [*facts, ("gate's evidence", Run(material.release.gate_run))]
 
 

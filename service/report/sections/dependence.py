@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PARTS = ("early", "filler", "swapped", "forced", "paraphrase")
-_WHO = {BOTH: "own traces, read by itself", READS: "the backbone's traces, read by itself", WRITES: "own traces, read by the backbone"}
+_WHO = {
+    BOTH: "own traces, read by itself",
+    READS: "the backbone's traces, read by itself",
+    WRITES: "own traces, read by the backbone",
+}
 _WHO["faithfulness_gold_traces"] = "gold traces, read by itself"
 
 

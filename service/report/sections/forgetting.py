@@ -55,7 +55,9 @@ def _heat(matrix: Matrix, index: int) -> Picture:
                 axes.add_patch(Rectangle(corner, 0.96, 0.92, facecolor=INK, alpha=0.75 * strength, linewidth=0))
                 if moved < 0:
                     # The hatch keeps to the lower edge, so that the number stays readable.
-                    strip = Rectangle((place - 0.48, row + 0.28), 0.96, 0.18, fill=False, hatch="////", edgecolor=INK, linewidth=0)
+                    strip = Rectangle(
+                        (place - 0.48, row + 0.28), 0.96, 0.18, fill=False, hatch="////", edgecolor=INK, linewidth=0
+                    )
                     axes.add_patch(strip)
                 colour = PAPER if strength > 0.6 else INK
                 axes.text(place, row - 0.06, f"{score:.2f}".replace("-", "−"), ha="center", va="center", fontsize=8, color=colour)

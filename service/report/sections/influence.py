@@ -24,8 +24,8 @@ def influence(material: Material) -> Section:
         "What the data rows cost",
         "Rows are sorted by what training on them does to the protected families: below 0 a row raises their loss; the removal "
         "experiment below says whether leaving the worst ones out really keeps more.",
-        "Scores order rows and do not say how much a row costs; they are of the recipe's own values, which a sweep's chosen trial "
-        "may not share.",
+        "Scores order rows and do not say how much a row costs; they are of the recipe's own values, which the trial that was "
+        "chosen may not share.",
     )
     if material.influences is None:
         return Section(*head, missing=(Missing(told, "graftline attribute RECIPE.toml"),))
@@ -50,13 +50,16 @@ def _curve(rows: Sequence[Mapping[str, Any]]) -> Picture:
         axes = figure.add_subplot()
         places = range(1, len(values) + 1)
         axes.plot(places, values, color=INK)
-        axes.fill_between(places, values, 0, where=[v < 0 for v in values], facecolor="none", edgecolor=MUTED, hatch="////", linewidth=0)
+        axes.fill_between(
+            places, values, 0, where=[v < 0 for v in values], facecolor="none", edgecolor=MUTED, hatch="////", linewidth=0
+        )
         axes.fill_between(places, values, 0, where=[v >= 0 for v in values], color=ACCENT, alpha=0.35, linewidth=0)
         axes.axhline(0, linewidth=0.8, color=MUTED)
         axes.set_xlabel(f"rows, the costliest first ({below} of {len(values)} below 0, hatched)")
         axes.set_ylabel("influence on retention\n(cosine)")
 
-    alt = f"Influence of {len(values)} training rows on retention, sorted, from {values[0]:+.3f} to {values[-1]:+.3f}; {below} are below 0."
+    ends = f"from {values[0]:+.3f} to {values[-1]:+.3f}"
+    alt = f"Influence of {len(values)} training rows on retention, sorted, {ends}; {below} are below 0."
     return picture("influence", 6.6, 2.6, alt, draw)
 
 
@@ -76,7 +79,15 @@ def _rows(rows: Sequence[Mapping[str, Any]]) -> Table:
     def row(one: Mapping[str, Any]) -> tuple[Cell, ...]:
         worst = min(one["families"], key=one["families"].__getitem__)
         tokens = Number(one["tokens"], str(one["tokens"]))
-        return (one["row"], tokens, change(one["retention"]), change(one["domain"]), worst, change(one["families"][worst]), one["advice"])
+        return (
+            one["row"],
+            tokens,
+            change(one["retention"]),
+            change(one["domain"]),
+            worst,
+            change(one["families"][worst]),
+            one["advice"],
+        )
 
     head = ("row", "tokens", "retention", "domain", "worst family", "on it", "advice")
     return Table(f"The {min(_SHOWN, len(rows))} costliest of {len(rows)} rows", head, tuple(map(row, rows[:_SHOWN])))

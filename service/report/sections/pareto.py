@@ -68,6 +68,8 @@ def _picture(study: StudyMaterial, released: int | None) -> Picture:
         if min(trial.retention for trial in shown) < -2 * _LINEAR:
             axes.set_yscale("symlog", linthresh=_LINEAR, linscale=2)
             axes.set_ylim(top=0.5)
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))  # powers would be mathtext
+            axes.yaxis.set_minor_formatter(lambda value, _: "")
         axes.margins(0.08)
         axes.set_xlabel("domain gain (share of items right, adapted minus backbone)")
         axes.set_ylabel("retention (mean loss in margins; 0 is none)")
@@ -87,7 +89,12 @@ def _table(study: StudyMaterial, released: int | None) -> Table:
         words += ["on the front"] if front else []
         words += ["released"] if trial.number == released else ["chosen"] if trial.number == study.ranked[0] else []
         worst = min(trial.score["constraints"].items(), key=lambda entry: -float(entry[1]), default=("-", 0.0))[0]
-        cells = (change(trial.gain), number(chosen.get("gain_stderr")), change(trial.retention, 2), number(chosen.get("scale"), 2))
+        cells = (
+            change(trial.gain),
+            number(chosen.get("gain_stderr")),
+            change(trial.retention, 2),
+            number(chosen.get("scale"), 2),
+        )
         return (str(trial.number), *cells, worst, ", ".join(words), settings, Run(trial.run_id))
 
     head = ("trial", "gain", "± standard error", "retention, margins", "scale", "nearest to its margin", "", "settings", "run")

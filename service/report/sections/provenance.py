@@ -41,7 +41,9 @@ def _facts(material: Material) -> Table:
     ]
     if machine := manifest.fitted_on:
         packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
-        facts.append(("fitted on", f"{machine.device}, {machine.cpu} ({machine.instructions}), {machine.threads} threads; {packages}"))
+        facts.append(
+            ("fitted on", f"{machine.device}, {machine.cpu} ({machine.instructions}), {machine.threads} threads; {packages}")
+        )
     if manifest.derived:
         facts.append(("made as", ", ".join(f"{name}: {value}" for name, value in manifest.derived.items())))
     return Table("The release", ("", ""), tuple(facts))

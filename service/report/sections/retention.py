@@ -50,7 +50,7 @@ def retention(material: Material) -> Section:
 def _gate_picture(gate: GateReport) -> Picture:
     lines = [(_is_nats(gate, test), _line(test)) for test in gate.tests]
     alpha = f"one-sided bounds, each at alpha {gate.settings.candidate_alpha:.2g}"
-    units = ((False, f"change in share of items right, adapted minus backbone ({alpha})"), (True, f"change in nats ({alpha})"))
+    units = ((False, f"adapted minus backbone, share right ({alpha})"), (True, f"adapted minus backbone, nats ({alpha})"))
     panels = [(title, found) for nats, title in units if (found := [line for is_nats, line in lines if is_nats is nats])]
     return forest("gate", panels, f"The gate's tests: {said([line for _, line in lines])}.")
 
@@ -98,7 +98,7 @@ def _read_picture(read: Sequence[Evaluated]) -> Picture:
             units.setdefault(str(one.row["unit"]), []).append(
                 Line(name, one.row["change"], one.row["low"], one.row["high"], told=f"{one.row['n']} items")
             )
-    panels = [(f"change in {unit}, 95 % intervals", lines) for unit, lines in units.items()]
+    panels = [(f"adapted minus backbone, {unit} (95 % intervals)", lines) for unit, lines in units.items()]
     lines = [line for _, found in panels for line in found]
     return forest("evaluated", panels, f"Evaluated on other items, with 95 % intervals: {said(lines)}.")
 
@@ -127,9 +127,10 @@ def _search_table(material: Material) -> Table:
     assert material.study is not None and material.study.chosen is not None
     chosen = material.study.chosen
     assert chosen.score is not None
-    nats, written = chosen.score["chosen"]["chain_changes"], chosen.score["generated_changes"]
+    nats, written = chosen.score["chosen"].get("chain_changes", {}), chosen.score.get("generated_changes", {})
     rows = [
-        (name, change(nats.get(name), 4), change(written.get(name)), Run(chosen.run_id)) for name in dict.fromkeys((*nats, *written))
+        (name, change(nats.get(name), 4), change(written.get(name)), Run(chosen.run_id))
+        for name in dict.fromkeys((*nats, *written))
     ]
     title = f"Of trial {chosen.number}, as the search read it: few items of the search split, and no interval"
     head = ("family", "change of the gold chain, nats a token", "change in traces right in every step", "run")

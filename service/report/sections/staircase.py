@@ -60,7 +60,12 @@ def staircase(material: Material) -> Section:
 
 def _means(read: Sequence[Evaluated]) -> Picture:
     lines = [
-        Line(f"{one.task}, {'its traces' if one.measure == OUTSIDE else 'its reading'}", one.row["change"], one.row["low"], one.row["high"])
+        Line(
+            f"{one.task}, {'its traces' if one.measure == OUTSIDE else 'its reading'}",
+            one.row["change"],
+            one.row["low"],
+            one.row["high"],
+        )
         for one in read
     ]
     title = "change of the information gain, nats per answer token (95 % intervals)"
@@ -100,7 +105,9 @@ def _examples(document: Mapping[str, Any]) -> list[Example]:
                 _steps("Before: the backbone", one["before"], least),
                 _steps("After: the adapted model", one["after"], least),
             )
-            found.append(Example(f"{task['task']}: {one['id']}", one["question"], one["gold"], picture, sides, index == 0 and place < 2))
+            found.append(
+                Example(f"{task['task']}: {one['id']}", one["question"], one["gold"], picture, sides, index == 0 and place < 2)
+            )
     return found
 
 
@@ -154,7 +161,9 @@ def _stairs(axes: Axes, found: Sequence[float], title: str, fill: str, marker: s
         tallest = max(range(len(gains)), key=gains.__getitem__)
         if gains[tallest] > 0.05:
             text = f"step {tallest + 1}: {gains[tallest]:+.2f}".replace("-", "−")
-            axes.annotate(text, (tallest + 1, found[tallest + 1]), xytext=(0, 7), textcoords="offset points", fontsize=8, ha="center")
+            axes.annotate(
+                text, (tallest + 1, found[tallest + 1]), xytext=(0, 7), textcoords="offset points", fontsize=8, ha="center"
+            )
     axes.set_title(title, loc="left")
     axes.set_xlabel("steps read")
     axes.xaxis.get_major_locator().set_params(integer=True)
