@@ -19,7 +19,7 @@ from evaluation.task import Example, Task, Trace, is_right, question_text, reaso
 
 @dataclass(frozen=True)
 class WrittenTrace:
-    """`by_backbone` and `by_adapted`: l_0 ... l_t, one more than there are steps; `by_adapted` is empty of the backbone's trace."""
+    """`by_backbone`, `by_adapted`: l_0 ... l_t, one more than there are steps; of the backbone's trace the second is empty."""
 
     steps: tuple[str, ...]
     answer: str | None  # None: the completion gives none
