@@ -130,7 +130,7 @@ def test_what_was_not_measured_says_which_command_measures_it(empty: Read, secti
     [
         ("retention", ("passed", "boxes", "must be above")),
         ("pareto", ("Pareto front", "released: trial 1", "the loss is not finite", "3 running")),
-        ("staircase", ("parcel 1", "Red goes north.", "read by the adapted model", "no answer")),
+        ("staircase", ("parcel 1", "Red goes north.", "the same, read by itself", "no answer", "carried by step 1, 2")),
         ("dependence", ("faithfulness", "own traces, read by itself", "paraphrase")),
         ("budget", ("right at 16", "tokens of the trace")),
         ("calibration", ("beyond chance", "Brier")),

@@ -136,6 +136,7 @@ def traces(task: str = DOMAIN, question: str = "Where does it go?", step: str = 
     example = {"id": "parcel 1", "question": question, "gold": "north", "before": before | {"by_adapted": []}, "after": after}
     document = {
         "informative": 0.05,
+        "floor": -5.0,
         "tasks": [{"task": task, "role": "domain", "examples": [example, example | {"id": "parcel 2"}]}],
     }
     return Traces(document, "6" * 32)

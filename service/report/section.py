@@ -31,6 +31,11 @@ class Table:
     head: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
 
+    @property
+    def numeric(self) -> frozenset[int]:
+        """The columns that hold numbers, which stand on the right."""
+        return frozenset(place for row in self.rows for place, cell in enumerate(row) if isinstance(cell, Number))
+
 
 @dataclass(frozen=True)
 class Picture:

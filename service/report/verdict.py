@@ -6,10 +6,16 @@ from dataclasses import dataclass
 
 from registry.gate_report import GateReport
 from service.report.material import Material, StudyMaterial
-from service.report.section import Cell, Run
 
 _WORDS = {"pass": "passed", "fail": "failed", "inconclusive": "undecided"}
 _MARKS = {"passed": "✓", "failed": "✗", "undecided": "?", "not gated": "–", "not published": "–"}
+
+
+@dataclass(frozen=True)
+class Fact:
+    name: str
+    told: str
+    run: str | None = None  # that its numbers come from
 
 
 @dataclass(frozen=True)
@@ -18,7 +24,7 @@ class Verdict:
 
     word: str
     sentence: str
-    facts: tuple[tuple[str, Cell], ...]
+    facts: tuple[Fact, ...]
     warnings: tuple[str, ...]
     next_command: str = ""
 
@@ -50,19 +56,19 @@ def verdict(material: Material) -> Verdict:
     return Verdict(word, sentence, tuple(facts), release.warnings, f"graftline promote {asked}" if asked else "")
 
 
-def _gate_facts(material: Material) -> list[tuple[str, Cell]]:
+def _gate_facts(material: Material) -> list[Fact]:
     gate = material.gate
     if gate is None:
         return []
     assert material.release is not None
-    domain, families = gate.domain, gate.families
+    domain, families, run = gate.domain, gate.families, material.release.gate_run
     moved = f"{domain.base_mean:.3f} → {domain.adapted_mean:.3f}, {domain.change:+.3f} (at least {domain.lower:+.3f})"
-    facts: list[tuple[str, Cell]] = [(f"domain {domain.name}", _minus(moved)), ("families", _kept(gate))]
+    facts = [Fact(f"domain {domain.name}", _minus(moved), run), Fact("protected families", _kept(gate), run)]
     if families:
         worst = min(families, key=lambda test: test.change)
         told = f"{worst.name} {worst.change:+.3f} [{worst.lower:+.3f}, {worst.upper:+.3f}], tolerable {worst.threshold:+.3f}"
-        facts.append(("largest loss" if worst.change < 0 else "smallest gain of a family", _minus(told)))
-    return [*facts, ("gate's evidence", Run(material.release.gate_run))]
+        facts.append(Fact("largest loss" if worst.change < 0 else "smallest gain of a family", _minus(told), run))
+    return facts
 
 
 def _kept(gate: GateReport) -> str:
@@ -74,28 +80,27 @@ def _kept(gate: GateReport) -> str:
     return ", ".join(told)
 
 
-def _study_facts(study: StudyMaterial | None, trial: int | None) -> list[tuple[str, Cell]]:
+def _study_facts(study: StudyMaterial | None, trial: int | None) -> list[Fact]:
     if study is None:
         return []
     of = f" of {study.wanted}" if study.wanted is not None else ""
     running = f", {study.running} running" if study.running else ""
-    facts: list[tuple[str, Cell]] = [("study", f"{study.name}: {study.num_finished}{of} trials finished{running}")]
+    facts = [Fact("study", f"{study.name}: {study.num_finished}{of} trials finished{running}", study.run_id)]
     point = study.trial(trial) if trial in study.ranked and trial is not None else study.chosen
     if point is not None:
-        what = f"trial {point.number}, in the search"
-        facts.append((what, _minus(f"gain {point.gain:+.3f}, retention {point.retention:+.2f} margins")))
+        told = _minus(f"gain {point.gain:+.3f}, retention {point.retention:+.2f} margins")
+        facts.append(Fact(f"trial {point.number}, in the search", told, point.run_id))
     return facts
 
 
-def _made_facts(material: Material) -> list[tuple[str, Cell]]:
-    if material.release is None:
+def _made_facts(material: Material) -> list[Fact]:
+    release = material.release
+    if release is None:
         return []
-    manifest = material.release.manifest
+    manifest = release.manifest
     kinds = ", ".join(manifest.profile.adapters) or "a decoding policy"
-    return [
-        ("adapter", f"{kinds} at scale {manifest.profile.scale:g} on {manifest.backbone.name}"),
-        ("standing", material.release.standing),
-    ]
+    told = f"{kinds} at scale {manifest.profile.scale:g} on {manifest.backbone.name}"
+    return [Fact("adapter", told, release.run_id), Fact("standing", release.standing)]
 
 
 def _minus(text: str) -> str:

@@ -22,7 +22,7 @@ _COLUMNS = 3
 def budget(material: Material) -> Section:
     read = material.rows("budget")
     shown = [one for one in read if one.is_measurable]
-    missing = ()
+    missing: tuple[Missing, ...] = ()
     if not read and material.measured_as is not None:
         told = "Accuracy by the length of the trace is not stored."
         missing = (Missing(told, f"graftline evaluate {material.measured_as} --measures budget"),)

@@ -21,7 +21,7 @@ _SIDES = (("base", "backbone", PAPER, "o", "--"), ("adapted", "adapted", ACCENT,
 def calibration(material: Material) -> Section:
     read = material.rows(MEASURE)
     drawn = next((one for one in read if one.is_measurable and one.row["role"] == "report" and one.row.get("parts")), None)
-    missing = ()
+    missing: tuple[Missing, ...] = ()
     if not read and material.measured_as is not None:
         told = "How sure the model is of its answers is not stored."
         missing = (Missing(told, f"graftline evaluate {material.measured_as} --measures {MEASURE}"),)

@@ -25,7 +25,7 @@ _WHO["faithfulness_gold_traces"] = "gold traces, read by itself"
 def dependence(material: Material) -> Section:
     read = [one for measure in _WHO for one in material.rows(measure)]
     shown = [one for one in material.rows(BOTH) if one.is_measurable]
-    missing = ()
+    missing: tuple[Missing, ...] = ()
     if not read and material.measured_as is not None:
         told = "Whether answers depend on their traces is not stored."
         missing = (Missing(told, f"graftline evaluate {material.measured_as} --measures {BOTH}"),)

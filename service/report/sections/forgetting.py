@@ -15,7 +15,7 @@ _DARKEST = 0.5  # a change of half of all items, or of half a nat
 
 
 def forgetting(material: Material) -> Section:
-    missing = ()
+    missing: tuple[Missing, ...] = ()
     if not material.matrices:
         why = material.no_matrix or "No stage of another domain is known before or after this one."
         missing = (Missing(why, "graftline sequence FIRST.toml SECOND.toml"),)

@@ -31,7 +31,7 @@ def influence(material: Material) -> Section:
         return Section(*head, missing=(Missing(told, "graftline attribute RECIPE.toml"),))
     found = material.influences.told
     pictures, tables = [_curve(found["rows"])], [_rows(found["rows"])]
-    missing = []
+    missing = list[Missing]()
     if found["removal"]:
         pictures.append(_removal(found["removal"]))
     else:

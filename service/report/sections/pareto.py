@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from service.report.material import Material, StudyMaterial, TrialPoint
-from service.report.section import Missing, Picture, Run, Section, Table, change, number, runs_of
+from service.report.section import Cell, Missing, Picture, Run, Section, Table, change, number, runs_of
 from service.report.svg import ACCENT, INK, MUTED, PAPER, picture
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ def _picture(study: StudyMaterial, released: int | None) -> Picture:
                 gains, kept = [trial.gain for trial in some], [trial.retention for trial in some]
                 colour = ACCENT if feasible else PAPER
                 axes.plot(gains, kept, linestyle="", marker=marker, markersize=7, mfc=colour, mec=INK, label=label)
-        ring = {"markersize": 16.0, "mfc": "none", "mec": INK, "mew": 1.6, "linestyle": "", "marker": "o"}
-        axes.plot([marked.gain], [marked.retention], label=f"{word}: trial {marked.number}", **ring)  # type: ignore[arg-type]
+        ring = f"{word}: trial {marked.number}"
+        axes.plot([marked.gain], [marked.retention], "o", markersize=16, mfc="none", mec=INK, mew=1.6, label=ring)
         for trial in shown[:_NAMED]:
             axes.annotate(str(trial.number), (trial.gain, trial.retention), xytext=(9, 5), textcoords="offset points", fontsize=8)
         if min(trial.retention for trial in shown) < -2 * _LINEAR:
@@ -81,7 +81,7 @@ def _picture(study: StudyMaterial, released: int | None) -> Picture:
 
 
 def _table(study: StudyMaterial, released: int | None) -> Table:
-    def row(trial: TrialPoint) -> tuple[object, ...]:
+    def row(trial: TrialPoint) -> tuple[Cell, ...]:
         assert trial.score is not None
         settings = ", ".join(f"{name.rpartition('.')[2]} {_short(value)}" for name, value in trial.params.items())
         chosen, front = trial.score["chosen"], trial.number in study.front
@@ -99,7 +99,7 @@ def _table(study: StudyMaterial, released: int | None) -> Table:
 
     head = ("trial", "gain", "± standard error", "retention, margins", "scale", "nearest to its margin", "", "settings", "run")
     rows = tuple(row(study.trial(number)) for number in study.ranked[:_SHOWN])
-    return Table("Finished trials, in the order in which they are gated", head, rows)  # type: ignore[arg-type]
+    return Table("Finished trials, in the order in which they are gated", head, rows)
 
 
 def _notes(study: StudyMaterial) -> list[str]:

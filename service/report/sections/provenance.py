@@ -7,7 +7,7 @@ from service.report.section import Cell, Missing, Run, Section, Table, runs_of
 
 
 def provenance(material: Material) -> Section:
-    tables, missing = [], []
+    tables, missing = list[Table](), list[Missing]()
     if material.release is not None:
         tables.append(_facts(material))
     else:

@@ -35,9 +35,13 @@ _CAUSES = {(True, False): "memorised", (False, True): "hollowed", (True, True): 
 
 def staircase(material: Material) -> Section:
     read = [*material.rows(OUTSIDE), *material.rows(INSIDE)]
-    missing, examples, asked = list[Missing](), tuple[Example, ...](), material.measured_as
+    missing, examples, notes, asked = list[Missing](), tuple[Example, ...](), tuple[str, ...](), material.measured_as
     if material.traces is not None:
         examples = tuple(_examples(material.traces.document))
+        floor = material.traces.document["floor"]
+        notes = (
+            f"An answer less likely than l = {floor:g} is told as {floor:g}: how hopeless it is says nothing.".replace("-", "−"),
+        )
     elif asked is not None:
         missing.append(Missing("No example traces are stored.", f"graftline report {material.subject} --examples 2"))
     if not read and asked is not None:
@@ -53,6 +57,7 @@ def staircase(material: Material) -> Section:
         pictures=(_means(measurable),) if measurable else (),
         tables=(_table(read),) if read else (),
         examples=examples,
+        notes=notes,
         missing=tuple(missing),
         runs=runs_of([material.traces.run_id if material.traces else None, *(one.run_id for one in read)]),
     )
@@ -106,9 +111,20 @@ def _examples(document: Mapping[str, Any]) -> list[Example]:
                 _steps("After: the adapted model", one["after"], least),
             )
             found.append(
-                Example(f"{task['task']}: {one['id']}", one["question"], one["gold"], picture, sides, index == 0 and place < 2)
+                Example(_title(task["task"], one, least), one["question"], one["gold"], picture, sides, index == 0 and place < 2)
             )
     return found
+
+
+def _title(task: str, one: Mapping[str, Any], least: float) -> str:
+    """What became of it, so that a folded example tells it too."""
+    name = one["id"] if one["id"].startswith(task) else f"{task}: {one['id']}"
+    told = []
+    for word in ("before", "after"):
+        found, right = one[word]["by_backbone"], "right" if one[word]["is_right"] else "wrong"
+        carrying = [str(place) for place, (was, now) in enumerate(pairwise(found), start=1) if now - was > least]
+        told.append(f"{word} {right}, carried by {'step ' + ', '.join(carrying) if carrying else 'no step'}")
+    return f"{name} ({'; '.join(told)})"
 
 
 def _steps(title: str, side: Mapping[str, Any], least: float) -> Steps:
@@ -137,8 +153,10 @@ def _picture(name: str, one: Mapping[str, Any], task: str) -> Picture:
         if after["by_adapted"]:
             own, places = after["by_adapted"], range(len(after["by_adapted"]))
             panels[1].step(places, own, where="mid", color=MUTED, linestyle="--", linewidth=1)
-            panels[1].plot(places, own, linestyle="", marker="^", markersize=4, color=MUTED, label="read by the adapted model")
-            panels[1].legend(loc="lower right")
+            panels[1].plot(
+                places, own, linestyle="", marker="^", markersize=5, mfc=PAPER, mec=INK, label="the same, read by itself"
+            )
+            figure.legend(loc="outside lower right", ncols=2)
         panels[0].set_ylabel("l: log-probability of the gold\nanswer, nats per token")
         most = max(len(side["by_backbone"]) for side in (before, after))
         for axes in panels:
@@ -154,7 +172,16 @@ def _picture(name: str, one: Mapping[str, Any], task: str) -> Picture:
 def _stairs(axes: Axes, found: Sequence[float], title: str, fill: str, marker: str) -> None:
     places = range(len(found))
     axes.step(places, found, where="mid", color=INK)
-    axes.plot(places, found, linestyle="", marker=marker, markersize=6, mfc=fill, mec=INK, label="read by the backbone")
+    axes.plot(
+        places,
+        found,
+        linestyle="",
+        marker=marker,
+        markersize=6,
+        mfc=fill,
+        mec=INK,
+        label="read by the backbone" if marker == "s" else None,
+    )
     axes.axhline(0, linewidth=0.8, linestyle=":", color=MUTED)
     if len(found) > 1:
         gains = [now - was for was, now in pairwise(found)]
