@@ -9,9 +9,12 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from registry.tracking import Tracking
+
+if TYPE_CHECKING:
+    from mlflow.entities import RunInfo
 
 MEASUREMENTS = "graftline.measurements"  # the experiment whose runs hold them
 FILES_TAG, KIND_TAG, SUBJECT_TAG = "graftline.files", "graftline.measured", "graftline.subject"
@@ -53,7 +56,8 @@ def recorded_measured(tracking: Tracking, manifest_sha256: str, kind: Kind) -> l
         if experiment is None:
             return []
         wanted = f"tags.`{FILES_TAG}` = '{manifest_sha256}' and tags.`{KIND_TAG}` = '{kind}' and attributes.status = 'FINISHED'"
-        runs, token = [], None
+        runs: list[RunInfo] = []
+        token: str | None = None
         while True:
             page = client.search_runs([experiment.experiment_id], wanted, page_token=token)
             runs.extend(run.info for run in page)

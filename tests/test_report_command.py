@@ -92,7 +92,7 @@ def test_a_name_of_both_is_the_champion_unless_the_study_is_asked_for(
         (("nowhere",), "(studies: small; models: shelves)"),
         (("nowhere", "--study"), "'nowhere' is neither here (studies: small; models: shelves)"),
         (("shelves@7",), "'shelves@7' is neither here"),
-        (("shelves",), "has no champion"),
+        (("shelves",), "nothing of shelves has been promoted"),
         (("a/b",), "'a/b' is neither here"),
         (("small", "--examples", "1"), "small has none here"),
     ],
@@ -155,7 +155,8 @@ def domain_file(folder: Path) -> Path:
     family = ALCHEMY.at_length(2, 3)
     drawn = [one for split, count in COUNTS.items() for one in family.examples(split, count, seed=3)]
     with (folder / "stills.csv").open("w", newline="") as file:
-        rows = [(one.question, one.answer, one.rationale, "|".join(one.choices or ())) for one in drawn]
+        options = {one.id: sorted({one.answer, *family.problem(one.id).rivals}) for one in drawn}
+        rows = [(one.question, one.answer, one.rationale, "|".join(options[one.id])) for one in drawn]
         csv.writer(file).writerows([("question", "answer", "why", "options"), *rows])
     columns = 'question = "question"\nanswer = "answer"\nrationale = "why"\nchoices = "options"\n'
     (folder / "stills.toml").write_text(f'name = "stills"\nfile = "stills.csv"\n[columns]\n{columns}')

@@ -55,7 +55,7 @@ def said(lines: Sequence[Line]) -> str:
 
 
 def _panel(axes: Axes, unit: str, lines: Sequence[Line]) -> None:
-    places, place = [], 0.0
+    places, place = list[float](), 0.0
     for line in lines:
         place += 1.6 if line.apart and places else 1.0
         places.append(place)

@@ -22,7 +22,7 @@ from registry.tracking import Tracking
 from registry.verdicts import version_tags
 from service.report.errors import NothingToReport
 from service.report.material import Evaluated, Influences, Material, Matrix, ReleaseMaterial, StudyMaterial, Traces
-from service.report.releases import release_material
+from service.report.releases import fitting_run, release_material
 from service.report.studies import recipe_domain, study_named_by, study_stored, study_tracked
 from tuning.standing import study_names
 
@@ -91,60 +91,76 @@ class Gathered:
     files: Path | None
 
 
-def gather(place: Place, subject: Subject) -> Gathered:
-    tracking = place.tracking
+@dataclass(frozen=True)
+class _Found:
     study: StudyMaterial | None = None
     release: ReleaseMaterial | None = None
-    files, measured_as = None, None
-    named, trial = subject.release, None
+    files: Path | None = None
+
+    @property
+    def measured_as(self) -> str | None:
+        if self.release is not None:
+            return self.release.full_name
+        return None if self.files is None else str(self.files)
+
+
+def gather(place: Place, subject: Subject) -> Gathered:
+    """From what is stored; no model is loaded."""
+    tracking = place.tracking
     if subject.study is not None:
-        stored = study_stored(place.home, subject.study, place.storage)
-        if stored is None:
-            raise _unknown(place, subject.study, study_names(place.home, place.storage))
-        study, candidates = stored
-        chosen = candidates[0] if candidates else None
-        if chosen is not None:
-            if chosen.directory.is_dir():
-                files, measured_as = chosen.directory, str(chosen.directory)
-            if chosen.run_id is not None and not tracking.is_missing:
-                named, trial = published_from(tracking, [chosen.run_id]).get(chosen.run_id), chosen.trial
-    if named is not None:
-        known = _tags(tracking, named)
-        fitted_by = study_named_by(tracking, known) if known and study is None else None
-        if fitted_by is not None:
-            trial = fitted_by[1]
-        release, loaded = release_material(tracking, named, trial)
-        files, measured_as = loaded.directory, release.full_name
-        if fitted_by is not None and loaded.run_id is not None:
-            stored = study_stored(place.home, fitted_by[0], place.storage)
-            study = stored[0] if stored else study_tracked(tracking, loaded.run_id)
+        found = _of_study(place, subject.study)
+    else:
+        assert subject.release is not None
+        found = _of_release(place, subject.release)
+    release, study, files = found.release, found.study, found.files
     recipe: Mapping[str, Any] = release.manifest.recipe if release else {"domain": study.domain if study else ""}
     domain = recipe_domain(recipe)
-    name = str(recipe.get("name") or (study.name if study else subject.asked))
-    digest = file_digest(files / MANIFEST) if files and (files / MANIFEST).is_file() else None
-    found = recorded_measured(tracking, digest, "evaluation") if digest and not tracking.is_missing else []
-    traces = recorded_measured(tracking, digest, "traces") if digest and not tracking.is_missing else []
-    stages, why = _stages(tracking, named) if named else (None, "")
-    matrices = [*([stages] if stages else []), *_sequences(place.home, domain, release)]
+    digest = file_digest(files / MANIFEST) if files and (files / MANIFEST).is_file() and not tracking.is_missing else None
+    traces = recorded_measured(tracking, digest, "traces") if digest else []
+    stages, why = _stages(tracking, ReleaseName(release.name, release.version)) if release else (None, "")
     material = Material(
-        subject=str(named) if subject.study is None else subject.study,
+        subject=subject.study or str(subject.release),
         study=study,
         release=release,
-        measured_as=measured_as,
+        measured_as=found.measured_as,
         domain=domain,
-        evaluated=_newest(found),
+        evaluated=_newest(recorded_measured(tracking, digest, "evaluation") if digest else []),
         traces=Traces(traces[0].document, traces[0].run_id) if traces else None,
-        matrices=tuple(matrices),
+        matrices=(*([stages] if stages else []), *_sequences(place.home, domain, release)),
         no_matrix=why,
-        influences=_influences(place.home, name),
+        influences=_influences(place.home, str(recipe.get("name") or (study.name if study else subject.asked))),
     )
     return Gathered(material, files)
 
 
-def _tags(tracking: Tracking, named: ReleaseName) -> str | None:
-    """The run that fitted it."""
-    with tracking.client() as client:
-        return client.get_model_version(named.name, str(named.version)).run_id or None
+def _of_study(place: Place, name: str) -> _Found:
+    """With the version that was published from the chosen trial, else with the trial's own files."""
+    stored = study_stored(place.home, name, place.storage)
+    if stored is None:
+        raise _unknown(place, name, study_names(place.home, place.storage))
+    study, candidates = stored
+    if not candidates:
+        return _Found(study)
+    chosen = candidates[0]
+    if chosen.run_id is not None and not place.tracking.is_missing:
+        if (named := published_from(place.tracking, [chosen.run_id]).get(chosen.run_id)) is not None:
+            release, loaded = release_material(place.tracking, named, chosen.trial)
+            return _Found(study, release, loaded.directory)
+    return _Found(study, None, chosen.directory if chosen.directory.is_dir() else None)
+
+
+def _of_release(place: Place, named: ReleaseName) -> _Found:
+    """With the study that fitted it, where one did."""
+    fitting = fitting_run(place.tracking, named)
+    fitted_by = study_named_by(place.tracking, fitting) if fitting else None
+    release, loaded = release_material(place.tracking, named, fitted_by[1] if fitted_by else None)
+    if fitting is None or fitted_by is None:
+        return _Found(None, release, loaded.directory)
+    stored = study_stored(place.home, fitted_by[0], place.storage)
+    # A study of that name may be another one by now: only the same run is the one that fitted it.
+    if stored is not None and fitting in {trial.run_id for trial in stored[0].trials}:
+        return _Found(stored[0], release, loaded.directory)
+    return _Found(study_tracked(place.tracking, fitting), release, loaded.directory)
 
 
 def _newest(found: Sequence[Measured]) -> tuple[Evaluated, ...]:

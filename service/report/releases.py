@@ -31,6 +31,12 @@ def release_material(tracking: Tracking, named: ReleaseName, trial: int | None) 
     return material, release
 
 
+def fitting_run(tracking: Tracking, named: ReleaseName) -> str | None:
+    """The run that fitted it; None where it was published from a bare directory, or imported."""
+    with tracking.client() as client:
+        return client.get_model_version(named.name, str(named.version)).run_id or None
+
+
 def gate_of(tracking: Tracking, named: ReleaseName) -> GateReport | None:
     """On this version, else on the same files under another one: verdicts follow the files."""
     return recorded_report(tracking, named) or report_of_same_files(tracking, named)

@@ -6,7 +6,7 @@ import io
 import re
 from collections.abc import Callable
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from service.report.section import Picture
 
@@ -19,7 +19,7 @@ _NAMES = {INK: "ink", MUTED: "muted", FAINT: "faint", PAPER: "paper", ACCENT: "a
 BACKBONE, ADAPTED = "backbone", "adapted"  # drawn hollow, and filled
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
-_SETTINGS = {
+_SETTINGS: dict[Any, object] = {  # matplotlib types its names one by one
     "svg.fonttype": "none",
     "text.parse_math": False,  # a name may hold a dollar sign
     "font.family": "sans-serif",

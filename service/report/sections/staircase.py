@@ -170,6 +170,8 @@ def _picture(name: str, one: Mapping[str, Any], task: str) -> Picture:
 
 
 def _stairs(axes: Axes, found: Sequence[float], title: str, fill: str, marker: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     places = range(len(found))
     axes.step(places, found, where="mid", color=INK)
     axes.plot(
@@ -193,5 +195,5 @@ def _stairs(axes: Axes, found: Sequence[float], title: str, fill: str, marker: s
             )
     axes.set_title(title, loc="left")
     axes.set_xlabel("steps read")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(y=0.2)
