@@ -130,7 +130,7 @@ def test_what_was_not_measured_says_which_command_measures_it(empty: Read, secti
     ("section", "words"),
     [
         ("retention", ("passed", "boxes", "must be above")),
-        ("pareto", ("Pareto front", "released: trial 1", "the loss is not finite", "3 running")),
+        ("pareto", ("Pareto front", "chosen and released: trial 1", "the loss is not finite", "3 running")),
         ("staircase", ("parcel 1", "Red goes north.", "the same, read by itself", "no answer", "carried by step 1, 2")),
         ("dependence", ("own traces, read by itself", "paraphrase")),
         ("budget", ("right at 16", "tokens of the trace")),
@@ -261,3 +261,8 @@ def test_a_study_that_is_not_published_shows_what_the_search_read() -> None:
     found = Read(page(made, LOCAL).html)
     assert "Trial 1 of study shelves would be published; no gate has seen it." in found.text[""]
     assert "graftline publish shelves" in found.text[""] and -0.0123 in found.values
+
+
+def test_a_release_of_another_trial_than_the_chosen_one_is_marked_apart() -> None:
+    found = SECTIONS[IDS.index("pareto")](whole(release=replace(release(None), trial=2)))
+    assert "chosen: trial 1, released: trial 2" in found.pictures[0].alt

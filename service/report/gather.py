@@ -40,7 +40,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a name means: a release, or a study with the release of its chosen trial, if there is one."""
+    """What a name means: a release, or a study with the release of one of its trials, if there is one."""
 
     asked: str
     release: ReleaseName | None
@@ -134,19 +134,21 @@ def gather(place: Place, subject: Subject) -> Gathered:
 
 
 def _of_study(place: Place, name: str) -> _Found:
-    """With the version that was published from the chosen trial, else with the trial's own files."""
+    """With the version that was published from its best trial of which one was, else with the chosen trial's own files."""
     stored = study_stored(place.home, name, place.storage)
     if stored is None:
         raise _unknown(place, name, study_names(place.home, place.storage))
     study, candidates = stored
     if not candidates:
         return _Found(study)
-    chosen = candidates[0]
-    if chosen.run_id is not None and not place.tracking.is_missing:
-        if (named := published_from(place.tracking, [chosen.run_id]).get(chosen.run_id)) is not None:
-            release, loaded = release_material(place.tracking, named, chosen.trial)
+    if not place.tracking.is_missing:
+        runs = {candidate.run_id: candidate.trial for candidate in candidates if candidate.run_id is not None}
+        published = published_from(place.tracking, runs)
+        if (run := next((run for run in runs if run in published), None)) is not None:
+            release, loaded = release_material(place.tracking, published[run], runs[run])
             return _Found(study, release, loaded.directory)
-    return _Found(study, None, chosen.directory if chosen.directory.is_dir() else None)
+    directory = candidates[0].directory
+    return _Found(study, None, directory if directory.is_dir() else None)
 
 
 def _of_release(place: Place, named: ReleaseName) -> _Found:

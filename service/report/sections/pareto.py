@@ -22,7 +22,7 @@ def pareto(material: Material) -> Section:
         "pareto",
         "The search: domain gain against retention",
         "Right is a larger gain, up a smaller loss, and the best corner is at the upper right; filled marks kept every family "
-        "within its margin, and the large ring is the trial that was chosen.",
+        "within its margin, and the large ring is the trial that would be published.",
         "Every mark was read on few items of the search split, so the chosen one is flattered by having been chosen; the gate "
         "reads it again on fresh items.",
     )
@@ -44,8 +44,8 @@ def pareto(material: Material) -> Section:
 
 def _picture(study: StudyMaterial, released: int | None) -> Picture:
     shown = [study.trial(number) for number in study.ranked]
-    marked = study.trial(released) if released in study.ranked and released is not None else shown[0]
-    word = "released" if released == marked.number else "chosen"
+    marks = [("chosen and released" if released == shown[0].number else "chosen", shown[0], "o")]
+    marks += [("released", trial, "s") for trial in shown[1:] if trial.number == released]
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -61,8 +61,9 @@ def _picture(study: StudyMaterial, released: int | None) -> Picture:
                 gains, kept = [trial.gain for trial in some], [trial.retention for trial in some]
                 colour = ACCENT if feasible else PAPER
                 axes.plot(gains, kept, linestyle="", marker=marker, markersize=7, mfc=colour, mec=INK, label=label)
-        ring = f"{word}: trial {marked.number}"
-        axes.plot([marked.gain], [marked.retention], "o", markersize=16, mfc="none", mec=INK, mew=1.6, label=ring)
+        for word, trial, marker in marks:
+            label = f"{word}: trial {trial.number}"
+            axes.plot([trial.gain], [trial.retention], marker, markersize=16, mfc="none", mec=INK, mew=1.6, label=label)
         for trial in shown[:_NAMED]:
             axes.annotate(str(trial.number), (trial.gain, trial.retention), xytext=(9, 5), textcoords="offset points", fontsize=8)
         if min(trial.retention for trial in shown) < -2 * _LINEAR:
@@ -76,7 +77,8 @@ def _picture(study: StudyMaterial, released: int | None) -> Picture:
         figure.legend(loc="outside lower center", ncols=2)
 
     points = "; ".join(f"trial {t.number}: gain {t.gain:+.3f}, retention {t.retention:+.2f}" for t in shown[:_NAMED])
-    alt = f"Domain gain against retention of {len(shown)} trials; {word}: trial {marked.number}. {points}."
+    told = ", ".join(f"{word}: trial {trial.number}" for word, trial, _ in marks)
+    alt = f"Domain gain against retention of {len(shown)} trials; {told}. {points}."
     return picture("pareto", 6.6, 4.4, alt, draw)
 
 
@@ -87,7 +89,8 @@ def _table(study: StudyMaterial, released: int | None) -> Table:
         chosen, front = trial.score["chosen"], trial.number in study.front
         words = ["feasible" if trial.is_feasible else "a family lost too much"]
         words += ["on the front"] if front else []
-        words += ["released"] if trial.number == released else ["chosen"] if trial.number == study.ranked[0] else []
+        words += ["chosen"] if trial.number == study.ranked[0] else []
+        words += ["released"] if trial.number == released else []
         worst = min(trial.score["constraints"].items(), key=lambda entry: -float(entry[1]), default=("-", 0.0))[0]
         cells = (
             change(trial.gain),
