@@ -131,7 +131,7 @@ def test_what_was_not_measured_says_which_command_measures_it(empty: Read, secti
     [
         ("retention", ("passed", "boxes", "must be above")),
         ("pareto", ("Pareto front", "chosen and released: trial 1", "the loss is not finite", "3 running")),
-        ("staircase", ("parcel 1", "Red goes north.", "the same, read by itself", "no answer", "carried by step 1, 2")),
+        ("staircase", ("parcel 1", "Red goes north.", "the same, read by itself", "gave no answer", "carried by step 1, 2")),
         ("dependence", ("own traces, read by itself", "paraphrase")),
         ("budget", ("right at 16", "tokens of the trace")),
         ("calibration", ("beyond chance", "Brier")),
@@ -266,3 +266,19 @@ def test_a_study_that_is_not_published_shows_what_the_search_read() -> None:
 def test_a_release_of_another_trial_than_the_chosen_one_is_marked_apart() -> None:
     found = SECTIONS[IDS.index("pareto")](whole(release=replace(release(None), trial=2)))
     assert "chosen: trial 1, released: trial 2" in found.pictures[0].alt
+
+
+@pytest.mark.parametrize(("last", "hatched"), [(0.45, True), (0.9, False)])
+def test_a_score_that_was_higher_before_is_hatched(last: float, hatched: bool) -> None:
+    told = matrix().told
+    scores = [*told["scores"][:-1], [last, told["scores"][-1][1]]]
+    found = SECTIONS[IDS.index("forgetting")](whole(matrices=(Matrix("m", "s", {**told, "scores": scores}),)))
+    assert ("<pattern" in found.pictures[0].svg) is hatched
+
+
+def test_a_gain_that_did_not_fall_has_no_cause_of_its_fall() -> None:
+    def causes(low: float, high: float) -> str:
+        one = row(DOMAIN, "information_gain_external", low=low, high=high)
+        return str(SECTIONS[IDS.index("staircase")](whole(evaluated=(Evaluated(one, "7" * 32, "tiny"),))).tables[0].rows)
+
+    assert "memorised" in causes(-0.2, -0.1) and "memorised" not in causes(-0.2, 0.1)

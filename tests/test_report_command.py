@@ -197,5 +197,6 @@ def test_a_real_study_and_its_release_are_reported_whole_and_the_second_time_wit
     monkeypatch.setattr(Backbone, "load", refuse)
     run("report", "alchemists@1", "--measure", "--examples", "1", "--out", "second.html")
     assert html_of(tmp_path / "second.html") == html
-    run("report", "alchemists", "--study", "--out", "study.html")
+    after = run("report", "alchemists", "--study", "--out", "study.html")
+    assert after["run_id"] == before["run_id"] != told["run_id"]
     assert "alchemists@1" in html_of(tmp_path / "study.html")

@@ -53,7 +53,7 @@ def report(
     made = page(material, store_of(place.tracking, material.run_ids()))
     file = out if out is not None else Path(f"{_file_name(material.subject)}-report.html")
     write_whole(file, made.html)
-    run_id = _logged(gathered, place.tracking, file)
+    run_id = _logged(gathered, subject.study is not None, place.tracking, file)
     if as_json:
         print(json.dumps({"subject": material.subject, "file": str(file), "run_id": run_id, "missing": list(made.missing)}))
         return
@@ -80,12 +80,13 @@ def _file_name(subject: str) -> str:
     return kept[:80] or "subject"
 
 
-def _logged(gathered: Gathered, tracking: Tracking, file: Path) -> str | None:
+def _logged(gathered: Gathered, of_study: bool, tracking: Tracking, file: Path) -> str | None:
     """The run that the page was logged with; None where the store refused it, or there is none."""
     material = gathered.material
     if tracking.is_missing:
         return None
-    own = material.release.run_id if material.release else material.study.run_id if material.study else None
+    owner = material.study if of_study else material.release
+    own = owner.run_id if owner else None
     try:
         if own is None or run_found(tracking, own) is None:
             own = tracking.start_run(REPORTS, f"report {material.subject}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from evaluation.reliability import equal_mass_bins, excess_calibration_error
+from evaluation.reliability import NUM_BINS, equal_mass_bins, excess_calibration_error
 from evaluation.statistics import wilson
 from service.report.material import Evaluated, Material
 from service.report.section import Cell, Missing, Picture, Run, Section, Table, change, interval, number, runs_of
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MEASURE = "brier_score"
+_LEAST = 8  # items of a bin, where there are few
 _SIDES = (("base", "backbone", PAPER, "o", "--"), ("adapted", "adapted", ACCENT, "s", "-"))
 
 
@@ -52,7 +53,7 @@ def _picture(one: Evaluated) -> Picture:
         axes = figure.add_subplot()
         axes.plot([0, 1], [0, 1], linewidth=0.8, linestyle=":", color=MUTED)
         for side, label, fill, marker, style in _SIDES:
-            bins = equal_mass_bins(*_side(one, side))
+            bins = equal_mass_bins(*_side(one, side), min(NUM_BINS, max(3, items // _LEAST)))
             ends = [wilson(round(found.accuracy * found.count), found.count) for found in bins]
             reach = [[max(0.0, found.accuracy - low) for found, (low, _) in zip(bins, ends, strict=True)]]
             reach.append([max(0.0, high - found.accuracy) for found, (_, high) in zip(bins, ends, strict=True)])
@@ -67,6 +68,7 @@ def _picture(one: Evaluated) -> Picture:
                 elinewidth=0.8,
                 mfc=fill,
                 mec=INK,
+                clip_on=False,
                 label=f"{label}: {errors[side]:+.3f} beyond chance".replace("-", "−"),
             )
         axes.set_xlim(0, 1)
@@ -74,10 +76,10 @@ def _picture(one: Evaluated) -> Picture:
         axes.set_aspect("equal")
         axes.set_xlabel("confidence in the chosen option (bins of equally many items)")
         axes.set_ylabel("share right")
-        axes.legend(loc="upper left")
+        figure.legend(loc="outside lower center")
 
     told = "; ".join(f"{label}: calibration error {errors[side]:+.3f} beyond chance" for side, label, *_ in _SIDES)
-    return picture("calibration", 4.8, 4.6, f"Accuracy by confidence on {items} items of {one.task}. {told}.", draw)
+    return picture("calibration", 4.8, 5.1, f"Accuracy by confidence on {items} items of {one.task}. {told}.", draw)
 
 
 def _table(read: Sequence[Evaluated]) -> Table:

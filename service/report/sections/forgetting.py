@@ -23,7 +23,8 @@ def forgetting(material: Material) -> Section:
         "forgetting",
         "What later domains did to earlier ones",
         "Row 0 is the frozen backbone and each row below it a stage; a number is the score of its column after that stage, the "
-        "darker the further from the backbone, and hatched where it fell: read a column downwards to see what was forgotten.",
+        "darker the further from the backbone, and hatched where it was higher before: read a column downwards to see what was "
+        "forgotten.",
         "A matrix says what these fits did in this order; another order, and another seed, forget differently.",
         pictures=tuple(_heat(matrix, index) for index, matrix in enumerate(material.matrices)),
         tables=tuple(_transfer(matrix) for matrix in material.matrices),
@@ -53,7 +54,7 @@ def _heat(matrix: Matrix, index: int) -> Picture:
                 strength = min(1.0, abs(moved) / _DARKEST)
                 corner = (place - 0.48, row - 0.46)
                 axes.add_patch(Rectangle(corner, 0.96, 0.92, facecolor=INK, alpha=0.75 * strength, linewidth=0))
-                if moved < 0:
+                if any(score < before[place] for before in scores[:row]):
                     # The hatch keeps to the lower edge, so that the number stays readable.
                     strip = Rectangle(
                         (place - 0.48, row + 0.28), 0.96, 0.18, fill=False, hatch="////", edgecolor=INK, linewidth=0

@@ -74,7 +74,7 @@ def _picture(study: StudyMaterial, released: int | None) -> Picture:
         axes.margins(0.08)
         axes.set_xlabel("domain gain (share of items right, adapted minus backbone)")
         axes.set_ylabel("retention (mean loss in margins; 0 is none)")
-        figure.legend(loc="outside lower center", ncols=2)
+        figure.legend(loc="outside lower center", ncols=2, labelspacing=0.9)
 
     points = "; ".join(f"trial {t.number}: gain {t.gain:+.3f}, retention {t.retention:+.2f}" for t in shown[:_NAMED])
     told = ", ".join(f"{word}: trial {trial.number}" for word, trial, _ in marks)

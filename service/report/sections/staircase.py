@@ -91,7 +91,7 @@ def _table(read: Sequence[Evaluated]) -> Table:
             change(one.row["change"]),
             interval(one.row["low"], one.row["high"]),
             number(told.get("length_ratio"), 2),
-            _CAUSES[rose, fell],
+            _CAUSES[rose, fell] if (one.row["high"] or 0) < 0 else "-",
             Run(one.run_id),
         )
 
@@ -135,7 +135,7 @@ def _steps(title: str, side: Mapping[str, Any], least: float) -> Steps:
         rows.append((str(place), mark, step, change(now, 2), change(now - was, 2), *_own(inside, place)))
     head = ("step", "", "what it says", "l", "adds", *(("l, its own reading",) if inside else ()))
     word = "right" if side["is_right"] else "wrong"
-    said = "no answer" if side["answer"] is None else f"answered “{side['answer']}”"
+    said = "gave no answer" if side["answer"] is None else f"answered “{side['answer']}”"
     return Steps(f"{title} {said}, {word}", Table("", head, tuple(rows)))
 
 
