@@ -136,7 +136,7 @@ def test_what_was_not_measured_says_which_command_measures_it(empty: Read, secti
         ("budget", ("right at 16", "tokens of the trace")),
         ("calibration", ("beyond chance", "Brier")),
         ("forgetting", ("versions of shelves", "2: letters", "forgetting")),
-        ("influence", ("row 0", "confirmed", "without the worst rows")),
+        ("influence", ("row 0", "confirmed", "the worst rows left out")),
         ("provenance", ("lora at scale 0.5", "f" * 64, "2.13.0")),
     ],
 )

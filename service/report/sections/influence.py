@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SHOWN = 15
-_ARMS = {"worst": "without the worst rows", "best": "without the best rows", "random": "without random rows"}
+_ARMS = {"worst": "the worst rows left out", "best": "the best rows left out"}
 
 
 def influence(material: Material) -> Section:
@@ -64,7 +64,7 @@ def _curve(rows: Sequence[Mapping[str, Any]]) -> Picture:
 
 
 def _removal(removal: Mapping[str, Any]) -> Picture:
-    found = [(f"{_ARMS[arm]}, against random ones", one) for arm, one in removal["chains_against_random"].items()]
+    found = [(f"{_ARMS[arm]}, not random ones", one) for arm, one in removal["chains_against_random"].items()]
     found.append(("the fit, against the backbone", removal["chains_against_backbone"]))
     lines = [
         Line(name, one["change"], one["low"], one["high"], told=f"{len(one['by_seed'])} seeds")
