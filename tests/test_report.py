@@ -282,3 +282,29 @@ def test_a_gain_that_did_not_fall_has_no_cause_of_its_fall() -> None:
         return str(SECTIONS[IDS.index("staircase")](whole(evaluated=(Evaluated(one, "7" * 32, "tiny"),))).tables[0].rows)
 
     assert "memorised" in causes(-0.2, -0.1) and "memorised" not in causes(-0.2, 0.1)
+
+
+def _router() -> Material:
+    derived = release(None).manifest.model_copy(update={"derived": {"router": {}}})
+    return bare(release=replace(release(None), manifest=derived), measured_as=None)
+
+
+@pytest.mark.parametrize(
+    "material",
+    [
+        bare(),
+        _router(),
+        Material("shelves", study(trials=()), None, None, DOMAIN),
+        Material("shelves", study(), None, "a b", DOMAIN),
+    ],
+    ids=["release", "router", "running study", "study"],
+)
+def test_nothing_is_left_out_silently(material: Material) -> None:
+    found = [section(material) for section in SECTIONS]
+    assert all(section.missing or not section.is_empty for section in found)
+    told = " ".join(one.command for section in found for one in section.missing)
+    if material.release is not None:
+        assert ("graftline router promote shelves@2" in told) is material.release.is_router
+    assert ("graftline evaluate" in told) is (material.measured_as is not None)
+    if material.measured_as == "a b":
+        assert "graftline evaluate 'a b' --measures budget" in told

@@ -29,8 +29,8 @@ def measure_missing(gathered: Gathered, place: Place, examples: int, measure: bo
         return False
     if material.measured_as is None:
         raise NothingToMeasure(
-            f"What is measured is an adapter, but {material.subject} has none here: no trial is finished, or the weights were "
-            "removed or are on another machine. Publish one and report on that, or leave out --measure and --examples."
+            f"What is measured is an adapter, but {material.subject} has none here: it is a router, no trial is finished, or "
+            "the weights were removed or are elsewhere. Report on a release with one, or leave out --measure and --examples."
         )
     subject = load_subject(material.measured_as, None, None, place.home, tracking_uri)
     # A study's trial is told by its place in the study, not by its directory.

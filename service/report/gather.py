@@ -100,7 +100,7 @@ class _Found:
     @property
     def measured_as(self) -> str | None:
         if self.release is not None:
-            return self.release.full_name
+            return None if self.release.is_router else self.release.full_name
         return None if self.files is None else str(self.files)
 
 

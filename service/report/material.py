@@ -82,6 +82,11 @@ class ReleaseMaterial:
     def full_name(self) -> str:
         return f"{self.name}@{self.version}"
 
+    @property
+    def is_router(self) -> bool:
+        """Whether it sends prompts to other releases, and has no adapter of its own."""
+        return "router" in self.manifest.derived
+
 
 @dataclass(frozen=True)
 class Evaluated:
@@ -130,7 +135,7 @@ class Influences:
 
 @dataclass(frozen=True)
 class Material:
-    """`measured_as` is what `graftline evaluate` is asked to measure: the release, or the directory of the chosen trial."""
+    """`measured_as` is what `graftline evaluate` can measure: the release, or the directory of the chosen trial."""
 
     subject: str
     study: StudyMaterial | None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from shlex import quote
 
 from registry.gate_report import GateReport
 from service.report.material import Material, StudyMaterial
+from service.report.unmeasured import gate_command
 
 _WORDS = {"pass": "passed", "fail": "failed", "inconclusive": "undecided"}
 _MARKS = {"passed": "✓", "failed": "✗", "undecided": "?", "not gated": "–", "not published": "–"}
@@ -44,16 +46,16 @@ def verdict(material: Material) -> Verdict:
         told = f"Trial {study.chosen.number} of study {study.name} would be published; no gate has seen it."
         if not study.chosen.is_feasible:
             told = f"No trial of study {study.name} kept every family; the best, {study.chosen.number}, lost more than a margin."
-        return Verdict("not published", told, tuple(facts), (), f"graftline publish {study.name}")
+        return Verdict("not published", told, tuple(facts), (), f"graftline publish {quote(study.name)}")
     if gate is None:
         told = f"{release.full_name} was not brought before the gate: nothing here shows that it kept its reasoning."
-        return Verdict("not gated", told, tuple(facts), release.warnings, f"graftline promote {release.full_name}")
+        return Verdict("not gated", told, tuple(facts), release.warnings, gate_command(material))
     word = _WORDS[gate.verdict]
-    asked = "" if gate.verdict == "fail" or release.standing.startswith("champion, promoted by") else release.full_name
+    is_over = gate.verdict == "fail" or release.standing.startswith("champion, promoted by")
     sentence = gate.sentence
     if gate.subject != release.full_name:
         sentence += f" (The same files were gated as {gate.subject}.)"
-    return Verdict(word, sentence, tuple(facts), release.warnings, f"graftline promote {asked}" if asked else "")
+    return Verdict(word, sentence, tuple(facts), release.warnings, "" if is_over else gate_command(material))
 
 
 def _gate_facts(material: Material) -> list[Fact]:

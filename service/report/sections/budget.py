@@ -10,6 +10,7 @@ from evaluation.statistics import wilson
 from service.report.material import Evaluated, Material
 from service.report.section import Cell, Missing, Picture, Run, Section, Table, change, interval, number, runs_of
 from service.report.svg import ACCENT, FAINT, INK, MUTED, PAPER, picture, plain
+from service.report.unmeasured import unmeasured
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,9 +24,8 @@ def budget(material: Material) -> Section:
     read = material.rows("budget")
     shown = [one for one in read if one.is_measurable]
     missing: tuple[Missing, ...] = ()
-    if not read and material.measured_as is not None:
-        told = "Accuracy by the length of the trace is not stored."
-        missing = (Missing(told, f"graftline evaluate {material.measured_as} --measures budget"),)
+    if not read:
+        missing = (unmeasured(material, "Accuracy by the length of the trace is not stored.", "budget"),)
     return Section(
         "budget",
         "What a longer trace is worth",

@@ -10,6 +10,7 @@ from evaluation.statistics import wilson
 from service.report.material import Evaluated, Material
 from service.report.section import Cell, Missing, Picture, Run, Section, Table, change, interval, number, runs_of
 from service.report.svg import ACCENT, INK, MUTED, PAPER, picture
+from service.report.unmeasured import unmeasured
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,9 +24,8 @@ def calibration(material: Material) -> Section:
     read = material.rows(MEASURE)
     drawn = next((one for one in read if one.is_measurable and one.row["role"] == "report" and one.row.get("parts")), None)
     missing: tuple[Missing, ...] = ()
-    if not read and material.measured_as is not None:
-        told = "How sure the model is of its answers is not stored."
-        missing = (Missing(told, f"graftline evaluate {material.measured_as} --measures {MEASURE}"),)
+    if not read:
+        missing = (unmeasured(material, "How sure the model is of its answers is not stored.", MEASURE),)
     return Section(
         "calibration",
         "Is its confidence deserved?",

@@ -9,6 +9,7 @@ from evaluation.four_cells import BOTH, READS, WRITES
 from service.report.material import Evaluated, Material
 from service.report.section import Cell, Missing, Picture, Run, Section, Table, change, interval, number, runs_of
 from service.report.svg import ACCENT, INK, MUTED, PAPER, picture, plain
+from service.report.unmeasured import unmeasured
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,9 +27,8 @@ def dependence(material: Material) -> Section:
     read = [one for measure in _WHO for one in material.rows(measure)]
     shown = [one for one in material.rows(BOTH) if one.is_measurable]
     missing: tuple[Missing, ...] = ()
-    if not read and material.measured_as is not None:
-        told = "Whether answers depend on their traces is not stored."
-        missing = (Missing(told, f"graftline evaluate {material.measured_as} --measures {BOTH}"),)
+    if not read:
+        missing = (unmeasured(material, "Whether answers depend on their traces is not stored.", BOTH),)
     return Section(
         "dependence",
         "Do answers depend on the reasoning before them?",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from service.report.material import Material, StudyMaterial, TrialPoint
@@ -31,7 +32,9 @@ def pareto(material: Material) -> Section:
         return Section(*section, missing=(Missing(f"No sweep of {named} is known here: it was made without one, or elsewhere."),))
     if not study.ranked:
         told = f"{study.num_finished} trials are finished, and none has a score yet."
-        return Section(*section, missing=(Missing(told, f"graftline sweep status {study.name}"),), runs=runs_of([study.run_id]))
+        return Section(
+            *section, missing=(Missing(told, f"graftline sweep status {quote(study.name)}"),), runs=runs_of([study.run_id])
+        )
     released = material.release.trial if material.release else None
     return Section(
         *section,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from shlex import quote
+
 from service.report.material import Material
 from service.report.section import Cell, Missing, Run, Section, Table, runs_of
 
@@ -12,7 +14,7 @@ def provenance(material: Material) -> Section:
         tables.append(_facts(material))
     else:
         name = material.study.name if material.study else material.subject
-        missing.append(Missing("Nothing of this study is published: there is no manifest yet.", f"graftline publish {name}"))
+        missing.append(Missing("Nothing of this study is published: it has no manifest.", f"graftline publish {quote(name)}"))
     if runs := _runs(material):
         tables.append(Table("Runs in MLflow", ("run", "what it holds"), tuple(runs)))
     return Section(

@@ -8,6 +8,7 @@ from registry.gate_report import FamilyVerdict, GateReport
 from service.report.forest import Line, forest, said
 from service.report.material import Evaluated, Material
 from service.report.section import Missing, Number, Picture, Run, Section, Table, change, interval, number, runs_of
+from service.report.unmeasured import gate_command, unmeasured
 
 _WORDS = {"pass": "✓ pass", "fail": "✗ fail", "inconclusive": "? undecided"}
 
@@ -22,15 +23,13 @@ def retention(material: Material) -> Section:
         notes += [f"{name} is not measurable on this backbone: {why}" for name, why in gate.not_measurable.items()]
         notes += [f"Training seed +{seed.number}: {seed.sentence}" for seed in gate.seeds]
     elif material.release is not None:
-        missing.append(Missing("The gate has not looked at this release.", f"graftline promote {material.release.full_name}"))
+        missing.append(Missing("The gate has not looked at this release.", gate_command(material)))
     if read:
         pictures.append(_read_picture(read))
         tables.append(_read_table(read))
         notes += [f"{one.task}: not measurable: {one.row['not_measurable']}" for one in read if not one.is_measurable]
-    elif material.measured_as is not None:
-        missing.append(
-            Missing("No evaluation on items that the gate does not read is stored.", f"graftline evaluate {material.measured_as}")
-        )
+    else:
+        missing.append(unmeasured(material, "No evaluation on items that the gate does not read is stored."))
     if gate is None and not read and material.study is not None and material.study.chosen is not None:
         tables.append(_search_table(material))
     return Section(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from service.report.forest import Line, forest, said
@@ -24,6 +25,7 @@ from service.report.section import (
     runs_of,
 )
 from service.report.svg import ACCENT, INK, MUTED, PAPER, picture
+from service.report.unmeasured import unmeasured
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,17 +37,17 @@ _CAUSES = {(True, False): "memorised", (False, True): "hollowed", (True, True): 
 
 def staircase(material: Material) -> Section:
     read = [*material.rows(OUTSIDE), *material.rows(INSIDE)]
-    missing, examples, notes, asked = list[Missing](), tuple[Example, ...](), tuple[str, ...](), material.measured_as
+    missing, examples, notes = list[Missing](), tuple[Example, ...](), tuple[str, ...]()
     if material.traces is not None:
         examples = tuple(_examples(material.traces.document))
         floor = material.traces.document["floor"]
         notes = (
             f"An answer less likely than l = {floor:g} is told as {floor:g}: how hopeless it is says nothing.".replace("-", "−"),
         )
-    elif asked is not None:
-        missing.append(Missing("No example traces are stored.", f"graftline report {material.subject} --examples 2"))
-    if not read and asked is not None:
-        missing.append(Missing("The gain over all items is not stored.", f"graftline evaluate {asked}"))
+    elif material.measured_as is not None:
+        missing.append(Missing("No example traces are stored.", f"graftline report {quote(material.subject)} --examples 2"))
+    if not read:
+        missing.append(unmeasured(material, "The gain over all items is not stored."))
     measurable = [one for one in read if one.is_measurable]
     return Section(
         "staircase",
