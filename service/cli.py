@@ -307,6 +307,7 @@ app.command()(combining_cli.sequence)
 app.command("reduce-intruders")(combining_cli.reduce_intruders)
 app.command()(reading_cli.hybrid)
 app.command()(reading_cli.thoughts)
+app.command()(reading_cli.report)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The commands that read what a decoding system makes of an adapter: options and help only, as in service.cli."""
+"""The commands that read an adapter and what decoding makes of it: options and help only, as in service.cli."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from service.options import Home, Json, TrackingUri
+from service.options import Home, Json, Storage, TrackingUri
 
 Subject = Annotated[
     str, typer.Argument(metavar="RELEASE|DIRECTORY", help="NAME, NAME@VERSION, NAME@ALIAS, or a directory of adapter files.")
@@ -47,3 +47,29 @@ def thoughts(
     from service.commands.thoughts import thoughts as run
 
     run(subject, items, hypotheses, seed, backbone, home, tracking_uri, as_json)
+
+
+def report(
+    subject: Annotated[
+        str, typer.Argument(metavar="STUDY|RELEASE", help="A study's name, or NAME (the champion), NAME@VERSION, NAME@ALIAS.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The file [default: NAME-VERSION-report.html in this directory].", dir_okay=False)
+    ] = None,
+    study: Annotated[bool, typer.Option("--study", help="The study, where a release has the same name.")] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="First measure what is not stored and needs no fit; stopped, it goes on.")
+    ] = False,
+    examples: Annotated[
+        int | None, typer.Option(help="Traces a task to show, written where they are not stored [with --measure: 2].", min=1)
+    ] = None,
+    items: Annotated[int, typer.Option(help="Items a task, of what --measure reads.", min=8)] = 60,
+    home: Home = None,
+    tracking_uri: TrackingUri = None,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Write what is known of a study or a release on one HTML page, the gate's sentence first, and log it to MLflow."""
+    from service.commands.report import report as run
+
+    run(subject, out, study, measure, examples, items, home, tracking_uri, storage, as_json)

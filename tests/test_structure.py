@@ -106,6 +106,7 @@ def test_commands_in_the_readme_exist() -> None:
         ["curriculum"],
         ["attribute"],
         ["trace-reliance"],
+        ["report"],
         ["publish"],
         ["promote"],
         ["rollback"],

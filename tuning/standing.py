@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,12 +10,13 @@ import optuna
 
 from registry.tracking import Tracking
 from tuning.asked import Wish, ask, extend
+from tuning.candidates import readable
 from tuning.overview import Overview, overview
 from tuning.pictures import IMPORTANCES, PARETO, importances_picture, pareto_picture
-from tuning.recipe import StudyRecipe
+from tuning.recipe import Recipe, StudyRecipe
 from tuning.refit import Refit, refitted
-from tuning.storage import PatientStorage
-from tuning.study import Sweep
+from tuning.storage import PatientStorage, StudyStorage
+from tuning.study import RECIPE_KEY, Sweep
 
 
 @dataclass(frozen=True)
@@ -58,3 +60,28 @@ class Standing:
         if any(seen.importances.values()):
             written.append(importances_picture(seen.importances, seen.study, directory / IMPORTANCES))
         return written
+
+
+def study_names(home: Path, storage_url: str | None = None) -> list[str]:
+    """The studies that are known here: those in files of the home, or those of the database that is given. Sorted."""
+    storage = StudyStorage.of(home, "any", storage_url)
+    if storage.file is None or storage_url is not None:
+        return sorted(optuna.study.get_all_study_names(storage.open()))
+    return sorted(file.parent.name for file in (home / "studies").glob("*/optuna.db"))
+
+
+def stored_study(home: Path, name: str, storage_url: str | None = None) -> optuna.Study | None:
+    """To look at; None where there is none of that name."""
+    storage = StudyStorage.of(home, name, storage_url)
+    if storage.file is not None and not storage.file.is_file():
+        return None
+    with readable(storage.file) if storage.file is not None else nullcontext():
+        opened = storage.open()
+        known = name in optuna.study.get_all_study_names(opened)
+        return optuna.load_study(study_name=name, storage=opened) if known else None
+
+
+def recipe_of(study: optuna.Study) -> Recipe | None:
+    """None where it was made before recipes were kept with studies."""
+    stored = study.user_attrs.get(RECIPE_KEY)
+    return None if stored is None else Recipe.model_validate(stored)

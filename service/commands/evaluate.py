@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+from registry.tracking import Tracking
+from service.commands.kept import keep
 from service.commands.subject import LOADED, Subject, load_subject
 from service.commands.workload import Workload
 
 if TYPE_CHECKING:
-    from evaluation.evaluate import Paired, Planned, Row
+    from evaluation.evaluate import Evaluation, Paired, Planned, Row
 
 
 class JudgeAt(NamedTuple):
@@ -44,11 +46,10 @@ def evaluate(
 
     `judge` reads the domain's explanations.
     """
-    from evaluation.evaluate import evaluate as read_all
     from evaluation.four_cells import four_cells_by_task
     from evaluation.measures import MEASURES, OF_TEXT, measure_named
     from evaluation.tasks import task_named
-    from tuning.plan import READ_ALSO, report_plan
+    from tuning.plan import READ_ALSO
 
     every = [name for name in MEASURES if name not in OF_TEXT]
     named_ones = [measure_named(name).name for name in measures if name != "all"]
@@ -59,13 +60,8 @@ def evaluate(
         picture.parent.stat()  # a folder that is not there is told before anything is read
     subject = load_subject(named, domain, backbone_name, home, tracking_uri)
     backbone = subject.backbone
-    measurable, left_out = subject.measurable("grammar", "text", *tasks)  # the two are always shown
-    plan = report_plan(subject.domain, measurable, items, chosen)
-    if judge is not None:
-        plan.append(judged(subject, judge, items))
-    work = Workload.of(subject, plan)
-    print(f"{named} against {backbone.name}: {work}", file=sys.stderr)
-    found = read_all(subject.engine, backbone, LOADED, plan, subject.cache, work.on_read, subject.adapted_cache)
+    found, left_out = evaluated(subject, items, chosen, tasks, judge)
+    run_id = keep(subject, found, left_out, items, Tracking.at(subject.home, tracking_uri))
     if picture is not None:
         draw_reliability(subject, named, items, picture)
     cells = four_cells_by_task(found.rows)
@@ -84,6 +80,25 @@ def evaluate(
         print(f"{task}: dependence on the trace, by who wrote it and who reads it\n{one}")
     for name, reason in left_out.items():
         print(f"{name}: not measurable on this backbone: {reason}")
+    if run_id is not None:
+        print(f"kept in MLflow, run {run_id}: `graftline report` shows it")
+
+
+def evaluated(
+    subject: Subject, items: int, measures: Sequence[str], tasks: Sequence[str] = (), judge: JudgeAt | None = None
+) -> tuple[Evaluation, dict[str, str]]:
+    """What is read of a subject, and which tasks are not measurable on its backbone, with the reason."""
+    from evaluation.evaluate import evaluate as read_all
+    from tuning.plan import report_plan
+
+    measurable, left_out = subject.measurable("grammar", "text", *tasks)  # the two are always shown
+    plan = report_plan(subject.domain, measurable, items, measures)
+    if judge is not None:
+        plan.append(judged(subject, judge, items))
+    work = Workload.of(subject, plan)
+    print(f"{subject.name} against {subject.backbone.name}: {work}", file=sys.stderr)
+    engine, backbone = subject.engine, subject.backbone
+    return read_all(engine, backbone, LOADED, plan, subject.cache, work.on_read, subject.adapted_cache), left_out
 
 
 def _overlooked(row: Row) -> str:
