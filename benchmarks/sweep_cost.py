@@ -202,7 +202,8 @@ def main() -> None:
     body = (
         f"{len(rows)} recorded trials, {feasible} of them feasible. Each ratio is the cost until the area is found that random "
         f"search (or plain TPE) has after {TRIALS} trials, over what that took; geometric means over {len(seeds)} seeds, 95 % "
-        f"intervals. The aim of our sampler with stop rules, {AIM:g} to random search, is {aim}. An arm that has not found it after {LONGEST} times the cost of random search is counted with that.\n\n"
+        f"intervals. The aim of our sampler with stop rules, {AIM:g} to random search, is {aim}. An arm that has not found it "
+        f"after {LONGEST} times the cost of random search is counted with that.\n\n"
         f"{table(headings, lines)}\n\n![area by cost]({picture.name})\n\n"
         f"{provenance('sweep_cost', f'0 to {len(seeds) - 1}')} · trials at commit {commits(rows)}"
     )
