@@ -194,14 +194,20 @@ class Ledger:
             raise PromotionRefused(f"An override needs a reason, but none was given for {subject}. Pass --reason.")
         return passed
 
-    def rollback(self, reason: str, to: int | None = None, *, actor: str | None = None) -> Recorded:
-        """Makes an earlier champion champion again: `to`, or the one before the current. Nothing is deleted."""
+    def rollback(
+        self, reason: str, to: int | None = None, *, actor: str | None = None, expected_head: int | None = None
+    ) -> Recorded:
+        """Makes an earlier champion champion again: `to`, or the one before the current. Nothing is deleted.
+
+        `expected_head` is the number of the entry that the caller last saw: ChampionMoved where another one came after it.
+        """
         if not reason.strip():
             raise PromotionRefused(f"A rollback needs a reason, but none was given for {self.name}. Pass --reason.")
         valid = self.entries()
         line = succession(valid)
         if not line:
             raise no_champion(self.name)
+        self.refuse_moved(expected_head, as_head(valid[-1]))
         champions = self.earlier_champions()
         earlier = [version for version in line[:-1] if version in champions]
         target = to if to is not None else (earlier[-1] if earlier else None)
@@ -313,6 +319,12 @@ class Ledger:
         except UnknownRelease:
             return False
         return True
+
+    def refuse_moved(self, expected: int | None, head: Head) -> None:
+        """ChampionMoved unless the entry of that number is the head; None expects nothing."""
+        if expected is not None and expected != head.number:
+            seen = next((as_head(recorded) for recorded in self.entries() if recorded.number == expected), Head(expected))
+            raise self._moved(seen, head)
 
     def _moved(self, expected: Head, winner: Head) -> ChampionMoved:
         if winner.adapter_version is None:
