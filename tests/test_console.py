@@ -53,7 +53,9 @@ def test_no_other_file_is_given(server: Live, name: str) -> None:
 def test_a_file_names_no_other_host_and_makes_no_markup_of_a_text(name: str) -> None:
     text = ASSETS[name].content.decode()
     assert set(re.findall(r"(?:https?:)?//[\w.]+\.\w+[^\s\"']*", text)) <= {"http://www.w3.org/2000/svg"}
-    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function|localStorage|cookie", text)
+    assert not re.search(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function|localStorage|cookie", text
+    )
     assert not re.search(r"<script(?![^>]*\bsrc=)|\son\w+=|\sstyle=|<style", text), "the policy forbids what stands inline"
 
 

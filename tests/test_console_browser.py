@@ -1,19 +1,22 @@
-"""The console in a real browser: Debian's chromium, driven by Playwright (`make test-browser`)."""
+"""The console in a real browser: Debian's chromium, driven by Playwright (`make test-browser`).
+
+Whatever else a test looks at, the browser's console stays empty, no request fails that was not meant to, and no other host is asked.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 from live_service import Live, live, small
-from small_studies import PROTECTED, knowing_home
 from shelves import recipe_of, write_task
-from small_releases import promote
+from small_releases import promote, random_lora, write_release
+from small_studies import knowing_home
 from stores import store_at
 
 from adapters.backbone import TESTBED, Backbone
@@ -29,17 +32,18 @@ from tuning.methods import METHODS
 from tuning.plan import training_examples
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, ConsoleMessage, Page, Request
+    from playwright.sync_api import Browser, Page, Route
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright drives the browser: run `make test-browser`")
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PICTURES = Path(__file__).parent.parent / "docs" / "images"
+MAX_PICTURE_BYTES = 150_000
 QUESTION = "Element: K B T. Apply rot 3, then mirror, then shift. What comes out?"
 OTHER = "Start from D W H. In turn do reverse; rot 5; mirror. What is left?"
 HOSTILE = "<img src=x onerror=window.hurt=1><script>window.hurt=1</script>"
-RECIPE = """name = "{name}"
+RECIPE = """name = "codes"
 domain = "icd10-chapter"
 protected = ["arithmetic", "ordering"]
 search = ["method.learning_rate"]
@@ -56,27 +60,29 @@ scales = [1.0]
 domain_items = 8
 chain_items = 4
 generated_items = 1
-margins = {{ arithmetic = 50.0, ordering = 50.0 }}
+margins = { arithmetic = 50.0, ordering = 50.0 }
 """
 
 
 @pytest.fixture(scope="module")
 def tracking(tmp_path_factory: pytest.TempPathFactory, testbed: Backbone) -> Tracking:
-    """shelves 1 (champion by an override) and 2, each fitted by a seed of its own, so that a gate really passes."""
+    """shelves 1 (champion by an override) and 2, which a real gate passes; and a name that would hurt if it were markup."""
     home = knowing_home(testbed, tmp_path_factory.mktemp("home"))
     tracking = store_at(home)
-    began = time.time()
     toml = write_task(home / "task")
     for seed in (0, 1):
         recipe = recipe_of(testbed, toml, **{"method.seed": seed})
-        adapters, examples = new_adapters(recipe, testbed), training_examples(recipe, task_named(recipe.domain))
-        METHODS[recipe.method.name](recipe.method).fit(testbed, adapters, examples, task=task_named(recipe.domain))
+        domain, adapters = task_named(recipe.domain), new_adapters(recipe, testbed)
+        examples = training_examples(recipe, domain)
+        METHODS[recipe.method.name](recipe.method).fit(testbed, adapters, examples, task=domain)
         complete(home / f"fit-{seed}", recipe, testbed, Profile(adapters), 1.0, examples)
         publish(tracking, "shelves", home / f"fit-{seed}")
     promote(tracking, "shelves", 1)
+    write_release(home / "hostile", testbed, random_lora(testbed, 1))
+    publish(tracking, HOSTILE.replace("/", ""), home / "hostile")
+    promote(tracking, HOSTILE.replace("/", ""), 1)
     (home / "recipes").mkdir()
-    (home / "recipes" / "small.toml").write_text(RECIPE.format(name="small"))
-    print("made in", time.time() - began)
+    (home / "recipes" / "codes.toml").write_text(RECIPE)
     return tracking
 
 
@@ -89,60 +95,275 @@ def server(tracking: Tracking) -> Iterator[Live]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    assert CHROMIUM, "the target finds Debian's chromium, or says how to install it"
+    if CHROMIUM is None:
+        pytest.skip("chromium is not here: `apt-get install chromium`, as root")
     with sync_api.sync_playwright() as playwright:
         with playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]) as browser:
             yield browser
 
 
 @pytest.fixture
-def page(browser: Browser, server: Live) -> Iterator[Page]:
-    """Whatever else a test looks at: no error in the browser's console, no failed request, nobody else is asked."""
-    page = browser.new_page(viewport={"width": 1180, "height": 860})
-    page.set_default_timeout(20_000)
-    wrong: list[str] = []
+def wrong() -> list[str]:
+    """What went wrong in the page. A test takes out what it meant to happen."""
+    return []
+
+
+@pytest.fixture(params=[{}], ids=[""])
+def page(request: pytest.FixtureRequest, browser: Browser, wrong: list[str]) -> Iterator[Page]:
+    context = browser.new_context(**{"viewport": {"width": 1180, "height": 860}, "locale": "en-GB", **request.param})
+    page = context.new_page()
+    page.set_default_timeout(30_000)
     page.on("console", lambda told: wrong.append(told.text) if told.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("request", lambda asked: None if asked.url.startswith(server.url) else wrong.append(asked.url))
+    page.on("request", lambda asked: None if asked.url.startswith("http://127.0.0.1:") else wrong.append(asked.url))
     page.on("requestfailed", lambda asked: wrong.append(f"{asked.url} {asked.failure}"))
     yield page
-    page.close()
+    assert page.evaluate("window.hurt") is None
+    context.close()
     assert not wrong
+
+
+def settled(page: Page) -> None:
+    page.wait_for_function("() => !document.querySelector('section:not([hidden]) [aria-busy=true], section[aria-busy=true]')")
 
 
 def picture(page: Page, name: str) -> None:
     PICTURES.mkdir(exist_ok=True)
-    page.screenshot(path=PICTURES / f"console-{name}.png")
+    file = PICTURES / f"console-{name}.png"
+    page.screenshot(path=file, full_page=True)
+    assert file.stat().st_size < MAX_PICTURE_BYTES
 
 
-def test_models_answer_side_by_side_and_an_answer_is_looked_into(page: Page, server: Live) -> None:
+def ask_all(page: Page, server: Live) -> None:
     page.goto(server.url)
     page.get_by_label("Prompt").fill(QUESTION)
+    page.get_by_label("Also").fill("shelves@2")
     page.get_by_role("button", name="Ask all").click()
-    cards = page.locator("#compare-replies .card")
-    cards.first.get_by_role("button", name="X-ray this answer").wait_for()
-    page.wait_for_function("() => ![...document.querySelectorAll('#compare-replies [aria-busy=true]')].length")
-    picture(page, "compare")
-    cards.first.get_by_role("button", name="X-ray this answer").click()
-    page.locator("#xray-chain li").nth(1).wait_for()
-    picture(page, "xray")
+
+
+def test_models_stream_side_by_side(page: Page, server: Live) -> None:
+    ask_all(page, server)
+    cards = page.locator("#compare-replies article")
+    page.wait_for_function("() => [...document.querySelectorAll('#compare-replies .reply[aria-busy=true]')].length > 1")
+    settled(page)
+    assert cards.count() == 4
+    first = cards.filter(has_text=Path(TESTBED).name).first
+    assert "Answer:" in first.locator(".reply").last.inner_text() and "tokens" in first.locator(".facts").inner_text()
+    assert "shelves@1" in cards.all_inner_texts()[1] + cards.all_inner_texts()[2]
+    assert page.locator("#announcements").inner_text().endswith("has answered.")
+
+
+def test_an_answer_is_taken_apart(page: Page, server: Live) -> None:
+    ask_all(page, server)
+    settled(page)
+    page.locator("#compare-replies article").first.get_by_role("button", name="X-ray this answer").click()
+    steps = page.locator("#xray-chain li")
+    steps.nth(3).wait_for()
+    settled(page)
+    assert steps.count() == 4 and "nats" in page.locator("#xray-summary").inner_text()
+    assert "another answer" in steps.nth(0).inner_text() and "same answer" in steps.nth(3).inner_text()
+    gains = [float(text.split()[-1].replace("\u2212", "-")) for text in page.locator("#xray-chain .gain").all_inner_texts()]
+    assert len(gains) == 3 and sum(gains) > 1
     page.get_by_label("fill up with dots").check()
-    page.wait_for_function("() => document.querySelector('#xray').getAttribute('aria-busy') === 'false'")
-    picture(page, "filled")
+    settled(page)
+    assert "the whole chain" in steps.nth(3).inner_text() and "another answer" in steps.nth(0).inner_text()
+    page.get_by_label("go on as another chain").check()
+    page.get_by_text("The other chain", exact=True).click()
+    page.get_by_label("Another question").fill(OTHER)
+    page.get_by_label("Another question").press("Tab")
+    settled(page)
+    assert "Answer:" in page.get_by_label("Its reply").input_value()
 
 
-def test_a_sweep_is_begun_and_watched(page: Page, server: Live) -> None:
+def test_a_sweep_is_begun_watched_and_its_candidate_listed(page: Page, server: Live) -> None:
     page.goto(f"{server.url}/console/#sweeps")
+    page.get_by_label("Release name").fill("watched")
     page.get_by_role("button", name="Start sweep").click()
-    page.get_by_text("succeeded").first.wait_for(timeout=240_000)
+    page.locator("#sweep-state", has_text="running").wait_for()
+    page.locator("#sweep-state", has_text="succeeded").wait_for(timeout=300_000)
+    assert page.locator("#sweep-chart circle").count() == 2
+    assert "watched@1" in page.locator("#sweep-state").inner_text()
     picture(page, "sweep")
+    page.get_by_role("link", name="Look at it among the releases").click()
+    page.get_by_role("button", name="Promote watched@1…").wait_for()
 
 
-def test_promote_and_roll_back(page: Page, server: Live) -> None:
+def test_a_release_is_promoted_through_its_gate_and_rolled_back(page: Page, server: Live, tracking: Tracking) -> None:
     page.goto(f"{server.url}/console/#releases")
-    page.get_by_role("button", name="Promote shelves@2").click()
-    picture(page, "ask")
+    page.get_by_role("button", name="Promote shelves@2…").click()
     page.get_by_role("button", name="Run the gate").click()
-    page.get_by_text("is the champion.").first.wait_for(timeout=240_000)
+    page.get_by_text("shelves@2 is the champion.").first.wait_for(timeout=300_000)
+    assert Ledger(tracking, "shelves").champion_version() == 2
     page.get_by_text("Gate of shelves@2").click()
+    page.get_by_role("cell", name="pass").first.wait_for()
     picture(page, "releases")
+    page.get_by_role("button", name="Roll back…").first.click()
+    page.get_by_role("button", name="Roll back", exact=True).click()
+    assert page.locator("#act-dialog").is_visible(), "a rollback takes a reason"
+    page.get_by_label("Reason").fill("a test")
+    page.get_by_role("button", name="Roll back", exact=True).click()
+    page.get_by_text("shelves@1 is the champion again.").first.wait_for()
+    assert Ledger(tracking, "shelves").champion_version() == 1
+
+
+def test_a_page_that_saw_another_champion_changes_nothing(page: Page, server: Live, tracking: Tracking, wrong: list[str]) -> None:
+    page.goto(f"{server.url}/console/#releases")
+    page.get_by_role("button", name="Promote shelves@2…").wait_for()
+    promote(tracking, "shelves", 2)
+    promote(tracking, "shelves", 1)
+    before = Ledger(tracking, "shelves").head()
+    page.get_by_role("button", name="Promote shelves@2…").click()
+    page.get_by_role("button", name="Run the gate").click()
+    page.get_by_role("alert").filter(has_text="builds on the champion that it saw").wait_for()
+    assert Ledger(tracking, "shelves").head() == before
+    assert all("409" in told for told in wrong) and wrong
+    wrong.clear()
+
+
+def test_what_a_key_may_not_do_is_said(page: Page, tracking: Tracking, tmp_path: Path, wrong: list[str]) -> None:
+    store_at(tmp_path)
+    secret = KeyStore(tmp_path).create("reader", ("complete",), Quota()).secret
+    with live(small(TESTBED, tmp_path)) as closed:
+        page.goto(closed.url)
+        page.get_by_role("alert").filter(has_text="asks for a key").wait_for()
+        page.get_by_role("button", name="Give a key").click()
+        page.get_by_label("Key", exact=True).fill(secret)
+        page.get_by_role("button", name="Use it").click()
+        page.get_by_role("checkbox", name=Path(TESTBED).name).wait_for()
+        for part, scope in (("Sweeps", "tune"), ("Releases", "promote")):
+            page.get_by_role("link", name=part).click()
+            page.get_by_role("alert").filter(has_text=f"scope '{scope}'").wait_for()
+        assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
+        assert page.context.new_page().goto(closed.url)  # another tab has no key
+        other = page.context.pages[-1]
+        other.get_by_role("alert").filter(has_text="asks for a key").wait_for()
+    assert all("401" in told or "403" in told for told in wrong) and wrong
+    wrong.clear()
+
+
+def test_what_a_model_writes_is_text(page: Page, server: Live) -> None:
+    def says(route: Route) -> None:
+        choice = {"index": 0, "delta": {"role": "assistant", "content": f"{HOSTILE}\nAnswer: {HOSTILE}"}, "finish_reason": "stop"}
+        event = {"object": "chat.completion.chunk", "model": HOSTILE, "choices": [choice], "usage": None}
+        route.fulfill(content_type="text/event-stream", body=f"data: {json.dumps(event)}\n\ndata: [DONE]\n\n")
+
+    page.route("**/v1/chat/completions", says)
+    page.goto(server.url)
+    page.get_by_role("button", name="Ask all").click()
+    settled(page)
+    assert HOSTILE in page.locator("#compare-replies .reply").last.inner_text()
+    page.get_by_role("link", name="Releases").click()
+    page.locator("#releases-names h2").first.wait_for()
+    assert HOSTILE.replace("/", "") in page.locator("#releases-names h2").all_inner_texts()
+    assert page.locator("main img, main script").count() == 0
+
+
+def test_a_long_reply_is_stopped_and_its_row_freed(page: Page, server: Live, wrong: list[str]) -> None:
+    page.goto(server.url)
+    page.get_by_label("Tokens at most").fill("100000")
+    page.get_by_label("Temperature").fill("2")
+    page.get_by_role("button", name="Ask all").click()
+    page.get_by_role("button", name="Stop").click()
+    settled(page)
+    page.wait_for_timeout(500)
+    assert server.parts.admission.seated == 0
+    assert all("ERR_ABORTED" in told for told in wrong)
+    wrong.clear()
+
+
+@pytest.mark.parametrize("page", [{"viewport": {"width": 360, "height": 740}, "has_touch": True}], indirect=True, ids=["phone"])
+def test_nothing_is_wider_than_a_phone(page: Page, server: Live) -> None:
+    ask_all(page, server)
+    settled(page)
+    page.locator("#compare-replies article").first.get_by_role("button", name="X-ray this answer").click()
+    page.locator("#xray-chain li").nth(1).wait_for()
+    settled(page)
+    picture(page, "phone")
+    for part in ("compare", "xray", "sweeps", "releases"):
+        page.goto(f"{server.url}/console/#{part}")
+        page.wait_for_load_state("networkidle")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360, part
+
+
+def test_it_works_by_keyboard_alone(page: Page, server: Live) -> None:
+    def tab_to(name: str) -> None:
+        for _ in range(60):
+            page.keyboard.press("Tab")
+            focused = page.evaluate("(document.activeElement.innerText || document.activeElement.id).trim()")
+            if focused == name:
+                return
+        raise AssertionError(f"{name} is not reached")
+
+    page.goto(server.url)
+    page.get_by_role("checkbox", name=Path(TESTBED).name).wait_for()
+    tab_to("Skip to the content")
+    tab_to("compare-prompt")
+    page.keyboard.press("Control+a")
+    page.keyboard.type(QUESTION)
+    page.keyboard.press("Control+Enter")
+    page.locator("#compare-replies article").first.wait_for()
+    settled(page)
+    tab_to("X-ray this answer")
+    page.keyboard.press("Enter")
+    page.locator("#xray-chain li").nth(1).wait_for()
+    settled(page)
+    assert page.evaluate("document.activeElement.id") == "main"
+    page.keyboard.press("Shift+Tab")
+    tab_to("xray-question")
+    page.goto(f"{server.url}/console/#releases")
+    page.get_by_role("button", name="Promote shelves@2…").wait_for()
+    tab_to("Promote shelves@2…")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "act-reason"
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.innerText") == "Promote shelves@2…"
+
+
+CONTRAST = """() => {
+  const rgb = (text) => { const c = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+    c.fillStyle = text; c.fillRect(0, 0, 1, 1); return [...c.getImageData(0, 0, 1, 1).data]; };
+  const light = ([r, g, b]) => { const [x, y, z] = [r, g, b].map((v) => (v / 255 <= .03928 ? v / 255 / 12.92
+    : ((v / 255 + .055) / 1.055) ** 2.4)); return .2126 * x + .7152 * y + .0722 * z; };
+  const below = (e) => { for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor);
+    if (c[3] > 250) return c; } return [255, 255, 255]; };
+  const poor = [];
+  for (const e of document.querySelectorAll('body *')) {
+    const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
+    if (!own || !e.checkVisibility() || e.closest('svg, .hidden, .skip, :disabled')) continue;
+    const [a, b] = [light(rgb(getComputedStyle(e).color)), light(below(e))].sort((x, y) => y - x);
+    if ((a + .05) / (b + .05) < 4.5) poor.push(`${e.tagName}.${e.className} ${e.textContent.slice(0, 30)}`);
+  }
+  return poor;
+}"""
+
+
+@pytest.mark.parametrize("page", [{"color_scheme": "light"}, {"color_scheme": "dark"}], indirect=True, ids=["light", "dark"])
+def test_texts_stand_out_from_what_is_behind_them(page: Page, server: Live) -> None:
+    """WCAG's AA: 4.5 to 1."""
+    ask_all(page, server)
+    settled(page)
+    scheme = "dark" if page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") else "light"
+    picture(page, "compare" if scheme == "light" else "compare-dark")
+    assert page.evaluate(CONTRAST) == []
+    page.locator("#compare-replies article").first.get_by_role("button", name="X-ray this answer").click()
+    page.locator("#xray-chain li").nth(1).wait_for()
+    settled(page)
+    assert page.evaluate(CONTRAST) == []
+    picture(page, "xray" if scheme == "light" else "xray-dark")
+    for part in ("Sweeps", "Releases"):
+        page.get_by_role("link", name=part).click()
+        page.wait_for_load_state("networkidle")
+        assert page.evaluate(CONTRAST) == [], part
+
+
+def test_the_page_alone_needs_no_network_and_sets_no_cookie(page: Page, server: Live) -> None:
+    """The control for what the fixture looks at: a request to elsewhere, and markup out of a text, are refused by the browser."""
+    answer = httpx.get(f"{server.url}/console/")
+    assert "set-cookie" not in answer.headers
+    page.goto(server.url)
+    page.get_by_role("checkbox", name=Path(TESTBED).name).wait_for()
+    assert page.evaluate("fetch('http://127.0.0.2:9/').then(() => 'asked', () => 'refused')") == "refused"
+    assert (
+        page.evaluate("(() => { try { document.body.innerHTML = '<b>x</b>'; return 'set'; } catch { return 'refused'; } })()")
+        == "refused"
+    )

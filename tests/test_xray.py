@@ -15,7 +15,6 @@ from stores import store_at
 from thinking_backbones import thinking_directory
 
 from adapters.backbone import TESTBED, Backbone
-from engine.torch_engine import TorchEngine
 from evaluation.measures.information_gain import staircases
 from evaluation.task import Example, reasoning_prompt
 from evaluation.tasks import TASKS

@@ -35,8 +35,15 @@ export async function enter() {
   }
 }
 
+/** Goes there with one more that answers, by its NAME@VERSION. */
+export function also(release) {
+  find("#compare-more").value = release;
+  location.hash = "#compare";
+}
+
 async function compare() {
-  const chosen = findAll("#compare-models input:checked").map((input) => input.value);
+  const more = find("#compare-more").value.split(",").map((name) => name.trim()).filter(Boolean);
+  const chosen = [...new Set([...findAll("#compare-models input:checked").map((input) => input.value), ...more])];
   if (!chosen.length) return problem(find("#compare-problem"), new Error("Choose who answers."));
   running?.abort();
   const stop = new AbortController();

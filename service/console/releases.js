@@ -1,22 +1,18 @@
 // What every name serves, its versions with their gate tables, and the one button that promotes or rolls back.
 
 import { ask, path } from "./api.js";
+import { also } from "./compare.js";
 import { announce, find, make, problem } from "./dom.js";
 
 const POLL_MS = 1000;
-let left = true;
+const gates = new Map(); // by name: the gate that runs, as far as this page began it
 
 export function begin() {
   find("#releases-refresh").addEventListener("click", enter);
   find("#act-not").addEventListener("click", () => find("#act-dialog").close());
 }
 
-export function leave() {
-  left = true;
-}
-
 export async function enter() {
-  left = false;
   try {
     const names = (await ask("v1/releases")).data;
     find("#releases-problem").replaceChildren();
@@ -31,6 +27,7 @@ export async function enter() {
 function card(name) {
   const progress = make("div", { className: "progress", hidden: true });
   const place = make("div");
+  if (gates.has(name.name)) setTimeout(() => watch(name.name, place, progress).catch((error) => problem(place, error)));
   const earlier = name.history.map((entry) => entry.version).filter((version) => version !== name.champion);
   const back = earlier.length
     ? make("button", { type: "button", className: "quiet danger", onclick: () => rollBack(name, place) }, "Roll back…")
@@ -61,7 +58,8 @@ function row(name, version, place, progress) {
       version.aliases.filter((alias) => alias !== "champion").map((alias) => make("span", { className: "tag" }, alias)),
       version.overridden ? make("span", { className: "tag bad" }, "overridden") : null,
       make("small", {}, new Date(version.created).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" })),
-      make("span", { className: "spring" }), act),
+      make("span", { className: "spring" }),
+      make("button", { type: "button", className: "quiet", "aria-label": `Compare ${release}`, onclick: () => also(release) }, "Compare"), act),
     version.verdict === "not gated" ? null : details);
 }
 
@@ -115,26 +113,31 @@ async function promote(name, version, place, progress) {
   try {
     place.replaceChildren();
     const job = await ask(`v1/releases/${path(name.name)}/promote`, { body: { version: version.version, reason, expected_head: name.head } });
-    await watch(job, release, place, progress);
+    gates.set(name.name, { job, release });
+    await watch(name.name, place, progress);
   } catch (error) {
     await refused(error, place);
   }
 }
 
-async function watch(job, release, place, progress) {
+/** Shows how far the gate is, for as long as its card is there. */
+async function watch(name, place, progress) {
+  const { job, release } = gates.get(name);
   progress.hidden = false;
   const cancel = make("button", { type: "button", className: "quiet danger", onclick: () => ask(`v1/releases/promotions/${path(job.id)}/cancel`, { method: "POST" }) }, "Cancel the gate");
   const lines = make("ol", { className: "log", role: "log", "aria-label": `Gate of ${release}`, tabIndex: 0 });
   progress.replaceChildren(make("p", { className: "row" }, make("strong", {}, `Gate of ${release}`), make("span", { className: "spring" }), cancel), lines);
   let seen = 0;
-  for (;;) {
+  while (progress.isConnected) {
     const [now, told] = await Promise.all([
       ask(`v1/releases/promotions/${path(job.id)}`), ask(`v1/releases/promotions/${path(job.id)}/events`)]);
     const events = told.data.toReversed();
     lines.append(...events.slice(seen).map((event) => make("li", {}, event.message)));
     seen = events.length;
-    if (["succeeded", "failed", "cancelled"].includes(now.status)) return ended(now, release);
-    if (left) return;
+    if (["succeeded", "failed", "cancelled"].includes(now.status)) {
+      gates.delete(name);
+      return ended(now, release);
+    }
     await new Promise((resolve) => { setTimeout(resolve, POLL_MS); });
   }
 }

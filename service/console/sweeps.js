@@ -108,6 +108,11 @@ async function detail(job) {
   find("#sweep-chart").replaceChildren(...(points.length
     ? [trials(points), make("figcaption", {}, "Trials by domain gain (right) and retention in margins (up): 0 lost nothing, −1 lost what is tolerable.")]
     : []));
-  find("#sweep-events").replaceChildren(...told.map((one) =>
-    make("li", {}, make("time", {}, new Date(one.created_at * 1000).toLocaleTimeString()), " ", one.message)));
+  const log = find("#sweep-events");
+  if (log.dataset.shown !== job.id) log.replaceChildren();
+  log.dataset.shown = job.id;
+  // Only what is new is added, or a screen reader would say all of it again.
+  const known = new Set([...log.children].map((line) => line.dataset.event));
+  log.prepend(...told.filter((one) => !known.has(one.id)).map((one) => make("li", { "data-event": one.id },
+    make("time", {}, new Date(one.created_at * 1000).toLocaleTimeString()), " ", one.message)));
 }

@@ -119,4 +119,6 @@ def _refuse_unknown_tasks(names: Sequence[object]) -> None:
     for name in names:
         if isinstance(name, str) and name not in TASKS and not name.startswith(PREFIX):
             known = f"Built in: {', '.join(TASKS)}; others as {PREFIX}NAME; rows of your own by a fine-tuning job."
-            raise ApiError(400, f"A recipe that is sent names tasks, but {shortened(name)} is none. {known}", "invalid_value", "toml")
+            raise ApiError(
+                400, f"A recipe that is sent names tasks, but {shortened(name)} is none. {known}", "invalid_value", "toml"
+            )
