@@ -76,7 +76,8 @@ def test_a_chain_of_another_question_tells_nothing_about_the_answer(server: Live
 def test_only_what_is_asked_for_is_written(server: Live) -> None:
     plain, all_three = ask(server, breaks=[]).json(), ask(server, breaks=["cut", "filled"]).json()
     assert plain["breaks"] == {} and plain["usage"]["completion_tokens"] == 0
-    assert plain["steps"] == pytest.approx(all_three["steps"])
+    gains = [[step["information_gain"] for step in told["steps"]] for told in (plain, all_three)]
+    assert gains[0] == pytest.approx(gains[1], abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_only_what_is_asked_for_is_written(server: Live) -> None:
         ({"breaks": ["bent"]}, "invalid_value", "cut"),
         ({"reasoning": "One.\nTwo."}, "invalid_value", "no chain between markers"),
         ({"reply": "Rot.\n" * 400 + "Answer: A"}, "too_many_rows", "Ask in parts"),
-        ({"reply": "Rot 3 of A is " * 2000 + "\nAnswer: A"}, "context_length_exceeded", "context"),
+        ({"reply": "Rot 3 of A is " * 2000 + "\nAnswer: A"}, "context_length_exceeded", "Shorten"),
         ({"continue_final_message": True}, "invalid_value", "reply"),
         ({"model": "nobody"}, "model_not_found", "nobody"),
     ],

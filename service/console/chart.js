@@ -2,9 +2,12 @@
 
 import { draw, number, signed } from "./dom.js";
 
-const WIDTH = 640, HEIGHT = 170, LEFT = 46, RIGHT = 12, TOP = 14, BOTTOM = 30;
+const HEIGHT = 180, LEFT = 46, RIGHT = 16, TOP = 14, BOTTOM = 30;
 
-function frame(label, low, high) {
+// As wide as its place, so that its letters have the size of letters on a phone too.
+const widthOf = (place) => Math.max(240, Math.min(832, place.clientWidth));
+
+function frame(label, low, high, WIDTH) {
   const svg = draw("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": label, class: "chart" });
   const y = (value) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - (value - low) / (high - low || 1));
   for (const value of [low, (low + high) / 2, high]) {
@@ -15,9 +18,10 @@ function frame(label, low, high) {
 }
 
 /** How likely the answer is after each step; `other` is the same behind a broken chain, as pairs of kept steps and level. */
-export function staircase(levels, other, floor) {
+export function staircase(place, levels, other, floor) {
+  const WIDTH = widthOf(place);
   const low = Math.max(floor, Math.floor(Math.min(...levels, ...other.map(([, level]) => level))));
-  const { svg, y } = frame("How likely the answer is after each step, in nats per answer token", low, 0);
+  const { svg, y } = frame("How likely the answer is after each step, in nats per answer token", low, 0, WIDTH);
   const x = (step) => LEFT + 10 + ((WIDTH - LEFT - RIGHT - 20) * step) / (levels.length - 1);
   const stairs = levels.map((level, step) => `${step ? `H${x(step)}V` : `M${x(0)},`}${y(level)}`).join("");
   svg.append(draw("path", { d: stairs, class: "own" }));
@@ -33,11 +37,12 @@ export function staircase(levels, other, floor) {
 }
 
 /** Trials as gain against retention; both are better to the top right. */
-export function trials(points) {
+export function trials(place, points) {
+  const WIDTH = widthOf(place);
   const gains = points.map((one) => one.domain_gain), kept = points.map((one) => one.retention);
   const low = Math.min(-1, ...kept), high = Math.max(0.2, ...kept);
   const left = Math.min(0, ...gains), right = Math.max(0.05, ...gains);
-  const { svg, y } = frame("Trials: domain gain to the right, retention in margins to the top", low, high);
+  const { svg, y } = frame("Trials: domain gain to the right, retention in margins to the top", low, high, WIDTH);
   const x = (value) => LEFT + 10 + ((WIDTH - LEFT - RIGHT - 20) * (value - left)) / (right - left);
   svg.append(draw("line", { x1: x(0), x2: x(0), y1: TOP, y2: HEIGHT - BOTTOM, class: "axis" }));
   svg.append(draw("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: y(0), y2: y(0), class: "axis" }));

@@ -5,6 +5,7 @@ import { EXAMPLES, messagesOf } from "./asking.js";
 import { announce, find, findAll, make, problem } from "./dom.js";
 import { look } from "./xray.js";
 
+const ANSWER = /Answer:(.*)/;
 let running = null;
 
 export function begin() {
@@ -60,6 +61,7 @@ async function compare() {
   find("#compare-replies").replaceChildren(...columns.map((one) => one.card));
   announce(`${chosen.length} models are asked.`);
   await Promise.all(columns.map((one) => answer(one, asked, stop.signal)));
+  sideBySide(columns);
   if (running === stop) find("#compare-stop").disabled = true;
 }
 
@@ -69,8 +71,21 @@ function column(model) {
   const facts = make("p", { className: "facts" }, "waits…");
   const xray = make("button", { type: "button", className: "quiet", disabled: true }, "X-ray this answer");
   const title = make("h2", {}, model);
-  const card = make("article", { className: "card", "aria-label": model }, title, facts, thought, text, make("p", { className: "row" }, xray));
-  return { model, card, title, text, thought, facts, xray };
+  const said = make("p", { className: "said" });
+  const card = make("article", { className: "card", "aria-label": model }, title, facts, thought, text, said, make("p", { className: "row" }, xray));
+  return { model, card, title, text, thought, facts, said, xray };
+}
+
+/** The answers alone, below each other's chains: who agrees with the first is seen at a glance. */
+function sideBySide(columns) {
+  const [first, ...others] = columns.map((one) => ANSWER.exec(one.text.textContent)?.[1].trim() ?? null);
+  columns.forEach((one, place) => {
+    const own = place ? others[place - 1] : first;
+    if (own === null) return;
+    const agrees = own === first;
+    const mark = place && first !== null ? make("span", { className: `tag ${agrees ? "same" : "other"}` }, agrees ? "as the first" : "differs") : null;
+    one.said.replaceChildren("Answer ", make("strong", {}, own), " ", mark ?? "");
+  });
 }
 
 async function answer(one, asked, signal) {

@@ -41,6 +41,7 @@ export function problem(place, error) {
   place.replaceChildren(make("p", { className: "problem", role: "alert" }, error.message, " ", needsKey ? open : null));
 }
 
-export const number = (value, digits = 2) => value.toFixed(digits).replace("-", "\u2212");
-export const signed = (value, digits = 2) => (value >= 0 ? "+" : "") + number(value, digits);
+/** With a minus sign, and none before a zero. */
+export const number = (value, digits = 2) => value.toFixed(digits).replace(/^-(?=[0.]*$)/, "").replace("-", "\u2212");
+export const signed = (value, digits = 2) => (number(value, digits).startsWith("\u2212") ? "" : "+") + number(value, digits);
 export const when = (seconds) => new Date(seconds * 1000).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });

@@ -105,8 +105,9 @@ async function detail(job) {
   }
   find("#sweep-cancel").hidden = ENDED.includes(job.status);
   const points = told.filter((one) => one.type === "metrics").map((one) => one.data);
-  find("#sweep-chart").replaceChildren(...(points.length
-    ? [trials(points), make("figcaption", {}, "Trials by domain gain (right) and retention in margins (up): 0 lost nothing, −1 lost what is tolerable.")]
+  const chart = find("#sweep-chart");
+  chart.replaceChildren(...(points.length
+    ? [trials(chart, points), make("figcaption", {}, "Trials by domain gain (right) and retention in margins (up): 0 lost nothing, −1 lost what is tolerable.")]
     : []));
   const log = find("#sweep-events");
   if (log.dataset.shown !== job.id) log.replaceChildren();

@@ -139,11 +139,13 @@ function show(found, kind) {
     ` (from ${number(found.before)} to ${number(found.after)}).${before}`,
   );
   const other = kind === "cut" ? [] : broken.map((one) => [one.kept, one.log_probability]);
-  find("#xray-chart").replaceChildren(staircase(levels, other, found.floor), caption(kind));
+  const chart = find("#xray-chart");
+  chart.replaceChildren(staircase(chart, levels, other, found.floor), caption(kind));
   const leaks = kind === "swapped" && found.other_states_answer ? " The other chain states this answer too, so a swap breaks little." : "";
   find("#xray-note").textContent = NOTES[kind] + leaks;
   const most = Math.max(0.5, ...found.steps.map((step) => Math.abs(step.information_gain)));
   find("#xray-chain").replaceChildren(
+    head(kind, found),
     row("Before any step", null, null, broken.find((one) => one.kept === 0), found),
     ...found.steps.map((step) => row(step.text, step, step.information_gain / most, broken.find((one) => one.kept === step.index), found)),
   );
@@ -159,16 +161,26 @@ function row(text, step, share, broken, found) {
     make("span", { className: "hidden" }, "information gain "), signed(step.information_gain));
   const stated = step?.states_answer ? make("span", { className: "tag" }, "answer is said") : null;
   const item = make("li", { className: step ? (share >= 0 ? "up" : "down") : "start" },
-    make("p", { className: "step" }, make("span", {}, text), stated), gain, outcome(broken, found));
+    make("p", { className: "step" }, make("span", {}, text), stated), gain, ...[outcome(broken, found)].flat());
   if (step) item.style.setProperty("--share", String(Math.min(1, Math.abs(share))));
   return item;
 }
 
+const HEADS = { cut: "answer when cut here", filled: "answer when filled from here", swapped: "answer when swapped from here" };
+
+/** For eyes: each row says the same to a screen reader. */
+function head(kind, found) {
+  return make("li", { className: "head", "aria-hidden": "true" }, make("span", {}, "step"), make("span", { className: "gain" }, "nats"),
+    make("span", {}, HEADS[kind]), make("span", { className: "level" }, `log p(${found.answer})`));
+}
+
 function outcome(broken, found) {
-  if (!broken) return make("p", { className: "outcome" }, make("span", { className: "hint" }, "the whole chain"));
-  const mark = broken.same ? "same answer" : "another answer";
-  return make("p", { className: `outcome ${broken.same ? "same" : "other"}` },
-    make("span", { className: "arrow", "aria-hidden": "true" }, "→ "), make("strong", {}, broken.answer || "(nothing)"),
-    make("span", { className: "mark" }, ` ${mark}`),
-    make("span", { className: "hint" }, ` ${found.answer}: ${number(broken.log_probability)}`));
+  if (!broken) return make("p", { className: "outcome hint" }, "the whole chain");
+  const kind = broken.same ? "same" : "other";
+  const level = broken.log_probability <= found.floor ? `\u2264 ${number(found.floor, 0)}` : number(broken.log_probability);
+  return [
+    make("p", { className: "outcome" }, make("strong", {}, broken.answer || "(nothing)"),
+      make("span", { className: `tag ${kind}` }, broken.same ? "same answer" : "another answer")),
+    make("p", { className: "level" }, make("span", { className: "named" }, `log p(${found.answer}) `), level),
+  ];
 }

@@ -51,7 +51,7 @@ async def to_the_page() -> Response:
 
 @router.get("/console/")
 async def page(request: Request) -> Response:
-    return asset(request, "index.html")
+    return await asset(request, "index.html")
 
 
 @router.get("/console/{file}")
