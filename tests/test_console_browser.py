@@ -66,7 +66,7 @@ margins = { arithmetic = 50.0, ordering = 50.0 }
 
 @pytest.fixture(scope="module")
 def tracking(tmp_path_factory: pytest.TempPathFactory, testbed: Backbone) -> Tracking:
-    """shelves 1 (champion by an override) and 2, which a real gate passes; and a name that would hurt if it were markup."""
+    """shelves 1 (champion by an override) and 2, which a real gate passes."""
     home = knowing_home(testbed, tmp_path_factory.mktemp("home"))
     tracking = store_at(home)
     toml = write_task(home / "task", count=480)  # enough for the gate to be sure
@@ -78,9 +78,6 @@ def tracking(tmp_path_factory: pytest.TempPathFactory, testbed: Backbone) -> Tra
         complete(home / f"fit-{seed}", recipe, testbed, Profile(adapters), 1.0, examples)
         publish(tracking, "shelves", home / f"fit-{seed}")
     promote(tracking, "shelves", 1)
-    write_release(home / "hostile", testbed, random_lora(testbed, 1))
-    publish(tracking, HOSTILE.replace("/", ""), home / "hostile")
-    promote(tracking, HOSTILE.replace("/", ""), 1)
     (home / "recipes").mkdir()
     (home / "recipes" / "codes.toml").write_text(RECIPE)
     return tracking
@@ -149,7 +146,7 @@ def test_models_stream_side_by_side(page: Page, server: Live) -> None:
     cards = page.locator("#compare-replies article")
     page.wait_for_function("() => [...document.querySelectorAll('#compare-replies .reply[aria-busy=true]')].length > 1")
     settled(page)
-    assert cards.count() == 4
+    assert cards.count() == 3
     first = cards.filter(has_text=Path(TESTBED).name).first
     assert "Answer:" in first.locator(".reply").last.inner_text() and "tokens" in first.locator(".facts").inner_text()
     assert "shelves@1" in cards.all_inner_texts()[1] + cards.all_inner_texts()[2]
@@ -248,21 +245,32 @@ def test_what_a_key_may_not_do_is_said(page: Page, tracking: Tracking, tmp_path:
     wrong.clear()
 
 
-def test_what_a_model_writes_is_text(page: Page, server: Live) -> None:
+def test_what_a_model_writes_and_what_a_name_says_is_text(page: Page, testbed: Backbone, tmp_path: Path) -> None:
     def says(route: Route) -> None:
-        choice = {"index": 0, "delta": {"role": "assistant", "content": f"{HOSTILE}\nAnswer: {HOSTILE}"}, "finish_reason": "stop"}
+        choice = {"index": 0, "delta": {"content": f"{HOSTILE}\nAnswer: {HOSTILE}"}, "finish_reason": "stop"}
         event = {"object": "chat.completion.chunk", "model": HOSTILE, "choices": [choice], "usage": None}
         route.fulfill(content_type="text/event-stream", body=f"data: {json.dumps(event)}\n\ndata: [DONE]\n\n")
 
+    tracking, name = store_at(tmp_path), HOSTILE.replace("/", "")
+    write_release(tmp_path / "files", testbed, random_lora(testbed, 1))
+    publish(tracking, name, tmp_path / "files")
+    promote(tracking, name, 1)
     page.route("**/v1/chat/completions", says)
-    page.goto(server.url)
-    page.get_by_role("button", name="Ask all").click()
-    settled(page)
-    assert HOSTILE in page.locator("#compare-replies .reply").last.inner_text()
-    page.get_by_role("link", name="Releases").click()
-    page.locator("#releases-names h2").first.wait_for()
-    assert HOSTILE.replace("/", "") in page.locator("#releases-names h2").all_inner_texts()
-    assert page.locator("main img, main script").count() == 0
+    with live(small(TESTBED, tmp_path)) as server:
+        page.goto(server.url)
+        page.get_by_role("checkbox", name=name).wait_for()
+        page.get_by_role("button", name="Ask all").click()
+        settled(page)
+        assert HOSTILE in page.locator("#compare-replies .reply").last.inner_text()
+        page.get_by_role("link", name="Releases").click()
+        page.locator("#releases-names h2").first.wait_for()
+        assert page.locator("#releases-names h2").all_inner_texts() == [name]
+        page.get_by_role("link", name="X-ray").click()
+        page.get_by_label("Reply").first.fill(f"{HOSTILE}\nAnswer: {HOSTILE}")
+        page.get_by_role("button", name="Take X-ray").click()
+        page.locator("#xray-chain li:not(.head)").nth(1).wait_for()
+        assert HOSTILE in page.locator("#xray-chain").inner_text()
+        assert page.locator("main img, main script").count() == 0
 
 
 def test_a_long_reply_is_stopped_and_its_row_freed(page: Page, server: Live) -> None:
@@ -348,13 +356,15 @@ def test_texts_stand_out_from_what_is_behind_them(page: Page, server: Live) -> N
     ask_all(page, server)
     settled(page)
     scheme = "dark" if page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") else "light"
-    picture(page, "compare" if scheme == "light" else "compare-dark")
+    if scheme == "light":
+        picture(page, "compare")
     assert page.evaluate(CONTRAST) == []
     page.locator("#compare-replies article").first.get_by_role("button", name="X-ray this answer").click()
     page.locator("#xray-chain li:not(.head)").nth(1).wait_for()
     settled(page)
     assert page.evaluate(CONTRAST) == []
-    picture(page, "xray" if scheme == "light" else "xray-dark")
+    if scheme == "light":
+        picture(page, "xray")
     for part in ("Sweeps", "Releases"):
         page.get_by_role("link", name=part).click()
         page.wait_for_load_state("networkidle")

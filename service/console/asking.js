@@ -5,6 +5,6 @@ export const STEPS = "Think step by step, one step a line. End with a line that 
 export const messagesOf = (question, wantsSteps) => [{ role: "user", content: wantsSteps ? `${question}\n${STEPS}` : question }];
 
 export const EXAMPLES = [
-  "Start with 12. Add 5. Multiply by 3. Subtract 4. What is the result?",
-  "Start with 7. Multiply by 4. Add 9. Subtract 15. What is the result?",
+  "There are 4 stones in the bag of Ben. Then Ben now owns 3 times the number of stones. Then Ben sells 5 stones. How many stones are in the bag now?",
+  "Take the number 17, then add 18, then take away 7, then add 16. What number do you get?",
 ];

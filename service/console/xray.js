@@ -31,12 +31,17 @@ export async function enter() {
 /** Fills the form with an answer that was written elsewhere; `enter` takes its X-ray. */
 export function look({ question, wantsSteps, model, reply, reasoning }) {
   find("#xray-question").value = question;
-  find("#xray-reply").value = reply;
-  find("#xray-reply").dataset.reasoning = reasoning;
+  fillReply(reply, reasoning);
   find("#xray-steps").checked = wantsSteps;
   find("#xray-answer").value = "";
   find("#xray-model").dataset.wanted = model;
   waiting = true;
+}
+
+function fillReply(content, reasoning) {
+  find("#xray-reply").value = content;
+  find("#xray-reasoning").value = reasoning;
+  find("#xray-thought").hidden = !reasoning;
 }
 
 async function fillReaders() {
@@ -71,8 +76,7 @@ async function write(question, signal) {
 
 async function writeReply(signal) {
   const message = await write(find("#xray-question").value.trim(), signal);
-  find("#xray-reply").value = message.content ?? "";
-  find("#xray-reply").dataset.reasoning = message.reasoning_content ?? "";
+  fillReply(message.content ?? "", message.reasoning_content ?? "");
 }
 
 const take = () => busy(async (signal) => {
@@ -81,7 +85,7 @@ const take = () => busy(async (signal) => {
     model: find("#xray-model").value,
     messages: messagesOf(find("#xray-question").value.trim(), find("#xray-steps").checked),
     reply: find("#xray-reply").value,
-    reasoning: find("#xray-reply").dataset.reasoning ?? "",
+    reasoning: find("#xray-reasoning").value,
     answer: find("#xray-answer").value.trim() || null,
   };
   const found = await ask("v1/xray", { body: asked, signal });
