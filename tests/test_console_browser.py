@@ -5,6 +5,7 @@ Whatever else a test looks at: the browser's console stays empty, no request fai
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from live_service import Live, live, small
+from PIL import Image
 from shelves import recipe_of, write_task
 from small_releases import promote, random_lora, write_release
 from small_studies import knowing_home
@@ -130,7 +132,8 @@ def settled(page: Page) -> None:
 def picture(page: Page, name: str) -> None:
     PICTURES.mkdir(exist_ok=True)
     file = PICTURES / f"console-{name}.png"
-    page.screenshot(path=file, full_page=True)
+    with Image.open(io.BytesIO(page.screenshot(full_page=True))) as taken:
+        taken.convert("RGB").quantize(colors=128).save(file, optimize=True)
     assert file.stat().st_size < MAX_PICTURE_BYTES
 
 

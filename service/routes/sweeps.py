@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
+from pydantic import JsonValue
 
 from adapters.whole_file import write_whole
 from registry.errors import RefusedName
@@ -57,7 +58,7 @@ def _submitted(parts: Parts, jobs: Jobs, body: SweepRequest, actor: str, is_admi
     def fill(place: Path, job_id: str) -> None:
         write_whole(place / RECIPE, stored(recipe.model_copy(update={"name": job_id})))
 
-    asked = {
+    asked: dict[str, JsonValue] = {
         "model": parts.models.backbone_id,
         "training_file": None,
         "suffix": name,
