@@ -248,32 +248,32 @@ def test_what_a_key_may_not_do_is_said(page: Page, tracking: Tracking, tmp_path:
     wrong.clear()
 
 
-def test_what_a_model_writes_and_what_a_name_says_is_text(page: Page, testbed: Backbone, tmp_path: Path) -> None:
+def test_what_a_model_writes_and_what_a_name_says_is_text(
+    page: Page, server: Live, tracking: Tracking, testbed: Backbone, tmp_path: Path
+) -> None:
     def says(route: Route) -> None:
         choice = {"index": 0, "delta": {"content": f"{HOSTILE}\nAnswer: {HOSTILE}"}, "finish_reason": "stop"}
         event = {"object": "chat.completion.chunk", "model": HOSTILE, "choices": [choice], "usage": None}
         route.fulfill(content_type="text/event-stream", body=f"data: {json.dumps(event)}\n\ndata: [DONE]\n\n")
 
-    tracking, name = store_at(tmp_path), HOSTILE.replace("/", "")
+    name = HOSTILE.replace("/", "")
     write_release(tmp_path / "files", testbed, random_lora(testbed, 1))
     publish(tracking, name, tmp_path / "files")
-    promote(tracking, name, 1)
     page.route("**/v1/chat/completions", says)
-    with live(small(TESTBED, tmp_path)) as server:
-        page.goto(server.url)
-        page.get_by_role("checkbox", name=name).wait_for()
-        page.get_by_role("button", name="Ask all").click()
-        settled(page)
-        assert HOSTILE in page.locator("#compare-replies .reply").last.inner_text()
-        page.get_by_role("link", name="Releases").click()
-        page.locator("#releases-names h2").first.wait_for()
-        assert page.locator("#releases-names h2").all_inner_texts() == [name]
-        page.get_by_role("link", name="X-ray").click()
-        page.get_by_label("Reply").first.fill(f"{HOSTILE}\nAnswer: {HOSTILE}")
-        page.get_by_role("button", name="Take X-ray").click()
-        page.locator("#xray-chain li:not(.head)").nth(1).wait_for()
-        assert HOSTILE in page.locator("#xray-chain").inner_text()
-        assert page.locator("main img, main script").count() == 0
+    page.goto(server.url)
+    page.get_by_role("checkbox", name=Path(TESTBED).name).wait_for()
+    page.get_by_role("button", name="Ask all").click()
+    settled(page)
+    assert HOSTILE in page.locator("#compare-replies .reply").last.inner_text()
+    page.get_by_role("link", name="Releases").click()
+    page.locator("#releases-names h2").first.wait_for()
+    assert name in page.locator("#releases-names h2").all_inner_texts()
+    page.get_by_role("link", name="X-ray").click()
+    page.get_by_label("Reply").first.fill(f"{HOSTILE}\nAnswer: {HOSTILE}")
+    page.get_by_role("button", name="Take X-ray").click()
+    page.locator("#xray-chain li:not(.head)").nth(1).wait_for()
+    assert HOSTILE in page.locator("#xray-chain").inner_text()
+    assert page.locator("main img, main script").count() == 0
 
 
 def test_a_long_reply_is_stopped_and_its_row_freed(page: Page, server: Live) -> None:
