@@ -87,7 +87,7 @@ def _of_the_server(name: str | None, folder: Path | None) -> Recipe:
     from tuning.recipe import Recipe
 
     known = recipes(folder)
-    if name not in known:
+    if name is None or name not in known:
         listed = ", ".join(known) or "none"
         raise ApiError(404, f"There is no recipe {shortened(name)} here. There are: {listed}.", "recipe_not_found", "recipe")
     return Recipe.load(known[name])
