@@ -13,7 +13,8 @@ from typing import Any
 from adapters.backbone import Backbone
 from engine.engine import Engine, GenerationRequest
 from evaluation.measures.generation import MAX_NEW_TOKENS
-from evaluation.measures.information_gain import FLOOR, INFORMATIVE, staircases
+from evaluation.measures.information_gain import staircases
+from evaluation.staircase import FLOOR, INFORMATIVE
 from evaluation.task import Example, Task, Trace, is_right, question_text, reasoning_prompt, trace_of
 
 

@@ -213,10 +213,13 @@ class Ledger:
             raise PromotionRefused(f"An override needs a reason, but none was given for {subject}. Pass --reason.")
         return passed
 
-    def rollback(self, reason: str, to: int | None = None, *, actor: str | None = None) -> Recorded:
+    def rollback(
+        self, reason: str, to: int | None = None, *, actor: str | None = None, expected_head: int | None = None
+    ) -> Recorded:
         """Makes an earlier champion champion again: `to`, or the one before the current. Nothing is deleted.
 
-        Under a policy of two people one is enough to go back to a champion that its gate or two people made.
+        `expected_head` is the number of the entry that the caller last saw: ChampionMoved where another one came after it. Under
+        a policy of two people one is enough to go back to a champion that its gate or two people made.
         """
         if not reason.strip():
             raise PromotionRefused(f"A rollback needs a reason, but none was given for {self.name}. Pass --reason.")
@@ -224,6 +227,7 @@ class Ledger:
         line = succession(valid)
         if not line:
             raise no_champion(self.name)
+        self.refuse_moved(expected_head, as_head(valid[-1]))
         champions = self.earlier_champions()
         lone = self._by_one_override(valid) if self.asks_for_two(actor) else set[int]()
         earlier = [version for version in line[:-1] if version in champions and version not in lone]
@@ -373,6 +377,12 @@ class Ledger:
         except UnknownRelease:
             return False
         return True
+
+    def refuse_moved(self, expected: int | None, head: Head) -> None:
+        """ChampionMoved unless the entry of that number is the head; None expects nothing."""
+        if expected is not None and expected != head.number:
+            seen = next((as_head(recorded) for recorded in self.entries() if recorded.number == expected), Head(expected))
+            raise self._moved(seen, head)
 
     def _moved(self, expected: Head, winner: Head) -> ChampionMoved:
         if winner.adapter_version is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from fastapi import Request
 from pydantic import JsonValue
@@ -73,17 +73,26 @@ def new_writing(
     `told`: what is known already of how the reply is made.
     """
     engine, time_allowed = parts.engine, allowed(request, body.timeout, parts.settings.request_timeout_s)
-    refuse_priority(caller_of(request), body.priority)
+    writing = admitted(
+        parts, request, body.priority, lambda rows: _writing(parts, lease, prompts, body, rows, time_allowed, told)
+    )
+    # What is mirrored is nobody's request: it waits behind no one, goes before no one and costs no quota.
+    shadowed, mirrored = Allowed(parts.settings.request_timeout_s), body.model_copy(update={"priority": None})
+    parts.canaries.follow(writing, lambda other: _writing(parts, other, prompts, mirrored, engine.generate, shadowed))
+    return writing
+
+
+def admitted(parts: Parts, request: Request, priority: int | None, written: Callable[[Generate], Writing]) -> Writing:
+    """What `written` makes, with every row waiting for its turn. ApiError where no room or quota is left."""
+    engine = parts.engine
+    refuse_priority(caller_of(request), priority)
     ticket = parts.admission.ticket(caller_of(request), lambda asked: num_voters(engine, asked))
-    writing = _writing(parts, lease, prompts, body, ticket.through(engine.generate), time_allowed, told)
+    writing = written(ticket.through(engine.generate))
     ticket.enter(writing.requests, writing.rows_each)
     writing.at_end.append(ticket.close)
     if (drain := drain_of(request.app)) is not None:
         drain.will_cut(writing.cut)
         writing.at_end.append(lambda: drain.is_done(writing.cut))
-    # What is mirrored is nobody's request: it waits behind no one, goes before no one and costs no quota.
-    shadowed, mirrored = Allowed(parts.settings.request_timeout_s), body.model_copy(update={"priority": None})
-    parts.canaries.follow(writing, lambda other: _writing(parts, other, prompts, mirrored, engine.generate, shadowed))
     return writing
 
 

@@ -11,6 +11,7 @@ from service.routes import (
     adapters,
     chat,
     completions,
+    console,
     files,
     fine_tuning,
     ledger,
@@ -19,16 +20,20 @@ from service.routes import (
     openapi,
     promotions,
     releases,
+    sweeps,
     tokens,
     version,
+    xray,
 )
 
 _ROUTES = (
     adapters,
     chat,
     completions,
+    xray,
     files,
     fine_tuning,
+    sweeps,
     ledger,
     tokens,
     models,
@@ -37,6 +42,7 @@ _ROUTES = (
     releases,
     version,
     metrics,
+    console,
 )
 
 

@@ -19,6 +19,7 @@ from service.startup import open_parts
 
 _ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("adapters", "engine", "registry", "service")
+_FILES = ("evaluation/__init__.py", "evaluation/staircase.py", "evaluation/task.py")  # what X-rays are read by
 
 
 class BuildFailed(RuntimeError):
@@ -45,6 +46,9 @@ def write_stage(stage: Path, backbone: Backbone, catalogue: Catalogue) -> None:
     for package in _PACKAGES:
         ignored = shutil.ignore_patterns("__pycache__", "reasoner")  # the reasoner's update is merged in the bundled weights
         shutil.copytree(_ROOT / package, stage / package, ignore=ignored)
+    (stage / "evaluation").mkdir()
+    for file in _FILES:
+        shutil.copy(_ROOT / file, stage / file)
     write_frozen(stage / BUNDLED.name, backbone, catalogue)
     (stage / "bentofile.yaml").write_text(_bentofile())
 
@@ -54,7 +58,7 @@ def _bentofile() -> str:
     content = {
         "service": SERVICE,
         "description": "An OpenAI-compatible service: one frozen backbone and its promoted adapters.",
-        "include": [*(f"{package}/**" for package in _PACKAGES), f"{BUNDLED.name}/**"],
+        "include": [*(f"{package}/**" for package in _PACKAGES), *_FILES, f"{BUNDLED.name}/**"],
     }
     return json.dumps(content, indent=2) + "\n"
 

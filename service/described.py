@@ -92,9 +92,80 @@ class ModelCard(_Shape):
     max_model_len: int
 
 
+class RecipeCard(_Shape):
+    """A recipe of the server: `id` is what a sweep is started with, `toml` what it says."""
+
+    id: str
+    object: Literal["recipe"]
+    toml: str
+
+
 class ModelList(_Shape):
     object: Literal["list"]
     data: list[ModelCard]
+
+
+class XRayStep(_Shape):
+    """`information_gain`: by how much log_probability rose. `states_answer`: it, or a step before it, says the answer."""
+
+    index: int
+    text: str
+    information_gain: float
+    log_probability: float
+    states_answer: bool
+
+
+class XRayBreak(_Shape):
+    """After `kept` of the chain's own steps: how likely the answer is, and what is answered instead."""
+
+    kept: int
+    log_probability: float
+    answer: str
+    same: bool
+
+
+class XRay(_Shape):
+    """Numbers are nats per answer token, at least `floor`. `before`: without a step; `after`: behind all of them."""
+
+    id: str
+    object: Literal["xray"]
+    created: int
+    model: str
+    unit: str
+    floor: float
+    answer: str
+    before: float
+    after: float
+    information_gain: float
+    before_it_is_stated: float
+    steps: list[XRayStep]
+    breaks: dict[Literal["cut", "filled", "swapped"], list[XRayBreak]]
+    other_states_answer: bool | None
+    usage: Usage
+
+
+class Recipes(_Shape):
+    object: Literal["list"]
+    data: list[RecipeCard]
+
+
+class GateTable(_Shape):
+    """The gate's report of a version: `rows` under `columns` as `graftline promote` prints them."""
+
+    object: Literal["release.gate"]
+    release: str
+    verdict: Literal["pass", "fail", "inconclusive"]
+    sentence: str
+    columns: list[str]
+    rows: list[list[str]]
+    report: dict[str, JsonValue]
+
+
+class Releases(_Shape):
+    """Of every name what `graftline status` tells; `head` is the number of the ledger's last entry, 0 before the first."""
+
+    object: Literal["list"]
+    data: list[dict[str, JsonValue]]
 
 
 EVENTS: dict[str, Any] = {

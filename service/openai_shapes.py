@@ -312,6 +312,11 @@ class Choice(BaseModel):
         return self.model_dump(exclude=unused)
 
 
+def model_header(model: str) -> dict[str, str]:
+    """What answered, in ASCII."""
+    return {MODEL_HEADER: quote(model, safe="/@:")}
+
+
 ObjectName = Literal["chat.completion", "chat.completion.chunk", "text_completion"]
 
 
@@ -327,7 +332,7 @@ class Reply(BaseModel):
     @property
     def headers(self) -> dict[str, str]:
         """For whoever reads no body: the model, in ASCII."""
-        return {MODEL_HEADER: quote(self.model, safe="/@:")}
+        return model_header(self.model)
 
     def wire(
         self,

@@ -50,6 +50,7 @@ TABLE: tuple[Rule, ...] = (
     _rule("GET", "/v1/releases/{name}", COMPLETE),
     _rule("POST", "/v1/chat/completions", COMPLETE, joins_engine=True),
     _rule("POST", "/v1/completions", COMPLETE, joins_engine=True),
+    _rule("POST", "/v1/xray", COMPLETE, joins_engine=True),
     _rule("POST", "/tokenize", COMPLETE),
     _rule("POST", "/detokenize", COMPLETE),
     _rule("GET", "/tokenizer_info", COMPLETE),
@@ -67,7 +68,11 @@ TABLE: tuple[Rule, ...] = (
     _rule("GET", "/v1/fine_tuning/jobs/{job_id}/events", TUNE),
     _rule("GET", "/v1/fine_tuning/jobs/{job_id}/checkpoints", TUNE),
     _rule("POST", "/v1/fine_tuning/jobs/{job_id}/cancel", TUNE),
+    _rule("GET", "/v1/recipes", TUNE),
+    _rule("POST", "/v1/sweeps", TUNE),
     # What a name serves. A webhook has no key: its endpoint asks for MLflow's signature.
+    _rule("GET", "/v1/releases", PROMOTE),
+    _rule("GET", "/v1/releases/{name}/versions/{version}/gate", PROMOTE),
     _rule("POST", "/v1/releases/{name}/promote", PROMOTE),
     _rule("POST", "/v1/releases/{name}/approve", PROMOTE),
     _rule("POST", "/v1/releases/{name}/rollback", PROMOTE),
@@ -76,6 +81,11 @@ TABLE: tuple[Rule, ...] = (
     _rule("POST", "/v1/releases/promotions/{job_id}/cancel", PROMOTE),
     _rule("POST", "/v1/ledger/hint", PROMOTE),
     _rule("POST", "/v1/ledger/webhook", None, bounds_its_body=True),
+    # The console's own files, which hold nothing of this server: what they show, they ask for with the reader's key.
+    _rule("GET", "/", None),
+    _rule("GET", "/console", None),
+    _rule("GET", "/console/", None),
+    _rule("GET", "/console/{file}", None),
     # The guard opens it where a setting says so. BentoML's own pages have no line: they describe nothing of this application,
     # and have a browser load scripts from elsewhere.
     _rule("GET", "/metrics", ADMIN),

@@ -86,6 +86,8 @@ class Settings(BaseModel):
     """auto: the backbone's, and bfloat16 where that is float32 on a device that computes bfloat16 fast."""
     job_recipe: Path | None = None
     """A recipe that fine-tuning jobs begin with: what is protected, the margins, how long a sweep searches."""
+    recipes: Path | None = None
+    """A folder of recipes that sweeps begin with by their names; None: those that come with Graftline."""
     jobs_at_once: int = Field(default=1, ge=1)
     """Fine-tuning jobs that run; more wait. Promotions run one at a time beside them."""
     max_queued_jobs: int = Field(default=100, ge=1)
@@ -178,6 +180,8 @@ class Settings(BaseModel):
             raise _missing("frozen", self.frozen, "a folder that `graftline build` made, with its index.json")
         if self.adapter_directory is not None and not self.adapter_directory.expanduser().is_dir():
             raise _missing("adapter_directory", self.adapter_directory, "a directory")
+        if self.recipes is not None and not self.recipes.expanduser().is_dir():
+            raise _missing("recipes", self.recipes, "a folder")
         if self.job_recipe is not None and not self.job_recipe.expanduser().is_file():
             raise _missing("job_recipe", self.job_recipe, "a file")
 

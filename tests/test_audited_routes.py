@@ -28,6 +28,7 @@ SENT: dict[tuple[str, str], dict[str, Any]] = {
     ("DELETE", "/v1/files/{file_id}"): {},
     ("POST", "/v1/fine_tuning/jobs"): {"json": {"model": "nobody", "training_file": "file-a"}},
     ("POST", "/v1/fine_tuning/jobs/{job_id}/cancel"): {},
+    ("POST", "/v1/sweeps"): {"json": {"recipe": "nowhere"}},
     ("POST", "/v1/releases/{name}/promote"): {"json": {"version": 1}},
     ("POST", "/v1/releases/{name}/approve"): {"json": {"version": 1}},
     ("POST", "/v1/releases/{name}/rollback"): {"json": {"reason": "it lost its reasoning"}},

@@ -76,9 +76,12 @@ def test_a_bento_serves_its_backbone_and_its_release_without_a_registry(
             client.completions.create(model=model, prompt="Start with 12.", max_tokens=8, temperature=0)
             for model in ("law", backbone_directory.name)
         ]
+        told = {"model": "law", "messages": [{"role": "user", "content": "Start with 12."}], "reply": "12 + 5\nAnswer: 17"}
+        xray = httpx.post(f"{server.openai_url}/xray", json=told, timeout=60).json()
+        page = httpx.get(server.url, follow_redirects=True)
         # From the first key on, what BentoML itself would answer is closed too.
         secret = KeyStore(settings.home).create("reader", ("complete",), Quota()).secret
-        paths = ("/v1/models", "/openapi.json", "/metrics", "/", "/docs.json", "/schema.json", "/docs", "/static_content/x.css")
+        paths = ("/v1/models", "/openapi.json", "/metrics", "/docs.json", "/schema.json", "/docs", "/static_content/x.css")
         heads = ({}, _bearer(secret))
         asked = {path: [httpx.get(f"{server.url}{path}", headers=headers) for headers in heads] for path in paths}
     assert {path: without.status_code for path, (without, _) in asked.items()} == dict.fromkeys(paths, 401)
@@ -87,6 +90,8 @@ def test_a_bento_serves_its_backbone_and_its_release_without_a_registry(
     assert {*statuses.values()} == {404}
     assert [reply.model for reply in replies] == ["law@1", backbone_directory.name]
     assert replies[0].choices[0].text != replies[1].choices[0].text
+    assert xray["model"] == "law@1" and len(xray["steps"]) == 1
+    assert "<title>Graftline console</title>" in page.text, "the page is ours, and not BentoML's"
     assert not (tmp_path / "elsewhere" / "mlflow.db").exists()
 
 

@@ -8,7 +8,8 @@ import pytest
 from toy_engine import Mind, ToyEngine
 
 from adapters.backbone import Backbone
-from evaluation.measures.information_gain import InformationGain, TwoCauses, leaking_step, swaps
+from evaluation.measures.information_gain import InformationGain, TwoCauses, swaps
+from evaluation.staircase import leaking_step
 from evaluation.statistics import paired_change
 from evaluation.task import Example
 from evaluation.tasks import FAMILIES

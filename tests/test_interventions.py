@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from adapters.backbone import Backbone
-from evaluation.measures.interventions import MIDDLE, filler, mistake_in, paraphrases, shuffled, states, swapped
+from evaluation.measures.interventions import MIDDLE, mistake_in, paraphrases, shuffled, swapped
+from evaluation.staircase import filler, states
 from evaluation.task import Example, same_answer
 from evaluation.tasks import FAMILIES, TASKS
 from evaluation.tasks.generated import GeneratedTask, normalise_step

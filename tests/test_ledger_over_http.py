@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+from gated_names import report
 from live_service import Live, live, small
 from mlflow.webhooks.delivery import _generate_hmac_signature
 from running_service import client_of, write
@@ -20,8 +21,10 @@ from stores import store_at
 
 from adapters.backbone import Backbone
 from registry.ledger import Ledger
+from registry.names import ReleaseName
 from registry.release import publish
 from registry.tracking import Tracking
+from registry.verdicts import record_verdict
 from service.webhooks import MAX_KEPT, Deliveries
 
 SECRET = "a secret of the webhook"
@@ -171,6 +174,8 @@ def test_a_rollback_goes_through_the_ledger_and_is_served_at_once(server: Live, 
         ("releases/tax/promote", {"version": 9}, 404, "release_not_found"),
         ("releases/never/promote", {"version": 1}, 404, "release_not_found"),
         ("releases/tax/promote", {"version": 2, "override": True}, 400, "invalid_value"),
+        ("releases/tax/promote", {"version": 2, "expected_head": 0}, 409, "champion_moved"),
+        ("releases/tax/rollback", {"reason": "x", "expected_head": 1}, 409, "champion_moved"),
     ],
 )
 def test_what_the_ledger_would_not_take_is_refused(
@@ -179,6 +184,29 @@ def test_what_the_ledger_would_not_take_is_refused(
     answer = post(server, path, **fields)
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), answer.text
     assert str(server.parts.settings.home) not in answer.text
+
+
+def test_who_saw_the_ledger_as_it_is_may_change_it(server: Live, tracking: Tracking) -> None:
+    promote(tracking, "tax", 2)
+    head = Ledger(tracking, "tax").head().number
+    stale = post(server, "releases/tax/rollback", reason="x", expected_head=head - 1)
+    assert stale.status_code == 409 and "entry" in stale.json()["error"]["message"]
+    assert post(server, "releases/tax/rollback", reason="x", expected_head=head).json()["version"] == 1
+    begun = post(server, "releases/tax/promote", version=2, expected_head=head + 1)
+    assert begun.status_code == 202
+    post(server, f"releases/promotions/{begun.json()['id']}/cancel")
+
+
+def test_what_a_name_could_serve_is_told_with_the_entry_to_build_on(server: Live, tracking: Tracking) -> None:
+    listed = {one["name"]: one for one in httpx.get(f"{server.openai_url}/releases").json()["data"]}
+    ledger = Ledger(tracking, "tax")
+    assert (listed["tax"]["champion"], listed["tax"]["head"]) == (ledger.champion_version(), ledger.head().number)
+    assert [one["version"] for one in listed["tax"]["candidates"]] == [2, 1]
+    never = httpx.get(f"{server.openai_url}/releases/tax/versions/2/gate")
+    assert (never.status_code, never.json()["error"]["code"]) == (404, "not_gated")
+    record_verdict(tracking, ReleaseName("tax", 2), report(2).model_copy(update={"subject": "tax@2"}))
+    told = httpx.get(f"{server.openai_url}/releases/tax/versions/2/gate").json()
+    assert (told["verdict"], told["columns"][0], told["rows"][0][:2]) == ("pass", "test", ["icd10", "pass"])
 
 
 def test_a_promotion_begins_beside_the_service_and_can_be_cancelled(server: Live, tracking: Tracking) -> None:

@@ -42,8 +42,11 @@ def test_the_table_names_nothing_that_is_not_there() -> None:
     assert {rule.path for rule in TABLE} - {route.path for route in ROUTES} == by_bentoml
 
 
-def test_nothing_is_open_but_probes_and_what_asks_for_a_signature() -> None:
-    assert {rule.path for rule in TABLE if rule.scope is None} == {"/livez", "/readyz", "/healthz", "/v1/ledger/webhook"}
+def test_nothing_is_open_but_probes_the_page_itself_and_what_asks_for_a_signature() -> None:
+    page = {"/", "/console", "/console/", "/console/{file}"}
+    opened = {"/livez", "/readyz", "/healthz", "/v1/ledger/webhook"} | page
+    assert {rule.path for rule in TABLE if rule.scope is None} == opened
+    assert {method for rule in TABLE if rule.path in page for method in rule.methods} == {"GET"}
 
 
 def test_what_has_no_line_needs_none() -> None:

@@ -18,8 +18,9 @@ from engine.engine import Engine
 from evaluation.errors import DataError
 from evaluation.measure import Readings
 from evaluation.measures.closed_answer import Belief, Question, at_chance, beliefs
-from evaluation.measures.interventions import Mistake, filler, mistake_in, paraphrases, shuffled, swapped
-from evaluation.measures.traces import Ids, Trace, encoded, joined, written
+from evaluation.measures.interventions import Mistake, mistake_in, paraphrases, shuffled, swapped
+from evaluation.measures.traces import Trace, written
+from evaluation.staircase import Ids, encoded, filler, joined
 from evaluation.task import Example, Task
 
 MOST_NOISE = 0.5  # share of the answers that a paraphrase may change

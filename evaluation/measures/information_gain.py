@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 from adapters.backbone import Backbone
@@ -23,13 +22,10 @@ from engine.engine import Continuation, Engine
 from evaluation.errors import DataError
 from evaluation.measure import Readings
 from evaluation.measures.traces import written
+from evaluation.staircase import INFORMATIVE, Frame, cuts, encoded, gains, leaking_step, level, reading, states
 from evaluation.statistics import PairedChange, paired_change
-from evaluation.task import Example, Task, comparable, question_text, reasoning_prompt
+from evaluation.task import Example, Task, reasoning_prompt
 from evaluation.tasks.generated import GeneratedTask
-
-INFORMATIVE = 0.05  # nats per answer token that a step must add to count as informative
-# Below this an answer is hopeless, and how hopeless says nothing: a broken reader's -17 and -14 would look like a gain.
-FLOOR = -5.0
 
 
 @dataclass(frozen=True)
@@ -72,8 +68,8 @@ class InformationGain:
         rows = [_row(backbone, task, *row) for row in zip(examples, traces, right, wrong, strict=True)]
         most = max(len(steps) for steps in traces)
         for row, staircase in zip(rows, right, strict=True):
-            gains = _gains(staircase)
-            row |= {f"step_{number + 1}": gains[number] if number < len(gains) else math.nan for number in range(most)}
+            gained = gains(staircase)
+            row |= {f"step_{number + 1}": gained[number] if number < len(gained) else math.nan for number in range(most)}
         return Readings.of(
             self,
             task,
@@ -117,20 +113,15 @@ class TwoCauses:
 def staircases(
     engine: Engine, backbone: Backbone, reader: str | None, examples: Sequence[Example], traces: Sequence[Sequence[str]]
 ) -> list[list[float]]:
-    """l_0 .. l_t of every item; a trace goes into the continuation, so that soft thoughts see the question alone."""
-    head = tuple(backbone.encode("Answer:"))
+    """l_0 .. l_t of every item."""
+    frame = Frame.of(backbone)
     asked: list[Continuation] = []
     for example, steps in zip(examples, traces, strict=True):
-        prompt, answer = backbone.chat_ids(reasoning_prompt(example)), backbone.encode(f" {example.answer}")
-        so_far: tuple[int, ...] = ()
-        for step in ("", *steps):
-            so_far = (*so_far, *backbone.encode(f"{step}\n")) if step else so_far
-            before = (*so_far, *head)
-            asked.append(Continuation(prompt, (*before, *answer), scored_from=len(before)))
+        prompt, answer = tuple(backbone.chat_ids(reasoning_prompt(example))), tuple(backbone.encode(f" {example.answer}"))
+        traces_so_far = cuts([encoded(backbone, (step,)) for step in steps])
+        asked.extend(reading(prompt, frame, trace, answer) for trace in traces_so_far)
     found = iter(engine.score(asked, reader))
-    return [
-        [max(FLOOR, sum(tokens) / len(tokens)) for tokens in (next(found) for _ in range(len(steps) + 1))] for steps in traces
-    ]
+    return [[level(next(found)) for _ in range(len(steps) + 1)] for steps in traces]
 
 
 def _gold(task: Task, examples: Sequence[Example]) -> list[tuple[str, ...]]:
@@ -145,7 +136,7 @@ def _gold(task: Task, examples: Sequence[Example]) -> list[tuple[str, ...]]:
 def _row(
     backbone: Backbone, task: Task, example: Example, steps: Sequence[str], right: list[float], wrong: list[float]
 ) -> dict[str, float]:
-    count, leak, gains = len(steps), leaking_step(steps, example), _gains(right)
+    count, leak, gained = len(steps), leaking_step(steps, example), gains(right)
     num_tokens = sum(len(backbone.encode(f"{step}\n")) for step in steps)
     return {
         "l_0": right[0],
@@ -155,30 +146,13 @@ def _row(
         "per_token": (right[-1] - right[0]) / max(1, num_tokens),
         "preleak": right[leak] - right[0],
         "control": wrong[-1] - wrong[0] if count else 0.0,
-        "informative": sum(gain > INFORMATIVE for gain in gains) / max(1, count),
+        "informative": sum(gain > INFORMATIVE for gain in gained) / max(1, count),
         "knowledge_index": task.check(example, "\n".join(steps)).validity
         if isinstance(task, GeneratedTask) and count
         else math.nan,
         "num_steps": float(count),
         "trace_tokens": float(num_tokens),
     }
-
-
-def _gains(staircase: Sequence[float]) -> list[float]:
-    return [after - before for before, after in pairwise(staircase)]
-
-
-def leaking_step(steps: Sequence[str], example: Example) -> int:
-    """How many steps come before the one that states the answer; all of them if none does.
-
-    It is the first step that contains the answer. Where the question or its options name the answer already, to name it gives
-    nothing away (a step of box swaps lists every box): then it is the last step.
-    """
-    if not _states(steps, example.answer):
-        return len(steps)
-    if _states([question_text(example)], example.answer):
-        return len(steps) - 1
-    return next(index for index, step in enumerate(steps) if _states([step], example.answer))
 
 
 def swaps(traces: Sequence[Sequence[str]], answers: Sequence[str]) -> list[int]:
@@ -189,10 +163,6 @@ def swaps(traces: Sequence[Sequence[str]], answers: Sequence[str]) -> list[int]:
             (other for other in range(len(traces)) if other != index),
             key=lambda other: (abs(len(traces[other]) - len(trace)), (other - index) % len(traces)),
         )
-        strange = [other for other in others if not _states(traces[other], answer)]
+        strange = [other for other in others if not states(traces[other], answer)]
         partners.append((strange or others)[0])
     return partners
-
-
-def _states(texts: Sequence[str], answer: str) -> bool:
-    return any(f" {comparable(answer)} " in f" {comparable(text)} " for text in texts)

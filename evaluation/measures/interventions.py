@@ -10,9 +10,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from adapters.backbone import Backbone
 from evaluation.measures.traces import Trace
-from evaluation.task import Example, Task, comparable, same_answer
+from evaluation.staircase import states
+from evaluation.task import Example, Task, same_answer
 from evaluation.tasks.generated import GeneratedTask, normalise_step
 
 # How much of the trace stands once the mistake does: earlier there is little to contradict, later nothing is left to compute.
@@ -60,12 +60,6 @@ def mistake_in(task: Task, example: Example) -> Mistake | None:
     return random.Random(f"mistake/{example.id}").choice(found) if found else None
 
 
-def filler(backbone: Backbone, count: int) -> tuple[int, ...]:
-    """`count` tokens that say nothing and end as a step does; `count` is at least 1."""
-    dots, end = backbone.encode(" ..."), backbone.encode("\n")
-    return (*(dots * count)[: max(0, count - len(end))], *end)[-count:]
-
-
 def shuffled(trace: Trace, key: str) -> Trace | None:
     """The steps in another order; None when there is no other."""
     if len(set(trace)) < 2:
@@ -89,11 +83,6 @@ def swapped(traces: Sequence[Trace], lengths: Sequence[int], examples: Sequence[
         )
         found.append(next((traces[other] for other in others if not states(traces[other], example.answer)), None))
     return found
-
-
-def states(trace: Trace, answer: str) -> bool:
-    """Whether a step contains the answer as words or numbers of its own."""
-    return any(f" {comparable(answer)} " in f" {comparable(step)} " for step in trace)
 
 
 def paraphrases(trace: Trace) -> tuple[Trace, ...]:

@@ -24,7 +24,8 @@ from evaluation.errors import DataError
 from evaluation.measure import Readings
 from evaluation.measures.closed_answer import Belief, Question, at_chance, beliefs
 from evaluation.measures.faithfulness import MOST_NOISE
-from evaluation.measures.traces import Ids, encoded, written
+from evaluation.measures.traces import written
+from evaluation.staircase import Ids, encoded
 from evaluation.statistics import paired_change
 from evaluation.task import Example, Task
 

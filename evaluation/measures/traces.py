@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 
 from adapters.backbone import Backbone
 from engine.engine import Engine, GenerationRequest
 from evaluation.measures.generation import MAX_NEW_TOKENS
+from evaluation.staircase import Ids
 from evaluation.task import Example, reasoning_prompt, trace_of
 
 Trace = tuple[str, ...]
-Ids = tuple[int, ...]
 
 
 def written(
@@ -34,11 +33,3 @@ def written(
         for example, start in zip(examples, starts, strict=True)
     ]
     return [trace_of(completion.text).steps for completion in engine.complete(asked)]
-
-
-def encoded(backbone: Backbone, trace: Trace) -> Ids:
-    return joined([tuple(backbone.encode(f"{step}\n")) for step in trace])
-
-
-def joined(steps: Sequence[Ids]) -> Ids:
-    return tuple(chain.from_iterable(steps))

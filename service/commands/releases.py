@@ -132,8 +132,9 @@ def gate_and_promote(
     home: Path | None,
     tracking_uri: str | None,
     console: Console,
+    expected_head: int | None = None,
 ) -> Promotion:
-    """The gate's report, and whether the ledger took the release."""
+    """The gate's report, and whether the ledger took the release; ChampionMoved where its head is not the expected entry."""
     checked_seconds(time_budget_s)
     place = home_directory(home)
     tracking = Tracking.at(place, tracking_uri).existing()
@@ -141,6 +142,7 @@ def gate_and_promote(
     refuse_early(tracking, named, override, reason)
     ledger = Ledger(tracking, named.name)
     head = ledger.head()
+    ledger.refuse_moved(expected_head, head)
     release, report = gated(tracking, named, reason, time_budget_s, gate_file, place, console)
     return take(ledger, release.version, report, head, override=override, reason=reason)
 

@@ -116,7 +116,7 @@ def recipe_of(asked: JobRequest, name: str, backbone: str, task: Path, rows: int
     if strange := sorted(asked.recipe.keys() - set(OF_A_JOB)):
         message = f"A job's recipe says {', '.join(OF_A_JOB)}, but got {shortened(strange[0])}. Leave it out."
         raise ApiError(400, message, "invalid_value", "recipe")
-    _refuse_paths(asked.recipe)
+    refuse_paths(asked.recipe)
     tree = _merged({} if template is None else tomllib.loads(template.read_text(encoding="utf-8")), asked.recipe)
     tree |= {"name": name, "backbone": backbone, "domain": str(task)}
     try:
@@ -161,18 +161,18 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return {**base, **over, **both}
 
 
-def _refuse_paths(value: object, key: str = "") -> None:
+def refuse_paths(value: object, param: str = "recipe", key: str = "") -> None:
     """No text of a request names a file of the server; earlier releases are named models:/NAME@champion."""
     if isinstance(value, Mapping):
         for name, one in value.items():
-            _refuse_paths(one, name)
+            refuse_paths(one, param, name)
     elif isinstance(value, list | tuple):
         for one in value:
-            _refuse_paths(one, key)
+            refuse_paths(one, param, key)
     elif isinstance(value, str) and not value.startswith("models:/"):
         if key in ("warm_start", "orthogonal_to") or value.endswith(".toml") or "/" in value or "\\" in value:
             message = (
                 f"A job's recipe names no files, but got {shortened(value)}. Upload data, and name releases as "
                 "models:/NAME@champion."
             )
-            raise ApiError(400, message, "invalid_value", "recipe")
+            raise ApiError(400, message, "invalid_value", param)

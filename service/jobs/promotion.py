@@ -15,7 +15,7 @@ from service.settings import Settings
 
 def promotion(job: Job, settings: Settings, tell: Telling) -> dict[str, JsonValue]:
     asked = job.request
-    budget = asked.get("time_budget_s")
+    budget, seen = asked.get("time_budget_s"), asked.get("expected_head")
     done = gate_and_promote(
         str(asked["release"]),
         str(asked["reason"]),
@@ -25,6 +25,7 @@ def promotion(job: Job, settings: Settings, tell: Telling) -> dict[str, JsonValu
         home=settings.home.absolute(),
         tracking_uri=settings.tracking_uri,
         console=Console(file=Lines(tell), markup=False, width=140),
+        expected_head=seen if isinstance(seen, int) else None,
     )
     sentence = done.report.sentence if done.waiting is None else f"{done.report.sentence} {done.waiting}"
     tell(sentence)

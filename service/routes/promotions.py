@@ -38,6 +38,8 @@ class PromoteRequest(JsonFields):
     version: int = Field(ge=1)
     reason: str = Field(default="", max_length=2000)
     time_budget_s: float | None = Field(default=None, gt=0, le=86400)
+    expected_head: int | None = Field(default=None, ge=0)
+    """The ledger's last entry as the caller saw it, 0 for none: 409 where there is a later one, before the gate and after it."""
 
 
 class ApproveRequest(JsonFields):
@@ -52,6 +54,7 @@ class RollbackRequest(JsonFields):
 
     reason: str = Field(min_length=1, max_length=2000)
     to: int | None = Field(default=None, ge=1)
+    expected_head: int | None = Field(default=None, ge=0)
 
 
 @router.post("/v1/releases/{name}/promote", status_code=202)
@@ -62,10 +65,15 @@ async def promote(parts: PartsHere, request: Request, name: str, body: PromoteRe
 
         def resolved() -> str:
             refuse_backbone_name(name, parts.models.backbone_id)
-            return str(resolve(_tracking(parts), f"{name}@{body.version}"))
+            tracking = tracking_of(parts)
+            found = str(resolve(tracking, f"{name}@{body.version}"))
+            ledger = Ledger(tracking, checked_name(name))
+            ledger.refuse_moved(body.expected_head, ledger.head())
+            return found
 
-        release = await asyncio.to_thread(_of_registry, resolved)
+        release = await asyncio.to_thread(of_registry, resolved)
         asked: dict[str, JsonValue] = {"release": release, "reason": body.reason, "time_budget_s": body.time_budget_s}
+        asked["expected_head"] = body.expected_head
         try:
             job = await asyncio.to_thread(jobs.submit, "promotion", asked, caller_of(request).name)
         except TooManyJobs as error:
@@ -103,11 +111,12 @@ async def rollback(parts: PartsHere, request: Request, name: str, body: Rollback
         actor = caller_of(request).name
 
         def done() -> tuple[int, int]:
-            recorded = Ledger(_tracking(parts), checked_name(name)).rollback(body.reason, body.to, actor=actor)
+            ledger = Ledger(tracking_of(parts), checked_name(name))
+            recorded = ledger.rollback(body.reason, body.to, actor=actor, expected_head=body.expected_head)
             assert recorded.entry is not None
             return recorded.number, recorded.entry.adapter_version
 
-        number, version = await asyncio.to_thread(_of_registry, done)
+        number, version = await asyncio.to_thread(of_registry, done)
         act.detail |= {"entry": number, "version": version}
     parts.models.look_soon()
     return JSONResponse({"object": "release.rollback", "name": name, "version": version, "entry": number, "by": actor})
@@ -121,11 +130,11 @@ async def approve(parts: PartsHere, request: Request, name: str, body: ApproveRe
         actor = caller_of(request).name
 
         def done() -> tuple[int, str | None]:
-            recorded = Ledger(_tracking(parts), checked_name(name)).approve(body.version, reason=body.reason, actor=actor)
+            recorded = Ledger(tracking_of(parts), checked_name(name)).approve(body.version, reason=body.reason, actor=actor)
             assert recorded.entry is not None
             return recorded.number, recorded.entry.proposed_by
 
-        number, proposer = await asyncio.to_thread(_of_registry, done)
+        number, proposer = await asyncio.to_thread(of_registry, done)
         act.detail |= {"entry": number, "version": body.version, "proposed_by": proposer}
     parts.models.look_soon()
     told = {"version": body.version, "entry": number, "proposed_by": proposer, "by": actor}
@@ -139,11 +148,11 @@ async def _promotion(parts: Parts, job_id: str) -> Job:
     return job
 
 
-def _tracking(parts: Parts) -> Tracking:
+def tracking_of(parts: Parts) -> Tracking:
     return Tracking.at(home_directory(parts.settings.home), parts.settings.tracking_uri).existing()
 
 
-def _of_registry(work: Callable[[], T]) -> T:
+def of_registry(work: Callable[[], T]) -> T:
     """What the registry says, as an answer. Its sentences name commands and names, and no files."""
     try:
         return work()
