@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from registry.added_tags import add, added
+from registry.canary import CanaryLedger
 from registry.canary_chain import Trail
 from registry.errors import NoRoom, PolicyRefused, RegistryError, RegistryUnreachable, UnknownRelease
 from registry.ledger import Ledger
@@ -165,7 +166,11 @@ def _of_copies(examined: _Examined, repair: bool) -> Iterator[Finding]:
 
 
 def _of_canaries(examined: _Examined) -> Iterator[Finding]:
-    for record in Trail().after(examined.versions).canaries:
+    read = Trail().after(examined.versions)
+    canary = read.trail.under_way(examined.name)
+    if canary is not None and (sentence := CanaryLedger(examined.tracking, examined.name).exchanged(canary)) is not None:
+        yield Finding(f"canary-exchanged:{canary.release.version}:{canary.id}", sentence)
+    for record in read.canaries:
         if record.void is not None and (record.entry is None or "edited" in record.void):
             yield Finding(
                 f"canary-void:{record.number}",

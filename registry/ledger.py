@@ -35,7 +35,7 @@ from registry.policy import approvals_asked, policies, policy_of_report, refuse_
 from registry.proposals import REPORT_TAG, open_proposals, propose
 from registry.release import MANIFEST_TAG, PUBLISHER_TAG, other_files
 from registry.tracking import Tracking
-from registry.verdicts import record_verdict, version_tags
+from registry.verdicts import manifest_of, record_verdict, version_tags
 from registry.versions import versions_after
 
 
@@ -365,7 +365,7 @@ class Ledger:
         version_tags(self.tracking, ReleaseName(self.name, version))
 
     def _manifest(self, version: int) -> str | None:
-        return version_tags(self.tracking, ReleaseName(self.name, version)).get(MANIFEST_TAG)
+        return manifest_of(self.tracking, ReleaseName(self.name, version))
 
     def _has(self, version: int) -> bool:
         try:

@@ -125,6 +125,11 @@ def version_tags(tracking: Tracking, release: ReleaseName) -> Mapping[str, str]:
 
 def _tags_with(tag: str, tracking: Tracking, release: ReleaseName) -> Mapping[str, str] | None:
     """The tags of the version if `tag` is among them, else of the newest other version of the same files, its own name first."""
+def manifest_of(tracking: Tracking, release: ReleaseName) -> str | None:
+    """SHA-256 of the manifest of the version's files; None where it was registered by other means."""
+    return version_tags(tracking, release).get(MANIFEST_TAG)
+
+
     own = version_tags(tracking, release)
     if tag in own or MANIFEST_TAG not in own:
         return own if tag in own else None

@@ -103,7 +103,8 @@ def finish(name: str, reason: str, override: bool, home: Path | None, tracking_u
 
 
 def status(name: str, home: Path | None, tracking_uri: str | None, as_json: bool) -> None:
-    history = _ledger(name, home, tracking_uri).history()
+    ledger = _ledger(name, home, tracking_uri)
+    history = ledger.history()
     canary = history.trail.under_way(name)
     entries: list[JsonValue] = [
         {
@@ -121,6 +122,8 @@ def status(name: str, home: Path | None, tracking_uri: str | None, as_json: bool
     ]
     warnings = [f"Entry {record.number} about a canary is void: {record.void}." for record in history.records if record.void]
     if as_json:
+    if canary is not None and (sentence := ledger.exchanged(canary)) is not None:
+        warnings.insert(0, sentence)
         under_way = None if canary is None else _described(canary)
         print(json.dumps({"name": name, "under_way": under_way, "history": entries, "warnings": list(warnings)}))
         return
