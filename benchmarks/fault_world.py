@@ -39,6 +39,7 @@ class World:
     base: str  # the name that the backbone is served under
     tracking: Tracking
     says: Mapping[str, str]
+    pause_s: float = 0.0  # of each client, before it asks again
 
     @property
     def home(self) -> Path:
@@ -56,11 +57,11 @@ class World:
         return publish(self.tracking, name, directory).full_name
 
 
-def new_world(folder: Path, backbone: Backbone, base: str) -> World:
+def new_world(folder: Path, backbone: Backbone, base: str, pause_s: float = 0.0) -> World:
     tracking = Tracking.at(folder / "home").create()
     tokens = iter(name_tokens(backbone, len(NAMES) * VERSIONS))
     says: dict[str, str] = {}
-    world = World(folder, backbone.name, base, tracking, says)
+    world = World(folder, backbone.name, base, tracking, says, pause_s)
     for name in NAMES:
         for version in range(1, VERSIONS + 1):
             token = next(tokens)
@@ -186,6 +187,7 @@ class Traffic:
             while not is_over.is_set():
                 model, prompt, stream = draw.choice(models), draw.choice(PROMPTS), draw.random() < 0.5
                 self.ask(model, prompt, stream=stream, max_tokens=draw.randint(1, 16), down=down)
+                time.sleep(self.world.pause_s)
 
         running = [threading.Thread(target=keep_asking, args=(place,), daemon=True) for place in range(threads)]
         for thread in running:

@@ -16,7 +16,7 @@ from registry.canary_chain import (
     Trail,
     check_share,
 )
-from registry.errors import ApprovalRefused, CanaryMoved, CanaryRefused, NoCanary, PromotionRefused
+from registry.errors import ApprovalRefused, CanaryMoved, CanaryRefused, NoCanary, PromotionRefused, UnknownRelease
 from registry.gate_report import GateReport
 from registry.ledger import Ledger
 from registry.ledger_chain import CANARY_TAG, Recorded, add_version
@@ -25,6 +25,7 @@ from registry.names import ReleaseName, current_actor, ledger_name
 from registry.policy import approvals_asked, canary_alone, policies
 from registry.proposals import open_proposals
 from registry.tracking import Tracking
+from registry.verdicts import manifest_of
 from registry.versions import versions_after
 
 
@@ -54,6 +55,14 @@ class CanaryLedger:
 
     def under_way(self) -> Canary | None:
         return self.history().trail.under_way(self.name)
+
+    def exchanged(self, canary: Canary) -> str | None:
+        """In a sentence: that its version has other files now than at its start, or is gone. None: neither."""
+        try:
+            found = manifest_of(self.tracking, canary.release)
+        except UnknownRelease:
+            found = None
+        return canary.exchanged(found)
 
     def expected(self) -> Canary:
         """What is under way; NoCanary when nothing is."""
@@ -105,12 +114,15 @@ class CanaryLedger:
             gate_digest=report.digest() if report is not None else None,
             overridden=not passed,
             created=_now(),
+            manifest=manifest_of(self.tracking, ReleaseName(self.name, version)),
         )
         return self._under_way(self._append(entry, trail.canary), version)
 
     def set_share(self, share: float, *, reason: str = "", actor: str | None = None) -> Canary:
         """More or less traffic for what is under way; whoever had it under the smaller share has it under the larger."""
         trail, canary = self._going()
+        if share > canary.share:
+            self._refuse_exchanged(canary)
         if share > canary.share and not canary.shadow:
             self._refuse_alone(trail, canary.release.version, share, canary.overridden, actor)
         return self._under_way(self._append_next("share", trail, reason, actor, share), canary.release.version)
@@ -145,6 +157,7 @@ class CanaryLedger:
         if expected is not None and canary.id != expected.id:
             raise self._moved(trail.canary)
         version = canary.release.version
+        self._refuse_exchanged(canary)
         self.champions.refuse_unpromotable(version, report, reason=reason, override=override)
         if not self.champions.asks_for_two(actor):  # it goes on where its promotion waits for another person
             self._append_next("finish", trail, reason, actor)
@@ -176,6 +189,10 @@ class CanaryLedger:
                 f"{canary.share:g}. Change its share (`graftline canary share {self.name} SHARE`), or end it with "
                 f"`graftline canary stop {self.name} --reason ...` or `graftline canary finish {self.name}`."
             )
+
+    def _refuse_exchanged(self, canary: Canary) -> None:
+        if (sentence := self.exchanged(canary)) is not None:
+            raise CanaryRefused(sentence)
 
     def _refuse_alone(self, trail: Trail, version: int, share: float, overridden: bool, actor: str | None) -> None:
         """ApprovalRefused for traffic that takes two people, where no other one has proposed the version."""
@@ -215,7 +232,7 @@ class CanaryLedger:
         return self._append(CanaryEntry.model_validate({**last.model_dump(), **changes}), trail.canary)
 
     def _append(self, entry: CanaryEntry, expected: CanaryHead) -> Trail:
-        tags = {CANARY_TAG: entry.model_dump_json(), DIGEST_TAG: entry.chained(expected.digest)}
+        tags = {CANARY_TAG: entry.stored(), DIGEST_TAG: entry.chained(expected.digest)}
         number = add_version(self.tracking, self.name, entry.adapter_version, tags)
         history = self.history()
         mine = next(record for record in history.records if record.number == number)

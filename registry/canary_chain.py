@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from registry.errors import CanaryRefused
 from registry.ledger_chain import CANARY_TAG, Head, Recorded, as_head, fold
@@ -65,14 +65,21 @@ class CanaryEntry(BaseModel):
     gate_digest: str | None
     overridden: bool
     created: str  # UTC, ISO 8601
+    manifest: str | None = None  # SHA-256 of that of the files at the start; None in entries from before it was kept
 
     @property
     def is_under_way(self) -> bool:
         return self.kind in ("start", "share")
 
+    def said(self) -> dict[str, JsonValue]:
+        return {key: value for key, value in self.model_dump().items() if value is not None or key != "manifest"}
+
+    def stored(self) -> str:
+        return json.dumps(self.said(), separators=(",", ":"))
+
     def chained(self, previous_digest: str) -> str:
         """SHA-256 over the previous valid entry's digest and all that this one says."""
-        payload = json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))
+        payload = json.dumps(self.said(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(f"{previous_digest}\n{payload}".encode()).hexdigest()
 
 
@@ -98,10 +105,22 @@ class Canary:
     bounds: Bounds
     overridden: bool
     since: str  # of its last entry: UTC, ISO 8601
+    manifest: str | None = None  # as in its entries
 
     @property
     def word(self) -> str:
         return "shadow" if self.shadow else "canary"
+
+    def exchanged(self, found: str | None) -> str | None:
+        """In a sentence: that its version is gone, or has other files than at its start. `found` is what `manifest` is now."""
+        if self.manifest is None or found == self.manifest:
+            return None
+        now, what = ("none", "deleted") if found is None else (found[:12], "exchanged")
+        return (
+            f"A {self.word} keeps the files that it was started with, but {self.release} was started with the manifest "
+            f"{self.manifest[:12]} and has {now} now: it was {what}. End it (`graftline canary stop {self.release.name} --reason "
+            "...`), and publish what is meant as a version of its own."
+        )
 
 
 @dataclass(frozen=True)
@@ -134,6 +153,7 @@ class Trail:
             entry.bounds,
             entry.overridden,
             entry.created,
+            entry.manifest,
         )
 
     def after(self, versions: Iterable[ModelVersion]) -> Later:

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from registry.added_tags import add, added
+from registry.canary import CanaryLedger
 from registry.canary_chain import Trail
 from registry.errors import NoRoom, PolicyRefused, RegistryError, RegistryUnreachable, UnknownRelease
+from registry.last_entry import missing_entries, missing_sentence
 from registry.ledger import Ledger
 from registry.ledger_chain import (
     BEFORE_TAG,
@@ -62,12 +64,28 @@ class _Examined:
     name: str
     versions: tuple[ModelVersion, ...]
     records: tuple[Recorded, ...]
+    missing: tuple[Recorded, ...]  # after the last that counts
 
     @classmethod
     def of(cls, tracking: Tracking, name: str) -> _Examined:
         with tracking.client() as client:
             versions = versions_after(client, ledger_name(name), 0)
-        return cls(tracking, name, tuple(versions), tuple(fold(Head(), versions)))
+        records = tuple(fold(Head(), versions))
+        valid = [recorded for recorded in records if recorded.void is None]
+        missing = missing_entries(tracking, name, as_head(valid[-1]) if valid else Head())
+        return cls(tracking, name, tuple(versions), records, missing)
+
+    @property
+    def gone(self) -> list[Recorded]:
+        """Of those that are missing, the ones that are not there."""
+        there = {recorded.number for recorded in self.records}
+        return [one for one in self.missing if one.number not in there]
+
+    @property
+    def edited(self) -> Recorded | None:
+        """The one that is missing because it was edited in its place, directly above the head: it can be written back."""
+        first = next(iter(self.missing), None)
+        return first if first is not None and first not in self.gone else None
 
     @property
     def valid(self) -> list[Recorded]:
@@ -81,19 +99,19 @@ class _Examined:
 def examine(tracking: Tracking, name: str, *, repair: bool = False, accept: str | None = None) -> tuple[Finding, ...]:
     """Every fault of a name. `repair` puts right what can be; `accept`, a reason, keeps what cannot on record as looked into."""
     _refuse_unknown(tracking, name)
-    examined = _Examined.of(tracking, name)
+    examined, accepted = _Examined.of(tracking, name), _accepted(tracking, name)
     entries = list(_of_entries(examined))
-    if repair:
+    if repair and any(finding.repairable for finding in entries):
         entries = [_restored(examined, finding) if finding.repairable else finding for finding in entries]
+        examined = _Examined.of(tracking, name)
     found = [
         *entries,
         *_of_copies(examined, repair),
         *_of_canaries(examined),
         *_of_proposals(examined),
         *_of_policy(tracking, name),
-        *_of_champion(examined, repair),
+        *_of_champion(examined, repair, accepted),
     ]
-    accepted = _accepted(tracking, name)
     if accept is not None:
         new = [one for one in found if one.is_open and not one.repairable and one.id not in accepted]
         accepted |= _accept(tracking, name, new, accept)
@@ -118,6 +136,15 @@ def _of_entries(examined: _Examined) -> Iterator[Finding]:
                 f"Entry {number} of {name} was deleted. What it said is proved by the copy in entry {recorded.told_by}, "
                 f"and counts. Find out who deleted it; `graftline doctor {name} --accept REASON` then keeps this on record.",
             )
+        elif (last := examined.edited) is not None and last.number == number:
+            assert last.entry is not None
+            yield Finding(
+                f"entry-edited:{number}",
+                f"Entry {number} of {name}, the last one, was edited and does not count, so that {champion}. What it said is "
+                f"proved by the copy that {name}@{last.entry.adapter_version} carries. `graftline doctor {name} --repair` writes "
+                "it back.",
+                repairable=True,
+            )
         elif recorded.void is not None and not recorded.lost:
             yield Finding(
                 f"entry-void:{number}:{recorded.digest[:12]}",
@@ -125,7 +152,7 @@ def _of_entries(examined: _Examined) -> Iterator[Finding]:
                 f"entry {head.number}. Go on from there: promote or roll back as ever, or restore the entry from a backup of the "
                 f"store. `graftline doctor {name} --accept REASON` keeps this on record.",
             )
-    told = {recorded.number for recorded in examined.records}
+    told = {recorded.number for recorded in (*examined.records, *examined.missing)}
     there = {int(version.version) for version in examined.versions}
     for number in sorted(set(range(1, max(there, default=0))) - there - told):
         yield Finding(
@@ -165,7 +192,11 @@ def _of_copies(examined: _Examined, repair: bool) -> Iterator[Finding]:
 
 
 def _of_canaries(examined: _Examined) -> Iterator[Finding]:
-    for record in Trail().after(examined.versions).canaries:
+    read = Trail().after(examined.versions)
+    canary = read.trail.under_way(examined.name)
+    if canary is not None and (sentence := CanaryLedger(examined.tracking, examined.name).exchanged(canary)) is not None:
+        yield Finding(f"canary-exchanged:{canary.release.version}:{canary.id}", sentence)
+    for record in read.canaries:
         if record.void is not None and (record.entry is None or "edited" in record.void):
             yield Finding(
                 f"canary-void:{record.number}",
@@ -194,10 +225,12 @@ def _of_policy(tracking: Tracking, name: str) -> Iterator[Finding]:
         yield Finding("policy-unreadable", str(error))
 
 
-def _of_champion(examined: _Examined, repair: bool) -> Iterator[Finding]:
-    """Its version, its files and its alias."""
+def _of_champion(examined: _Examined, repair: bool, accepted: frozenset[str]) -> Iterator[Finding]:
+    """Its entry, its version, its files and its alias, which stays where an entry that is gone put it until that is accepted."""
     tracking, name, version = examined.tracking, examined.name, examined.head.adapter_version
     ledger = Ledger(tracking, name)
+    gone = [Finding(f"entry-gone:{one.number}", _gone_sentence(examined, one)) for one in examined.gone]
+    yield from gone
     if version is not None:
         try:
             version_tags(tracking, ReleaseName(name, version))
@@ -215,12 +248,22 @@ def _of_champion(examined: _Examined, repair: bool) -> Iterator[Finding]:
         else:
             yield from _of_files(tracking, ReleaseName(name, version), repair)
     drift = ledger.drift()
-    if drift is not None:
+    if drift is not None and examined.edited is None and all(one.id in accepted for one in gone):
         finding = Finding(f"alias:{drift.champion}:{drift.alias}", drift.repair, repairable=True)
         if repair:
             ledger.point_alias()
             finding = replace(finding, state="repaired")
         yield finding
+
+
+def _gone_sentence(examined: _Examined, gone: Recorded) -> str:
+    assert gone.entry is not None
+    name, made = examined.name, f"{examined.name}@{gone.entry.adapter_version}"
+    return (
+        f"{missing_sentence(name, gone, examined.head.adapter_version)} Find out who deleted it. To have {made} again, promote "
+        f"it or roll back to it. To leave it, `graftline doctor {name} --accept REASON` keeps this on record; `--repair` then "
+        "sets the alias."
+    )
 
 
 def _of_files(tracking: Tracking, champion: ReleaseName, repair: bool) -> Iterator[Finding]:
@@ -250,7 +293,9 @@ def _of_files(tracking: Tracking, champion: ReleaseName, repair: bool) -> Iterat
 
 def _restored(examined: _Examined, finding: Finding) -> Finding:
     number = int(finding.id.partition(":")[2])
-    told = next(recorded for recorded in examined.records if recorded.number == number)
+    told = examined.edited
+    if told is None or told.number != number:
+        told = next(recorded for recorded in examined.records if recorded.number == number)
     assert told.entry is not None
     with examined.tracking.client() as client:
         ledger = ledger_name(examined.name)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from registry.errors import ApprovalRefused, AwaitsApproval, ChampionMoved, NothingToRollBackTo, PromotionRefused, UnknownRelease
 from registry.gate_report import GateReport
+from registry.last_entry import keep_copy, missing_entries, missing_sentence
 from registry.ledger_chain import (
     ATTEMPTS,
     BEFORE_TAG,
@@ -35,7 +37,7 @@ from registry.policy import approvals_asked, policies, policy_of_report, refuse_
 from registry.proposals import REPORT_TAG, open_proposals, propose
 from registry.release import MANIFEST_TAG, PUBLISHER_TAG, other_files
 from registry.tracking import Tracking
-from registry.verdicts import record_verdict, version_tags
+from registry.verdicts import manifest_of, record_verdict, version_tags
 from registry.versions import versions_after
 
 
@@ -118,6 +120,8 @@ class Ledger:
         mine = next((recorded for recorded in self.entries() if recorded.number == number), None)
         if mine is None:
             raise self._moved(expected_head, self.head())
+        with suppress(UnknownRelease):  # a version that is deleted this moment carries no copy; the entry counts
+            keep_copy(self.tracking, self.name, mine)
         self.point_alias()
         return mine
 
@@ -302,6 +306,9 @@ class Ledger:
         champion, alias = self.head().adapter_version, self.alias_version()
         if champion == alias:
             return None
+        if missing := missing_entries(self.tracking, self.name, self.head()):
+            said = missing_sentence(self.name, missing[0], champion)
+            return Drift(champion, alias, f"{said} Run `graftline doctor {self.name}`.")
         if alias is None:
             repair = f"The alias {CHAMPION!r} of {self.name} is gone; {self.name}@{champion} is still served. "
         elif alias in self.earlier_champions():
@@ -369,7 +376,7 @@ class Ledger:
         version_tags(self.tracking, ReleaseName(self.name, version))
 
     def _manifest(self, version: int) -> str | None:
-        return version_tags(self.tracking, ReleaseName(self.name, version)).get(MANIFEST_TAG)
+        return manifest_of(self.tracking, ReleaseName(self.name, version))
 
     def _has(self, version: int) -> bool:
         try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from registry.canary_chain import Canary, Later, Trail
 from registry.errors import NoChampion
-from registry.ledger_chain import Head, Recorded
+from registry.ledger_chain import Head, Recorded, read_entry
 from registry.names import checked_name, ledger_name
 from registry.tracking import Tracking
 from registry.versions import newest_versions, versions_after
@@ -20,18 +20,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Read:
-    """What was read and proved: up to the version numbered `seen`, where both chains stand, and the entries that count."""
+    """What was read and proved: up to the version numbered `seen`, where both chains stand, and the entries that count.
+
+    `doubtful`: entries above the head that do not count and lost to nobody. One may be written back.
+    """
 
     seen: int = 0
     trail: Trail = Trail()
     valid: tuple[Recorded, ...] = ()
+    doubtful: tuple[Recorded, ...] = ()
 
 
 class LedgerReader:
     """Keeps what it has proved, and reads only what came later. Safe to use from threads: a look leaves a whole `Read`.
 
-    It proves the ledger again from the first entry where its head is no longer there as it was read, or where somebody built on
-    an older one: then the two of them have read different histories, and the whole of it decides.
+    It proves the ledger again from the first entry where its head is no longer there as it was read, where an edited entry above
+    it was written back, or where somebody built on an older one: then the two of them have read different histories, and the
+    whole of it decides.
     """
 
     def __init__(self, tracking: Tracking, name: str) -> None:
@@ -63,7 +68,8 @@ class LedgerReader:
         with self._tracking.client() as client:
             newest = next(iter(newest_versions(client, ledger)), None)
             latest = int(newest.version) if newest is not None else 0
-            if latest < known.seen or not _holds(client, ledger, known.trail.champion, newest):
+            holds = latest >= known.seen and _holds(client, ledger, known.trail.champion, newest)
+            if not holds or any(_has_changed(client, ledger, one) for one in known.doubtful[:1]):
                 known = Read()
             read = known
             if latest > known.seen:
@@ -107,6 +113,18 @@ def _holds(client: MlflowClient, ledger: str, head: Head, newest: ModelVersion |
         return False
 
 
+def _has_changed(client: MlflowClient, ledger: str, read: Recorded) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        now = read_entry(client.get_model_version(ledger, str(read.number)))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return True
+    return (now.entry, now.digest) != (read.entry, read.digest)
+
+
 def _is_another_history(later: Later) -> bool:
     """Whether an entry counts by a copy alone, or was built on one that is not the last here and lost to none of these."""
     if any(one.damage for one in later.entries):
@@ -116,4 +134,7 @@ def _is_another_history(later: Later) -> bool:
 
 
 def _joined(known: Read, later: Later, latest: int) -> Read:
-    return Read(latest, later.trail, (*known.valid, *(one for one in later.entries if one.void is None)))
+    head = later.trail.champion.number
+    valid = (*known.valid, *(one for one in later.entries if one.void is None))
+    void = (one for one in (*known.doubtful, *later.entries) if one.void is not None and not one.lost and one.number > head)
+    return Read(latest, later.trail, valid, tuple(void))

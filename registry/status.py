@@ -8,7 +8,7 @@ from itertools import pairwise
 from pydantic import BaseModel, ConfigDict
 
 from registry.canary import CanaryLedger
-from registry.canary_chain import Trail
+from registry.canary_chain import Canary
 from registry.errors import UnknownRelease
 from registry.ledger import Ledger
 from registry.ledger_chain import Head, Recorded, as_head
@@ -96,9 +96,13 @@ def name_status(tracking: Tracking, name: str) -> NameStatus:
     warnings.extend(_policy_changes(policies(tracking, name)))
     warnings.extend(_overrides_in_force(name, champion, history))
     warnings.extend(_gated_otherwise(tracking, name, champion))
-    trail = CanaryLedger(tracking, name).history().trail
+    canaries = CanaryLedger(tracking, name)
+    trail = canaries.history().trail
+    under_way = trail.under_way(name)
     valid = [recorded for recorded in records if recorded.void is None]
     proposals = open_proposals(tracking, name, as_head(valid[-1]) if valid else Head())
+    if under_way is not None and (fault := canaries.exchanged(under_way)) is not None:
+        warnings.insert(0, fault)
     if champion is not None and (fault := _of_champion(ledger, champion)) is not None:
         warnings.insert(0, fault)
     if drift is not None:
@@ -111,7 +115,7 @@ def name_status(tracking: Tracking, name: str) -> NameStatus:
         drift=drift.repair if drift is not None else None,
         warnings=tuple(warnings),
         proposals=tuple(_proposal(name, one) for one in proposals),
-        canary=_canary(trail, name),
+        canary=None if under_way is None else _canary(under_way),
     )
 
 
@@ -140,10 +144,7 @@ def _proposal(name: str, proposed: Proposed) -> ProposalStatus:
     )
 
 
-def _canary(trail: Trail, name: str) -> str | None:
-    canary = trail.under_way(name)
-    if canary is None:
-        return None
+def _canary(canary: Canary) -> str:
     override = ", by an override" if canary.overridden else ""
     return f"{canary.release} is {canary.word} with a share of {canary.share:g} since {canary.since}{override}"
 

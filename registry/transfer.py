@@ -29,6 +29,7 @@ from registry.errors import DamagedExport, NoRoom, RefusedName, RegistryError, l
 from registry.gate_report import GateReport
 from registry.manifest import MANIFEST, file_digest, read_manifest, verify
 from registry.names import ReleaseName, checked_name, current_actor
+from registry.printable import printable
 from registry.release import Release, check_backbone, load_release, mark_candidate, publish, published
 from registry.tracking import Tracking, shown_uri
 from registry.verdicts import recorded_report, version_tags
@@ -80,7 +81,7 @@ class Origin(_Value):
         gate = (
             "was not gated there" if self.gate_verdict is None else f"its gate there: {self.gate_verdict}, which does not count"
         )
-        return f"from {self.name}@{self.version} of {self.registry}; {gate}"
+        return printable(f"from {self.name}@{self.version} of {self.registry}; {gate}")
 
 
 @dataclass(frozen=True)

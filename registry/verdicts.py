@@ -31,12 +31,14 @@ def record_verdict(tracking: Tracking, release: ReleaseName, report: GateReport)
         raise ValueError(f"A verdict is kept with the release it is about, but {report.subject} is not {release}.")
     if report.evidence is not None:
         _record_evidence(tracking, release, report.evidence)
-    _set_tags(tracking, release, {REPORT_TAG: report.canonical(), VERDICT_TAG: report.verdict})
+    set_version_tags(tracking, release, {REPORT_TAG: report.canonical(), VERDICT_TAG: report.verdict})
 
 
 def record_start(tracking: Tracking, release: ReleaseName, start: Start) -> None:
     """Before the first item is drawn: a gate that is cut off counts as begun."""
-    _set_tags(tracking, release, {f"{_CLAIM_TAG}{start.seed}": start.model_dump_json(), START_TAG: start.model_dump_json()})
+    set_version_tags(
+        tracking, release, {f"{_CLAIM_TAG}{start.seed}": start.model_dump_json(), START_TAG: start.model_dump_json()}
+    )
 
 
 def withdraw_start(tracking: Tracking, release: ReleaseName, start: Start) -> None:
@@ -107,7 +109,7 @@ def _record_evidence(tracking: Tracking, release: ReleaseName, evidence: Evidenc
     tracking.log_text(run_id, evidence.to_json(), _FILE)
     tracking.end_run(run_id)
     pointer = json.dumps({"run_id": run_id, "sha256": digest})
-    _set_tags(tracking, release, {START_TAG: evidence.start.model_dump_json(), EVIDENCE_TAG: pointer})
+    set_version_tags(tracking, release, {START_TAG: evidence.start.model_dump_json(), EVIDENCE_TAG: pointer})
 
 
 def version_tags(tracking: Tracking, release: ReleaseName) -> Mapping[str, str]:
@@ -123,6 +125,11 @@ def version_tags(tracking: Tracking, release: ReleaseName) -> Mapping[str, str]:
             raise unknown_release(tracking, str(release)) from error
 
 
+def manifest_of(tracking: Tracking, release: ReleaseName) -> str | None:
+    """SHA-256 of the manifest of the version's files; None where it was registered by other means."""
+    return version_tags(tracking, release).get(MANIFEST_TAG)
+
+
 def _tags_with(tag: str, tracking: Tracking, release: ReleaseName) -> Mapping[str, str] | None:
     """The tags of the version if `tag` is among them, else of the newest other version of the same files, its own name first."""
     own = version_tags(tracking, release)
@@ -135,7 +142,8 @@ def _tags_with(tag: str, tracking: Tracking, release: ReleaseName) -> Mapping[st
     return found[-1].tags if found else None
 
 
-def _set_tags(tracking: Tracking, release: ReleaseName, tags: Mapping[str, str]) -> None:
+def set_version_tags(tracking: Tracking, release: ReleaseName, tags: Mapping[str, str]) -> None:
+    """UnknownRelease where there is no such version."""
     from mlflow.exceptions import MlflowException
 
     with tracking.client() as client:

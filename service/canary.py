@@ -174,9 +174,12 @@ class Canaries:
         withdrawn = self._withdrawn.get(canary.release.name)
         if withdrawn is not None and withdrawn[0] == canary.id:
             return "withdrawn", withdrawn[1]
-        if not self._models.holds(canary.release):
+        digest = self._models.digest_of(canary.release)
+        if digest is None:
             reason = self._models.refusal(canary.release)
             return "not_loaded", reason or "It is not loaded yet."
+        if canary.manifest not in (None, digest):
+            return "not_loaded", f"Other files of it are loaded here ({digest[:12]}) than it was started with."
         return None
 
     def described(self, name: str) -> dict[str, JsonValue] | None:

@@ -67,13 +67,17 @@ class RegistryCatalogue:
         return resolve(self._tracking, reference)
 
     def open(self, release: ReleaseName) -> Release:
-        """DamagedRelease as well where it is the champion and its files are not those that were promoted."""
+        """DamagedRelease as well where its files are not those that were promoted, or that its canary was started with."""
         found = load_release(self._tracking, release.name, release.version)
         reader = self._readers.get(release.name)
-        if reader is not None and reader.head.adapter_version == release.version and reader.head.manifest is not None:
-            digest = file_digest(found.directory / MANIFEST)
-            if digest != reader.head.manifest:
-                raise DamagedRelease(other_files(release, reader.head.manifest, digest))
+        if reader is None:
+            return found
+        head, canary, digest = reader.head, reader.canary, file_digest(found.directory / MANIFEST)
+        if head.adapter_version == release.version and head.manifest not in (None, digest):
+            assert head.manifest is not None
+            raise DamagedRelease(other_files(release, head.manifest, digest))
+        if canary is not None and canary.release == release and (sentence := canary.exchanged(digest)) is not None:
+            raise DamagedRelease(sentence)
         return found
 
     def _champion(self, name: str) -> int | None:

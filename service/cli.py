@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from registry.printable import printable
 from service import combining_cli, fitting_cli, reading_cli
 from service.canary_cli import canary_app
 from service.continuing_cli import continuing_app
@@ -46,6 +47,7 @@ app.add_typer(keys_app, name="keys")
 app.add_typer(audit_app)
 
 _OWN_PACKAGES = ("adapters", "engine", "evaluation", "registry", "tuning", "service")
+_LAYOUT = "\n\t"  # what an error may hold beside letters
 _INTERRUPTED = 130  # what typer ends with after Ctrl-C
 QUICKSTART = Path(__file__).parent.parent / "recipes" / "quickstart.toml"  # beside the packages, in a checkout and in a wheel
 
@@ -354,7 +356,7 @@ def _end(error: Exception, message: str) -> NoReturn:
     if "--json" in sys.argv:
         print(json.dumps({"error": {"type": type(error).__name__, "message": message}}))
     else:
-        print(f"graftline: {message}", file=sys.stderr)
+        print(f"graftline: {printable(message, keep=_LAYOUT)}", file=sys.stderr)
     sys.exit(2)
 
 

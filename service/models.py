@@ -161,8 +161,13 @@ class ServedModels:
         return self._trails.get(name)
 
     def holds(self, release: ReleaseName) -> bool:
+        return self.digest_of(release) is not None
+
+    def digest_of(self, release: ReleaseName) -> str | None:
+        """SHA-256 of the manifest of what is loaded; None where it is not."""
         with self._state:
-            return release in self._slots
+            slot = self._slots.get(release)
+            return None if slot is None else slot.served.digest
 
     def refusal(self, release: ReleaseName) -> str | None:
         """Why the release is not loaded, where it was tried."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def shown(values: Mapping[str, Value]) -> str:
 
 def _cells(score: PolicyScore | None, compared: Sequence[str], failure: str = "") -> list[str]:
     if score is None:
-        return ["-", "-", *["-"] * 2 * len(compared), escape(failure)]
+        return ["-", "-", *["-"] * 2 * len(compared), failure]
     changes = [cell for name in compared for cell in _change(score.changes[name])]
     worst = max(score.constraints.items(), key=lambda one: one[1], default=("", -1.0))
     kept = "yes" if score.feasible else f"no: {worst[0]}"

@@ -6,8 +6,10 @@ import gc
 import os
 import shutil
 import sqlite3
+import ssl
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from service.serve import Server
 
 torch.set_num_threads(1)
+# An HTTP client reads all certificates as it is made, in 20 ms, and no test speaks TLS: one context serves all clients.
+ssl.create_default_context = cache(ssl.create_default_context)
 
 
 @event.listens_for(Engine, "connect")

@@ -1,4 +1,4 @@
-"""Registries of tests: MLflow makes the tables of a store by dozens of migrations, here once and not for every test."""
+"""Registries of tests: MLflow makes the tables of a store by dozens of migrations, here once a process and not for every test."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ def store_at(home: Path) -> Tracking:
 
 @cache
 def _empty() -> bytes:
+    from mlflow.store.db import utils
+
+    # Asked for whenever a store is opened: alembic then loads all migrations again.
+    utils._get_latest_schema_revision = cache(utils._get_latest_schema_revision)  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as home:
         Tracking.at(Path(home)).create()
         return (Path(home) / "mlflow.db").read_bytes()

@@ -30,6 +30,8 @@ def test_a_start_is_under_way_for_every_reader(canaries: CanaryLedger) -> None:
     bounds = Bounds(max_error_rate_rise=0.1, min_requests=5)
     started = canaries.start(2, 0.1, report(2), bounds=bounds, actor="ada")
     assert reader.refresh() == 1 and reader.canary == started == canaries.under_way()
+    with canaries.tracking.client() as client:  # as an entry from before it named its files
+        assert "manifest" not in client.get_model_version(f"{NAME}.releases", "2").tags[CANARY_TAG]
     assert (str(started.release), str(started.champion), started.share, started.bounds) == (
         "medicine@2",
         "medicine@1",

@@ -34,7 +34,15 @@ from service.writing import Writing
 FINE, FAILED = Ending(False, False, 4, 0.01, 0.01), Ending(True, False, 0, None, None)
 
 
-def trail(version: int, share: float = 0.5, *, shadow: bool = False, champion: int = 1, bounds: Bounds | None = None) -> Trail:
+def trail(
+    version: int,
+    share: float = 0.5,
+    *,
+    shadow: bool = False,
+    champion: int = 1,
+    bounds: Bounds | None = None,
+    manifest: str | None = None,
+) -> Trail:
     entry = CanaryEntry(
         parent=0,
         champion_entry=1,
@@ -49,6 +57,7 @@ def trail(version: int, share: float = 0.5, *, shadow: bool = False, champion: i
         gate_digest=None,
         overridden=False,
         created="2026-01-01T00:00:00+00:00",
+        manifest=manifest,
     )
     return Trail(Head(1, champion), CanaryHead(2, "", 2, entry))
 
@@ -102,6 +111,15 @@ def test_the_share_is_kept_and_every_release_draws_users_of_its_own() -> None:
     )
     assert all(abs(len(drawn) - 400) < 4 * math.sqrt(4000 * 0.09) for drawn in (first, other))
     assert len(first & other) < 80
+
+
+def test_other_files_than_the_canary_was_started_with_get_no_traffic(process: Process, shelf: Shelf, backbone: Backbone) -> None:
+    digest = process.models.digest_of(ReleaseName("law", 2))
+    for manifest, drawn in ((digest, True), ("0" * 64, False)):
+        of = Process(shelf, backbone, lambda manifest=manifest: {"law": trail(2, manifest=manifest)})
+        assert any(of.ask(40, lambda _: FINE)) == drawn
+        told = of.canaries.described("law")
+        assert told is not None and (told["state"] == "serving") == drawn and drawn != ("Other files" in str(told["reason"]))
 
 
 def test_a_user_is_the_keys_and_no_user_is_the_request() -> None:

@@ -20,7 +20,8 @@ from stores import store_at
 from registry.canary import CanaryLedger
 from registry.canary_chain import DIGEST_TAG as CANARY_DIGEST
 from registry.doctor import Finding, examine
-from registry.errors import AwaitsApproval, DamagedRelease, NothingToRollBackTo, RefusedName, UnknownRelease
+from registry.errors import AwaitsApproval, CanaryRefused, DamagedRelease, NothingToRollBackTo, RefusedName, UnknownRelease
+from registry.last_entry import MADE_BY_TAG
 from registry.ledger import Ledger
 from registry.ledger_chain import BEFORE_TAG, ENTRY_TAG, PROPOSAL_TAG
 from registry.ledger_reader import LedgerReader
@@ -142,8 +143,58 @@ def test_a_copy_that_was_edited_is_written_again_before_it_is_needed(tracking: T
     assert said(tracking) == ["entry-edited open"], "and now it tells what entry 1 said"
 
 
+def test_the_last_entry_that_was_edited_is_written_back_from_the_copy_of_its_version(tracking: Tracking) -> None:
+    before = Ledger(tracking, NAME).records()
+    forge(tracking, 3)
+    [found] = examine(tracking, NAME)
+    assert found.id == "entry-edited:3" and found.repairable and f"the copy that {NAME}@3 carries" in found.sentence
+    assert LedgerReader(tracking, NAME).refresh() == 2 and "graftline doctor" in (name_status(tracking, NAME).drift or "")
+    running = LedgerReader(tracking, NAME)
+    assert running.refresh() == 2
+    assert said(tracking, repair=True) == ["entry-edited repaired"]
+    assert examine(tracking, NAME) == () and Ledger(tracking, NAME).records() == before and running.refresh() == 3
+
+
+def test_the_last_entry_that_was_deleted_is_told_and_its_promotion_is_not_undone_in_silence(tracking: Tracking) -> None:
+    delete(tracking, ENTRIES, 3)
+    ledger = Ledger(tracking, NAME)
+    for _ in range(2):
+        [found] = examine(tracking, NAME, repair=True)
+        assert found.id == "entry-gone:3" and found.is_open and ledger.alias_version() == 3
+    assert "ada made medicine@3 champion (promote" in found.sentence and "Without it medicine@2 is champion" in found.sentence
+    assert "Entry 3 of medicine was deleted" in (name_status(tracking, NAME).drift or "")
+    assert said(tracking, accept="bob meant it") == ["entry-gone accepted"]
+    assert said(tracking, repair=True) == ["entry-gone accepted", "alias repaired"] and ledger.alias_version() == 2
+    ledger.promote(1, report(1), actor="ada")
+    assert said(tracking) == ["entry-gone accepted"] and [one.id for one in examine(tracking, NAME)] == ["entry-gone:3"]
+
+
+def test_several_entries_that_were_deleted_from_the_end_are_each_told_and_a_promotion_goes_on(tracking: Tracking) -> None:
+    Ledger(tracking, NAME).rollback("slow", to=1, actor="bob")  # version 1 now tells entry 4, and no longer entry 1
+    for number in (3, 4):
+        delete(tracking, ENTRIES, number)
+    third, fourth = examine(tracking, NAME)
+    assert (third.id, fourth.id) == ("entry-gone:3", "entry-gone:4")
+    assert "bob made medicine@1 champion (rollback" in fourth.sentence
+    Ledger(tracking, NAME).promote(3, report(3), actor="ada")
+    assert LedgerReader(tracking, NAME).refresh() == 3
+    assert [one.id for one in examine(tracking, NAME)] == ["entry-gone:3", "entry-gone:4"]
+
+
+@pytest.mark.parametrize("change", [{"reason": "another"}, {"adapter_version": 1}, {"parent": 1}])
+def test_a_copy_that_proves_nothing_tells_of_no_entry(tracking: Tracking, change: dict[str, object]) -> None:
+    with tracking.client() as client:
+        told = json.loads(client.get_model_version(NAME, "3").tags[MADE_BY_TAG])
+        forged = {**told, "number": 4, "entry": {**told["entry"], "parent": 3, **change}}
+        client.set_model_version_tag(NAME, "2", MADE_BY_TAG, json.dumps(forged))
+        client.set_model_version_tag(NAME, "1", MADE_BY_TAG, "[]")
+    assert examine(tracking, NAME) == ()
+
+
 def test_an_edited_entry_without_a_copy_says_what_counts_and_how_to_go_on(tracking: Tracking) -> None:
     forge(tracking, 3)  # the last one: no entry above it has a copy
+    with tracking.client() as client:
+        client.delete_model_version_tag(NAME, "3", MADE_BY_TAG)
     [void, alias] = examine(tracking, NAME)
     assert f"{NAME}@2 is champion, by entry 2" in void.sentence and "promote or roll back as ever" in void.sentence
     assert alias.id == "alias:2:3"
@@ -165,6 +216,10 @@ def test_a_deleted_entry_of_which_nothing_tells_is_found_by_its_number(tracking:
     with tracking.client() as client:
         client.delete_model_version_tag(ENTRIES, "3", BEFORE_TAG)
     delete(tracking, ENTRIES, 2)
+    assert said(tracking) == ["entry-void open", "entry-gone open"]
+    assert "the copy that medicine@2 carries" in examine(tracking, NAME)[1].sentence
+    with tracking.client() as client:
+        client.delete_model_version_tag(NAME, "2", MADE_BY_TAG)
     assert said(tracking) == ["entry-void open", "entry-gone open", "alias open"]
     assert LedgerReader(tracking, NAME).refresh() == 1
 
@@ -290,6 +345,34 @@ def test_a_champion_whose_files_were_exchanged_is_found_and_not_served(tracking:
     assert catalogue.open(ReleaseName(NAME, 2)).version == 2
     Ledger(tracking, NAME).rollback("exchanged")
     assert resolve(tracking, NAME) == ReleaseName(NAME, 2) and examine(tracking, NAME) == ()
+
+
+def test_a_canary_whose_files_were_exchanged_gets_no_traffic_and_is_not_promoted(tracking: Tracking) -> None:
+    canaries, catalogue = CanaryLedger(tracking, NAME), RegistryCatalogue(tracking)
+    started = canaries.start(2, 0.1, report(2))
+    catalogue.champions()
+    assert catalogue.open(started.release).version == 2 and canaries.exchanged(started) is None and not examine(tracking, NAME)
+    with tracking.client() as client:
+        client.set_model_version_tag(NAME, "2", MANIFEST_TAG, client.get_model_version(NAME, "1").tags[MANIFEST_TAG])
+    with pytest.raises(DamagedRelease, match=r"medicine@2 was started with the manifest .* exchanged"):
+        catalogue.open(started.release)
+    for act in (lambda: canaries.set_share(0.5), lambda: canaries.finish(report(2))):
+        with pytest.raises(CanaryRefused, match="exchanged"):
+            act()
+    [found] = examine(tracking, NAME)
+    assert found.id == "canary-exchanged:2:4" and found.sentence in name_status(tracking, NAME).warnings
+    assert canaries.set_share(0.05).manifest == started.manifest, "less of it may go on, by what it was started with"
+    canaries.end("stop", "exchanged")
+    catalogue.champions()
+    assert catalogue.open(started.release).version == 2 and examine(tracking, NAME) == ()
+    assert canaries.start(2, 0.1, report(2)).manifest != started.manifest
+
+
+def test_a_canary_whose_version_was_deleted_is_told(tracking: Tracking) -> None:
+    CanaryLedger(tracking, NAME).start(2, 0.1, report(2))
+    delete(tracking, NAME, 2)
+    [found] = examine(tracking, NAME)
+    assert found.id == "canary-exchanged:2:4" and "has none now: it was deleted" in found.sentence
 
 
 def test_a_new_version_one_is_not_taken_for_the_deleted_one_that_was_promoted(tracking: Tracking, tmp_path: Path) -> None:

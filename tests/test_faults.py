@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from live_service import Live, live, small
 from plain_server import answering
+from stores import store_at
 
 from adapters.backbone import Backbone
 from benchmarks.fault_trials import FAULTS, Size, Target
@@ -28,7 +29,9 @@ HERE = [name for name in FAULTS if name != "killed_worker"]  # which needs a wor
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, session_backbone: Backbone, base: str) -> World:
-    return new_world(tmp_path_factory.mktemp("faults"), session_backbone, base)
+    folder = tmp_path_factory.mktemp("faults")
+    store_at(folder / "home")
+    return new_world(folder, session_backbone, base, pause_s=0.03)
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ import pytest
 from live_service import Live, live, small
 from running_service import client_of
 from small_releases import promote, random_lora, write_release
+from stores import store_at
 
 from adapters.backbone import Backbone
 from registry.release import publish
-from registry.tracking import Tracking
 from service.openai_shapes import Reply
 
 
@@ -22,7 +22,7 @@ from service.openai_shapes import Reply
 def server(tmp_path_factory: pytest.TempPathFactory, session_backbone: Backbone, backbone_directory: Path) -> Iterator[Live]:
     """law 1 is champion, law 2 is published."""
     home = tmp_path_factory.mktemp("home")
-    tracking = Tracking.at(home).create()
+    tracking = store_at(home)
     for seed in (1, 2):
         write_release(home / f"law-{seed}", session_backbone, random_lora(session_backbone, seed))
         publish(tracking, "law", home / f"law-{seed}")

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from stores import store_at
 
 from registry.errors import RegistryUnreachable, StoreRefused
 from registry.tracking import Tracking
@@ -16,7 +17,7 @@ from registry.tracking import Tracking
 
 @pytest.fixture
 def tracking(tmp_path: Path) -> Tracking:
-    return Tracking.at(tmp_path).create()
+    return store_at(tmp_path)
 
 
 def test_a_child_run_names_its_parent_and_keeps_what_was_logged(tracking: Tracking, tmp_path: Path) -> None:

@@ -156,6 +156,34 @@ def test_a_row_without_an_answer_is_named_by_its_line(tmp_path: Path) -> None:
         load_task(jsonl(tmp_path, data))
 
 
+@pytest.mark.parametrize("value", [["yes"], [], {"text": "yes"}])
+@pytest.mark.parametrize("column", ["q", "a", "why", "about", "topic", "key"])
+def test_a_list_or_an_object_where_text_belongs_is_named_by_line_and_column(tmp_path: Path, column: str, value: object) -> None:
+    columns = {**COLUMNS, "rationale": "why", "context": "about", "group": "topic", "id": "key"}
+    data = [{**row, "why": "so", "about": 3, "topic": row["key"]} for row in rows()]
+    assert load_task(jsonl(tmp_path, data, columns)).examples("train", 1)[0].context == "3"
+    data[3][column] = value
+    with pytest.raises(errors.WrongRow, match=f"'{column}' in line 4 of .*data.jsonl' holds"):
+        load_task(jsonl(tmp_path, data, columns))
+
+
+def test_bytes_and_lists_of_a_parquet_column_are_no_text(tmp_path: Path) -> None:
+    for value in (b"yes", ["yes"]):
+        data = [{**row, "a": value} for row in rows()]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(data), tmp_path / "data.parquet")
+        with pytest.raises(errors.WrongRow, match="'a' in line 1 of"):
+            load_task(toml(tmp_path, COLUMNS, file="data.parquet"))
+
+
+def test_choices_are_texts_one_by_one(tmp_path: Path) -> None:
+    columns = {**COLUMNS, "choices": "options"}
+    for options in ([["yes"], "no"], [{"text": "yes"}, "no"], {"yes": 1, "no": 2}):
+        with pytest.raises(errors.WrongRow, match="'options' in line 1"):
+            load_task(jsonl(tmp_path, [{**row, "options": options} for row in rows()], columns))
+    found = load_task(jsonl(tmp_path, [{**row, "options": ["yes", None, "no"]} for row in rows()], columns))
+    assert found.examples("train", 1)[0].choices == ("yes", "no")
+
+
 @pytest.mark.parametrize(("line", "rule"), [('{"q": "half', "is not JSON"), ("[1, 2]", r"holds \[1, 2\]")])
 def test_a_line_that_is_no_json_object_is_named(tmp_path: Path, line: str, rule: str) -> None:
     path = jsonl(tmp_path, rows())
@@ -170,7 +198,7 @@ def test_a_byte_order_mark_and_a_long_cell_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(f"\ufeffq\n{long}\n", encoding="utf-8")
     for name in ("a.jsonl", "a.csv"):
         [row] = read_file(tmp_path / name)
-        assert row.text("q") == long.strip()
+        assert row.text("q", name) == long.strip()
 
 
 def test_a_csv_row_with_a_cell_too_many_or_too_few_is_named(tmp_path: Path) -> None:
@@ -195,8 +223,9 @@ def test_a_file_that_is_missing_damaged_or_of_another_kind_is_refused(tmp_path: 
     with pytest.raises(errors.UnreadableFile, match=r"Data comes as .jsonl, .csv, .parquet, but .* ends in '.xlsx'"):
         load_task(toml(tmp_path, COLUMNS, file="data.xlsx"))
     (tmp_path / "data.parquet").write_bytes(b"PAR1 and then nothing")
-    with pytest.raises(errors.UnreadableFile, match="readable as .parquet"):
+    with pytest.raises(errors.UnreadableFile, match=r"readable as .parquet.*to_parquet") as damaged:
         load_task(toml(tmp_path, COLUMNS, file="data.parquet"))
+    assert "UTF-8" not in str(damaged.value)
     (tmp_path / "data.jsonl").write_bytes(b'{"q": "caf\xe9"}')
     with pytest.raises(errors.UnreadableFile, match="Write it again, in UTF-8"):
         load_task(toml(tmp_path, COLUMNS))

@@ -53,9 +53,10 @@ def _rows(path: str, options: dict[str, Any], source: str) -> Iterator[Row]:
         for place, values in enumerate(datasets.load_dataset(path, **options), start=1):
             yield Row(place, dict(values))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        spelt = "in UTF-8, " if path in ("csv", "json") else ""  # a Parquet file has an encoding of its own
         raise UnreadableFile(
             f"Data that streams must be readable to its end, but {source!r} is not: {type(error).__name__}: {error}. Write it "
-            "again, in UTF-8, each column of one type."
+            f"again, {spelt}each column of one type."
         ) from error
 
 

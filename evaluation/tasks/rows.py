@@ -11,6 +11,8 @@ from pathlib import Path
 
 from evaluation.errors import MissingPackage, UnreadableFile, WrongRow
 
+_NO_TEXT = (Mapping, list, tuple, set, bytes, bytearray)
+_SHOWN = 80  # characters of a value in an error
 _FIELD = 2**31 - 1  # characters of a cell: the csv module's own limit of 131,072 is for files that are not trusted
 
 
@@ -21,10 +23,26 @@ class Row:
     line: int
     values: Mapping[str, object]
 
-    def text(self, column: str | None) -> str | None:
-        """The value as stripped text; None when there is no such column, or nothing in it."""
+    def text(self, column: str | None, source: str) -> str | None:
+        """The value as stripped text; None when there is no such column, or nothing in it.
+
+        WrongRow, with line and column, where it is a list, an object or bytes: those are no text.
+        """
         value = self.values.get(column) if column is not None else None
-        return (str(value).strip() or None) if value is not None else None
+        if column is None or value is None:
+            return None
+        return self.as_text(value, column, source) or None
+
+    def as_text(self, value: object, column: str, source: str) -> str:
+        """The same of a value in a list of the column."""
+        if isinstance(value, _NO_TEXT):
+            shown = repr(value)
+            shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+            raise WrongRow(
+                f"A column that is read as text holds a text, a number or nothing, but {column!r} in line {self.line} of "
+                f"{source!r} holds {shown}. Write the value as a text, or name another column."
+            )
+        return "" if value is None else str(value).strip()
 
 
 def read_file(path: Path) -> list[Row]:
@@ -40,8 +58,9 @@ def read_file(path: Path) -> list[Row]:
     except WrongRow:
         raise
     except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
+        way_out = _WAYS_OUT[path.suffix.lower()]
         raise UnreadableFile(
-            f"The data file must be readable as {path.suffix}, but {str(path)!r} is not: {error}. Write it again, in UTF-8."
+            f"The data file must be readable as {path.suffix}, but {str(path)!r} is not: {error}. {way_out}"
         ) from error
 
 
@@ -110,4 +129,10 @@ def _read_parquet(path: Path) -> list[Row]:
     return [Row(index, values) for index, values in enumerate(pyarrow.parquet.read_table(path).to_pylist(), start=1)]
 
 
+_AGAIN = "Write it again, in UTF-8."
+_WAYS_OUT = {
+    ".jsonl": _AGAIN,
+    ".csv": _AGAIN,
+    ".parquet": "Copy it again whole, or write it again (`DataFrame.to_parquet`, `datasets.Dataset.to_parquet`).",
+}
 _READERS: dict[str, Callable[[Path], list[Row]]] = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}

@@ -104,9 +104,10 @@ class TaskSpec(BaseModel):
         unasked: dict[str, JsonValue] = {"stream": False, "answers": "text", "where": {}, "held_out": False, "repeats": "refuse"}
         return {name: value for name, value in values.items() if name not in unasked or value != unasked[name]}
 
-    def keeps(self, row: Row) -> bool:
-        """Whether the row is one of those that `where` asks for."""
-        return all(row.text(column) in ((texts,) if isinstance(texts, str) else texts) for column, texts in self.where.items())
+    def keeps(self, row: Row, source: str) -> bool:
+        """Whether the row is one of those that `where` asks for. WrongRow for a list or an object in such a column."""
+        asked = {column: (texts,) if isinstance(texts, str) else texts for column, texts in self.where.items()}
+        return all(row.text(column, source) in texts for column, texts in asked.items())
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ def _streamed(spec: TaskSpec, path: Path) -> StreamedTask:
         for row in rows:
             if row.line == 1:
                 _check_columns(spec, source, row.values)
-            if spec.keeps(row):
+            if spec.keeps(row, source):
                 yield example_of(spec, source, row)
 
     identity = hashlib.sha256(json.dumps([spec.model_dump(mode="json"), known]).encode()).hexdigest()
@@ -228,7 +229,7 @@ def read_spec(path: Path) -> TaskSpec:
 
 def _examples(spec: TaskSpec, source: str, rows: Sequence[Row], of: str = "") -> list[Example]:
     check_columns(spec, source, rows)
-    return [example_of(spec, source, row, of) for row in rows if spec.keeps(row)]
+    return [example_of(spec, source, row, of) for row in rows if spec.keeps(row, source)]
 
 
 def check_columns(spec: TaskSpec, source: str, rows: Sequence[Row]) -> None:
@@ -250,8 +251,8 @@ def _check_columns(spec: TaskSpec, source: str, have: Mapping[str, object]) -> N
 def example_of(spec: TaskSpec, source: str, row: Row, of: str = "") -> Example:
     """One row as an example; WrongRow, with its line, where it breaks a rule. `of` goes before the line in an id of its own."""
     columns, where = spec.columns, f"line {row.line} of {source!r}"
-    question, answer = _required(row, columns.question, where), _required(row, columns.answer, where)
-    choices = _choices(spec, row, where)
+    question, answer = _required(row, columns.question, source), _required(row, columns.answer, source)
+    choices = _choices(spec, row, source)
     if spec.answers == "letter" and choices is not None:
         answer = _at_letter(answer, choices, where)
     if choices is not None and answer not in choices:
@@ -259,26 +260,32 @@ def example_of(spec: TaskSpec, source: str, row: Row, of: str = "") -> Example:
             f"The answer must be one of the choices, but {where} has the answer {answer!r} and the choices {list(choices)!r}. "
             "Correct the row, or name no choices column."
         )
-    context = row.text(columns.context)
-    group = _required(row, columns.group, where) if columns.group else " ".join(words(f"{context or ''} {question}"))
+    context = row.text(columns.context, source)
+    group = _required(row, columns.group, source) if columns.group else " ".join(words(f"{context or ''} {question}"))
     if not group:
         raise WrongRow(f"A question needs letters or digits, but {where} has {question!r}. Correct or remove the row.")
+    rationale = row.text(columns.rationale, source)
+    if spec.guard and columns.rationale:
+        rationale = _required(row, columns.rationale, source)
     return Example(
-        id=_required(row, columns.id, where) if columns.id else f"{spec.name}/{of}{row.line}",
+        id=_required(row, columns.id, source) if columns.id else f"{spec.name}/{of}{row.line}",
         question=question,
         answer=answer,
         choices=choices,
-        rationale=_required(row, columns.rationale, where) if spec.guard and columns.rationale else row.text(columns.rationale),
+        rationale=rationale,
         context=context,
         group=group,
         listed=spec.list_choices,
     )
 
 
-def _required(row: Row, column: str, where: str) -> str:
-    text = row.text(column)
+def _required(row: Row, column: str, source: str) -> str:
+    text = row.text(column, source)
     if text is None:
-        raise WrongRow(f"Column {column!r} must have a value in every row, but {where} has none. Fill it in, or remove the row.")
+        raise WrongRow(
+            f"Column {column!r} must have a value in every row, but line {row.line} of {source!r} has none. Fill it in, or "
+            "remove the row."
+        )
     return text
 
 
@@ -293,20 +300,23 @@ def _at_letter(letter: str, choices: Sequence[str], where: str) -> str:
     return choices[place]
 
 
-def _choices(spec: TaskSpec, row: Row, where: str) -> tuple[str, ...] | None:
+def _choices(spec: TaskSpec, row: Row, source: str) -> tuple[str, ...] | None:
     named = spec.columns.choices
     if named is None:
         return None
     if isinstance(named, str):
         value = row.values.get(named)
-        parts = list(value) if isinstance(value, (list, tuple)) else str("" if value is None else value).split(spec.separator)
+        if isinstance(value, (list, tuple)):
+            parts = [row.as_text(part, named, source) for part in value]
+        else:
+            parts = (row.text(named, source) or "").split(spec.separator)
     else:
-        parts = [row.text(column) or "" for column in named]
-    choices = tuple(text for text in (str(part).strip() for part in parts) if text)
+        parts = [row.text(column, source) or "" for column in named]
+    choices = tuple(text for text in (part.strip() for part in parts) if text)
     if len(choices) < 2 or len(set(choices)) < len(choices):
         raise WrongRow(
-            f"Choices must be two or more different texts, but {where} has {list(choices)!r}. Correct the row"
-            + (f", or the separator, which is {spec.separator!r}." if isinstance(named, str) else ".")
+            f"Choices must be two or more different texts, but line {row.line} of {source!r} has {list(choices)!r}. Correct "
+            + (f"the row, or the separator, which is {spec.separator!r}." if isinstance(named, str) else "the row.")
         )
     return choices
 

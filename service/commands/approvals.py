@@ -10,6 +10,7 @@ from registry.home import home_directory
 from registry.ledger import Ledger
 from registry.names import checked_name, current_actor, resolve
 from registry.policy import PolicyChange, policies, set_policy
+from registry.printable import printable
 from registry.tracking import Tracking
 from service.audit import AuditLog
 
@@ -25,7 +26,8 @@ def approve(reference: str, reason: str, home: Path | None, tracking_uri: str | 
     if as_json:
         print(json.dumps({"entry": recorded.number, "release": str(named), "proposed_by": recorded.entry.proposed_by}))
     else:
-        print(f"{named} is the champion of {named.name} (entry {recorded.number}), as {recorded.entry.proposed_by} proposed")
+        by = printable(recorded.entry.proposed_by or "")
+        print(f"{named} is the champion of {named.name} (entry {recorded.number}), as {by} proposed")
 
 
 def policy(name: str, gate_file: Path | None, reason: str, home: Path | None, tracking_uri: str | None, as_json: bool) -> None:
@@ -50,6 +52,6 @@ def policy(name: str, gate_file: Path | None, reason: str, home: Path | None, tr
 
 
 def _described(name: str, change: PolicyChange) -> str:
-    lines = [f"policy of {name}, by {change.actor}, {change.created}: {change.reason}"]
+    lines = [printable(f"policy of {name}, by {change.actor}, {change.created}: {change.reason}")]
     lines += [f"  {key} = {json.dumps(value)}" for key, value in change.policy.model_dump(mode="json").items()]
     return "\n".join(lines)

@@ -16,6 +16,7 @@ from registry.canary_chain import Bounds, Canary, checked_bounds
 from registry.errors import PromotionRefused
 from registry.home import home_directory
 from registry.names import checked_name, current_actor, resolve
+from registry.printable import printable
 from registry.tracking import Tracking
 from registry.verdicts import recorded_report
 from service.audit import Act, AuditLog
@@ -103,7 +104,8 @@ def finish(name: str, reason: str, override: bool, home: Path | None, tracking_u
 
 
 def status(name: str, home: Path | None, tracking_uri: str | None, as_json: bool) -> None:
-    history = _ledger(name, home, tracking_uri).history()
+    ledger = _ledger(name, home, tracking_uri)
+    history = ledger.history()
     canary = history.trail.under_way(name)
     entries: list[JsonValue] = [
         {
@@ -120,18 +122,21 @@ def status(name: str, home: Path | None, tracking_uri: str | None, as_json: bool
         for number, entry in history.valid
     ]
     warnings = [f"Entry {record.number} about a canary is void: {record.void}." for record in history.records if record.void]
+    if canary is not None and (sentence := ledger.exchanged(canary)) is not None:
+        warnings.insert(0, sentence)
     if as_json:
         under_way = None if canary is None else _described(canary)
         print(json.dumps({"name": name, "under_way": under_way, "history": entries, "warnings": list(warnings)}))
         return
     print(_sentence(canary) if canary is not None else f"no canary of {name} is under way")
     for number, entry in history.valid:
-        print(
+        said = (
             f"  {number}. {entry.kind} @{entry.adapter_version}, share {entry.share:g}{' as shadow' if entry.shadow else ''}, "
             f"by {entry.actor}, {entry.created}: {entry.reason or '-'}"
         )
+        print(printable(said))
     for warning in warnings:
-        print(f"  ! {warning}")
+        print(printable(f"  ! {warning}"))
 
 
 def _ledger(name: str, home: Path | None, tracking_uri: str | None) -> CanaryLedger:

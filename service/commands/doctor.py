@@ -11,6 +11,7 @@ from registry.doctor import Finding, examine
 from registry.errors import RefusedName
 from registry.home import home_directory
 from registry.names import checked_name, current_actor, registered_names
+from registry.printable import printable
 from registry.stale_runs import end_stale, stale_runs
 from registry.tracking import Tracking
 from service.audit import AuditLog
@@ -62,6 +63,6 @@ def _of_runs(tracking: Tracking, stale_after_h: float, repair: bool) -> Iterable
 def _show(found: Iterable[tuple[str, tuple[Finding, ...]]]) -> None:
     for name, findings in found:
         if not findings:
-            print(f"{name}: healthy")
+            print(f"{printable(name)}: healthy")
         for finding in findings:
-            print(f"{name}: {finding.state}: {finding.sentence}")
+            print(printable(f"{name}: {finding.state}: {finding.sentence}"))

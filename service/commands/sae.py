@@ -82,7 +82,7 @@ def score(saved: Path, words: str | None, top: int, backbone_name: str | None, h
         row = _told(sae, found, feature)
         numbers = [f"{row[name]:.3g}" for name in ("score", "at_words", "elsewhere", "entropy", "max_act")]
         table.add_row(str(feature), *numbers, f"{row['frequency']:.1%}")
-    Console().print(table)
+    Console(markup=False).print(table)
     print("a feature at the words need not be their cause: compare it with its nulls (graftline sae steer)")
 
 
@@ -154,7 +154,7 @@ def _show(found: Compared, form: str, out: Path, eps: float) -> None:
         cells = [f"{means[key] or 0:.3g}" for key in ("words", "tokens", "right", "kl")]
         changes = [str(one[name]) if name in one else "" for one in (found.more_than_off, found.more_than_random)]
         table.add_row(name, *cells, *changes)
-    Console().print(table)
+    Console(markup=False).print(table)
     said = "writes its words more often" if found.steers(form) else "is not shown to write its words more often"
     print(f"the {form} {said} than both the backbone and random columns of the same length")
     if (kl := found.systems[form].kl) > eps:

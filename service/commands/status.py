@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from registry.home import home_directory
+from registry.printable import printable
 from registry.status import Status
 from registry.status import status as registry_status
 from registry.tracking import Tracking
@@ -21,30 +22,35 @@ def status(home: Path | None, tracking_uri: str | None, as_json: bool) -> None:
         print(found.model_dump_json(indent=2))
         return
     console = Console(markup=False)
+
+    def say(line: str) -> None:
+        console.print(printable(line))
+
     if missing:
         console.print(f"there is no registry in {found.uri} yet: check --home, or start with: graftline tune RECIPE.toml")
     elif not found.names:
         console.print(f"nothing is registered yet in {found.uri}; start with: graftline tune RECIPE.toml")
     for name in found.names:
         champion = f"champion {name.name}@{name.champion}" if name.champion else "no champion yet"
-        table = Table(title=f"{name.name}: {champion}", title_justify="left")
+        table = Table(title=printable(f"{name.name}: {champion}"), title_justify="left")
         for heading in ("version", "gate", "published", "aliases", ""):
             table.add_column(heading)
         for version in name.candidates:
             mark = "champion" if version.champion else ("overridden" if version.overridden else "")
-            table.add_row(str(version.version), version.verdict, version.created, ", ".join(version.aliases), mark)
+            cells = (str(version.version), version.verdict, version.created, ", ".join(version.aliases), mark)
+            table.add_row(*map(printable, cells))
         console.print(table)
         for version in name.candidates:
             if version.origin is not None:
-                console.print(f"  {name.name}@{version.version} is {version.origin}")
+                say(f"  {name.name}@{version.version} is {version.origin}")
         if name.canary is not None:
-            console.print(f"  {name.canary}")
+            say(f"  {name.canary}")
         for entry in name.history:
-            console.print(
+            say(
                 f"  {entry.number}. {entry.kind} @{entry.version} ({entry.verdict}) by {entry.actor}, {entry.created}: "
                 f"{entry.reason or '-'}"
             )
         for proposal in name.proposals:
-            console.print(f"  ? {proposal.sentence}")
+            say(f"  ? {proposal.sentence}")
         for warning in (*((name.drift,) if name.drift else ()), *name.warnings):
-            console.print(f"  ! {warning}")
+            say(f"  ! {warning}")

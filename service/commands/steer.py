@@ -174,7 +174,7 @@ def _show(out: Path, record: SteeringRecord, pairs: Pairs) -> None:
         tokens = " / ".join(f"{count:.1f}" for count in row.signs.tokens)
         right = " / ".join(f"{share:.2f}" for share in row.signs.accuracy)
         table.add_row(str(row.layer), f"{row.gamma:.3g}", f"{row.kl:.3g}", tokens, right, row.signs.shortens)
-    Console().print(table)
+    Console(markup=False).print(table)
     for reason, number in pairs.left_out.items():
         print(f"{number} examples made no pair: {reason}")
     signs = record.signs

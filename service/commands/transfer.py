@@ -10,6 +10,7 @@ from registry.errors import NoRegistry
 from registry.home import home_directory
 from registry.manifest import Manifest
 from registry.names import checked_name, current_actor, resolve
+from registry.printable import printable
 from registry.release import check_backbone
 from registry.tracking import Tracking
 from registry.transfer import Imported, copy_release, export_release, import_release, proved_release
@@ -95,5 +96,5 @@ def _show(done: Imported, as_json: bool) -> None:
         return
     print(f"published {release}, {done.origin.sentence}")
     if done.report is not None:
-        print(f"said there: {done.report.sentence}")
+        print(f"said there: {printable(done.report.sentence)}")
     print(f"next: graftline promote {release}")

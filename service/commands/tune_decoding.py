@@ -60,7 +60,7 @@ def tune_decoding(
     if as_json:
         print(json.dumps(_told(study, found, made)))
         return
-    console = Console()
+    console = Console(markup=False)
     console.width = console.width if console.is_terminal else max(console.width, _WIDE)
     console.print(table(study, found))
     console.print(verdict(study, found, made), highlight=False, soft_wrap=True)

@@ -51,9 +51,6 @@ class Drift:
     mmd: float  # squared, unbiased: about 0 where nothing drifted, and then as often below it
     mmd_p: float
 
-    def shown(self, alpha: float = 0.05) -> bool:
-        return min(self.likelihood_p, self.mmd_p) <= alpha
-
 
 def read_side(engine: Inspector, backbone: Backbone, rows: Sequence[Example], seed: int = 0) -> Side:
     """One row a group, at most READ_ROWS of them, drawn by the seed; at most READ_TOKENS of each."""
