@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from evaluation.tasks import task_named
 from tuning.errors import BadRecipe
-from tuning.recipe import Recipe, in_one_sentence, is_file
+from tuning.faults import in_one_sentence
+from tuning.recipe import Recipe, is_file
 
 
 def guarded(name: str, backbone_name: str, domain: str, **more: object) -> Recipe:

@@ -20,6 +20,7 @@ from adapters.steering import SteeringSpec
 from engine.vllm.options import MAX_RANK, check_servable
 from registry.names import checked_name
 from tuning.errors import BadRecipe
+from tuning.faults import in_one_sentence
 from tuning.layout import FitRecipe
 from tuning.methods import METHODS
 from tuning.methods.method import MethodSpec
@@ -373,27 +374,3 @@ def narrowed(recipe: Recipe, field: str, method: str) -> Range | Choices:
 def _swept() -> tuple[str, ...]:
     """The methods that train a kind which a sweep draws."""
     return tuple(name for name, method in METHODS.items() if any(method.trains(kind) for kind in KINDS))
-
-
-# What TOML calls the things that pydantic has other names for.
-_MEANT = {"tuple_type": "a list", "dict_type": "a table", "model_type": "a table", "model_attributes_type": "a table"}
-
-
-def in_one_sentence(error: ValidationError, of: str = "recipe") -> str:
-    """The first fault of a pydantic error with its place, what was given and how many more there are."""
-    # What is searched where a recipe does not say follows from its method and adapter: it has no fault of its own.
-    faults = [fault for fault in error.errors() if fault["type"] != "default_factory_not_called"]
-    first = faults[0]
-    place = ".".join(str(part) for part in first["loc"]) or of
-    if first["type"] == "extra_forbidden":
-        text = f"{place!r} is not a key of a {of}. Remove it, or check its spelling"
-    elif first["type"] == "missing":
-        text = f"{place!r} is missing. Add it"
-    elif first["type"] in _MEANT:
-        text = f"{place!r} is {_MEANT[first['type']]}, but got {first['input']!r}"
-    else:
-        # A rule over several values names its own; the whole table beside it would hide them.
-        given = "" if isinstance(first["input"], dict) else f" (given: {first['input']!r})"
-        text = f"{place!r}: {first['msg'].removeprefix('Value error, ').rstrip('.')}{given}"
-    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-    return f"{text}{more}."

@@ -29,9 +29,10 @@ def attribute(
     from tuning.attribution import Attribution, AttributionSpec
     from tuning.continuing import pinned
     from tuning.errors import BadRecipe
+    from tuning.faults import in_one_sentence
     from tuning.ground import Ground
     from tuning.isolation import use_threads
-    from tuning.recipe import Recipe, in_one_sentence
+    from tuning.recipe import Recipe
 
     budget, place = Budget(time_budget_s), home_directory(home)
     recipe = pinned(Recipe.load(recipe_file), Tracking.at(place))
