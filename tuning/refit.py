@@ -23,6 +23,7 @@ class Refit:
 
 def refitted(sweep: Sweep, study: optuna.Study, trial: int) -> Refit:
     """In a child, as a trial; they then stay. NothingToRefit for one that did not finish, or whose weights are there."""
+    sweep.folder.refuse_to_other(study)
     candidate = _finished(study, trial)
     if candidate.directory.is_dir():
         raise NothingToRefit(
