@@ -197,6 +197,11 @@ class Tracking:
             client.set_tag(run_id, PROCESS_TAG, _this_process())
             client.update_run(run_id, "RUNNING")
 
+    def schedule_run(self, run_id: str) -> None:
+        """Marks a run as one that waits for a process to go on with it, by `reopen_run`."""
+        with self.client() as client:
+            client.update_run(run_id, "SCHEDULED")
+
     def end_run(self, run_id: str, status: RunStatus = "FINISHED") -> None:
         with self.client() as client:
             client.set_terminated(run_id, status)

@@ -55,6 +55,14 @@ def stop(study: Study, home: Home = None, storage: Storage = None, as_json: Json
 
 
 @sweep_app.command()
+def adopt(study: Study, home: Home = None, storage: Storage = None, as_json: Json = False) -> None:
+    """Take a study in a file over to this machine: it got another name, or the file was moved to it."""
+    from service.commands.sweep import adopt as run
+
+    run(study, home, storage, as_json)
+
+
+@sweep_app.command()
 def extend(
     study: Study,
     trials: Annotated[int | None, typer.Option(help="Finished trials to reach, in all.", min=1)] = None,

@@ -60,6 +60,19 @@ class Postgres:
             connection.execute(f"CREATE DATABASE {name}")
         return self._url("postgresql+psycopg", name)
 
+    def run(self, statement: str) -> None:
+        import psycopg
+
+        with psycopg.connect(self._url("postgresql", "postgres"), autocommit=True) as connection:
+            connection.execute(statement.encode())
+
+    def ask_password(self, user: str, password: str) -> None:
+        """Makes that user, who alone is not let in without it."""
+        self.run(f"CREATE ROLE {user} LOGIN PASSWORD '{password}'")
+        rules = self._data / "pg_hba.conf"
+        rules.write_text(f"host all {user} 127.0.0.1/32 scram-sha-256\n{rules.read_text()}")
+        self._control("reload")
+
     def _url(self, scheme: str, database: str) -> str:
         return f"{scheme}://postgres@127.0.0.1:{self.port}/{database}"
 

@@ -34,6 +34,7 @@ def test_the_table_of_an_executor_is_its_settings(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("[slrum]\ncpus = 8", "tables of a cluster file are local, slurm, k8s, ray, but .*'slrum'"),
+        ('[k8s]\nimagee = "one"', r"\[k8s\]: 'imagee' is not a key of a cluster file.*\(and 1 more: 'image'\)"),
         ("[slurm]\ncpu = 8", r"\[slurm\]: 'cpu' is not a key of a cluster file"),
         ("[ray]\ngpus = -1", r"\[ray\]: 'gpus'"),
         ("slurm = 3", r"\[slurm\]: 'cluster file' is a table"),

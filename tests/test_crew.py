@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,8 @@ from small_studies import small
 from test_cli import ended
 from test_studies_by_command import RECIPE
 
-from registry.tracking import Tracking
+from registry.stale_runs import stale_runs
+from registry.tracking import PROCESS_TAG, Tracking
 from service.commands.crew import Crew, executor_of
 from tuning.errors import BadCluster, BadStorage
 from tuning.records import RUN_KEY, Records
@@ -51,6 +53,17 @@ def test_workers_that_begin_together_find_the_run_that_who_made_the_study_began(
     run = study.user_attrs[RUN_KEY]
     assert Records.open(sweep.tracking, sweep.recipe, study, print, sweep.directory).parent == run
     assert sweep.create_for_workers(resume=True).user_attrs[RUN_KEY] == run
+
+
+def test_a_run_that_waits_for_its_first_worker_is_no_dead_one(sweep: Sweep) -> None:
+    study = sweep.create_for_workers()
+    run, ended_long_ago = study.user_attrs[RUN_KEY], f"{socket.gethostname()}/{2**22 + 1}@1"
+    sweep.tracking.set_tags(run, {PROCESS_TAG: ended_long_ago})
+    assert stale_runs(sweep.tracking, 0.0) == ()
+    Records.open(sweep.tracking, sweep.recipe, study, print, sweep.directory)
+    assert stale_runs(sweep.tracking, 0.0) == ()
+    sweep.tracking.set_tags(run, {PROCESS_TAG: ended_long_ago})
+    assert [stale.run_id for stale in stale_runs(sweep.tracking, 0.0)] == [run]
 
 
 @pytest.mark.parametrize("options", [("--executor", "ray"), ("--submit",), ("--workers", "2", "--create-only")])

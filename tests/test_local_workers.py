@@ -152,5 +152,12 @@ def test_each_change_is_told_once() -> None:
     ]
 
 
+def test_a_worker_of_a_study_that_was_stopped_did_not_find_it_complete() -> None:
+    told: list[str] = []
+    executor = Scripted(("runs", "runs"), ("done", "given up"))
+    assert watch(executor, 2, told.append, 0.0, was_stopped=lambda: True) == 0
+    assert told[1] == "worker 0 ended, since the study was stopped" and told[2].startswith("worker 1 died too often")
+
+
 def test_what_a_scheduler_watches_is_not_waited_for() -> None:
     assert watched(Scripted(()), 2) == (0, ["2 started"])

@@ -36,7 +36,7 @@ def test_a_wrong_value_is_shown(tmp_path: Path) -> None:
 def test_one_mistake_is_not_counted_twice(tmp_path: Path) -> None:
     with pytest.raises(BadRecipe, match=r"(?<!more\))\.$"):
         Recipe.load(written(tmp_path, '[method]\nname = "rlvr"\nbeta = -1.0\n'))
-    with pytest.raises(BadRecipe, match=r"'adapter.lora.rank'.*\(and 1 more\)\.$"):
+    with pytest.raises(BadRecipe, match=r"'adapter.lora.rank'.*\(and 1 more: .*\)\.$"):
         Recipe.load(written(tmp_path, '[adapter.lora]\nrank = "many"\n[study]\ntrials = 0\n'))
 
 

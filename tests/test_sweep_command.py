@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import optuna
 import pytest
+import sqlalchemy
 from optuna.trial import TrialState
 from small_studies import knowing_home, small
 from stores import store_at
@@ -22,13 +24,14 @@ from typer.testing import CliRunner
 from adapters.backbone import Backbone
 from registry.tracking import Tracking
 from service.cli import app
-from tuning.asked import ask, wish
+from service.commands.tune import Overrides, _elsewhere
+from tuning.asked import ask, limits, wish
 from tuning.candidates import candidates_of
-from tuning.errors import NoStudy, NothingToRefit
+from tuning.errors import BadStorage, NoStudy, NothingToExtend, NothingToRefit
 from tuning.kept_weights import remove_unneeded
 from tuning.refit import refitted
 from tuning.standing import Standing
-from tuning.storage import StudyStorage
+from tuning.storage import BOOT_KEY, HOST_KEY, StudyStorage
 from tuning.study import Sweep
 from tuning.worker import Event, _asked, finished
 
@@ -99,6 +102,50 @@ def test_workers_are_told_through_the_study(study: optuna.Study, tmp_path: Path)
 def test_an_extension_is_told(study: optuna.Study, tmp_path: Path) -> None:
     assert "6 finished trials" in told(tmp_path, "extend", "small", "--trials", "6")
     assert json.loads(told(tmp_path, "status", "small", "--json"))["left"]["trials"] == 4
+
+
+def test_an_extension_is_taken_back_by_who_names_the_limit_again(study: optuna.Study, sweep: Sweep, tmp_path: Path) -> None:
+    told(tmp_path, "extend", "small", "--trials", "6")
+    assert limits(sweep.create(resume=True), sweep.recipe).trials == 6
+    assert limits(sweep.create(resume=True, instead=("max_cost",)), sweep.recipe).trials == 6
+    assert Overrides(trials=4).limits == ("trials",)
+    assert limits(sweep.create(resume=True, instead=("trials",)), sweep.recipe).trials == 4
+    with pytest.raises(NothingToExtend, match="--resume --trials 3` takes an extension back"):
+        Standing.of(sweep).extend(3, None, None)
+
+
+def test_a_study_in_a_file_is_adopted_by_a_machine_with_another_name(
+    study: optuna.Study, sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert socket.gethostname() in told(tmp_path, "adopt", "small")
+    monkeypatch.setattr("socket.gethostname", lambda: "renamed")
+    sweep.join()  # a container of the same machine: its kernel runs on
+    study.set_user_attr(HOST_KEY, "before")
+    study.set_user_attr(BOOT_KEY, "another start")
+    with pytest.raises(BadStorage, match="'before' and this is 'renamed'.*graftline sweep adopt small"):
+        sweep.join()
+    told(tmp_path, "adopt", "small")
+    assert sweep.join().user_attrs[HOST_KEY] == "renamed"
+
+
+def test_a_study_is_not_adopted_while_another_machine_is_heard(study: optuna.Study, sweep: Sweep) -> None:
+    found = Standing.of(sweep)
+    trial = _asked(found.study)
+    found.adopt()  # no worker ever said that it runs
+    found.storage.record_heartbeat(trial._trial_id)
+    with pytest.raises(BadStorage, match="1 trials of the study 'small' run on"):
+        found.adopt()
+    with found.storage.engine.begin() as connection:
+        connection.execute(sqlalchemy.text("UPDATE trial_heartbeats SET heartbeat = datetime('now', '-600 seconds')"))
+    found.adopt()
+
+
+def test_what_is_next_names_the_home_that_was_given(sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert f" --home {tmp_path}" in _elsewhere(sweep) and "--storage" not in _elsewhere(sweep)
+    monkeypatch.setenv("GRAFTLINE_HOME", str(tmp_path))
+    assert _elsewhere(sweep) == ""
+    served = replace(sweep, tracking=Tracking.at(tmp_path, "http://user:secret@127.0.0.1:1"))
+    assert "--tracking-uri 'http://user:" in _elsewhere(served) and "secret" not in _elsewhere(served)
 
 
 def test_a_study_that_is_not_there_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
@@ -182,7 +229,7 @@ def test_two_machines_see_one_wish_and_one_length(
     postgres: Postgres, sweep: Sweep, tmp_path: Path, backbone_directory: Path
 ) -> None:
     url = postgres.database()
-    shared = replace(sweep, storage=StudyStorage.of(tmp_path, "small", url))
+    shared = replace(sweep, home=tmp_path / "shared", storage=StudyStorage.of(tmp_path, "small", url))
     study = shared.create()
     elsewhere = tmp_path / "elsewhere"
     told(elsewhere, "pause", "small", "--storage", url)

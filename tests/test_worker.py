@@ -22,12 +22,14 @@ from small_studies import knowing_home, small
 
 from adapters.backbone import Backbone
 from registry.tracking import Tracking
+from service.commands.worker import worker
+from service.preempted import START_AGAIN
 from tuning.budget import RESUMED_KEY, RETRY_KEY
 from tuning.candidates import DIRECTORY_KEY, brought
-from tuning.errors import BadStorage, NoStudy, Preempted, StorageAway
+from tuning.errors import BadStorage, NoStudy, Preempted, StorageAway, StudyMismatch
 from tuning.records import RUN_KEY
 from tuning.retries import LOST_KEY, MAX_LOST, try_lost_again, unshared
-from tuning.storage import BEAT_S, HOST_KEY, StudyStorage
+from tuning.storage import BEAT_S, BOOT_KEY, HOST_KEY, StudyStorage
 from tuning.study import Event, Sweep
 
 if TYPE_CHECKING:
@@ -242,8 +244,47 @@ def test_a_study_in_a_file_is_refused_to_another_machine(backbone_directory: Pat
     assert study.user_attrs[HOST_KEY] == socket.gethostname()
     sweep.join()
     study.set_user_attr(HOST_KEY, "another-machine")
+    study.set_user_attr(BOOT_KEY, "another start")
     with pytest.raises(BadStorage, match="'another-machine'.*postgresql"):
         sweep.join()
+
+
+def test_two_studies_of_one_name_do_not_share_a_folder(sweep: Sweep) -> None:
+    in_file = replace(sweep, storage=None)
+    in_file.create()
+    with pytest.raises(StudyMismatch, match="another name, use another --home, or remove the folder") as raised:
+        sweep.create()
+    assert "optuna.db" in str(raised.value)
+    assert not optuna.study.get_all_study_names(sweep.kept_in.open())
+    elsewhere = replace(sweep, home=sweep.home / "elsewhere")
+    elsewhere.create()
+    with pytest.raises(StudyMismatch, match="another study named 'small'"):
+        sweep.join()
+    in_file.join()
+    replace(sweep, home=sweep.home / "a third").join()
+
+
+@pytest.mark.slow
+def test_a_worker_that_the_database_refuses_is_not_started_again_and_one_that_waits_is(
+    sweep: Sweep, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep.create()
+    url = sweep.storage_url
+    postgres.ask_password("locked", "right")
+    postgres.run("CREATE ROLE crowded LOGIN CONNECTION LIMIT 0")
+    wrong = {
+        url.replace("postgres@", "locked:wrong@"): 'password authentication failed for user "locked"',
+        url.replace("postgres@", "locked@"): "no password supplied",
+        url.replace("postgres@", "nobody@"): 'role "nobody" does not exist',
+        f"{url}_not": '_not" does not exist',
+    }
+    for asked, words in wrong.items():
+        with pytest.raises(BadStorage) as raised:
+            worker("small", asked, sweep.home, None)
+        assert words in str(raised.value) and "wrong@" not in str(raised.value) and ":wrong" not in str(raised.value)
+    with pytest.raises(StorageAway, match="too many connections"):
+        Sweep.joined("small", sweep.home, sweep.tracking, url.replace("postgres@", "crowded@"))
+    assert worker("small", url.replace("postgres@", "crowded@"), sweep.home, None) == START_AGAIN
 
 
 def test_study_and_registry_may_not_share_a_database(postgres: Postgres, backbone_directory: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ A worker reads them before it asks for a trial. A trial that runs is never cut s
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 import optuna
@@ -67,10 +68,17 @@ def extend(
         if not value >= now:  # nan is neither
             raise NothingToExtend(
                 f"A study is extended to more than it has, but its {name} is {now:g} and {value:g} was given. Give a larger one; "
-                "`graftline sweep stop` ends it earlier."
+                f"`graftline tune RECIPE --resume --{_option(name)} {value:g}` takes an extension back."
             )
     study.set_user_attr(EXTENDED_KEY, {**study.user_attrs.get(EXTENDED_KEY, {}), **given})
     return limits(study, recipe)
+
+
+def take_back(study: optuna.Study, names: Collection[str]) -> None:
+    """Ends the extension of these limits: what `graftline tune` said last holds again, however small."""
+    extended = study.user_attrs.get(EXTENDED_KEY, {})
+    if kept := set(extended) & set(names):
+        study.set_user_attr(EXTENDED_KEY, {name: value for name, value in extended.items() if name not in kept})
 
 
 def _larger(own: float | None, extended: float) -> float | None:

@@ -7,6 +7,7 @@ TuningError (ValueError)
 ├── FitStopped       a stop rule ended a fit that was not worth its end
 ├── FitFailed        a process of a fit that was launched said why it cannot go on
 ├── BadStorage       the URL of a study's database cannot be used, or not from here
+│   └── StorageRefused  the database of a study lets this user, password or name not in
 ├── StorageAway      the database of a study does not answer
 ├── NoStudy          no study of that name, for a worker to join
 ├── StudyMismatch    a study of that name exists with another search space or other directions
@@ -52,6 +53,10 @@ class FitStopped(TuningError):
 
 
 class BadStorage(TuningError):
+    pass
+
+
+class StorageRefused(BadStorage):
     pass
 
 

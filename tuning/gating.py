@@ -34,9 +34,9 @@ from registry.manifest import Manifest, TrainingHashes
 from registry.policy import Policy, refuse_other_domain
 from tuning.compression_gate import DomainTest, check_steering
 from tuning.errors import BadRecipe
+from tuning.faults import in_one_sentence
 from tuning.manifest import fingerprints_of
 from tuning.recipe import Recipe
-from tuning.recipe_fault import in_one_sentence
 from tuning.rounds import LEAST_POOL, PER_GROUP, POOL_ROUNDS, Reading, Rounds, is_endless, name_of
 
 # The largest change of an item's mean log-probability that the gate counts, in nats per token: a passage whose perplexity

@@ -8,8 +8,8 @@ from pydantic import ValidationError
 
 from evaluation.tasks import task_named
 from tuning.errors import BadRecipe
+from tuning.faults import in_one_sentence
 from tuning.recipe import Recipe, is_file
-from tuning.recipe_fault import in_one_sentence
 
 
 def guarded(name: str, backbone_name: str, domain: str, **more: object) -> Recipe:

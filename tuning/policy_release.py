@@ -13,9 +13,9 @@ from engine.engine import Engine
 from engine.profile import DecodingPolicy, Profile
 from registry.manifest import Manifest
 from tuning.errors import BadRecipe
+from tuning.faults import in_one_sentence
 from tuning.manifest import complete
 from tuning.recipe import Recipe
-from tuning.recipe_fault import in_one_sentence
 
 PART = ".part"
 _TRIED = "a policy that is tried"

@@ -21,11 +21,11 @@ from adapters.steering import SteeringSpec
 from engine.vllm.options import MAX_RANK, check_servable
 from registry.names import checked_name
 from tuning.errors import BadRecipe
+from tuning.faults import in_one_sentence
 from tuning.layout import FitRecipe
 from tuning.methods import METHODS
 from tuning.methods.method import MethodSpec
 from tuning.methods.sft import SFTSpec
-from tuning.recipe_fault import in_one_sentence
 from tuning.stop_settings import StopRecipe, fits_mode
 from tuning.study_limits import UNDECIDING, StudyLimits
 

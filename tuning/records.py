@@ -143,11 +143,16 @@ class Records:
         self.tracking.end_run(run_id, _STATUS.get(outcome.state, "FAILED"))
 
 
-def begun(tracking: Tracking, recipe: Recipe, study: optuna.Study) -> str:
-    """The study's run, begun where it has none: by who makes it, where workers are to begin together."""
+def begun(tracking: Tracking, recipe: Recipe, study: optuna.Study, waits: bool = False) -> str:
+    """The study's run, begun where it has none: by who makes it, where workers are to begin together.
+
+    `waits`: a new one is marked SCHEDULED, until a worker reopens it.
+    """
     if (known := study.user_attrs.get(RUN_KEY)) is None:
         known = tracking.start_run(recipe.name, f"study {recipe.name}", tags={"optuna.study": study.study_name})
         tracking.log_dict(known, recipe.model_dump(mode="json"), "recipe.json")
+        if waits:
+            tracking.schedule_run(known)  # before any worker can know of it
         study.set_user_attr(RUN_KEY, known)
     return str(known)
 

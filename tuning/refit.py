@@ -27,6 +27,7 @@ def refitted(sweep: Sweep, study: optuna.Study, trial: int, isolated: Isolated =
 
     NothingToRefit for one that did not finish, whose weights are there, or which does not come out again.
     """
+    sweep.folder.refuse_to_other(study)
     candidate = _finished(study, trial)
     if candidate.directory.is_dir():
         raise NothingToRefit(

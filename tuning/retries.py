@@ -5,13 +5,13 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from adapters.whole_file import write_whole
 from tuning.budget import RETRY_KEY
@@ -24,6 +24,8 @@ from tuning.trial import ADAPTER, RESULT, Outcome
 MAX_RETRIES = 1  # of a trial that died
 MAX_LOST = 3  # of one whose worker was lost: that says little about the trial
 TRIES_KEY, LOST_KEY = "tries", "lost"
+FAILURE_KEY = "failure"  # of a trial that failed with a reason; one whose worker was lost has none
+AGAIN_KEY = "again"  # of a trial that is to fail: how it is enqueued then, by the names in _HOW
 _LOCK = "running.lock"  # in a trial's directory, held by the worker that runs it
 _ENQUEUED = "fixed_params"  # Optuna's own name
 _ASKED = "asked.json"  # beside a trial's result: what it was the result of
@@ -48,6 +50,31 @@ def hand_back(study: optuna.Study, trial: FrozenTrial) -> None:
     """The same for a trial that its worker was told to leave: that counts as no try."""
     if values := values_of(trial):
         study.enqueue_trial(values, user_attrs=continued(trial))
+
+
+Enqueue = Callable[[optuna.Study, FrozenTrial], object]
+_HOW: dict[str, Enqueue] = {"try again": try_again, "hand back": hand_back}
+
+
+def note_again(trial: optuna.Trial, how: Enqueue) -> None:
+    """Before the trial fails: who is killed between that and `how` leaves word of it, for `enqueue_forgotten`."""
+    trial.set_user_attr(AGAIN_KEY, next(name for name, known in _HOW.items() if known is how))
+
+
+def enqueue_forgotten(study: optuna.Study) -> None:
+    """Enqueues the failed trials whose worker was killed after it had stored that, and before it had enqueued them again.
+
+    Where another process does so in this very moment, one of the two is given back by who asks for it.
+    """
+    trials = study.get_trials(deepcopy=False)
+    enqueued = {trial.user_attrs.get(RETRY_KEY) for trial in trials}
+    for trial in trials:
+        if trial.state != TrialState.FAIL or trial.number in enqueued:
+            continue
+        if (how := trial.user_attrs.get(AGAIN_KEY)) is not None:
+            _HOW[how](study, trial)
+        elif FAILURE_KEY not in trial.user_attrs:
+            try_lost_again(study, trial)
 
 
 def values_of(trial: FrozenTrial) -> dict[str, Any]:

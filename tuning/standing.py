@@ -47,6 +47,9 @@ class Standing:
     def ask(self, what: Wish) -> None:
         ask(self.study, what)
 
+    def adopt(self) -> None:
+        self.sweep.kept_in.adopt(self.study, self.storage)
+
     def extend(self, trials: int | None, time_budget_s: float | None, max_cost: float | None) -> StudyRecipe:
         return extend(self.study, self.sweep.recipe, trials, time_budget_s, max_cost)
 

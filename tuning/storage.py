@@ -27,13 +27,16 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
+from tuning.database_refusal import refusal
 from tuning.database_url import Address, shown
-from tuning.errors import BadStorage, StorageAway
+from tuning.errors import BadStorage, StorageAway, StorageRefused
+from tuning.kernel import boot_id
 
 ENVIRONMENT = "GRAFTLINE_STORAGE"
 BEAT_S = 20  # between two heartbeats of a trial; after three without one it is given up and tried again
 PATIENCE_S = 600.0  # that a database may be away before its worker gives up
-HOST_KEY = "host"  # user attribute of a study in a file: the machine that the file is on
+# User attributes of a study in a file: the name of the machine that the file is on, and that kernel's start.
+HOST_KEY, BOOT_KEY = "host", "boot"
 _TRIES = 5  # at making the tables: several workers may be the first
 _PAUSES = (0.2, 5.0)  # s, first and longest
 
@@ -68,7 +71,7 @@ class StudyStorage:
         return shown(self.url)
 
     def open(self, on_stale: Callable[[optuna.Study, optuna.trial.FrozenTrial], None] | None = None) -> PatientStorage:
-        """Makes the tables where they are missing. StorageAway when no database answers."""
+        """Makes missing tables. StorageAway when no database answers, StorageRefused when it does not let us in."""
         given: dict[str, Any] = {
             "heartbeat_interval": self.beat_s,
             "grace_period": 3 * self.beat_s,
@@ -96,7 +99,13 @@ class StudyStorage:
                 time.sleep(0.2 * (attempt + 1))  # another worker makes the same tables
         raise AssertionError
 
-    def away(self, error: BaseException) -> StorageAway:
+    def away(self, error: BaseException) -> StorageAway | StorageRefused:
+        """StorageAway for what is worth waiting for."""
+        if (said := refusal(error)) is not None:
+            return StorageRefused(
+                f"A sweep needs a database that lets it in, but {self.shown} refuses: {said.rstrip('.')}. Correct user, password "
+                f"or database in --storage or ${ENVIRONMENT}, or make them on the server; what was tried is kept."
+            )
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         return StorageAway(
             f"A sweep needs the database of its study, but {self.shown} does not serve it ({reason}). Start it, or correct "
@@ -107,16 +116,34 @@ class StudyStorage:
         """A file is for the processes of one machine: BadStorage on another one."""
         if self.file is None:
             return
-        host = socket.gethostname()
+        host, boot = socket.gethostname(), boot_id()
         made_on = study.user_attrs.get(HOST_KEY)
-        if made_on is None:
-            study.set_user_attr(HOST_KEY, host)
-        elif made_on != host:
+        # Containers of one machine differ in their names, and share its kernel.
+        if made_on not in (None, host) and (boot is None or study.user_attrs.get(BOOT_KEY) != boot):
             raise BadStorage(
                 f"SQLite serves the workers of one machine, but the study {study.study_name!r} in {self.file} was made on "
                 f"{made_on!r} and this is {host!r}. Sweep on several machines with PostgreSQL: "
-                f"--storage postgresql+psycopg://USER@HOST/DATABASE."
+                f"--storage postgresql+psycopg://USER@HOST/DATABASE. Where this machine got another name, or the file was moved "
+                f"to it, say so: graftline sweep adopt {study.study_name}."
             )
+        for key, now in ((HOST_KEY, host), (BOOT_KEY, boot)):
+            if now is not None and study.user_attrs.get(key) != now:
+                study.set_user_attr(key, now)
+
+    def adopt(self, study: optuna.Study, storage: PatientStorage) -> None:
+        """This machine has the file from now on. BadStorage while a trial of another one is heard, and for no file."""
+        if self.file is None:
+            raise BadStorage(
+                f"A study in a file is of one machine, but that of {study.study_name!r} is in {self.shown}, which serves any. "
+                "Start workers on it as it is."
+            )
+        if heard := storage.heard(study._study_id):
+            raise BadStorage(
+                f"SQLite serves the workers of one machine, but {heard} trials of the study {study.study_name!r} run on "
+                f"{study.user_attrs.get(HOST_KEY)!r}. End its workers first; one that was killed counts as gone after "
+                f"{3 * self.beat_s} s."
+            )
+        study.set_user_attr(HOST_KEY, socket.gethostname())
 
     def refuse_shared_with(self, tracking_uri: str) -> None:
         """Optuna and MLflow both keep their version in a table of the same name: one database cannot serve both."""
@@ -141,19 +168,27 @@ class PatientStorage(RDBStorage):
 
         The database's clock alone does not tell: after an outage, or where a machine slept, every trial is late by it.
         """
-        late = self.unheard(study_id)
-        query = (
-            "SELECT trials.trial_id, trial_heartbeats.heartbeat FROM trials LEFT JOIN trial_heartbeats "
-            "ON trial_heartbeats.trial_id = trials.trial_id WHERE trials.study_id = :study AND trials.state = 'RUNNING'"
-        )
-        with self.engine.connect() as connection:
-            last = {int(row[0]): row[1] for row in connection.execute(sqlalchemy.text(query), {"study": study_id})}
+        late, last = self.unheard(study_id), self._last_beats(study_id)
         now, beat, grace = time.monotonic(), float(self.heartbeat_interval or 0), float(self.grace_period or 0)
         # One that never had a heartbeat lost its worker, or the connection, between its making and the first one.
         silent = [told for told in last.items() if told[1] is None or told[0] in late]
         self._silent_since = {told: self._silent_since.get(told, now) for told in silent}
         waited = {told: now - since for told, since in self._silent_since.items()}
         return [trial for (trial, heartbeat), s in waited.items() if s > (grace if heartbeat is None else 2 * beat)]
+
+    def _last_beats(self, study_id: int) -> dict[int, object]:
+        """Of the trials that run; None where one never had a heartbeat."""
+        query = (
+            "SELECT trials.trial_id, trial_heartbeats.heartbeat FROM trials LEFT JOIN trial_heartbeats "
+            "ON trial_heartbeats.trial_id = trials.trial_id WHERE trials.study_id = :study AND trials.state = 'RUNNING'"
+        )
+        with self.engine.connect() as connection:
+            return {int(row[0]): row[1] for row in connection.execute(sqlalchemy.text(query), {"study": study_id})}
+
+    def heard(self, study_id: int) -> int:
+        """How many trials run whose last heartbeat is within the grace period."""
+        late = self.unheard(study_id)
+        return sum(beat is not None and trial not in late for trial, beat in self._last_beats(study_id).items())
 
     def unheard(self, study_id: int) -> list[int]:
         """Trials whose last heartbeat is older than the grace period, by the clock of the database."""

@@ -6,14 +6,14 @@ import fcntl
 import hashlib
 import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import DuplicatedStudyError, StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
@@ -23,7 +23,7 @@ from adapters.spec import Choices, Range
 from adapters.whole_file import write_whole
 from registry.errors import RegistryError, StoreRefused
 from registry.tracking import RunStatus, Tracking
-from tuning.asked import LENGTH_KEY, ask
+from tuning.asked import LENGTH_KEY, ask, take_back
 from tuning.budget import SECONDS_KEY, left
 from tuning.candidates import SCORE_KEY, Candidate, candidates_of, readable
 from tuning.errors import BadRecipe, NoStudy, Preempted, StudyMismatch, SweepRefused
@@ -31,12 +31,13 @@ from tuning.isolation import available_threads, prepare
 from tuning.kept_weights import remove_unneeded
 from tuning.recipe import METHOD_NAME, Recipe, narrowed
 from tuning.records import Records, begun
-from tuning.retries import try_lost_again
+from tuning.retries import enqueue_forgotten, try_lost_again
 from tuning.space import Value, defaults, is_active, search_digest
 from tuning.stop_curve import CURVE_KEY
 from tuning.stop_pruners import pruner_of
 from tuning.stop_winner import Settling
 from tuning.storage import StudyStorage, is_away
+from tuning.study_folder import StudyFolder
 from tuning.worker import FAMILIES_KEY, Worker, finished, running
 from tuning.worker import Event as Event
 
@@ -77,6 +78,10 @@ class Sweep:
         return self.home / "studies" / self.recipe.name
 
     @property
+    def folder(self) -> StudyFolder:
+        return StudyFolder(self.directory, self.recipe.name, self.kept_in.shown)
+
+    @property
     def kept_in(self) -> StudyStorage:
         return self.storage or StudyStorage.of(self.home, self.recipe.name)
 
@@ -92,21 +97,24 @@ class Sweep:
             return file.is_file()
         return self.recipe.name in optuna.study.get_all_study_names(self.kept_in.open())
 
-    def create(self, resume: bool = False) -> optuna.Study:
-        """Makes the study, or joins the one of the same recipe; finished trials count."""
+    def create(self, resume: bool = False, instead: Collection[str] = ()) -> optuna.Study:
+        """Makes the study, or joins the one of the same recipe; finished trials count.
+
+        `instead`: limits of the recipe, by name, that hold in place of what the study was extended to.
+        """
         points = self._points()
         self.kept_in.refuse_shared_with(self.tracking.uri)
         with suppress(StoreRefused):  # a store that is away is said before there is a study; one that only refuses is noted later
             self.tracking.create()
         self.directory.mkdir(parents=True, exist_ok=True)
         with self._opened() as storage:
-            return self._made(storage, points, resume)
+            return self._made(storage, points, resume, instead)
 
-    def create_for_workers(self, resume: bool = False) -> optuna.Study:
-        """As `create`; the study's run is begun too, since workers that begin together would each begin one."""
-        study = self.create(resume)
+    def create_for_workers(self, resume: bool = False, instead: Collection[str] = ()) -> optuna.Study:
+        """As `create`; the study's run is made too, since workers that begin together would each begin one."""
+        study = self.create(resume, instead)
         with suppress(RegistryError):  # whatever a store has against it, each worker says
-            begun(self.tracking, self.recipe, study)
+            begun(self.tracking, self.recipe, study, waits=True)
         return study
 
     def join(self) -> optuna.Study:
@@ -116,6 +124,8 @@ class Sweep:
         with self._opened() as storage:
             study = optuna.load_study(study_name=self.recipe.name, storage=storage)
             self.kept_in.refuse_other_host(study)
+            self.folder.refuse_to_other(study)
+            enqueue_forgotten(study)
             return self._sampled(study)
 
     def _points(self) -> list[dict[str, Value]]:
@@ -140,19 +150,16 @@ class Sweep:
             self.recipe.with_values(dict(values))
         return points
 
-    def _made(self, storage: RDBStorage, points: list[dict[str, Value]], resume: bool) -> optuna.Study:
+    def _made(self, storage: RDBStorage, points: list[dict[str, Value]], resume: bool, instead: Collection[str]) -> optuna.Study:
         exists = self.recipe.name in optuna.study.get_all_study_names(storage)
         if exists and not resume:
             raise StudyMismatch(
                 f"A study named {self.recipe.name!r} is in {self.kept_in.shown} already. "
                 "Go on with it by --resume, or give the recipe another name."
             )
-        study = optuna.create_study(
-            storage=storage,
-            study_name=self.recipe.name,
-            directions=[StudyDirection.MAXIMIZE] * _NUM_OBJECTIVES[self.recipe.study.mode],
-            load_if_exists=True,
-        )
+        if not exists:
+            self.folder.refuse_to_new()
+        study, is_new = self._named(storage)
         digest = search_digest(self.recipe)
         if study.user_attrs.get(SEARCH_KEY, digest) != digest:
             raise StudyMismatch(
@@ -160,15 +167,29 @@ class Sweep:
                 f"{study.user_attrs[SEARCH_KEY][:12]}, now {digest[:12]}). Restore the recipe, or give it another name."
             )
         self.kept_in.refuse_other_host(study)
+        if is_new:
+            self.folder.own(study)
+        else:
+            self.folder.refuse_to_other(study)
         study.set_user_attr(RECIPE_KEY, self.recipe.model_dump(mode="json"))
         study.set_user_attr(LENGTH_KEY, self.recipe.study.trials)
+        take_back(study, instead)
         ask(study, "run")
         if SEARCH_KEY not in study.user_attrs:  # set last: a kill before it leaves points to enqueue
             for point in points:
                 study.enqueue_trial(point, skip_if_exists=True)
             study.set_user_attr(SEARCH_KEY, digest)
         self._give_up_lost(study)
+        enqueue_forgotten(study)
         return self._sampled(study)
+
+    def _named(self, storage: RDBStorage) -> tuple[optuna.Study, bool]:
+        """The study, and whether this process made it: of several that do so at once, one does."""
+        directions = [StudyDirection.MAXIMIZE] * _NUM_OBJECTIVES[self.recipe.study.mode]
+        with suppress(DuplicatedStudyError):
+            return optuna.create_study(storage=storage, study_name=self.recipe.name, directions=directions), True
+        there = optuna.create_study(storage=storage, study_name=self.recipe.name, directions=directions, load_if_exists=True)
+        return there, False
 
     def _give_up_lost(self, study: optuna.Study) -> None:
         """In a file of this machine: where no worker runs, no trial does. Elsewhere their heartbeats tell."""
@@ -245,6 +266,7 @@ class Sweep:
                 self._close(study, records, "KILLED" if told_to else "FAILED", str(error))
                 if isinstance(error, SweepRefused) and not finished(study) and not running(study):
                     optuna.delete_study(study_name=study.study_name, storage=storage)
+                    self.folder.leave()
                 raise
             self._close(study, records, "FINISHED")
 

@@ -28,7 +28,20 @@ from tuning.kept_weights import remove_unneeded
 from tuning.memory import run_within_memory
 from tuning.recipe import Recipe
 from tuning.records import RUN_KEY, Records
-from tuning.retries import MAX_RETRIES, TRIES_KEY, continued, hand_back, kept_outcome, note_asked, tries, try_again, unshared
+from tuning.retries import (
+    FAILURE_KEY,
+    MAX_RETRIES,
+    TRIES_KEY,
+    Enqueue,
+    continued,
+    hand_back,
+    kept_outcome,
+    note_again,
+    note_asked,
+    tries,
+    try_again,
+    unshared,
+)
 from tuning.space import defaults, suggest
 from tuning.stop_curve import FitReading
 from tuning.stop_judge import StopJudge
@@ -125,7 +138,7 @@ class Worker:
         again = trial.user_attrs.get(RETRY_KEY)
         if again is not None and any(one.user_attrs.get(RETRY_KEY) == again for one in self.study.trials[: trial.number]):
             # The answer of the database to the first was lost, or two workers found its worker dead at once.
-            self._leave(trial, f"given back: trial {again} was enqueued twice", lambda *_: None)
+            self._leave(trial, f"given back: trial {again} was enqueued twice", None)
             return True
         if left(self.study, self.recipe, before=trial.number).may_begin:
             return False
@@ -162,14 +175,17 @@ class Worker:
         self.on_event(Event("failed", trial.number, text=text))
         return Outcome(state="stopped", reason=text)
 
-    def _leave(self, trial: optuna.Trial, reason: str, enqueue: Callable[[optuna.Study, FrozenTrial], object]) -> None:
+    def _leave(self, trial: optuna.Trial, reason: str, enqueue: Enqueue | None) -> None:
         """Fails the trial and enqueues it, where no other worker has done so already."""
         try:
-            trial.set_user_attr("failure", reason)
+            trial.set_user_attr(FAILURE_KEY, reason)
+            if enqueue is not None:
+                note_again(trial, enqueue)
             self.study.tell(trial, state=TrialState.FAIL)
         except (UpdateFinishedTrialError, ValueError):  # ValueError: Optuna's word for one that was finished before
             return
-        enqueue(self.study, self.study.trials[trial.number])
+        if enqueue is not None:
+            enqueue(self.study, self.study.trials[trial.number])
 
     def _run(self, trial: optuna.Trial) -> tuple[Recipe, Path, Outcome, float]:
         """The trial's own recipe, its directory, what came of it, and the seconds that it took."""
@@ -234,7 +250,7 @@ class Worker:
             self.study.tell(trial, values, skip_if_finished=True)
             self.on_event(Event("complete", trial.number, 1.0, score=outcome.score, params=trial.params))
             return
-        trial.set_user_attr("failure", outcome.reason)
+        trial.set_user_attr(FAILURE_KEY, outcome.reason)
         if outcome.state in ("stopped", "failed"):
             # Reported as PRUNED, since samplers do not see failed trials and would propose the same again.
             if outcome.state == "failed":  # of one that was stopped, its judge has said how far it is from feasible
@@ -242,6 +258,7 @@ class Worker:
             self.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
             self.on_event(Event("pruned", trial.number, text=outcome.reason))
             return
+        note_again(trial, try_again)
         self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
         again = try_again(self.study, self.study.trials[trial.number])
         if outcome.state == "refused":
@@ -259,7 +276,7 @@ class Worker:
     def _require_another_end(self) -> None:
         """Raises SweepStopped where all trials so far ended for the very same reason: what is searched does not touch it."""
         done = finished(self.study)
-        reasons = {trial.user_attrs.get("failure") for trial in done}
+        reasons = {trial.user_attrs.get(FAILURE_KEY) for trial in done}
         if len(done) >= MAX_ALIKE and len(reasons) == 1 and (reason := reasons.pop()):
             raise SweepStopped(
                 f"No trial of {len(done)} could be fitted, each for the same reason, which what is searched does not touch: "

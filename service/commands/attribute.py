@@ -29,10 +29,10 @@ def attribute(
     from tuning.attribution import Attribution, AttributionSpec
     from tuning.continuing import pinned
     from tuning.errors import BadRecipe
+    from tuning.faults import in_one_sentence
     from tuning.ground import Ground
     from tuning.isolation import use_threads
     from tuning.recipe import Recipe
-    from tuning.recipe_fault import in_one_sentence
 
     budget, place = Budget(time_budget_s), home_directory(home)
     recipe = pinned(Recipe.load(recipe_file), Tracking.at(place))

@@ -29,12 +29,13 @@ from registry.release import Release, load_release, mark_candidate, published
 from registry.tracking import Tracking
 from registry.verdicts import recorded_report
 from service.commands.releases import gate_policy, gate_release, gate_table, publish_directory
+from service.elsewhere import elsewhere
 from service.options import TRIALS
 from service.pace import checked_seconds
 from service.preempted import START_AGAIN, ends_orderly
 from service.sweep_view import LinesView
 from tuning.candidates import Candidate, in_order
-from tuning.errors import Preempted, RoundIsRunning, StorageAway, StudyIsRunning, SweepStopped
+from tuning.errors import Preempted, RoundIsRunning, StorageAway, StorageRefused, StudyIsRunning, SweepStopped
 from tuning.gating import Subject, gate_settings, recipe_policy
 from tuning.manifest import fingerprints_of
 from tuning.new_data.beside import beside_champion
@@ -60,6 +61,7 @@ PASSING = (
     StudyIsRunning,
     SweepStopped,
     StorageAway,
+    StorageRefused,  # the rows are not to blame
     Preempted,
 )
 CHAMPION = "champion"  # the name under which the engine holds it
@@ -123,7 +125,8 @@ def continued(domain: str, asked: Asked, home: Path | None, tracking_uri: str | 
     else:
         console.print(f"{outcome['status']}: {outcome['reason']}", highlight=False)
         if outcome["status"] == "published":
-            console.print(f"next: graftline promote {outcome['release']}", highlight=False)
+            more = elsewhere(place, tracking.uri)
+            console.print(f"next: graftline promote {outcome['release']}{more}", highlight=False, soft_wrap=True)
     return EXIT_CODES[outcome["status"]]
 
 

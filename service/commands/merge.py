@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from adapters.spec import Spec
 from registry.home import home_directory
 from registry.manifest import MANIFEST, Manifest
+from service.elsewhere import elsewhere
 
 if TYPE_CHECKING:
     from adapters.backbone import Backbone
@@ -33,7 +34,7 @@ def merge(
 
     spec = _checked(MergeSpec, settings)
     parents, backbone = _parents(named, home, tracking_uri)
-    _tell(merge_into(parents, backbone, spec, out, name), out, as_json)
+    _tell(merge_into(parents, backbone, spec, out, name), out, elsewhere(home_directory(home), tracking_uri), as_json)
 
 
 def reduce_intruders(
@@ -58,7 +59,7 @@ def reduce_intruders(
     assert isinstance(intruders, dict)
     if not as_json:
         print(f"{len(intruders)} modules had intruder dimensions")
-    _tell(written, out, as_json)
+    _tell(written, out, elsewhere(home_directory(home), tracking_uri), as_json)
 
 
 def _tell_none(named: str, spec: IntruderSpec, as_json: bool) -> None:
@@ -75,7 +76,7 @@ def _checked(kind: type[S], settings: dict[str, Any]) -> S:
     from pydantic import ValidationError
 
     from tuning.errors import BadRecipe
-    from tuning.recipe_fault import in_one_sentence
+    from tuning.faults import in_one_sentence
 
     try:
         return kind(**settings)
@@ -103,8 +104,8 @@ def _parents(named: Sequence[str], home: Path | None, tracking_uri: str | None) 
     return Parents.of(subjects, backbone), backbone
 
 
-def _tell(written: Manifest, out: Path, as_json: bool) -> None:
+def _tell(written: Manifest, out: Path, more: str, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"directory": str(out), "derived": written.derived}))
     else:
-        print(f"adapter: {out}\nnext: graftline publish {out}")
+        print(f"adapter: {out}\nnext: graftline publish {out}{more}")

@@ -24,6 +24,7 @@ from registry.release import Release, load_release
 from registry.release import publish as publish_release
 from registry.tracking import Tracking
 from service.audit import AuditLog
+from service.elsewhere import elsewhere
 from service.gate_view import gate_view
 from service.pace import checked_seconds
 
@@ -54,7 +55,7 @@ def publish(
         print(json.dumps({"release": str(release.full_name), "directory": str(release.directory), "run_id": release.run_id}))
     else:
         command = "graftline router promote" if "router" in release.manifest.derived else "graftline promote"
-        print(f"published {release.full_name}; next: {command} {release.full_name}")
+        print(f"published {release.full_name}; next: {command} {release.full_name}{elsewhere(place, tracking.uri)}")
 
 
 def publish_directory(tracking: Tracking, directory: Path, name: str | None = None, run_id: str | None = None) -> Release:

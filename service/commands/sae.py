@@ -220,7 +220,7 @@ def _spec(kind: type[S], values: dict[str, object]) -> S:
     from pydantic import ValidationError
 
     from tuning.errors import BadRecipe
-    from tuning.recipe_fault import in_one_sentence
+    from tuning.faults import in_one_sentence
 
     try:
         return kind(**{name: value for name, value in values.items() if value is not None})

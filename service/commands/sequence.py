@@ -100,7 +100,7 @@ def _checked(settings: Mapping[str, Any]) -> SequenceSpec:
     from pydantic import ValidationError
 
     from tuning.errors import BadRecipe
-    from tuning.recipe_fault import in_one_sentence
+    from tuning.faults import in_one_sentence
     from tuning.sequence import SequenceSpec
 
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +58,16 @@ def tell(name: str, what: Wish, home: Path | None, storage: str | None, as_json:
         print(json.dumps({"study": name, "asked": what, "running": len(seen.running)}))
     else:
         print(f"{lines(seen)[0]}\n{_SAID[what].format(name)}")
+
+
+def adopt(name: str, home: Path | None, storage: str | None, as_json: bool) -> None:
+    """What ran when the other machine's workers ended is tried again by the next one here."""
+    found = _named(name, home, storage)
+    found.adopt()
+    if as_json:
+        print(json.dumps({"study": name, "host": socket.gethostname()}))
+    else:
+        print(f"study {name} is on this machine, {socket.gethostname()}; `graftline tune RECIPE --resume` goes on")
 
 
 def lengthen(

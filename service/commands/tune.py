@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from evaluation.tasks import task_named
 from registry.home import home_directory
 from registry.tracking import Tracking
 from service.commands.crew import Crew, executor_of, run_by
+from service.elsewhere import elsewhere
 from service.preempted import START_AGAIN, ends_orderly
 from service.sweep_view import LinesView, TableView
 from tuning.budget import price_of
@@ -36,6 +37,12 @@ class Overrides:
     mode: str | None = None
     max_cost: float | None = None
     price_per_hour: str | None = None
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """Those of the study that are given."""
+        given = {"trials": self.trials, "time_budget_s": self.time_budget_s, "max_cost": self.max_cost}
+        return tuple(name for name, value in given.items() if value is not None)
 
     def over(self, recipe: Recipe) -> Recipe:
         """The recipe with these values; a price that neither has is that of the environment."""
@@ -71,26 +78,26 @@ def tune(
     tracking = Tracking.at(place, tracking_uri)
     sweep = Sweep(pinned(recipe, tracking), place, tracking, storage=StudyStorage.of(place, recipe.name, storage))
     if create_only:
-        sweep.create_for_workers(resume)
-        shown = sweep.kept_in.shown
-        told = {"study": recipe.name, "storage": shown}
+        sweep.create_for_workers(resume, asked.limits)
+        kept_in = sweep.kept_in.shown
+        told = {"study": recipe.name, "storage": kept_in}
         print(
             json.dumps(told)
             if as_json
-            else f"the study {recipe.name} is in {shown}; next: graftline worker --study {recipe.name}{_elsewhere(sweep)}"
+            else f"the study {recipe.name} is in {kept_in}; next: graftline worker --study {recipe.name}{_elsewhere(sweep)}"
         )
         return 0
     if crew is not None:
         executor = executor_of(crew, sweep)
-        study = sweep.create_for_workers(resume)
-        code, handed_over = run_by(executor, crew, quiet=as_json)
+        study = sweep.create_for_workers(resume, asked.limits)
+        code, handed_over = run_by(executor, crew, study, quiet=as_json)
         if code or handed_over:
             return code
         chosen = sweep.candidates(study)
     else:
         try:
             with ends_orderly() as ended:
-                chosen = run_sweep(sweep, resume, quiet=as_json, ended=ended)
+                chosen = run_sweep(sweep, resume, quiet=as_json, ended=ended, instead=asked.limits)
         except Preempted as error:
             print(error, file=sys.stderr)
             return START_AGAIN
@@ -116,9 +123,15 @@ def checked(recipe: Recipe) -> Recipe:
     return recipe
 
 
-def run_sweep(sweep: Sweep, resume: bool, quiet: bool = False, ended: Callable[[], bool] = lambda: False) -> list[Candidate]:
-    """Runs to the end and returns the candidates, best first."""
-    study = sweep.create(resume)
+def run_sweep(
+    sweep: Sweep,
+    resume: bool,
+    quiet: bool = False,
+    ended: Callable[[], bool] = lambda: False,
+    instead: Collection[str] = (),
+) -> list[Candidate]:
+    """Runs to the end and returns the candidates, best first. `instead`: see `Sweep.create`."""
+    study = sweep.create(resume, instead)
     if sys.stdout.isatty() and not quiet:
         with TableView(sweep.recipe) as view:
             sweep.run(study, view.on_event, ended)
@@ -128,9 +141,10 @@ def run_sweep(sweep: Sweep, resume: bool, quiet: bool = False, ended: Callable[[
 
 
 def _elsewhere(sweep: Sweep) -> str:
-    """The option that another command needs to find the study; none where it looks there by itself."""
+    """The options that another command needs to find the study and its runs; none where it looks there by itself."""
     is_found = sweep.storage_url == StudyStorage.of(sweep.home, sweep.recipe.name).url
-    return "" if is_found else f" --storage {shlex.quote(sweep.kept_in.shown)}"
+    storage = "" if is_found else f" --storage {shlex.quote(sweep.kept_in.shown)}"
+    return f"{storage}{elsewhere(sweep.home, sweep.tracking.uri)}"
 
 
 def _row(candidate: Candidate) -> dict[str, object]:

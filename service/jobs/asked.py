@@ -110,8 +110,8 @@ class JobRequest(JsonFields):
 def recipe_of(asked: JobRequest, name: str, backbone: str, task: Path, rows: int, template: Path | None) -> Recipe:
     """The operator's recipe with what the request says of it; domain, backbone and gate are not the request's to say."""
     from tuning.errors import BadRecipe
+    from tuning.faults import in_one_sentence
     from tuning.recipe import Recipe
-    from tuning.recipe_fault import in_one_sentence
 
     if strange := sorted(asked.recipe.keys() - set(OF_A_JOB)):
         message = f"A job's recipe says {', '.join(OF_A_JOB)}, but got {shortened(strange[0])}. Leave it out."

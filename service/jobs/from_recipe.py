@@ -62,8 +62,8 @@ def recipe_to_sweep(asked: SweepRequest, folder: Path | None, backbone: str, tem
     `template` is what a request's own recipe is laid over (GRAFTLINE_JOB_RECIPE).
     """
     from tuning.errors import BadRecipe
+    from tuning.faults import in_one_sentence
     from tuning.recipe import Recipe
-    from tuning.recipe_fault import in_one_sentence
 
     changes: dict[str, object] = {"backbone": backbone}
     changes |= {} if asked.trials is None else {"study.trials": asked.trials}

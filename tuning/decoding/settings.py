@@ -13,8 +13,8 @@ from engine.decoding.branches import Branches
 from engine.decoding.budget import Budget
 from engine.decoding.tip import SwitchPenalty
 from tuning.errors import BadRecipe
+from tuning.faults import in_one_sentence
 from tuning.methods.compression import CompressionMethodSpec
-from tuning.recipe_fault import in_one_sentence
 
 LAYER, EPS = "steering.layer", "steering.eps"
 FRACTIONAL = frozenset({"tip.alpha", "tip.amplitude", "budget.ramp", EPS})  # the others are whole numbers

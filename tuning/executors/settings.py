@@ -10,6 +10,7 @@ from pydantic import Field, StringConstraints, ValidationError
 
 from adapters.spec import Spec
 from tuning.errors import BadCluster
+from tuning.faults import in_one_sentence
 
 # sbatch has rules of its own for quotes and blanks in its comments.
 Plain = Annotated[str, StringConstraints(pattern=r"^[^\s\"'\\#]+$")]
@@ -25,8 +26,6 @@ class ExecutorSettings(Spec):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            from tuning.recipe_fault import in_one_sentence
-
             raise BadCluster(in_one_sentence(error, of="cluster file")) from error
 
 

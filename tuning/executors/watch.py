@@ -25,10 +25,17 @@ class _Terminated(BaseException):
     """SIGTERM came."""
 
 
-def watch(executor: Executor, num_workers: int, say: Callable[[str], None], poll_s: float = 0.5) -> int:
+def watch(
+    executor: Executor,
+    num_workers: int,
+    say: Callable[[str], None],
+    poll_s: float = 0.5,
+    was_stopped: Callable[[], bool] = lambda: False,
+) -> int:
     """Starts workers and waits until all are over; call it from the main thread.
 
-    0 where the study is complete, or where a scheduler took over; 75 after SIGTERM; 1 where every worker stopped or was given up.
+    0 where the study is complete, or `was_stopped`, or where a scheduler took over; 75 after SIGTERM; 1 where every worker
+    stopped or was given up.
     Ctrl-C ends the workers too, and then the caller.
     """
     told: dict[int, WorkerState] = {}
@@ -38,7 +45,7 @@ def watch(executor: Executor, num_workers: int, say: Callable[[str], None], poll
             while states := executor.poll():
                 for state in states:
                     if state != told.get(state.number):
-                        _tell(state, told.get(state.number), say)
+                        _tell(state, told.get(state.number), say, was_stopped)
                         told[state.number] = state
                 if all(state.is_over for state in states):
                     return DONE if any(state.phase == "done" for state in states) else STOPPED
@@ -52,8 +59,11 @@ def watch(executor: Executor, num_workers: int, say: Callable[[str], None], poll
                 executor.stop()
 
 
-def _tell(state: WorkerState, before: WorkerState | None, say: Callable[[str], None]) -> None:
+def _tell(state: WorkerState, before: WorkerState | None, say: Callable[[str], None], was_stopped: Callable[[], bool]) -> None:
     if before is None and state.phase == "runs":
+        return
+    if state.phase == "done" and was_stopped():  # it ends as it does where the study is complete
+        say(f"worker {state.number} ended, since the study was stopped")
         return
     ended = state.exit_code
     how = "" if ended is None else f"signal {-ended}" if ended < 0 else f"exit code {ended}"

@@ -1,4 +1,4 @@
-"""What is wrong with a file of ours, in one sentence, out of what pydantic says of it."""
+"""What is wrong with a file of ours, in one sentence."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from pydantic import ValidationError
 
 # What TOML calls the things that pydantic has other names for.
 _MEANT = {"tuple_type": "a list", "dict_type": "a table", "model_type": "a table", "model_attributes_type": "a table"}
+_NAMED = 3  # of the other faults
 
 
 def in_one_sentence(error: ValidationError, of: str = "recipe") -> str:
     """The first fault of a pydantic error with its place, what was given and how many more there are."""
     # What is searched where a recipe does not say follows from its method and adapter: it has no fault of its own.
     faults = [fault for fault in error.errors() if fault["type"] != "default_factory_not_called"]
+    faults.sort(key=lambda fault: fault["type"] != "extra_forbidden")  # a misspelt key is also why another one is missing
     first = faults[0]
-    place = ".".join(str(part) for part in first["loc"]) or of
+    place = _place(first["loc"], of)
     if first["type"] == "extra_forbidden":
         text = f"{place!r} is not a key of a {of}. Remove it, or check its spelling"
     elif first["type"] == "missing":
@@ -24,5 +26,11 @@ def in_one_sentence(error: ValidationError, of: str = "recipe") -> str:
         # A rule over several values names its own; the whole table beside it would hide them.
         given = "" if isinstance(first["input"], dict) else f" (given: {first['input']!r})"
         text = f"{place!r}: {first['msg'].removeprefix('Value error, ').rstrip('.')}{given}"
-    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    others = list(dict.fromkeys(_place(fault["loc"], of) for fault in faults[1:]))
+    named = ", ".join(map(repr, others[:_NAMED])) + (" and others" if len(others) > _NAMED else "")
+    more = f" (and {len(faults) - 1} more: {named})" if len(faults) > 1 else ""
     return f"{text}{more}."
+
+
+def _place(loc: tuple[int | str, ...], of: str) -> str:
+    return ".".join(map(str, loc)) or of
