@@ -16,6 +16,7 @@ from test_isolation import is_alive
 from tuning.errors import BadCluster
 from tuning.executors.executor import Phase, WorkerState
 from tuning.executors.local import gpu_names
+from tuning.executors.watch import watch
 
 ROOT = Path(__file__).parent.parent
 local = partial(executor_of, "local")
