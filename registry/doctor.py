@@ -136,13 +136,13 @@ def _of_entries(examined: _Examined) -> Iterator[Finding]:
                 f"Entry {number} of {name} was deleted. What it said is proved by the copy in entry {recorded.told_by}, "
                 f"and counts. Find out who deleted it; `graftline doctor {name} --accept REASON` then keeps this on record.",
             )
-        elif (told := examined.edited) is not None and told.number == number:
-            assert told.entry is not None
+        elif (edited := examined.edited) is not None and edited.number == number:
+            assert edited.entry is not None
             yield Finding(
                 f"entry-edited:{number}",
                 f"Entry {number} of {name}, the last one, was edited and does not count, so that {champion}. What it said is "
-                f"proved by the copy that {name}@{told.entry.adapter_version} carries. `graftline doctor {name} --repair` writes "
-                "it back.",
+                f"proved by the copy that {name}@{edited.entry.adapter_version} carries. `graftline doctor {name} --repair` "
+                "writes it back.",
                 repairable=True,
             )
         elif recorded.void is not None and not recorded.lost:
