@@ -24,7 +24,8 @@ from typer.testing import CliRunner
 from adapters.backbone import Backbone
 from registry.tracking import Tracking
 from service.cli import app
-from service.commands.tune import Overrides, _elsewhere
+from service.commands.tune import Overrides
+from service.elsewhere import found_by
 from tuning.asked import ask, limits, wish
 from tuning.candidates import candidates_of
 from tuning.errors import BadStorage, NoStudy, NothingToExtend, NothingToRefit
@@ -141,11 +142,11 @@ def test_a_study_is_not_adopted_while_another_machine_is_heard(study: optuna.Stu
 
 
 def test_what_is_next_names_the_home_that_was_given(sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert f" --home {tmp_path}" in _elsewhere(sweep) and "--storage" not in _elsewhere(sweep)
+    assert f" --home {tmp_path}" in found_by(sweep) and "--storage" not in found_by(sweep)
     monkeypatch.setenv("GRAFTLINE_HOME", str(tmp_path))
-    assert _elsewhere(sweep) == ""
+    assert found_by(sweep) == ""
     served = replace(sweep, tracking=Tracking.at(tmp_path, "http://user:secret@127.0.0.1:1"))
-    assert "--tracking-uri 'http://user:" in _elsewhere(served) and "secret" not in _elsewhere(served)
+    assert "--tracking-uri 'http://user:" in found_by(served) and "secret" not in found_by(served)
 
 
 def test_a_study_that_is_not_there_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:

@@ -260,6 +260,9 @@ def test_two_studies_of_one_name_do_not_share_a_folder(sweep: Sweep) -> None:
     elsewhere.create()
     with pytest.raises(StudyMismatch, match="another study named 'small'"):
         sweep.join()
+    with pytest.raises(StudyMismatch, match="remove the folder"):
+        replace(elsewhere, storage=None).create()
+    assert not (elsewhere.directory / "optuna.db").exists()
     in_file.join()
     replace(sweep, home=sweep.home / "a third").join()
 

@@ -106,6 +106,8 @@ class Sweep:
         self.kept_in.refuse_shared_with(self.tracking.uri)
         with suppress(StoreRefused):  # a store that is away is said before there is a study; one that only refuses is noted later
             self.tracking.create()
+        if (file := self.kept_in.file) is not None and not file.is_file():
+            self.folder.refuse_to_new()  # before there is a file
         self.directory.mkdir(parents=True, exist_ok=True)
         with self._opened() as storage:
             return self._made(storage, points, resume, instead)

@@ -14,6 +14,7 @@ from rich.live import Live
 from registry.home import home_directory
 from registry.tracking import Tracking
 from service.clock import clock
+from service.elsewhere import found_by
 from service.overview_view import lines, overview_view
 from tuning.asked import Wish
 from tuning.budget import money
@@ -57,7 +58,7 @@ def tell(name: str, what: Wish, home: Path | None, storage: str | None, as_json:
     if as_json:
         print(json.dumps({"study": name, "asked": what, "running": len(seen.running)}))
     else:
-        print(f"{lines(seen)[0]}\n{_SAID[what].format(name)}")
+        print(f"{lines(seen)[0]}\n{_SAID[what].format(name + found_by(found.sweep))}")
 
 
 def adopt(name: str, home: Path | None, storage: str | None, as_json: bool) -> None:

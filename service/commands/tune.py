@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from evaluation.tasks import task_named
 from registry.home import home_directory
 from registry.tracking import Tracking
 from service.commands.crew import Crew, executor_of, run_by
-from service.elsewhere import elsewhere
+from service.elsewhere import found_by
 from service.preempted import START_AGAIN, ends_orderly
 from service.sweep_view import LinesView, TableView
 from tuning.budget import price_of
@@ -84,7 +83,7 @@ def tune(
         print(
             json.dumps(told)
             if as_json
-            else f"the study {recipe.name} is in {kept_in}; next: graftline worker --study {recipe.name}{_elsewhere(sweep)}"
+            else f"the study {recipe.name} is in {kept_in}; next: graftline worker --study {recipe.name}{found_by(sweep)}"
         )
         return 0
     if crew is not None:
@@ -107,7 +106,7 @@ def tune(
         best = chosen[0]
         print(f"\nbest: trial {best.trial}, gain {best.domain_gain:+.3f}, retention {best.retention:+.2f} margins, ", end="")
         print("feasible" if best.feasible else "NOT feasible: some family lost more than its margin")
-        print(f"adapter: {best.directory}\nnext: graftline publish {recipe.name}{_elsewhere(sweep)}")
+        print(f"adapter: {best.directory}\nnext: graftline publish {recipe.name}{found_by(sweep)}")
     else:
         print("\nno trial finished; the reasons are above and in trials.json")
     return 0 if chosen else 1
@@ -138,13 +137,6 @@ def run_sweep(
     else:
         sweep.run(study, LinesView(sweep.recipe, sys.stderr if quiet else sys.stdout).on_event, ended)
     return sweep.candidates(study)
-
-
-def _elsewhere(sweep: Sweep) -> str:
-    """The options that another command needs to find the study and its runs; none where it looks there by itself."""
-    is_found = sweep.storage_url == StudyStorage.of(sweep.home, sweep.recipe.name).url
-    storage = "" if is_found else f" --storage {shlex.quote(sweep.kept_in.shown)}"
-    return f"{storage}{elsewhere(sweep.home, sweep.tracking.uri)}"
 
 
 def _row(candidate: Candidate) -> dict[str, object]:
