@@ -200,7 +200,10 @@ def _gated_otherwise(tracking: Tracking, name: str, champion: int | None) -> lis
     if champion is None:
         return []
     release = ReleaseName(name, champion)
-    tags = version_tags(tracking, release)
+    try:
+        tags = version_tags(tracking, release)
+    except UnknownRelease:
+        return []  # which is told by itself
     if FORMAT_TAG not in tags or REPORT_TAG not in tags:
         return []
     report = recorded_report(tracking, release)

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import bentoml._internal.server.http.traffic as traffic
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -57,7 +58,12 @@ def test_bentomls_own_middleware_still_leaves_one() -> None:
 def test_the_service_runs_without_it_and_without_bentomls_spans_on_what_a_bento_holds() -> None:
     code = (
         # What only tuning needs: not in a Bento.
-        "import sys; sys.modules.update(optuna=None, trl=None, evaluation=None, tuning=None)\n"
+        "import sys; sys.modules.update(optuna=None, trl=None, tuning=None)\n"
+        "class NotHeld:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.startswith('evaluation.') and name not in {of_evaluation()}:\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, NotHeld())\n"
         "import service.app, bentoml._internal.server.http.traffic as t\n"
         "from bentoml._internal.configuration.containers import BentoMLContainer\n"
         "from service.bento_image import pins\n"
@@ -71,12 +77,18 @@ def test_the_service_runs_without_it_and_without_bentomls_spans_on_what_a_bento_
     assert done.returncode == 0, done.stderr
     said, pins, *files = done.stdout.splitlines()
     assert said == "NoTimeout True"
-    packages = ("adapters", "engine", "registry", "service")
+    packages = ("adapters", "engine", "evaluation", "registry", "service")
     ours = [Path(file) for file in files if any(Path(file).is_relative_to(ROOT / package) for package in packages)]
     owners, pinned = packages_distributions(), with_requirements({*pins.split(), "bentoml"})
     needed = {name for file in ours for name in imported_by(file)} - {*packages, *sys.stdlib_module_names}
     assert {"llguidance", "torch"} <= needed
     assert not [name for name in sorted(needed) if not {canonicalize_name(owner) for owner in owners[name]} & pinned]
+
+
+def of_evaluation() -> list[str]:
+    """The modules of this package that a Bento holds."""
+    held = yaml.safe_load((ROOT / "bentofile.yaml").read_text())["include"]
+    return [file.removesuffix(".py").replace("/", ".") for file in held if file.startswith("evaluation/")]
 
 
 def imported_by(file: Path) -> set[str]:

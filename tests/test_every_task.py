@@ -1,6 +1,6 @@
 """What holds for every built-in task."""
 
-from functools import cache
+from typing import NamedTuple
 
 import pytest
 
@@ -13,10 +13,20 @@ COUNT, ENOUGH = 300, 60  # as many as there are, where a task has fewer
 every_task = pytest.mark.parametrize("name", TASKS)
 
 
-@cache
+class Drawn(NamedTuple):
+    task: Task  # keeps its id from being another's
+    examples: tuple[Example, ...]
+
+
+_DRAWN: dict[tuple[int, Split, int], Drawn] = {}
+
+
 def drawn(name: str, split: Split, seed: int = 0) -> tuple[Example, ...]:
     """Drawn once for the tests that only look at them: a split of few is what a task takes longest to draw from."""
-    return tuple(TASKS[name].examples(split, COUNT, seed))
+    task = TASKS[name]
+    if (key := (id(task), split, seed)) not in _DRAWN:
+        _DRAWN[key] = Drawn(task, tuple(task.examples(split, COUNT, seed)))
+    return _DRAWN[key].examples
 
 
 @every_task

@@ -6,9 +6,12 @@ A worker reads them before it asks for a trial. A trial that runs is never cut s
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from typing import Literal
 
 import optuna
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import SQLAlchemyError
 
 from tuning.errors import NothingToExtend
 from tuning.recipe import Recipe, StudyRecipe
@@ -24,6 +27,13 @@ def wish(study: optuna.Study) -> Wish:
     found = study.user_attrs.get(WISH_KEY, "run")
     assert found in ("run", "pause", "stop")
     return found  # type: ignore[no-any-return]
+
+
+def was_stopped(study: optuna.Study) -> bool:
+    """No, where the study's database is away: what it would say matters less than workers that still run."""
+    with suppress(SQLAlchemyError, StorageInternalError):
+        return wish(study) == "stop"
+    return False
 
 
 def ask(study: optuna.Study, what: Wish) -> None:

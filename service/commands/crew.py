@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import optuna
-from optuna.exceptions import StorageInternalError
-from sqlalchemy.exc import SQLAlchemyError
-
-from tuning.asked import wish
 from tuning.errors import BadCluster
 from tuning.executors import EXECUTORS
 from tuning.executors.executor import Executor, Launch, WorkerCommand
@@ -45,17 +40,12 @@ def executor_of(crew: Crew, sweep: Sweep) -> Executor:
     return EXECUTORS[crew.executor](launch, cluster_settings(crew.cluster, crew.executor))
 
 
-def run_by(executor: Executor, crew: Crew, study: optuna.Study, quiet: bool) -> tuple[int, bool]:
+def run_by(executor: Executor, crew: Crew, was_stopped: Callable[[], bool], quiet: bool) -> tuple[int, bool]:
     """What `watch` returned, and whether a scheduler took over: then nothing is finished yet."""
     out = sys.stderr if quiet else sys.stdout
 
     def say(text: str) -> None:
         print(text, file=out, flush=True)
-
-    def was_stopped() -> bool:
-        with suppress(SQLAlchemyError, StorageInternalError):  # whose words matter less than the workers that still run
-            return wish(study) == "stop"
-        return False
 
     code = watch(executor, crew.num_workers, say, was_stopped=was_stopped)
     return code, not executor.poll()

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from evaluation.tasks import task_named
@@ -16,6 +17,7 @@ from service.commands.crew import Crew, executor_of, run_by
 from service.elsewhere import found_by
 from service.preempted import START_AGAIN, ends_orderly
 from service.sweep_view import LinesView, TableView
+from tuning.asked import was_stopped
 from tuning.budget import price_of
 from tuning.candidates import Candidate
 from tuning.continuing import pinned
@@ -89,7 +91,7 @@ def tune(
     if crew is not None:
         executor = executor_of(crew, sweep)
         study = sweep.create_for_workers(resume, asked.limits)
-        code, handed_over = run_by(executor, crew, study, quiet=as_json)
+        code, handed_over = run_by(executor, crew, partial(was_stopped, study), quiet=as_json)
         if code or handed_over:
             return code
         chosen = sweep.candidates(study)
