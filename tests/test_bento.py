@@ -43,7 +43,8 @@ def _bearer(secret: str) -> dict[str, str]:
     return {"authorization": f"Bearer {secret}"}
 
 
-@pytest.mark.parametrize("build_bento", [by_graftline, pytest.param(by_bentoml, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("build_bento", [by_graftline, by_bentoml])
 def test_a_bento_serves_its_backbone_and_its_release_without_a_registry(
     tmp_path: Path, backbone_directory: Path, session_backbone: Backbone, build_bento: Callable[[Settings, Path], Path]
 ) -> None:

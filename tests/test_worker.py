@@ -54,6 +54,7 @@ def trials_of_runs(sweep: Sweep) -> list[str]:
     return sorted(run.data.tags["optuna.trial"] for run in runs if "optuna.trial" in run.data.tags)
 
 
+@pytest.mark.slow
 def test_a_worker_needs_only_the_name_and_another_machine_can_publish(
     sweep: Sweep, session_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -118,6 +119,7 @@ def given_up(sweep: Sweep, number: int) -> None:
     try_lost_again(study, study.trials[number])
 
 
+@pytest.mark.slow
 def test_a_worker_whose_trial_was_given_up_goes_on_and_its_result_is_counted_once(sweep: Sweep) -> None:
     study, gave, told = sweep.create(), list[int](), list[Event]()
 
@@ -176,6 +178,7 @@ def test_a_trial_that_was_enqueued_twice_runs_once(sweep: Sweep) -> None:
     assert sum(trial.state == TrialState.COMPLETE for trial in twins) == 1
 
 
+@pytest.mark.slow
 def test_a_database_that_is_killed_in_the_middle_of_a_trial_is_waited_for(sweep: Sweep, postgres: Postgres) -> None:
     study, killed = sweep.create(), list[int]()
 
