@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from registry.errors import ApprovalRefused, AwaitsApproval, ChampionMoved, NothingToRollBackTo, PromotionRefused, UnknownRelease
+from registry.errors import ApprovalRefused, AwaitsApproval, NothingToRollBackTo, PromotionRefused, UnknownRelease
 from registry.gate_report import GateReport
 from registry.last_entry import keep_copy, missing_entries, missing_sentence
 from registry.ledger_chain import (
@@ -31,7 +31,7 @@ from registry.ledger_chain import (
     fold,
     succession,
 )
-from registry.ledger_reader import no_champion, reader_of
+from registry.ledger_reader import champion_moved, no_champion, reader_of
 from registry.names import CHAMPION, ReleaseName, checked_name, current_actor, ledger_name
 from registry.policy import approvals_asked, policies, policy_of_report, refuse_laxer
 from registry.proposals import REPORT_TAG, open_proposals, propose
@@ -109,7 +109,7 @@ class Ledger:
             )
         read = self._reader.look()
         if read.trail.champion != expected_head:
-            raise self._moved(expected_head, read.trail.champion)
+            raise champion_moved(self.name, expected_head, read.trail.champion)
         digest = entry.chained(expected_head.digest)
         tags = {ENTRY_TAG: entry.stored(), DIGEST_TAG: digest}
         if read.valid:
@@ -119,7 +119,7 @@ class Ledger:
         number = add_version(self.tracking, self.name, entry.adapter_version, tags)
         mine = next((recorded for recorded in self.entries() if recorded.number == number), None)
         if mine is None:
-            raise self._moved(expected_head, self.head())
+            raise champion_moved(self.name, expected_head, self.head())
         with suppress(UnknownRelease):  # a version that is deleted this moment carries no copy; the entry counts
             keep_copy(self.tracking, self.name, mine)
         self.point_alias()
@@ -351,7 +351,7 @@ class Ledger:
     ) -> AwaitsApproval:
         current = self.head()
         if current != head:
-            raise self._moved(head, current)
+            raise champion_moved(self.name, head, current)
         subject = ReleaseName(self.name, version)
         tags = version_tags(self.tracking, subject)
         publisher, files = tags.get(PUBLISHER_TAG), tags.get(MANIFEST_TAG)
@@ -389,17 +389,4 @@ class Ledger:
         """ChampionMoved unless the entry of that number is the head; None expects nothing."""
         if expected is not None and expected != head.number:
             seen = next((as_head(recorded) for recorded in self.entries() if recorded.number == expected), Head(expected))
-            raise self._moved(seen, head)
-
-    def _moved(self, expected: Head, winner: Head) -> ChampionMoved:
-        if winner.adapter_version is None:
-            return ChampionMoved(
-                f"A promotion builds on the champion that it saw, but entry {expected.number}, which made it, is gone. "
-                f"`graftline doctor {self.name}` says more."
-            )
-        before = f"{self.name}@{expected.adapter_version}" if expected.adapter_version is not None else "no champion"
-        return ChampionMoved(
-            f"A promotion builds on the champion that it saw, but {before} (entry {expected.number}) is no longer it: "
-            f"{winner.actor} made {self.name}@{winner.adapter_version} champion ({winner.kind}, entry {winner.number}). "
-            f"Look at it with `graftline status`, then promote again."
-        )
+            raise champion_moved(self.name, seen, head)

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from registry.canary_chain import Canary, Later, Trail
-from registry.errors import NoChampion
+from registry.errors import ChampionMoved, NoChampion
 from registry.ledger_chain import Head, Recorded, read_entry
 from registry.names import checked_name, ledger_name
 from registry.tracking import Tracking
@@ -94,6 +94,20 @@ def no_champion(name: str) -> NoChampion:
     return NoChampion(
         f"A bare name means its champion, but nothing of {name} has been promoted. Run `graftline promote {name}@VERSION`, "
         f"or name a version: {name}@1."
+    )
+
+
+def champion_moved(name: str, expected: Head, winner: Head) -> ChampionMoved:
+    if winner.adapter_version is None:
+        return ChampionMoved(
+            f"A promotion builds on the champion that it saw, but entry {expected.number}, which made it, is gone. "
+            f"`graftline doctor {name}` says more."
+        )
+    before = f"{name}@{expected.adapter_version}" if expected.adapter_version is not None else "no champion"
+    return ChampionMoved(
+        f"A promotion builds on the champion that it saw, but {before} (entry {expected.number}) is no longer it: "
+        f"{winner.actor} made {name}@{winner.adapter_version} champion ({winner.kind}, entry {winner.number}). "
+        f"Look at it with `graftline status`, then promote again."
     )
 
 
