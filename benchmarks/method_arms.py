@@ -28,6 +28,7 @@ MIXED: dict[str, object] = {**FOUR, "method.target": "mixed", "method.learning_r
 STAR: dict[str, object] = {**FOUR, "method.name": "star"}
 SOFT: dict[str, object] = {**RATIONALE, "adapter.kind": "softcot", "method.name": "softcot", "method.learning_rate": 1e-3}
 STATIC: dict[str, object] = {**SOFT, "adapter.softcot.static": True}
+BOTH: dict[str, object] = {**RATIONALE, "adapter.kind": "lora+softcot"}  # at LoRA's rate, which thoughts bear and LoRA needs
 UNLEARNT: dict[str, object] = {**STATIC, "method.learning_rate": 1e-12}  # the places with their unused tokens
 CRITIQUE: dict[str, object] = {**RATIONALE, "method.name": "critique"}
 ROLLOUTS: dict[str, object] = {**FOUR, "method.group_size": 4, "method.learning_rate": 1e-4}
@@ -101,6 +102,8 @@ ONE_DOMAIN: dict[str, Arm] = {
     "softcot": Arm("softcot, static", SOFT),
     "softcot, static": Arm("softcot, nothing learnt", STATIC),
     "softcot, nothing learnt": Arm(None, UNLEARNT),
+    "lora+softcot": Arm((SFT, "lora+softcot, static"), BOTH),
+    "lora+softcot, static": Arm(SFT, {**BOTH, "adapter.softcot.static": True}),
     "softcot++": Arm("softcot", {**SOFT, "adapter.softcot.num_chains": 4}),
     "rewrite": Arm((SFT, "rewrite, any"), {**RATIONALE, "method.name": "rewrite"}),
     "rewrite, any": Arm(None, {**RATIONALE, "method.name": "rewrite", "method.keep": "any"}),
@@ -170,6 +173,8 @@ MAIN = (
     *("rlag_grpo", "rlag_grpo, accuracy alone", "rlsf", "rlsf, coin", AGAIN, CURRICULUM, "curriculum, answers", "continued"),
     *("curriculum, sft, on ICD-10", "merge, cat", "sft, intruders reduced"),
 )
+# What soft thoughts give alone and beside LoRA, each with the arm whose thoughts do not read the question.
+THOUGHTS = (SFT, "softcot", "softcot, static", "softcot, nothing learnt", "lora+softcot", "lora+softcot, static")
 TOKENS_PER_S, MEASURED_S = 400.0, 60.0  # of the default backbone on two cores: written and learnt; an arm's reading
 
 

@@ -1,6 +1,6 @@
 """Every training method beside its controls, on the default backbone and ICD-10: what it gains, what it costs in reasoning.
 
-    python -m benchmarks.methods [--full] [--only ARM ...] [--workers N]
+    python -m benchmarks.methods [--full] [--only ARM ...] [--thoughts] [--workers N]
 
 Each row is one trial: fitted within the same budget of tokens (written and learnt together), its scale swept, read on the search
 split. One learning rate an arm: what a method could gain under its own best is the sweep's to find (benchmarks.method_sweeps).
@@ -9,6 +9,9 @@ Default: every method beside its control, the curriculum, a warm start, a merge 
 benchmarks.method_arms), one seed, the short budget; about an hour on two quiet cores with 16 GB, a row on each. --full: all arms,
 three seeds, four times the budget. A row that is in runs/benchmarks/methods is not made again, and one that was killed goes on.
 What an arm needs of another is fitted first, once, and stays in the runs folder.
+
+--thoughts: LoRA, SoftCoT, both and their static arms alone, three seeds and the short budget (--full: four times it), in a
+section of their own.
 """
 
 from __future__ import annotations
@@ -25,12 +28,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from adapters.merge import IntruderSpec
 from adapters.whole_file import write_whole
 from benchmarks.kept_adapters import Kept
-from benchmarks.method_arms import ARMS, KEPT, LONG, MAIN, SHORT, expected_minutes, with_earlier
-from benchmarks.results import commit, provenance, table, write_section
+from benchmarks.method_arms import ARMS, KEPT, LONG, MAIN, SHORT, THOUGHTS, expected_minutes, with_earlier
+from benchmarks.results import commit, provenance, run_kind, table, write_section
 from registry.manifest import verify
 from tuning.isolation import available_threads, prepare, run_isolated
 from tuning.recipe import Recipe
@@ -47,20 +51,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--only", nargs="+", choices=ARMS, metavar="ARM")
+    parser.add_argument("--thoughts", action="store_true", help="LoRA, SoftCoT and both, three seeds, in a section of their own")
     parser.add_argument("--workers", type=int, default=available_threads(), help="rows at a time, which share the cores")
     parser.add_argument("--recipe", type=Path, default=Path("recipes/quickstart.toml"))
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks/methods"))
     args = parser.parse_args()
     if not 1 <= args.workers <= available_threads():
         parser.error(f"--workers is 1 to {available_threads()}, the cores that there are, but got {args.workers}.")
-    recipe, seeds, budget = Recipe.load(args.recipe), 3 if args.full else 1, LONG if args.full else SHORT
-    arms = with_earlier(args.only or tuple(ARMS if args.full else MAIN))
+    if args.thoughts and args.only:
+        parser.error("--thoughts names its arms, and so does --only: give one of them.")
+    recipe, seeds = Recipe.load(args.recipe), 3 if args.full or args.thoughts else 1
+    budget = LONG if args.full else SHORT
+    arms = with_earlier(args.only or (THOUGHTS if args.thoughts else tuple(ARMS if args.full else MAIN)))
     print(f"{len(arms)} of {len(ARMS)} arms, about {seeds * expected_minutes(arms, budget):.0f} minutes on two cores", flush=True)
     prepare(recipe.domain)
     benches = [Bench(recipe, seed, budget, args.runs, available_threads() // args.workers) for seed in range(seeds)]
     with ThreadPoolExecutor(args.workers) as pool:
         rows = [row for bench in benches for row in bench.rows(arms, pool)]
-    write_section("methods", "Training methods", "\n\n".join(body(rows, budget)))
+    if args.thoughts:
+        title = f"LoRA, SoftCoT and both ({run_kind(full=args.full)})"
+        write_section("thoughts", title, "\n\n".join([provenance("methods", "0-2"), *thoughts(rows, budget)]))
+    else:
+        write_section("methods", "Training methods", "\n\n".join(body(rows, budget)))
 
 
 @dataclass(frozen=True)
@@ -169,6 +181,42 @@ def body(rows: list[dict[str, Any]], budget: int) -> list[str]:
         f"{matched(done(rows))}",
         f"At the same scale, without its intruder dimensions and with them:\n\n{at_scales(done(rows))}",
     ]
+
+
+def thoughts(rows: list[dict[str, Any]], budget: int) -> list[str]:
+    """The arms by seed and over the seeds, and what each gains above its controls."""
+    return [
+        f"Run with `--thoughts`: {budget:,} tokens an arm, three seeds. Gain: accuracy of ICD-10 minus the backbone's at the "
+        "chosen scale, the same 200 items for all. Retention: mean over the families of min(0, change / margin) of the chain's "
+        "likelihood. Traces: change of the share of written traces that are right in every step, at the chosen scale. The "
+        "interval over seeds is Student's t of the fits: it holds their spread, not the items'. Static: thoughts that do not "
+        "read the question; nothing learnt: the places with their unused tokens.",
+        over_seeds(done(rows)),
+        table(HEADINGS, [shown(row) for row in rows]),
+        f"Gain minus the better control's, both at their chosen scales, with the items' interval:\n\n{credited(done(rows))}",
+    ]
+
+
+def over_seeds(rows: list[dict[str, Any]]) -> str:
+    """Means of the gain, the retention and the traces over the seeds of each arm."""
+    lines = []
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        scores = [row["outcome"]["score"] for row in rows if row["arm"] == arm]
+        gains = [score["chosen"]["domain_gain"] for score in scores]
+        traces = [float(np.mean(list(score["generated_changes"].values()))) for score in scores]
+        retention = [score["retention"] for score in scores]
+        feasible = f"{sum(score['feasible'] for score in scores)} of {len(scores)}"
+        lines.append([arm, str(len(scores)), *map(spread, (gains, retention, traces)), feasible])
+    return table(["arm", "seeds", "gain", "retention", "traces", "feasible"], lines)
+
+
+def spread(values: list[float]) -> str:
+    """Mean and its 95 % interval under Student's t; without one of a single value."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return f"{mean:+.3f}"
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return f"{mean:+.3f} ± {half:.3f}"
 
 
 def done(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -107,21 +107,25 @@ def _retained(found: Sections) -> str | None:
     )
 
 
-_ADAPTERS = {  # the arms of benchmarks.methods, by what they are
+_ADAPTERS = {  # the arms of `benchmarks.methods --thoughts`, by what they are
     "LoRA": "sft, rationale",
     "SoftCoT": "softcot",
-    "the static arm": "softcot, static",
+    "its static arm": "softcot, static",
     "both": "lora+softcot",
+    "their static arm": "lora+softcot, static",
 }
 
 
 def _softcot(found: Sections) -> str | None:
-    rows = {row["arm"]: row for row in found["methods"].rows("arm", "seed", "gain", "retention", "feasible")}
+    rows = {row["arm"]: row for row in found["thoughts"].rows("arm", "seeds", "gain", "retention", "feasible")}
     told = [
-        f"{what} {rows[arm]['gain']} (retention {rows[arm]['retention']})" if arm in rows else f"{what} {MISSING}"
+        f"{what} {rows[arm]['gain']} (retention {rows[arm]['retention']}, feasible in {rows[arm]['feasible']})"
         for what, arm in _ADAPTERS.items()
+        if arm in rows
     ]
-    return f"Gain within one budget of tokens, with the retention in margins: {', '.join(told)}" if "softcot" in rows else None
+    return (
+        f"Gain within one budget of tokens, mean of the seeds, with the retention in margins: {', '.join(told)}" if told else None
+    )
 
 
 def _systems(found: Sections) -> str | None:
@@ -183,7 +187,7 @@ def _public(found: Sections) -> str | None:
 LINES = (
     Line("The accuracy trap: domain up, reasoning down", ("accuracy_trap",), _trap),
     Line("The same gain, retention not inferior", ("sweeps",), _retained),
-    Line("SoftCoT, LoRA, both, and the static arm", ("methods",), _softcot),
+    Line("SoftCoT, LoRA, both, and the static arms", ("thoughts",), _softcot),
     Line("What each system found", ("systems",), _systems),
     Line("Three domains in sequence: forgetting", ("sequence",), _forgetting),
     Line("Serving and sweeps", ("serving_mix", "workers"), _serving),
