@@ -18,6 +18,7 @@ KINDS = {
     "chain_likelihood": "likelihood of the gold chain and answer",
 }
 NOTHING = "not read yet"
+KEPT, LOST, BLIND = "not inferior", "lost", "no evidence"
 
 
 def body(data: Path, places: Sequence[Place]) -> Iterator[str]:
@@ -72,7 +73,7 @@ def _domain(place: Place) -> Iterator[str]:
     yield (
         f"On the select split, which neither rates nor trials were chosen by, each minus the backbone on the same items (95 %); "
         f"{FAMILY_ITEMS} written problems a family. Not inferior: the interval lies above -{SHARE_MARGIN:g} (of gold chains "
-        f"-{NATS_MARGIN:g} nats per token)."
+        f"-{NATS_MARGIN:g} nats per token). No evidence: so it does, and it did under an arm that lost what it writes, too."
     )
     headings = ["what", "by", "backbone", *(name for arm in arms for name in (ARMS[arm], "retention"))]
     yield table(headings, list(_changes(arms)))
@@ -82,13 +83,13 @@ def _domain(place: Place) -> Iterator[str]:
 
 
 def _unseen(arm: str, row: dict[str, Any]) -> str:
-    """Where the likelihood of outside chains rose although what is written was lost: it is then no evidence of reasoning."""
-    rose = [told["task"] for told in row["outside"] if told["measure"] == "chain_likelihood" and told["low"] > 0]
-    if _verdict(row["pooled"]) != "lost" or not rose:
+    """Where the likelihood of outside chains was kept or rose although what is written was lost."""
+    unseen = [row["outside"][place]["task"] for place in _blind(row)]
+    if not unseen:
         return ""
     return (
-        f"The likelihood of gold chains rose under {arm} while the families' written traces were lost: {', '.join(rose)}. It "
-        "did not see the loss, and is no evidence that reasoning was kept."
+        f"The likelihood of gold chains did not fall under {arm} while the families' written traces were lost: "
+        f"{', '.join(unseen)}. It did not see the loss, and is no evidence here that reasoning was kept."
     )
 
 
@@ -96,21 +97,34 @@ def _changes(arms: dict[str, dict[str, Any]]) -> Iterator[list[str]]:
     first = next(iter(arms.values()))
     yield _line("domain", [row["domain"] for row in arms.values()], judged=False)
     yield _line(f"all {len(FAMILIES)} families", [row["pooled"] for row in arms.values()])
-    for kind in ("families", "outside"):
-        for place, told in enumerate(first[kind]):
-            yield _line(told["task"], [row[kind][place] for row in arms.values()], judged=kind == "outside")
+    for place, told in enumerate(first["families"]):
+        yield _line(told["task"], [row["families"][place] for row in arms.values()], judged=False)
+    blind = {row["outside"][place]["task"] for row in arms.values() for place in _blind(row)}
+    for place, told in enumerate(first["outside"]):
+        yield _line(told["task"], [row["outside"][place] for row in arms.values()], blind=told["task"] in blind)
 
 
-def _line(what: str, found: Sequence[dict[str, Any]], judged: bool = True) -> list[str]:
-    cells = [cell for told in found for cell in (_interval(told), _verdict(told) if judged else "")]
+def _blind(row: dict[str, Any]) -> list[int]:
+    """The outside sets whose gold chains stayed as likely, or rose, although what is written was lost."""
+    if _verdict(row["pooled"]) != LOST:
+        return []
+    return [
+        place for place, told in enumerate(row["outside"]) if told["measure"] == "chain_likelihood" and _verdict(told) == KEPT
+    ]
+
+
+def _line(what: str, found: Sequence[dict[str, Any]], judged: bool = True, blind: bool = False) -> list[str]:
+    """`blind`: under one of the arms it did not see a loss that there was, so that it is no evidence under any."""
+    verdicts = [BLIND if blind and _verdict(told) == KEPT else _verdict(told) if judged else "" for told in found]
+    cells = [cell for told, verdict in zip(found, verdicts, strict=True) for cell in (_interval(told), verdict)]
     return [what, KINDS[found[0]["measure"]], f"{found[0]['base']:.2f}", *cells]
 
 
 def _verdict(told: dict[str, Any]) -> str:
     margin = SHARE_MARGIN if told["unit"].startswith("share") else NATS_MARGIN
     if told["low"] > -margin:
-        return "not inferior"
-    return "lost" if told["high"] < 0 else "not shown"
+        return KEPT
+    return LOST if told["high"] < 0 else "not shown"
 
 
 def _interval(told: dict[str, Any]) -> str:

@@ -1,12 +1,12 @@
 """The quickstart's recipe on public sets: plain fine-tuning's best against what the joint sweep chose, on items that neither saw.
 
-    python -m benchmarks.public_sets --data DIR [--full] [--written]
+    python -m benchmarks.public_sets --data DIR [--full] [--only DOMAIN ...] [--written]
 
 A knowledge domain from outside is fitted on the built-in reasoner; beside the built-in families, reasoning sets from outside are
 protected too, as far as the backbone can do them. DIR holds the sets as benchmarks/public_tasks.py says; they are never copied.
 Every admission, fit, trial and reading stays in runs/benchmarks/public_sets: a run that was killed goes on, and --written tells
 of what is finished by now. Default: law, three rates of plain fine-tuning and a sweep of six trials, about 45 minutes on two
-quiet cores; --full: elementary science and medicine too, and sweeps of twelve.
+quiet cores; --only: of the domains that are named; --full: elementary science and medicine too, and sweeps of twelve.
 """
 
 from __future__ import annotations
@@ -98,6 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--full", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=DOMAINS, metavar="DOMAIN", help=f"of {', '.join(DOMAINS)}")
     parser.add_argument("--written", action="store_true", help="only write the section, from what is finished")
     parser.add_argument("--recipe", type=Path, default=Path("recipes/quickstart.toml"))
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks/public_sets"))
@@ -105,7 +106,7 @@ def main() -> None:
     if lacking := missing(args.data):
         raise SystemExit(f"--data is a folder of public sets (benchmarks/public_tasks.py), but {args.data} lacks {lacking[0]}.")
     tasks = write_tasks(args.data, args.runs / "tasks")
-    trials, asked = FULL_TRIALS if args.full else TRIALS, list(DOMAINS) if args.full else list(DOMAINS)[:1]
+    trials, asked = FULL_TRIALS if args.full else TRIALS, args.only or list(DOMAINS)[: None if args.full else 1]
     recipes = {domain: recipe_of(args.recipe, tasks, one.named(), trials) for domain, one in DOMAINS.items()}
     places = [Place(args.runs / domain, recipe, tasks) for domain, recipe in recipes.items()]
 

@@ -114,8 +114,16 @@ def test_the_section_tells_what_was_lost_what_was_not_and_what_could_not_be_meas
     assert "-0.900 [-0.950, -0.800] | lost | -0.010 [-0.030, +0.000] | not inferior |" in told
     assert "chose target answer at scale 0.5" in told
     assert "on the same 20 items: -0.250 [" in told
-    assert "rose under plain fine-tuning's best while the families' written traces were lost: gsm8k-chains." in told
-    assert "rose under what the sweep chose" not in told
+    assert "did not fall under plain fine-tuning's best while the families' written traces were lost: gsm8k-chains." in told
+    assert "did not fall under what the sweep chose" not in told
+    assert "| gsm8k-chains | likelihood of the gold chain and answer | 0.90 | +0.200 [+0.100, +0.300] | no evidence |" in told
+
+
+def test_gold_chains_count_where_no_arm_lost_what_it_writes(data: Path, place: Place) -> None:
+    place.kept("fit-0.0002", lambda: {"rate": 2e-4, "accuracy": 0.5, "gain": 0.1})
+    place.kept("read-plain", lambda: _read((-0.01, -0.03, 0.0), [1.0, 1.0, 0.0, 1.0] * 5))
+    told = "\n".join(body(data, [place]))
+    assert "+0.200 [+0.100, +0.300] | not inferior |" in told and "did not fall" not in told
 
 
 def test_a_sweep_of_more_trials_has_rows_of_its_own(place: Place) -> None:
