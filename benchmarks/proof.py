@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.results import RESULTS, table, write_section
 from benchmarks.sections import Section, sections_of
@@ -21,7 +21,8 @@ Sections = Mapping[str, Section]
 MISSING = "not measured yet"
 SHARE, WORST = "share of the plain gain", "worst family at the gate"
 BESIDE, TIMES = "speed beside one adapter, processor", "times one worker's"
-CHOSEN, PLAIN = "what the sweep chose", "plain fine-tuning's best"  # as benchmarks.public_report has them
+CHOSEN, PLAIN = "what the sweep chose", "plain fine-tuning's best"  # as benchmarks.public_report has them, and FOUND_NONE
+FOUND_NONE = "found none with a gain that kept all"
 ABOUT = (
     "Compiled by `python -m benchmarks.proof`, which measures nothing: every number stands in the section that the line names, "
     "with script, commit, machine and seed."
@@ -160,7 +161,7 @@ def _serving(found: Sections) -> str | None:
 
 
 def _public(found: Sections) -> str | None:
-    """Which outside sets can show a loss, then the first domain that has both arms."""
+    """Which outside sets can show a loss, then what the domains gained and lost."""
     section = found["public_sets"]
     sets = [row for row in section.rows("set", "by", "verdict") if row["verdict"]]
     if not sets:
@@ -170,18 +171,30 @@ def _public(found: Sections) -> str | None:
     others = dict.fromkeys(row["set"] for row in sets if row["set"] not in guarded)
     told = f"{', '.join(admitted) or 'None'} can show a loss on this backbone"
     told += f", {' and '.join(others)} cannot" if others else ""
-    between = re.search(r"^Domain accuracy of what the sweep chose less .*?: ([+-].*\])\.$", section.body, re.M)
+    domains = re.split(r"^(?=\*\*[\w-]+\*\* on)", section.body, flags=re.M)[1:]
+    fitted = [said for domain in domains if (said := _public_domain(replace(section, body=domain)))]
+    return ". ".join([told, *fitted]) if fitted else f"{told}; the fits are {MISSING}"
+
+
+def _public_domain(section: Section) -> str | None:
+    """What the arms of one domain gained and lost; None where none was read yet."""
     rows = {row["what"].partition(" ")[0]: row for row in section.rows("what", "by", PLAIN)}
-    domain = re.search(r"^\*\*([\w-]+)\*\* on", section.body, re.M)
-    if domain is None or not {"domain", "all"} <= rows.keys():
-        return f"{told}; the fits are {MISSING}"
-    told += (
-        f". On {domain[1]}, plain fine-tuning's best gains {rows['domain'][PLAIN]} and changes the families' traces by "
+    name = re.match(r"\*\*([\w-]+)\*\* on", section.body)
+    if name is None or not {"domain", "all"} <= rows.keys():
+        return None
+    told = (
+        f"On {name[1]}, plain fine-tuning's best gains {rows['domain'][PLAIN]} and changes the families' traces by "
         f"{rows['all'][PLAIN]}"
     )
+    if FOUND_NONE in section.body:
+        return f"{told}; the sweep {FOUND_NONE}"
+    between = re.search(r"^Domain accuracy of what the sweep chose less .*?: ([+-].*\])\.$", section.body, re.M)
     if between is None or CHOSEN not in rows["all"]:
         return f"{told}; what the sweep chose is {MISSING}"
-    return f"{told}; what the sweep chose has {between[1]} of accuracy beside it, and changes them by {rows['all'][CHOSEN]}"
+    return (
+        f"{told}; what the sweep chose gains {rows['domain'][CHOSEN]} ({between[1]} beside it) and changes them by "
+        f"{rows['all'][CHOSEN]}"
+    )
 
 
 LINES = (

@@ -5,8 +5,8 @@
 A knowledge domain from outside is fitted on the built-in reasoner; beside the built-in families, reasoning sets from outside are
 protected too, as far as the backbone can do them. DIR holds the sets as benchmarks/public_tasks.py says; they are never copied.
 Every admission, fit, trial and reading stays in runs/benchmarks/public_sets: a run that was killed goes on, and --written tells
-of what is finished by now. Default: law, three rates of plain fine-tuning and a sweep of six trials, about 45 minutes on two
-quiet cores; --only: of the domains that are named; --full: elementary science and medicine too, and sweeps of twelve.
+of what is finished by now. Default: elementary science, three rates of plain fine-tuning and a sweep of six trials, about 45
+minutes on two quiet cores; --only: the domains that are named; --full: law and medicine too, and sweeps of twelve.
 """
 
 from __future__ import annotations

@@ -61,8 +61,8 @@ class PublicSet:
 DOMAINS = {
     one.folder: one
     for one in (
-        PublicSet("legal_diversity", "law: is there diversity jurisdiction", ("choices", "rationale", "context")),
         PublicSet("arc_easy", "elementary science", ("choices",), ('repeats = "leave_out"',)),
+        PublicSet("legal_diversity", "law: is there diversity jurisdiction", ("choices", "rationale", "context")),
         PublicSet("pubmedqa", "medicine: what an abstract answers", ("choices", "rationale", "context")),
     )
 }

@@ -93,3 +93,46 @@ def test_a_system_is_credited_only_with_what_is_clear_of_0() -> None:
     failed = "\n| arm | seed | gain | scale |\n| --- | --- | --- | --- |\n| e | 0 | failed: it is 0.36 (AUROC 0.54 on 100) | |\n"
     told = findings({"methods": Section("methods", "Methods", header + rows + failed)})
     assert [one.verdict for one in told] == [FOUND, NOTHING, HURT, UNKNOWN]
+
+
+PUBLIC = """**science** on b.
+
+| what | by | backbone | plain fine-tuning's best | retention | what the sweep chose | retention |
+| --- | --- | --- | --- | --- | --- | --- |
+| domain | o | 0.40 | +0.160 [+0.100, +0.220] |  | +0.120 [+0.060, +0.180] |  |
+| all 7 families | w | 0.97 | -0.700 [-0.800, -0.600] | lost | -0.010 [-0.030, +0.010] | not inferior |
+
+Domain accuracy of what the sweep chose less plain fine-tuning's best, on the same 276 items: -0.040 [-0.090, +0.010].
+
+**law** on b.
+
+The sweep ended 6 trials, 0 of which kept every family, and found none with a gain that kept all.
+
+| what | by | backbone | plain fine-tuning's best | retention |
+| --- | --- | --- | --- | --- |
+| domain | o | 0.53 | +0.011 [-0.007, +0.033] |  |
+| all 7 families | w | 0.97 | -0.598 [-0.679, -0.500] | lost |
+"""
+ADMISSIONS = """| set | by | verdict |
+| --- | --- | --- |
+| gsm8k | likelihood | admitted |
+| bbh | options | not measurable: chance |
+
+"""
+
+
+def test_every_domain_of_the_public_sets_is_told_with_what_the_sweep_chose_or_that_it_found_none() -> None:
+    told = proof._public({"public_sets": Section("public_sets", "Public", ADMISSIONS + PUBLIC)})
+    assert told is not None
+    assert told.startswith("gsm8k (by likelihood) can show a loss on this backbone, bbh cannot. On science, ")
+    assert "gains +0.120 [+0.060, +0.180] (-0.040 [-0.090, +0.010] beside it) and changes them by -0.010 [-0.030, +0.010]" in told
+    assert told.endswith("by -0.598 [-0.679, -0.500]; the sweep found none with a gain that kept all")
+
+
+def test_what_is_not_read_yet_is_told_of_its_domain() -> None:
+    begun = PUBLIC.partition("The sweep ended")
+    told = proof._public({"public_sets": Section("public_sets", "Public", ADMISSIONS + begun[0] + begun[2].partition("\n")[2])})
+    assert told is not None and told.endswith("; what the sweep chose is not measured yet")
+    assert proof._public({"public_sets": Section("public_sets", "Public", ADMISSIONS)}) == (
+        "gsm8k (by likelihood) can show a loss on this backbone, bbh cannot; the fits are not measured yet"
+    )
