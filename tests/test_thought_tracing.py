@@ -324,7 +324,7 @@ def test_the_command_tells_all_ways_with_what_they_spent(
     testbed: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_release(tmp_path / "one", testbed, fitted_lora(testbed, 1), domain="icd10-chapter", protected=["grammar"])
-    assert ended(("thoughts", "one", "--items", "4", "--hypotheses", "2", "--home", "home"), tmp_path, monkeypatch) == 0
+    assert ended(("thoughts", "one", "--items", "8", "--hypotheses", "2", "--home", "home"), tmp_path, monkeypatch) == 0
     said = capsys.readouterr().out
     assert said.count("plain:") == 2 and said.count("thought tracing:") == said.count("perspective filter:") == 2
     assert "against plain" in said and "tokens an item" in said
