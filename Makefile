@@ -24,6 +24,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 test test-slow: export OMP_WAIT_POLICY := PASSIVE
 # A process that a test starts would take both cores beside the other worker's.
 test: export OMP_NUM_THREADS := 1
+# Tests start dozens of processes, each of which would compile all that it imports where none may keep it.
+test test-slow: export PYTHONDONTWRITEBYTECODE :=
 
 test: install
 	$(BIN)/python -m pytest -m 'not slow' -n 2

@@ -55,14 +55,20 @@ def examples() -> list[Example]:
 
 @pytest.fixture
 def engine(backbone: Backbone, examples: list[Example]) -> ToyEngine:
-    """A backbone that computes; beside it one that knows every answer."""
-    engine = ToyEngine(backbone, examples, COMPUTES)
-    engine.think("knows", KNOWS)
-    return engine
+    """A backbone that computes."""
+    return ToyEngine(backbone, examples, COMPUTES)
 
 
 def readings(backbone: Backbone, examples: Sequence[Example], mind: Mind, measure: Measure = OWN) -> Readings:
     return measure.read(ToyEngine(backbone, examples, mind), backbone, None, TASK, examples)
+
+
+@pytest.fixture(scope="module")
+def learnt(session_backbone: Backbone, examples: list[Example]) -> tuple[Row, ...]:
+    """Who knows every answer, beside a backbone that computes: under OWN, BASE and EXTERNAL."""
+    engine = ToyEngine(session_backbone, examples, COMPUTES)
+    engine.think("knows", KNOWS)
+    return rows(engine, session_backbone, examples, "knows").rows
 
 
 def rows(engine: ToyEngine, backbone: Backbone, examples: Sequence[Example], profile: str) -> Evaluation:
@@ -128,10 +134,8 @@ def test_a_trace_without_steps_is_not_measurable(backbone: Backbone, examples: l
     assert all(map(math.isnan, found.values)) and found.reason == "no trace has a step"
 
 
-def test_an_adapter_that_came_to_know_the_answers_lost_its_dependence(
-    engine: ToyEngine, backbone: Backbone, examples: list[Example]
-) -> None:
-    found = rows(engine, backbone, examples, "knows").rows[0]
+def test_an_adapter_that_came_to_know_the_answers_lost_its_dependence(learnt: tuple[Row, ...], examples: list[Example]) -> None:
+    found = learnt[0]
     assert found.change.high < 0 and found.change.n == len(examples)
     assert found.summary == {"length_ratio": 1.0}
 
@@ -148,7 +152,7 @@ def test_an_adapter_at_chance_is_not_said_to_have_kept_or_lost_anything(
     engine: ToyEngine, backbone: Backbone, examples: list[Example]
 ) -> None:
     engine.load("noise", Profile((random_update(backbone, 1.0),)))
-    found = rows(engine, backbone, examples, "noise").rows[0]
+    found = evaluate(engine, backbone, "noise", [Planned(OWN, TASK, examples, "report")]).rows[0]
     assert "chance" in found.not_measurable and math.isnan(found.change.mean)
 
 
@@ -167,10 +171,8 @@ def test_one_example_has_nothing_to_swap_with(backbone: Backbone, examples: list
         readings(backbone, examples[:1], COMPUTES)
 
 
-def test_the_four_cells_tell_an_ignored_trace_from_a_worse_one(
-    engine: ToyEngine, backbone: Backbone, examples: list[Example]
-) -> None:
-    found = four_cells(rows(engine, backbone, examples, "knows").rows)
+def test_the_four_cells_tell_an_ignored_trace_from_a_worse_one(learnt: tuple[Row, ...]) -> None:
+    found = four_cells(learnt)
     assert found.reading.high < 0 and found.base_adapted == found.adapted_adapted == 0.0
     assert (found.writing.low, found.writing.high) == (0.0, 0.0) and found.adapted_base == found.base_base
     assert "reading -" in str(found)
@@ -206,17 +208,15 @@ def test_the_four_cells_are_not_measurable_where_one_is_not(
     assert "chance" in found.not_measurable and str(found).startswith("not measurable: ")
 
 
-def test_the_four_cells_of_every_task_go_into_a_report(engine: ToyEngine, backbone: Backbone, examples: list[Example]) -> None:
-    found = rows(engine, backbone, examples, "knows").rows
-    told = json.loads(json.dumps({task: cells.as_dict() for task, cells in four_cells_by_task(found).items()}))
+def test_the_four_cells_of_every_task_go_into_a_report(learnt: tuple[Row, ...]) -> None:
+    told = json.loads(json.dumps({task: cells.as_dict() for task, cells in four_cells_by_task(learnt).items()}))
     assert told["arithmetic"]["adapted_adapted"] == 0.0 and told["arithmetic"]["reading"][2] < 0
-    assert four_cells_by_task(found[:2]) == {}
+    assert four_cells_by_task(learnt[:2]) == {}
 
 
-def test_the_four_cells_need_all_three_measures(engine: ToyEngine, backbone: Backbone, examples: list[Example]) -> None:
-    found: tuple[Row, ...] = rows(engine, backbone, examples, "knows").rows
+def test_the_four_cells_need_all_three_measures(learnt: tuple[Row, ...]) -> None:
     with pytest.raises(ValueError, match="faithfulness_external is missing"):
-        four_cells(found[:2])
+        four_cells(learnt[:2])
 
 
 def test_dependence_of_who_computes_is_clear_of_that_of_who_knows(backbone: Backbone, examples: list[Example]) -> None:

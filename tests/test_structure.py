@@ -82,59 +82,72 @@ def test_commands_in_the_readme_exist() -> None:
     assert {"tune", "promote"} <= named <= commands
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        [],
-        ["tune"],
-        ["sweep", "status"],
-        ["evaluate"],
-        ["knockout"],
-        ["elicited"],
-        ["hybrid"],
-        ["thoughts"],
-        ["steer"],
-        ["decoding"],
-        ["tune-decoding"],
-        ["export-gguf"],
-        ["import-gguf"],
-        ["sae", "train"],
-        ["sae", "score"],
-        ["sae", "steer"],
-        ["continual"],
-        ["continue"],
-        ["curriculum"],
-        ["attribute"],
-        ["trace-reliance"],
-        ["report"],
-        ["publish"],
-        ["promote"],
-        ["rollback"],
-        ["canary", "start"],
-        ["canary", "status"],
-        ["status"],
-        ["merge"],
-        ["softcot-arms"],
-        ["reduce-intruders"],
-        ["serve"],
-        ["keys"],
-        ["keys", "create"],
-        ["audit"],
-        ["backbone", "install"],
-    ],
+COMMANDS = (
+    "",
+    "tune",
+    "sweep status",
+    "evaluate",
+    "knockout",
+    "elicited",
+    "hybrid",
+    "thoughts",
+    "steer",
+    "decoding",
+    "tune-decoding",
+    "export-gguf",
+    "import-gguf",
+    "sae train",
+    "sae score",
+    "sae steer",
+    "continual",
+    "continue",
+    "curriculum",
+    "attribute",
+    "trace-reliance",
+    "report",
+    "publish",
+    "promote",
+    "rollback",
+    "canary start",
+    "canary status",
+    "status",
+    "merge",
+    "softcot-arms",
+    "reduce-intruders",
+    "serve",
+    "keys",
+    "keys create",
+    "audit",
+    "backbone install",
 )
-def test_help_imports_nothing_heavy(command: list[str]) -> None:
-    code = (
-        f"import sys; sys.argv = ['graftline', *{command!r}, '--help']\n"
-        "import service.cli\n"
-        "try: service.cli.main()\n"
-        "except SystemExit as end: assert end.code == 0, end.code\n"
-        "heavy = set('torch peft mlflow optuna bentoml transformers'.split()) & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+# Each in a fork of its own, which has what all of them import and nothing that another one did.
+HELP = """
+import os, sys
+import service.cli
+for command in sys.argv[1].split(","):
+    if not (child := os.fork()):
+        sys.argv = ["graftline", *command.split(), "--help"]
+        try: service.cli.main()
+        except SystemExit as end: code = end.code
+        heavy = {"torch", "peft", "mlflow", "optuna", "bentoml", "transformers"} & set(sys.modules)
+        print("ended", code, *sorted(heavy), end=chr(12), flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+@pytest.fixture(scope="module")
+def helps() -> dict[str, str]:
+    """What each command says to --help, then how it ended, and what it imported of what is heavy."""
+    done = subprocess.run([sys.executable, "-c", HELP, ",".join(COMMANDS)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "Usage" in done.stdout
+    return dict(zip(COMMANDS, done.stdout.split("\f")[:-1], strict=True))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_imports_nothing_heavy(helps: dict[str, str], command: str) -> None:
+    said, _, ended = helps[command].rpartition("ended ")
+    assert f"Usage: graftline {command}".rstrip() in said and ended == "0", helps[command]
 
 
 def test_status_reads_a_registry_without_torch(tmp_path: Path, prepared_store: Path) -> None:

@@ -76,6 +76,7 @@ def test_a_worker_needs_only_the_name_and_another_machine_can_publish(
     assert (fetched.directory / "manifest.json").is_file() and fetched.directory.is_relative_to(sweep.home)
 
 
+@pytest.mark.slow
 def test_a_trial_whose_worker_fell_silent_is_tried_again_and_its_finished_result_is_taken(sweep: Sweep) -> None:
     study = sweep.create()
 
