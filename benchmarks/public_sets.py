@@ -39,7 +39,7 @@ from registry.tracking import Tracking
 from service.commands.tune import run_sweep
 from tuning.isolation import available_threads, prepare, run_isolated
 from tuning.plan import DOMAIN_MEASURE
-from tuning.recipe import Recipe
+from tuning.recipe import Recipe, StudyRecipe
 from tuning.study import Sweep
 from tuning.trial import ADAPTER, Job
 
@@ -120,16 +120,26 @@ def main() -> None:
 
 
 def recipe_of(file: Path, tasks: Mapping[str, Path], domain: str, trials: int) -> Recipe:
-    """The recipe as it stands, with another domain, the outside sets beside its protected families, and trials for a time."""
+    """The recipe as it stands, with another domain, the outside sets beside its protected families, and trials for a time.
+
+    All scales of a sweep are read, as on data that one does not know. Rows without a rationale are searched by answers alone.
+    """
+    recipe = Recipe.load(file)
     outside = [name for name in guards(tasks) if name != domain]
-    return Recipe.load(file).with_values(
+    bare: dict[str, object] = {}
+    if not any(one.reasoned for one in DOMAINS.values() if one.named() == domain):
+        start = tuple(point for point in recipe.start if "method.target" not in point)
+        bare = {"ranges": {**recipe.ranges, "method.target": ("answer",)}, "start": start}
+    return recipe.with_values(
         {
+            **bare,
             "name": domain,
             "domain": str(tasks[domain].resolve()),
             "protected": (*FAMILIES, *(str(tasks[name].resolve()) for name in outside)),
             "evaluation.margins": {name: NATS_MARGIN for name in outside if name.endswith("-chains")},
             "evaluation.chain_items": 16,
             "study.trials": trials,
+            "study.scales": StudyRecipe().scales,
             "study.time_budget_s": None,
             "study.min_trials": 0,
         }

@@ -36,6 +36,11 @@ class PublicSet:
     lines: tuple[str, ...] = ()
     written: bool = False  # its answers are open: a backbone is asked to write them, and else guarded by its gold chains
 
+    @property
+    def reasoned(self) -> bool:
+        """Its rows have a rationale."""
+        return "rationale" in self.columns
+
     def toml(self, data: Path, by_likelihood: bool = False) -> str:
         """Only what is fitted has training rows."""
         files = ", ".join(f'"{data / self.folder / file}"' for file in FILES)

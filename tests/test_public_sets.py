@@ -15,6 +15,8 @@ from benchmarks.public_sets import RATES, Place, best_rate, guards, recipe_of
 from benchmarks.public_tasks import BBH, DOMAINS, RETENTION, licence, missing, write_tasks
 from evaluation.retention import gate_measure
 from evaluation.tasks import task_named
+from tuning.plan import training_examples
+from tuning.usable import check_usable
 
 QUICKSTART = Path(public_sets.__file__).parent.parent / "recipes" / "quickstart.toml"
 
@@ -75,6 +77,13 @@ def test_the_recipe_is_the_quickstarts_with_outside_sets_beside_the_families(pla
     assert outside == guards(place.tasks) == ["gsm8k-chains", "svamp-chains", "bbh", "arc-easy"]
     assert place.recipe.evaluation.margins.keys() == {"gsm8k-chains", "svamp-chains"}
     assert place.recipe.search == ("adapter.kind", "method.learning_rate", "method.target", "method.prompt")
+    assert place.recipe.study.scales == (0.25, 0.5, 0.75, 1.0) and len(place.recipe.start) == 2
+
+
+def test_where_no_row_has_a_rationale_answers_alone_are_searched(place: Place) -> None:
+    recipe = recipe_of(QUICKSTART, place.tasks, "arc-easy", 6)
+    assert recipe.ranges["method.target"] == ("answer",) and recipe.start == ({"method.prompt": "matching"},)
+    check_usable(recipe, task_named(recipe.domain), training_examples(recipe, task_named(recipe.domain)))
 
 
 def test_a_row_that_is_there_is_not_made_again(place: Place) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from small_studies import admit, small
+from small_studies import small
 
 from adapters.backbone import Backbone
 from evaluation.errors import DataError
@@ -55,7 +55,7 @@ def checked(recipe: Recipe) -> None:
 
 def test_a_protected_task_over_the_rows_that_are_trained_on_is_refused(table: Path) -> None:
     domain = task(table, "mine")
-    checked(Recipe(name="x", domain=domain, protected=("boxes", "grammar")))
+    checked(Recipe(name="x", domain=domain, protected=("boxes", "grammar"), search=("method.steps",)))
     guard = task(table, "guard", "group")
     with pytest.raises(SweepRefused, match=r"measures 'guard' on rows .* \d+ of \d+ do .* Remove one of each pair"):
         checked(Recipe(name="x", domain=domain, protected=("boxes", guard)))
@@ -69,7 +69,7 @@ def test_two_tasks_of_one_name_are_refused(table: Path) -> None:
 
 
 def test_a_protected_task_that_parts_the_same_rows_alike_is_taken(table: Path) -> None:
-    checked(Recipe(name="x", domain=task(table, "mine"), protected=(task(table, "guard"),)))
+    checked(Recipe(name="x", domain=task(table, "mine"), protected=(task(table, "guard"),), search=("method.steps",)))
 
 
 def test_a_domain_without_choices_is_refused(table: Path) -> None:
@@ -92,19 +92,17 @@ def test_a_row_without_a_rationale_is_never_fitted_as_one(backbone: Backbone) ->
     assert len(rows_of(backbone, bare, "answer")) == 1
 
 
-def test_a_searched_target_prunes_the_trials_that_have_no_rationale_to_learn(
-    table: Path, backbone_directory: Path, session_backbone: Backbone, tmp_path: Path
-) -> None:
-    home = tmp_path / "home"
-    for family in ("arithmetic", "ordering"):
-        admit(session_backbone, home, family)
-    recipe = small(backbone_directory, domain=task(table, "mine"), search=("method.target",), **{"method.target": "rationale"})
-    recipe = recipe.with_values({"start": ({"method.target": "answer"},)})
-    sweep = Sweep(recipe, home, Tracking.at(home), threads=1)
-    study = sweep.create()
-    sweep.run(study, lambda event: None)
-    assert [trial.state.name for trial in study.trials] == ["PRUNED", "COMPLETE"]
-    assert "learns a rationale from every row" in study.trials[0].user_attrs["failure"]
+def test_a_search_that_may_draw_a_target_without_rows_is_refused_with_what_is_left(table: Path) -> None:
+    recipe = Recipe(name="x", domain=task(table, "mine"), search=("method.target",), start=({"method.target": "rationale"},))
+    way_out = (
+        r"may draw 'rationale' or 'mixed'.*\[ranges\] 'method.target' = \[\"answer\"\], and no \[\[start\]\] that names another"
+    )
+    with pytest.raises(SweepRefused, match=way_out):
+        checked(recipe)
+    checked(recipe.with_values({"ranges": {"method.target": ("answer",)}, "start": ()}))
+    with pytest.raises(SweepRefused, match="learns a rationale from every row") as refusal:
+        checked(recipe.with_values({"ranges": {"method.target": ("rationale", "mixed")}}))
+    assert "[ranges]" not in str(refusal.value)
 
 
 READING = ("sft", "softcot", "rewrite", "star", "rlvr", "sdft", "rlag_grpo", "rlsf")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from adapters.backbone import Backbone
@@ -19,11 +20,12 @@ from tuning.recipe import METHOD_NAME, Recipe, narrowed
 
 _MEASURED: tuple[Split, ...] = ("search", "select")
 _LENGTHENING = ("target", "max_new_tokens", "steps", "batch_size")  # fields of methods; their choices begin with the least
+_TARGET = "method.target"
 _LOOKED_AT = 2000  # items of a split, at most: more than a trial reads, and seconds at the worst
 
 
 def check_usable(recipe: Recipe, domain: Task, examples: Sequence[Example]) -> None:
-    """Raises SweepRefused for what every trial of the recipe would meet. A searched target is left to its own trials."""
+    """Raises SweepRefused for what trials of the recipe would meet. A searched method is left to its own trials."""
     names = [task_named(task).name for task in recipe.protected]
     if twice := sorted({name for name in names if [*names, domain.name].count(name) > 1}):
         raise SweepRefused(
@@ -43,12 +45,35 @@ def check_usable(recipe: Recipe, domain: Task, examples: Sequence[Example]) -> N
         )
     if recipe.domain not in DOMAINS:  # tests see to the choices of these
         _check_choices(recipe, domain)
-    if not {METHOD_NAME, "method.target"} & set(recipe.search):
-        try:
-            METHODS[recipe.method.name](recipe.method).check(examples, domain)
-        except DataError as error:
-            raise SweepRefused(str(error)) from error
     _check_apart(recipe, examples)
+    if METHOD_NAME not in recipe.search:
+        _check_targets(recipe, domain, examples)
+
+
+def _check_targets(recipe: Recipe, domain: Task, examples: Sequence[Example]) -> None:
+    """Every target that a trial may draw can be learnt from the rows: those that cannot would take trials from the others."""
+    if _TARGET not in recipe.search:
+        targets: tuple[object, ...] = (getattr(recipe.method, "target", None),)
+    else:
+        mark = narrowed(recipe, _TARGET, recipe.method.name)
+        assert isinstance(mark, Choices)
+        targets = mark.options
+    faults: dict[object, DataError] = {}
+    for target in targets:
+        method = recipe.method if target is None else recipe.method.model_copy(update={"target": target})
+        try:
+            METHODS[method.name](method).check(examples, domain)
+        except DataError as error:
+            faults[target] = error
+    if not faults:
+        return
+    error = next(iter(faults.values()))
+    if left := [str(target) for target in targets if target not in faults]:
+        raise SweepRefused(
+            f"{error} The search may draw {' or '.join(repr(str(target)) for target in faults)}, and such a trial would fit "
+            f"nothing. For the rows as they are: [ranges] {_TARGET!r} = {json.dumps(left)}, and no [[start]] that names another."
+        ) from error
+    raise SweepRefused(str(error)) from error
 
 
 def check_lengths(recipe: Recipe, backbone: Backbone, examples: Sequence[Example]) -> None:
