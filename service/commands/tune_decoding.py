@@ -16,6 +16,7 @@ from registry.names import resolve
 from registry.release import load_release
 from registry.tracking import Tracking
 from service.clock import clock
+from service.elsewhere import elsewhere
 from service.policy_view import shown, table, verdict
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def tune_decoding(
     console = Console(markup=False)
     console.width = console.width if console.is_terminal else max(console.width, _WIDE)
     console.print(table(study, found))
-    console.print(verdict(study, found, made), highlight=False, soft_wrap=True)
+    console.print(verdict(study, found, made, elsewhere(place, tracking_uri)), highlight=False, soft_wrap=True)
 
 
 def opened(release: Release, settings: DecodingSearch, tracking: Tracking, home: Path) -> PolicyStudy:
