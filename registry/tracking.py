@@ -271,8 +271,9 @@ def _ensure_reachable(uri: str) -> None:
             raise _unreachable(uri, str(error)) from error
     else:
         raise RegistryUnreachable(
-            f"The tracking store must be sqlite:///FILE, http(s)://SERVER, postgresql://... or mysql://..., but got "
-            f"{shown(uri)!r}. A plain directory (MLflow's file store) cannot hold a ledger: leave the URI out to use mlflow.db in the home."
+            "The tracking store must be sqlite:///FILE, http(s)://SERVER, postgresql://... or mysql://..., but got "
+            f"{shown(uri)!r}. A plain directory (MLflow's file store) cannot hold a ledger: leave the URI out to use mlflow.db "
+            "in the home."
         )
 
 
