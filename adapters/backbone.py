@@ -232,7 +232,7 @@ def sources_of(name: str) -> Sources:
         return Sources(path, "")
     if path.is_dir() and (path / "config.json").is_file():
         update = path / "update"
-        return Sources(None, path, update if update.is_dir() else None)
+        return Sources(None, _with_safetensors(path, name), update if update.is_dir() else None)
     looks_like_id = name.count("/") == 1 and not path.exists() and not name.startswith((".", "/", "~"))
     if not looks_like_id:
         raise UnknownBackbone(
@@ -242,14 +242,23 @@ def sources_of(name: str) -> Sources:
     from huggingface_hub import snapshot_download
 
     try:
-        return Sources(
-            None, Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]))
-        )
+        fetched = snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"])
     except Exception as error:
         raise UnknownBackbone(
             f"The Hugging Face id {name!r} could not be fetched ({type(error).__name__}). "
             f"Check the id and the network, or give a local directory or one of {', '.join(BUILT_IN)}."
         ) from error
+    return Sources(None, _with_safetensors(Path(fetched), name))
+
+
+def _with_safetensors(directory: Path, name: str) -> Path:
+    """The directory, unless its weights are in another format: the fingerprint would be without them."""
+    if not any(directory.glob("*.safetensors")):
+        raise UnknownBackbone(
+            f"A backbone's weights are safetensors, which its fingerprint is of, but {name!r} has none. Where it has "
+            "pytorch_model.bin, load it with transformers and save it with `save_pretrained`, which writes safetensors."
+        )
+    return directory
 
 
 def built_in_gguf() -> Path:

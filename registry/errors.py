@@ -3,6 +3,7 @@
 RegistryError (ValueError)
 ├── RegistryUnreachable    the tracking store or server does not answer, or is of a kind that is refused
 ├── StoreRefused           the tracking store answered, with an error
+├── NoRegistry             the home has no registry yet
 ├── RefusedName            a model name that MLflow or the ledger cannot hold
 ├── UnknownRelease         no such registered model, version or alias
 ├── NoChampion             the model exists, but the ledger has promoted nothing

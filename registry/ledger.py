@@ -7,7 +7,6 @@ no service but MLflow. The alias `champion` on NAME is a pointer for people, set
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from registry.ledger_chain import (
 from registry.ledger_reader import champion_moved, no_champion, reader_of
 from registry.names import CHAMPION, ReleaseName, checked_name, current_actor, ledger_name
 from registry.policy import approvals_asked, policies, policy_of_report, refuse_laxer
-from registry.proposals import REPORT_TAG, open_proposals, propose
+from registry.proposals import REPORT_TAG, open_proposals, propose, signed_report
 from registry.release import MANIFEST_TAG, PUBLISHER_TAG, other_files
 from registry.tracking import Tracking
 from registry.verdicts import manifest_of, record_verdict, version_tags
@@ -270,12 +269,7 @@ class Ledger:
         """The gate report that entry `number` was made with; None when there was none, or it is not the one that was signed."""
         with self.tracking.client() as client:
             tags = client.get_model_version(ledger_name(self.name), str(number)).tags
-        if REPORT_TAG not in tags:
-            return None
-        # The digest is over the text: a report with fields that came later is still the one that was signed.
-        digest = hashlib.sha256(tags[REPORT_TAG].encode()).hexdigest()
-        signed = LedgerEntry.model_validate_json(tags[ENTRY_TAG]).gate_digest
-        return GateReport.model_validate_json(tags[REPORT_TAG]) if signed == digest else None
+        return signed_report(tags.get(REPORT_TAG), LedgerEntry.model_validate_json(tags[ENTRY_TAG]).gate_digest)
 
     def alias_version(self) -> int | None:
         """Where the alias `champion` points; None when there is none."""

@@ -13,6 +13,7 @@ from registry.tracking import Tracking
 
 LEDGER_SUFFIX = ".releases"
 CHAMPION, CANDIDATE = "champion", "candidate"
+NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # what MLflow says of a version or alias that is unknown
 _REFUSED = "/:@%'\""  # what MLflow refuses, or reads as syntax, and the mark before a version
 _VERSION = re.compile(r"v?([1-9][0-9]*)")
 
@@ -85,6 +86,8 @@ def resolve(tracking: Tracking, reference: str) -> ReleaseName:
                 return ReleaseName(name, int(client.get_model_version(name, matched[1]).version))
             return ReleaseName(name, int(client.get_model_version_by_alias(name, selector).version))
         except MlflowException as error:
+            if error.error_code not in NOT_THERE:
+                raise
             raise unknown_release(tracking, reference) from error
 
 

@@ -127,7 +127,10 @@ def is_whole(tags: Mapping[str, str], digests: Mapping[int, str]) -> bool:
 
 
 def signed_report(report: str | None, digest: str | None) -> GateReport | None:
-    """None where there is no report, or it is not the one of the digest."""
+    """None where there is no report, or it is not the one of the digest.
+
+    The digest is over the text: a report with fields that came later is still the one that was signed.
+    """
     if report is None or hashlib.sha256(report.encode()).hexdigest() != digest:
         return None
     return GateReport.model_validate_json(report)

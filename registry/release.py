@@ -15,6 +15,7 @@ from registry.errors import BackboneMismatch, DamagedRelease, NoRoom, RefusedNam
 from registry.manifest import MANIFEST, Manifest, file_digest, verify, verify_tensors
 from registry.names import (
     CANDIDATE,
+    NOT_THERE,
     ReleaseName,
     checked_name,
     current_actor,
@@ -80,6 +81,7 @@ def publish(
         **(version_tags or {}),
     }
     experiment_id = tracking.experiment(UNTRACKED) if run_id is None else _experiment_of(tracking, run_id)
+    kept = _cached(tracking.cache, manifest_digest) or _placed(directory, tracking.cache, manifest_digest, name)
     with tracking.client() as client:
         model = client.create_logged_model(
             experiment_id,
@@ -104,8 +106,7 @@ def publish(
         except BaseException:
             _take_back(client, model.model_id, str(model.artifact_location), name if made_model else None)
             raise
-    cached = _place(directory, tracking.cache, manifest_digest)
-    return Release(name, int(version.version), cached, manifest, run_id)
+    return Release(name, int(version.version), kept, manifest, run_id)
 
 
 def mark_candidate(tracking: Tracking, release: ReleaseName) -> None:
@@ -139,7 +140,7 @@ def load_release(tracking: Tracking, name: str, version: int) -> Release:
         try:
             stored = client.get_model_version(name, str(version))
         except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            if error.error_code in NOT_THERE:
                 raise unknown_release(tracking, str(ReleaseName(name, version))) from error
             raise
         expected = stored.tags.get(MANIFEST_TAG)
@@ -167,7 +168,9 @@ def write_back(tracking: Tracking, release: ReleaseName) -> None:
         stored = client.get_model_version(release.name, str(release.version))
         copy = _cached(tracking.cache, stored.tags[MANIFEST_TAG])
         assert copy is not None, "has_copy says so first"
-        client.log_model_artifacts(str(stored.source).removeprefix("models:/"), str(copy))
+        with tempfile.TemporaryDirectory() as scratch:  # a copy of the bytes alone: read-only files could not be written twice
+            shutil.copytree(copy, Path(scratch) / "files", copy_function=shutil.copyfile)
+            client.log_model_artifacts(str(stored.source).removeprefix("models:/"), str(Path(scratch) / "files"))
     with tempfile.TemporaryDirectory() as scratch:
         load_release(replace(tracking, cache=Path(scratch)), release.name, release.version)
 
@@ -274,12 +277,12 @@ def _download(client: MlflowClient, source: str, cache: Path, manifest_digest: s
         return _placed(found, cache, manifest_digest, full_name)
 
 
-def _placed(source: Path, cache: Path, manifest_digest: str, full_name: ReleaseName) -> Path:
+def _placed(source: Path, cache: Path, manifest_digest: str, named: ReleaseName | str) -> Path:
     try:
         return _place(source, cache, manifest_digest)
     except OSError as error:
         if lacks_room(error):
-            raise NoRoom(f"Keeping {full_name} needs room in the home directory, but there is none. Free some.") from error
+            raise NoRoom(f"Keeping {named} needs room in the home directory, but there is none. Free some.") from error
         raise
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
+from registry.database_url import shown
 from registry.errors import StoreRefused
 from registry.names import LEDGER_SUFFIX, ReleaseName
-from registry.tracking import Tracking, shown_uri
+from registry.tracking import Tracking
 
 
 @dataclass(frozen=True)
@@ -96,4 +97,4 @@ def ui_command(tracking: Tracking) -> str | None:
     """What shows the runs of a store that nobody serves; None for a server."""
     if urlsplit(tracking.uri).scheme in ("http", "https"):
         return None
-    return f"mlflow ui --backend-store-uri {shlex.quote(shown_uri(tracking.uri))}"
+    return f"mlflow ui --backend-store-uri {shlex.quote(shown(tracking.uri))}"

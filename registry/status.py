@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from registry.canary import CanaryLedger
 from registry.canary_chain import Canary
+from registry.database_url import shown
 from registry.errors import UnknownRelease
 from registry.ledger import Ledger
 from registry.ledger_chain import Head, Recorded, as_head
@@ -68,13 +69,13 @@ class NameStatus(_Value):
 
 
 class Status(_Value):
-    uri: str
+    uri: str  # without a password
     names: tuple[NameStatus, ...]
 
 
 def status(tracking: Tracking) -> Status:
     """Every registered model by name. Reads only, and needs no torch."""
-    return Status(uri=tracking.uri, names=tuple(name_status(tracking, name) for name in registered_names(tracking)))
+    return Status(uri=shown(tracking.uri), names=tuple(name_status(tracking, name) for name in registered_names(tracking)))
 
 
 def name_status(tracking: Tracking, name: str) -> NameStatus:

@@ -21,11 +21,13 @@ from urllib.parse import urlsplit
 import psutil
 
 from adapters.whole_file import whole_directory
+from registry.database_url import shown
 from registry.errors import NoRegistry, RegistryUnreachable, StoreRefused
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+TRACKING_VARIABLE = "GRAFTLINE_TRACKING_URI"
 PROCESS_TAG = "graftline.process"  # of a run: HOST/PID@SECONDS, when the process began, in seconds since 1970
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 CONNECT_TIMEOUT_S = 5.0
@@ -52,10 +54,13 @@ class Tracking:
 
     @classmethod
     def at(cls, home: Path, uri: str | None = None) -> Tracking:
-        """The store of a home directory (`mlflow.db` and `artifacts/` in it), or the one at `uri` with its cache there."""
-        home = home.expanduser().absolute()
-        if uri is None or uri == f"sqlite:///{home / 'mlflow.db'}":
-            return cls(f"sqlite:///{home / 'mlflow.db'}", str(home / "artifacts"), home / "releases")
+        """The one at `uri`, else at $GRAFTLINE_TRACKING_URI, else the home's own (`mlflow.db` and `artifacts/` in it).
+
+        The cache is in the home.
+        """
+        home, uri = home.expanduser().absolute(), uri or os.environ.get(TRACKING_VARIABLE)
+        if not uri or uri == store_in(home):
+            return cls(store_in(home), str(home / "artifacts"), home / "releases")
         served = urlsplit(uri).scheme in ("http", "https")
         return cls(uri, None if served else str(home / "artifacts"), home / "releases")
 
@@ -74,7 +79,7 @@ class Tracking:
         """Itself, or NoRegistry where there is none: a mistyped home is not to be made."""
         if self.is_missing:
             raise NoRegistry(
-                f"Releases are in a registry, but there is none in {shown_uri(self.uri)} yet. Check --home, or start with "
+                f"Releases are in a registry, but there is none in {shown(self.uri)} yet. Check --home, or start with "
                 "`graftline tune RECIPE.toml`."
             )
         return self
@@ -102,7 +107,7 @@ class Tracking:
         except MlflowException as error:
             if is_lost_connection(error):
                 raise _unreachable(self.uri, _first_line(error)) from error
-            raise StoreRefused(f"MLflow at {shown_uri(self.uri)} refused a call: {_first_line(error)}") from error
+            raise StoreRefused(f"MLflow at {shown(self.uri)} refused a call: {_first_line(error)}") from error
         except (OSError, SQLAlchemyError, HTTPError) as error:
             raise _unreachable(self.uri, _first_line(error)) from error
 
@@ -207,6 +212,11 @@ class Tracking:
             client.set_terminated(run_id, status)
 
 
+def store_in(home: Path) -> str:
+    """The URI of the store that a home directory has of its own."""
+    return f"sqlite:///{home.expanduser().absolute() / 'mlflow.db'}"
+
+
 def _this_process() -> str:
     return f"{socket.gethostname()}/{os.getpid()}@{int(psutil.Process().create_time())}"
 
@@ -261,8 +271,9 @@ def _ensure_reachable(uri: str) -> None:
             raise _unreachable(uri, str(error)) from error
     else:
         raise RegistryUnreachable(
-            f"The tracking store must be sqlite:///FILE, http(s)://SERVER, postgresql://... or mysql://..., but got {uri!r}. "
-            "A plain directory (MLflow's file store) cannot hold a ledger: leave the URI out to use mlflow.db in the home."
+            "The tracking store must be sqlite:///FILE, http(s)://SERVER, postgresql://... or mysql://..., but got "
+            f"{shown(uri)!r}. A plain directory (MLflow's file store) cannot hold a ledger: leave the URI out to use mlflow.db "
+            "in the home."
         )
 
 
@@ -288,15 +299,9 @@ def _sqlite_file(uri: str) -> Path:
 
 def _unreachable(uri: str, reason: str) -> RegistryUnreachable:
     return RegistryUnreachable(
-        f"The MLflow registry must answer, but {shown_uri(uri)} does not ({reason}). "
+        f"The MLflow registry must answer, but {shown(uri)} does not ({reason}). "
         "Start the server, correct the tracking URI, or leave it out to use the SQLite store in the home directory."
     )
-
-
-def shown_uri(uri: str) -> str:
-    """The URI without its password."""
-    password = urlsplit(uri).password
-    return uri.replace(f":{password}@", ":***@") if password else uri
 
 
 def is_lost_connection(error: Exception) -> bool:

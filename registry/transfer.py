@@ -25,13 +25,14 @@ from pathlib import Path, PurePosixPath
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from adapters.whole_file import whole_directory, write_whole, written_whole
+from registry.database_url import shown
 from registry.errors import DamagedExport, NoRoom, RefusedName, RegistryError, lacks_room
 from registry.gate_report import GateReport
 from registry.manifest import MANIFEST, file_digest, read_manifest, verify
-from registry.names import ReleaseName, checked_name, current_actor
+from registry.names import ReleaseName, checked_name, current_actor, registered_names
 from registry.printable import printable
 from registry.release import Release, check_backbone, load_release, mark_candidate, publish, published
-from registry.tracking import Tracking, shown_uri
+from registry.tracking import Tracking
 from registry.verdicts import recorded_report, version_tags
 
 INDEX, REPORT, FILES = "export.json", "gate_report.json", "release"
@@ -271,7 +272,7 @@ def _write(tracking: Tracking, release: Release, report: GateReport | None, fold
     export = Export(
         name=release.name,
         version=release.version,
-        registry=shown_uri(tracking.uri),
+        registry=shown(tracking.uri),
         exported_by=current_actor(),
         exported=datetime.now(UTC).isoformat(timespec="seconds"),
         gate_verdict=None if report is None else report.verdict,
@@ -295,6 +296,4 @@ def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def _published(tracking: Tracking, name: str, directory: Path) -> Release | None:
-    from registry.names import registered_names
-
     return published(tracking, name, directory) if name in registered_names(tracking) else None

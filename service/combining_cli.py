@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from service.options import Home, Json, TrackingUri, listed
+from service.options import Home, Json, TrackingUri, listed, seconds
 
 Subjects = Annotated[
     list[str], typer.Argument(metavar="RELEASE|DIRECTORY...", help="NAME, NAME@VERSION, NAME@ALIAS, or directories, two or more.")
@@ -66,7 +66,7 @@ def reduce_intruders(
 def softcot_arms(
     recipe: Annotated[Path, typer.Argument(help="A TOML file that fits soft thoughts; nothing is searched.")],
     seeds: Annotated[int, typer.Option(help="Training seeds of each arm.", min=1)] = 3,
-    time_budget_s: Annotated[float | None, typer.Option(help="Seconds after which no arm is begun.", min=1)] = None,
+    time_budget_s: Annotated[float | None, typer.Option(help="Seconds after which no arm is begun.", callback=seconds)] = None,
     home: Home = None,
     as_json: Json = False,
 ) -> None:

@@ -6,9 +6,9 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from registry.database_url import shown
 from registry.home import home_directory
 from registry.tracking import Tracking
-from tuning.database_url import shown
 
 if TYPE_CHECKING:
     from tuning.study import Sweep

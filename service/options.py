@@ -14,7 +14,10 @@ Home = Annotated[
     ),
 ]
 TrackingUri = Annotated[
-    str | None, typer.Option("--tracking-uri", help="An MLflow server or database [default: SQLite in the home].")
+    str | None,
+    typer.Option(
+        "--tracking-uri", help="An MLflow server or database [default: $GRAFTLINE_TRACKING_URI, else SQLite in the home]."
+    ),
 ]
 Storage = Annotated[
     str | None,

@@ -30,7 +30,7 @@ def table(study: PolicyStudy, found: Found) -> Table:
     return made
 
 
-def verdict(study: PolicyStudy, found: Found, made: Release | None) -> str:
+def verdict(study: PolicyStudy, found: Found, made: Release | None, where: str) -> str:
     if found.confirmed is None:
         beaten = " and ".join(study.references)
         tolerance = study.settings.tolerance
@@ -45,7 +45,8 @@ def verdict(study: PolicyStudy, found: Found, made: Release | None) -> str:
     if made is None:
         why = "a protected family lost too much" if not chosen.score.feasible else "that is not shown"
         return f"trial {number} was chosen for {claimed}, but on items that did not choose it {why}: no version is written"
-    return f"trial {number} is better ({claimed}), on other items too: {made.full_name}; next: graftline promote {made.full_name}"
+    promote = f"graftline promote {made.full_name}{where}"
+    return f"trial {number} is better ({claimed}), on other items too: {made.full_name}; next: {promote}"
 
 
 def shown(values: Mapping[str, Value]) -> str:

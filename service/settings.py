@@ -17,7 +17,7 @@ from service.request_log import Format, Level
 
 PREFIX = "GRAFTLINE_"
 # What other parts of the project read.
-ELSEWHERE = ("ACTOR", "CACHE", "JUDGE_API_KEY", "LLAMA_CPP", "SHOW_SOAK", "STORAGE", "VLLM_PYTHON")
+ELSEWHERE = ("ACTOR", "CACHE", "JUDGE_API_KEY", "LLAMA_CPP", "PRICE_PER_HOUR", "SHOW_SOAK", "STORAGE", "VLLM_PYTHON")
 STORES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "file", "databricks", "databricks-uc", "uc")
 # A Bento carries its backbone and its releases in this folder, beside the `service` package.
 BUNDLED = Path(__file__).resolve().parent.parent / "frozen"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from adapters.backbone import REASONER_UPDATE, Backbone, merge_update
 from adapters.errors import UnknownBackbone
@@ -79,6 +80,14 @@ def test_merging_leaves_other_weights_alone(backbone_directory: Path, tmp_path: 
 def test_an_unknown_backbone_is_refused_with_what_there_is(name: str) -> None:
     with pytest.raises(UnknownBackbone, match="smollm2-135m-reasoner.*" + name.replace(".", r"\.")):
         Backbone.load(name)
+
+
+def test_weights_that_no_fingerprint_is_of_are_refused_with_the_way_out(backbone_directory: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(backbone_directory, tmp_path / "other"))
+    torch.save(AutoModelForCausalLM.from_pretrained(other).state_dict(), other / "pytorch_model.bin")
+    (other / "model.safetensors").unlink()
+    with pytest.raises(UnknownBackbone, match="has none.*pytorch_model.bin.*save_pretrained"):
+        Backbone.load(str(other))
 
 
 def test_the_built_in_backbone_loads_and_speaks() -> None:

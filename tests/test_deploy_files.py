@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 import yaml
 from documents import ROOT, fault
 
+from registry.tracking import Tracking
 from service.scopes import TABLE
 from service.settings import PREFIX, Settings, misspelt
 from tuning.executors.executor import Launch, WorkerCommand
@@ -82,6 +84,14 @@ def test_every_variable_of_ours_is_read() -> None:
     given |= {name for service in compose()["services"].values() for name in service.get("environment", {})}
     given |= set(re.findall(r"\b(GRAFTLINE_\w+)=", (DEPLOY / "Dockerfile").read_text()))
     assert {f"{PREFIX}TRACKING_URI", f"{PREFIX}STORAGE"} <= given and not misspelt(dict.fromkeys(given, ""))
+
+
+def test_every_command_keeps_its_releases_where_the_service_reads_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given = {service["environment"]["GRAFTLINE_TRACKING_URI"] for service in graftline_services()}
+    given |= {e["value"] for c in containers(EVERY) for e in c.get("env", ()) if e["name"] == "GRAFTLINE_TRACKING_URI"}
+    (server,) = given
+    monkeypatch.setenv("GRAFTLINE_TRACKING_URI", server)
+    assert Tracking.at(tmp_path).uri == Settings.from_environment(dict(os.environ)).tracking_uri == server
 
 
 def test_every_probe_asks_what_the_service_answers_without_a_key() -> None:

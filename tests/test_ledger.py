@@ -225,6 +225,11 @@ def test_the_whole_status_is_json_with_champion_and_aliases(ledger: Ledger) -> N
     assert [version.aliases for version in name.candidates if version.champion] == [("champion",)]
 
 
+def test_the_status_shows_no_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("registry.status.registered_names", lambda tracking: ())
+    assert status_of(Tracking.at(tmp_path, "postgresql://me:hush@db/runs")).uri == "postgresql://me:***@db/runs"
+
+
 def test_every_error_of_the_registry_has_one_root() -> None:
     for kind in (ChampionMoved, NoChampion, NothingToRollBackTo, PromotionRefused, UnknownRelease):
         assert issubclass(kind, RegistryError)

@@ -20,6 +20,7 @@ from registry.manifest import MANIFEST, TrainingHashes, verify
 from registry.release import publish
 from registry.tracking import Tracking
 from service.cli import main
+from service.commands.merge import _parents
 from tuning.errors import BadRecipe
 from tuning.gating import Subject, recipe_policy
 from tuning.manifest import complete
@@ -152,6 +153,13 @@ def test_weights_by_command_are_the_sum_by_hand(
     first, second, both = (_update(directory) for directory in (pair[0].directory, pair[1].directory, tmp_path / "x"))
     assert all(torch.allclose(both[path], -0.5 * first[path] + 2.0 * second[path], atol=1e-5) for path in first | second)
     assert not all(torch.allclose(both[path], first[path] + second[path], atol=1e-2) for path in first | second)
+
+
+def test_what_was_fitted_in_four_bits_is_merged_by_the_backbones_own_weights(backbone: Backbone, tmp_path: Path) -> None:
+    recipe = Recipe(name="small", backbone=backbone.name, domain="icd10-chapter", protected=("boxes",), backbone_format="nf4")
+    complete(tmp_path / "one", recipe, backbone, Profile((random_lora(backbone, 1),)), 1.0, ROWS[:4])
+    parents, loaded = _parents([str(tmp_path / "one")], tmp_path, None)
+    assert parents.subjects[0].manifest.backbone.format == "nf4" and loaded.format == "full"
 
 
 def _update(directory: Path) -> dict[str, torch.Tensor]:

@@ -85,7 +85,7 @@ def test_what_was_fitted_in_four_bits_is_gated_on_the_backbone_that_serves_it(
     gated(tracking, ReleaseName("small", 1), "", None, None, tmp_path / "store", said)
     assert subject.manifest.backbone.format == format and seen[0].format == "full"
     assert isinstance(said.file, StringIO)
-    told = "small@1 was fitted around its backbone in nf4; the gate measures it as it is served, in torch.float32"
+    told = "small@1 was fitted around its backbone in nf4; it is measured as it is served, in torch.float32"
     assert (told in said.file.getvalue()) == (format == "nf4")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tuning.database_url import has_secret, shown
+from registry.database_url import has_secret, shown
 from tuning.errors import BadStorage
 from tuning.executors.executor import WorkerCommand
 from tuning.executors.reach import require_many_hosts
@@ -73,6 +73,13 @@ def test_a_password_is_found_and_never_shown(url: str) -> None:
         with pytest.raises(BadStorage) as error:
             require_many_hosts(refused, "slurm")
         assert "hush" not in str(error.value)
+
+
+def test_a_worker_reads_a_password_from_its_environment_alone() -> None:
+    storage, uri = "postgresql+psycopg://me:hush@db/studies", "https://me:hush@mlflow.example.org"
+    command = WorkerCommand("s", storage, tracking_uri=uri)
+    assert command.words() == ["graftline", "worker", "--study", "s"]
+    assert command.environment() == {"GRAFTLINE_STORAGE": storage, "GRAFTLINE_TRACKING_URI": uri}
 
 
 @pytest.mark.parametrize("url", [None, STORAGE, TRACKING, "sqlite:////a:b/optuna.db", "postgresql+psycopg://[::1]:5432/s"])

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from safetensors.numpy import save_file
 from stores import store_at
 
 from adapters.errors import BackboneMismatch as AdapterBackboneMismatch
-from registry.errors import BackboneMismatch, DamagedRelease, RefusedName, UnknownRelease
+from registry.errors import BackboneMismatch, DamagedRelease, NoRoom, RefusedName, StoreRefused, UnknownRelease
 from registry.manifest import (
     BackboneIdentity,
     Manifest,
@@ -23,7 +27,7 @@ from registry.manifest import (
     write_manifest,
 )
 from registry.names import checked_name, registered_names, resolve
-from registry.release import check_backbone, load_release, publish
+from registry.release import check_backbone, load_release, publish, write_back
 from registry.tracking import Tracking
 
 WEIGHTS = "lora/adapter_model.safetensors"
@@ -168,6 +172,27 @@ def test_nothing_remains_when_the_registry_refuses_the_version(tracking: Trackin
     assert registered_names(tracking) == [] and stored_files(tracking) == []
 
 
+def test_nothing_remains_when_there_is_no_room_for_the_copy(
+    tracking: Tracking, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("registry.release.shutil.copytree", full)
+    with pytest.raises(NoRoom, match="Keeping medicine"):
+        publish(tracking, "medicine", directory)
+    assert registered_names(tracking) == [] and stored_files(tracking) == []
+
+
+def test_files_can_be_written_back_again_and_again(tracking: Tracking, directory: Path) -> None:
+    release = publish(tracking, "medicine", directory).full_name
+    for _ in range(2):
+        (stored,) = (file for file in stored_files(tracking) if file.match(WEIGHTS))
+        stored.write_bytes(b"rotten")
+        write_back(tracking, release)
+        assert stored.read_bytes() == (directory / WEIGHTS).read_bytes() and stored.stat().st_mode & 0o200
+
+
 def test_a_damaged_cache_is_fetched_again(tracking: Tracking, directory: Path) -> None:
     cached = publish(tracking, "medicine", directory).directory / WEIGHTS
     cached.chmod(0o644)
@@ -237,6 +262,18 @@ def test_versions_and_aliases_are_found_and_others_are_answered_with_what_there_
         load_release(tracking, "medicine", 9)
     with pytest.raises(RefusedName):
         resolve(tracking, "medicine@")
+
+
+def test_an_error_of_the_store_is_not_an_unknown_release(
+    tracking: Tracking, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object) -> None:
+        raise MlflowException("not today", error_code=PERMISSION_DENIED)
+
+    publish(tracking, "medicine", directory)
+    monkeypatch.setattr("mlflow.MlflowClient.get_model_version", refuses)
+    with pytest.raises(StoreRefused, match="not today"):
+        resolve(tracking, "medicine@1")
 
 
 def test_a_version_that_was_registered_by_other_means_is_not_a_release(tracking: Tracking, directory: Path) -> None:

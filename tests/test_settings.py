@@ -68,5 +68,5 @@ def test_a_store_is_whatever_mlflow_takes(uri: str) -> None:
 
 
 def test_a_misspelt_setting_is_told_with_the_nearest() -> None:
-    (told,) = misspelt({"GRAFTLINE_MAXROWS": "4", "GRAFTLINE_CACHE": "/x", "GRAFTLINE_PORT": "3000"})
+    (told,) = misspelt({"GRAFTLINE_MAXROWS": "4", "GRAFTLINE_CACHE": "/x", "GRAFTLINE_PRICE_PER_HOUR": "2 EUR"})
     assert "GRAFTLINE_MAXROWS" in told and "GRAFTLINE_MAX_ROWS?" in told

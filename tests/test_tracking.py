@@ -12,7 +12,7 @@ import pytest
 from stores import store_at
 
 from registry.errors import RegistryUnreachable, StoreRefused
-from registry.tracking import Tracking
+from registry.tracking import TRACKING_VARIABLE, Tracking, store_in
 
 
 @pytest.fixture
@@ -104,6 +104,15 @@ def test_a_password_in_the_uri_is_not_shown(tmp_path: Path) -> None:
     with pytest.raises(RegistryUnreachable) as raised:
         Tracking.at(tmp_path, "postgresql://me:secret@127.0.0.1:1/db").create()
     assert "secret" not in str(raised.value) and ":***@" in str(raised.value)
+
+
+def test_the_environment_names_the_store_that_no_option_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, option = "http://mlflow:5000", "http://elsewhere:5000"
+    monkeypatch.setenv(TRACKING_VARIABLE, server)
+    assert Tracking.at(tmp_path).uri == server and Tracking.at(tmp_path, option).uri == option
+    assert Tracking.at(tmp_path, store_in(tmp_path)).artifact_root == str(tmp_path / "artifacts")
+    monkeypatch.setenv(TRACKING_VARIABLE, "")
+    assert Tracking.at(tmp_path).uri == store_in(tmp_path)
 
 
 def test_what_the_store_refuses_is_an_error_of_ours(tracking: Tracking) -> None:

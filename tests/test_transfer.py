@@ -285,7 +285,9 @@ def test_by_command_an_export_tells_its_digest_and_an_import_leaves_a_line(
     assert (done["release"], done["new"], done["gate_report_of_origin"]["verdict"]) == ("law@1", True, "pass")
     assert "'tiny' is not on this machine" in printed.err
     copy(str(ONE), str(tmp_path / "new"), None, tmp_path / "here", None, as_json=False)
-    assert "its gate there: pass, which does not count" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "its gate there: pass, which does not count" in said
+    assert f"next: graftline promote {NAME}@1 --home {tmp_path / 'new'}\n" in said
     assert [line.act for line in read_audit(tmp_path / "new")[0]] == ["release.import"]
     assert [line.act for line in read_audit(tmp_path / "here")[0]] == ["release.copy"]
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from fitted import fitted_lora, random_steering
 from small_releases import write_release
+from stores import store_at
 from test_cli import ended
 from toy_engine import ToyEngine
 
@@ -30,6 +31,7 @@ from evaluation.tasks.alchemy import ALCHEMY
 from registry.manifest import file_digest, verify
 from registry.release import Release, load_release, publish
 from registry.tracking import Tracking
+from service.commands.tune_decoding import opened
 from tuning.decoding.release import policy_study, write_files
 from tuning.decoding.settings import EPS, LAYER, DecodingSearch
 from tuning.decoding.space import POLICY, steering_of
@@ -122,6 +124,19 @@ def test_a_better_budget_is_published_and_a_second_call_publishes_nothing_more(
     assert json.loads(capsys.readouterr().out)["new_release"] == "mixed@2"
     with tracking.client() as client:
         assert len(client.search_model_versions("name = 'mixed'")) == 2
+
+
+def test_a_policy_is_searched_on_the_backbone_that_serves_it(
+    tasks: Path, tmp_path: Path, testbed: Backbone, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = recipe_of(tasks / "mixed.toml").with_values({"backbone_format": "nf4"})
+    complete(tmp_path / "files", recipe, testbed, Profile((faint(testbed),)), 1.0, ())
+    tracking, seen = store_at(tmp_path), list[Backbone]()
+    release = publish(tracking, "mixed", tmp_path / "files")
+    monkeypatch.setattr("tuning.decoding.release.policy_study", lambda r, s, engine, backbone, *_: seen.append(backbone))
+    opened(release, DecodingSearch(), tracking, tmp_path)
+    assert release.manifest.backbone.format == "nf4" and seen[0].format == "full"
+    assert "mixed@1 was fitted around its backbone in nf4; it is measured as it is served" in capsys.readouterr().err
 
 
 def test_where_nothing_is_better_the_command_says_so_and_writes_nothing(

@@ -6,7 +6,6 @@ the training hashes of all that it was made of, so that the gate finds an overla
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from adapters.backbone import Backbone
 from adapters.errors import RefusedAdapter
 from adapters.lora import LoRA
 from adapters.merge import IntruderSpec, MergeSpec, merged, without_intruders
+from adapters.whole_file import whole_directory
 from engine.profile import DecodingPolicy, Profile
 from registry.errors import BackboneMismatch
 from registry.manifest import MANIFEST, Manifest, ProfileDescription, TrainingHashes, file_digest, write_manifest
@@ -24,8 +24,6 @@ from tuning.errors import BadRecipe
 from tuning.gating import Subject
 from tuning.manifest import installed_digest
 from tuning.recipe import Recipe
-
-PART = ".part"
 
 
 @dataclass(frozen=True)
@@ -96,9 +94,6 @@ def _write(
         raise BadRecipe(f"A new adapter goes into a directory of its own, but {directory} is there already. Name another.")
     first, manifests = parents.subjects[0].manifest, [subject.manifest for subject in parents.subjects]
     recipe = _recipe(parents, lora, name)
-    part = directory.with_name(directory.name + PART)
-    shutil.rmtree(part, ignore_errors=True)
-    Profile((lora,), parents.policy).save(part)
     made_of: list[JsonValue] = [
         {"name": subject.name, "manifest_sha256": file_digest(subject.directory / MANIFEST)} for subject in parents.subjects
     ]
@@ -106,24 +101,24 @@ def _write(
     for manifest in manifests:
         known = manifest.task.get("definitions")
         definitions |= known if isinstance(known, dict) else {}
-    written = write_manifest(
-        part,
-        backbone=first.backbone,
-        profile=ProfileDescription(adapters=("lora",), scale=1.0, decoding=parents.policy.model_dump()),
-        recipe=recipe.model_dump(mode="json"),
-        task={"name": recipe.domain, "protected": list(recipe.protected), "definitions": definitions},
-        data_digests={
-            f"{subject.name}/{split}": digest
-            for subject in parents.subjects
-            for split, digest in subject.manifest.data_digests.items()
-        },
-        lock_digest=installed_digest(),
-        seeds=first.seeds,
-        training=_all_hashes(parents),
-        derived={**told, "of": made_of},
-    )
-    part.rename(directory)
-    return written
+    with whole_directory(directory) as part:
+        Profile((lora,), parents.policy).save(part)
+        return write_manifest(
+            part,
+            backbone=first.backbone,
+            profile=ProfileDescription(adapters=("lora",), scale=1.0, decoding=parents.policy.model_dump()),
+            recipe=recipe.model_dump(mode="json"),
+            task={"name": recipe.domain, "protected": list(recipe.protected), "definitions": definitions},
+            data_digests={
+                f"{subject.name}/{split}": digest
+                for subject in parents.subjects
+                for split, digest in subject.manifest.data_digests.items()
+            },
+            lock_digest=installed_digest(),
+            seeds=first.seeds,
+            training=_all_hashes(parents),
+            derived={**told, "of": made_of},
+        )
 
 
 def _recipe(parents: Parents, lora: LoRA, name: str | None) -> Recipe:

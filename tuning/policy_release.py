@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import tomllib
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from adapters.backbone import Backbone
+from adapters.whole_file import whole_directory
 from engine.engine import Engine
 from engine.profile import DecodingPolicy, Profile
 from registry.manifest import Manifest
@@ -17,7 +17,6 @@ from tuning.faults import in_one_sentence
 from tuning.manifest import complete
 from tuning.recipe import Recipe
 
-PART = ".part"
 _TRIED = "a policy that is tried"
 
 
@@ -43,11 +42,5 @@ def write_policy(recipe: Recipe, policy: DecodingPolicy, engine: Engine, backbon
     profile = Profile(policy=policy)
     engine.load(_TRIED, profile)
     engine.unload(_TRIED)
-    part = directory.with_name(directory.name + PART)
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        written = complete(part, recipe, backbone, profile, 1.0, ())
-        part.rename(directory)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return written
+    with whole_directory(directory) as part:
+        return complete(part, recipe, backbone, profile, 1.0, ())

@@ -137,7 +137,7 @@ class Recipe(Spec):
 
     name: str  # of a folder, a study and a registered model
     backbone: str = "smollm2-135m-reasoner"
-    backbone_format: Format = "full"  # nf4: its linear layers in 4 bits, while it is fitted around, measured and gated
+    backbone_format: Format = "full"  # nf4: its linear layers in 4 bits, in the fits and readings of the sweep
     engine: Literal["torch", "vllm"] = "torch"  # that is to serve it: vllm keeps a sweep from choosing what vLLM refuses
     domain: str  # a built-in task, or the path of a task's TOML; `protected` names tasks likewise
     protected: tuple[str, ...] = Field(default=(*REASONING_FAMILIES, "grammar", "text"), min_length=1)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from adapters.backbone import Backbone
+from adapters.whole_file import whole_directory
 from engine.profile import Profile
 from evaluation.tasks import task_named
 from registry.manifest import MANIFEST, file_digest, verify
@@ -40,11 +41,9 @@ def sibling(subject: Subject, backbone: Backbone, number: int, home: Path, on_st
 
     adapters = fitted_on(at_hand(recipe), backbone, examples, told, task=task).adapters
     scale = subject.manifest.profile.scale
-    part = directory.with_name(f"{directory.name}.part")
-    part.mkdir(parents=True, exist_ok=True)
     policy = Profile.load(subject.directory).policy  # a release is judged as it is served
-    complete(part, recipe, backbone, Profile(adapters, policy).scaled(scale), scale, examples)
-    part.rename(directory)
+    with whole_directory(directory) as part:
+        complete(part, recipe, backbone, Profile(adapters, policy).scaled(scale), scale, examples)
     return Subject(name, directory, verify(directory))
 
 

@@ -27,8 +27,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
+from registry.database_url import Address, shown
 from tuning.database_refusal import refusal
-from tuning.database_url import Address, shown
 from tuning.errors import BadStorage, StorageAway, StorageRefused
 from tuning.kernel import boot_id
 

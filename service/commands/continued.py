@@ -29,6 +29,7 @@ from registry.release import Release, load_release, mark_candidate, published
 from registry.tracking import Tracking
 from registry.verdicts import recorded_report
 from service.commands.releases import gate_policy, gate_release, gate_table, publish_directory
+from service.commands.subject import served_backbone
 from service.elsewhere import elsewhere
 from service.options import TRIALS
 from service.pace import checked_seconds
@@ -179,8 +180,7 @@ def _from_given(given: Recipe, fitted: Recipe) -> Recipe:
 def _learnt(
     found: Round, new: tuple[Example, ...], lines: dict[str, int], checks: dict[str, Any], earlier: list[str]
 ) -> dict[str, Any]:
-    fitted_on = found.champion.manifest.backbone
-    backbone = Backbone.load(fitted_on.name, format=fitted_on.format)
+    backbone = served_backbone(found.champion, partial(found.console.print, highlight=False))
     engine = TorchEngine(backbone, max_rows=64, precision=found.recipe.evaluation.precision)
     drifted = found.folder.step("drift", partial(_drift, found, engine, backbone, new))
     if "likelihood_p" in drifted:

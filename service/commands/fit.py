@@ -7,6 +7,7 @@ from pathlib import Path
 
 from registry.home import home_directory
 from registry.tracking import Tracking
+from service.elsewhere import elsewhere
 from tuning.continuing import pinned
 from tuning.processes import Processes
 from tuning.recipe import Recipe
@@ -48,4 +49,5 @@ def fit(
         print(json.dumps({"directory": str(directory), "fit": done.as_dict()}))
     else:
         print(f"\n{done.num_tokens} tokens in {done.seconds:.1f} s\nadapter: {directory}")
-        print(f"next: graftline evaluate {directory}, graftline publish {directory}")
+        where = elsewhere(home_directory(home), tracking_uri)
+        print(f"next: graftline evaluate {directory}{where}, graftline publish {directory}{where}")

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from registry.errors import RegistryError
+from registry.home import home_directory
 from service.commands.subject import LOADED, load_subject
+from service.elsewhere import elsewhere
 
 if TYPE_CHECKING:
     from evaluation.hybrid import Recovery
@@ -81,7 +83,8 @@ def hybrid(
         _show(recovery)
     print("tokens steered: " + ", ".join(f"{name} {share:.0%}" for name, share in found.steered.items()))
     if keep is not None:
-        said = f"next: graftline publish {keep}" if kept else f"not to be published, since {named} has no manifest"
+        where = elsewhere(home_directory(home), tracking_uri)
+        said = f"next: graftline publish {keep}{where}" if kept else f"not to be published, since {named} has no manifest"
         print(f"wrote {keep}; {said}")
 
 

@@ -100,7 +100,7 @@ def _parents(named: Sequence[str], home: Path | None, tracking_uri: str | None) 
                 "Fit it with `graftline tune`."
             )
         subjects.append(Subject(reference, directory, manifest))
-    backbone = Backbone.load(subjects[0].manifest.backbone.name, format=subjects[0].manifest.backbone.format)
+    backbone = Backbone.load(subjects[0].manifest.backbone.name)  # its own weights, which those of a fit in 4 bits only stand for
     return Parents.of(subjects, backbone), backbone
 
 

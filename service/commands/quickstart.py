@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from adapters.whole_file import write_whole
+from registry.database_url import shown
 from registry.errors import NoChampion
 from registry.gate_report import GateReport
 from registry.home import home_directory
@@ -23,6 +24,7 @@ from registry.ledger import Ledger
 from registry.manifest import MANIFEST, file_digest
 from registry.policy import policies
 from registry.release import Release, load_release, published
+from registry.runs import ui_command
 from registry.tracking import Tracking
 from registry.verdicts import recorded_report
 from service.clock import clock
@@ -93,7 +95,7 @@ def quickstart(home: Path | None, recipe_file: Path, keep_serving: bool) -> int:
         with phases.phase("comparison", f"gains of both on {COMPARED_ITEMS} items that nothing has read, about 1 min"):
             comparison = _compared(sweep, plain, gated.release, console)
     with phases.phase("service", "about 20 s"):
-        settings = Settings(backbone=recipe.backbone, home=place, port=_free_port())
+        settings = Settings(backbone=recipe.backbone, home=place, tracking_uri=tracking.uri, port=_free_port())
         log_file = place / "service.log"
         with start_server(settings, log_file=log_file) as server:
             names = [served_id(recipe.backbone), *((recipe.name,) if gated else ())]
@@ -291,7 +293,7 @@ def _summary(
     if plain is not None:
         table.add_row("the plain recipe lost", ", ".join(lost_by(plain)) or "nothing that the search could see")
     table.add_row("report", f"{sweep.directory / 'trials.json'} and pareto.png beside it")
-    table.add_row("MLflow UI", f"mlflow ui --backend-store-uri {sweep.tracking.uri}")
+    table.add_row("MLflow UI", ui_command(sweep.tracking) or shown(sweep.tracking.uri))
     table.add_row("endpoint", f"{server.openai_url} (up now)" if server else f"graftline serve --home {sweep.home}")
     table.add_row("time", ", ".join(f"{name} {clock(seconds)}" for name, seconds in phases.seconds.items()))
     table.add_row("in all", clock(time.monotonic() - phases.started))

@@ -24,6 +24,7 @@ from registry.release import Release, load_release
 from registry.release import publish as publish_release
 from registry.tracking import Tracking
 from service.audit import AuditLog
+from service.commands.subject import served_backbone
 from service.elsewhere import elsewhere
 from service.gate_view import gate_view
 from service.pace import checked_seconds
@@ -158,7 +159,6 @@ def gated(
     console: Console,
 ) -> tuple[Release, GateReport]:
     """The release behind the name and its gate's report, after running or continuing the gate under the name's policy."""
-    from adapters.backbone import Backbone
     from engine.torch_engine import TorchEngine
     from tuning.gating import Subject, gate_settings, recipe_policy
 
@@ -169,11 +169,7 @@ def gated(
         )
     subject = Subject(str(release.full_name), release.directory, release.manifest)
     policy = gate_policy(tracking, release.name, recipe_policy(subject.recipe), gate_file, reason)
-    backbone = Backbone.load(release.manifest.backbone.name)  # as it is served, whatever it was held in for the fit
-    _check_backbone(release, backbone.fingerprint)
-    if release.manifest.backbone.format != backbone.format:
-        said = f"{named} was fitted around its backbone in {release.manifest.backbone.format}"
-        console.print(f"{said}; the gate measures it as it is served, in {backbone.numbers}", highlight=False)
+    backbone = served_backbone(release, partial(console.print, highlight=False))
     engine = TorchEngine(backbone, max_rows=64, precision=subject.recipe.evaluation.precision)
     settings = gate_settings(policy, time_budget_s=time_budget_s)
     return release, gate_release(tracking, release, engine, backbone, settings, policy, home, console)
@@ -372,12 +368,6 @@ def refuse_early(tracking: Tracking, named: ReleaseName, override: bool, reason:
             "Publish a better one, or override it with a reason, which stays in the ledger."
         )
     refuse_backbone_name(named.name, load_release(tracking, named.name, named.version).manifest.backbone.name)
-
-
-def _check_backbone(release: Release, fingerprint: str) -> None:
-    from registry.release import check_backbone
-
-    check_backbone(release, fingerprint)
 
 
 def _source(source: str, home: Path, tracking: Tracking, trial: int | None, storage: str | None) -> tuple[Path, str | None]:

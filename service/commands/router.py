@@ -21,6 +21,7 @@ from registry.names import ReleaseName, current_actor, resolve
 from registry.release import Release, load_release
 from registry.tracking import Tracking
 from service.audit import AuditLog
+from service.elsewhere import elsewhere
 from service.pace import Pace
 
 if TYPE_CHECKING:
@@ -91,7 +92,9 @@ def fit(
         return
     print(_sentence(found.reading, found.router))
     print(f"fitted on shuffled labels, as a control: {found.shuffled.right:.3f} right")
-    print(f"written to {out}; next: graftline publish {out} --name {RECIPE_NAME}, graftline router promote {RECIPE_NAME}@VERSION")
+    where = elsewhere(home_directory(home), tracking_uri)
+    publish, promote = f"publish {out} --name {RECIPE_NAME}{where}", f"router promote {RECIPE_NAME}@VERSION{where}"
+    print(f"written to {out}; next: graftline {publish}, graftline {promote}")
 
 
 def evaluate(named: str, items: int, home: Path | None, tracking_uri: str | None, as_json: bool) -> None:

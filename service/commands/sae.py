@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from registry.home import home_directory
+from service.elsewhere import elsewhere
 from service.pace import Pace
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def train(
         print(f"{sae.num_features} features after layer {sae.record.layer}, {sae.k} at a place; places: {counted}")
         for verdict, passed in gates.verdicts.items():
             print(f"{'passed' if passed else 'NOT PASSED'}: {verdict}")
-        print(f"wrote {out}; next: graftline sae score {out}")
+        print(f"wrote {out}; next: graftline sae score {out}{elsewhere(home_directory(home))}")
     return 0 if gates.passed else 1
 
 
@@ -134,7 +135,7 @@ def steer(
     if as_json:
         print(json.dumps({"directory": str(out), "backbone": backbone.name, "domain": recipe.domain, "eps": eps, **told}))
     else:
-        _show(found, form, out, eps)
+        _show(found, form, out, eps, elsewhere(home_directory(home)))
 
 
 def _best(scored: ReasonScore) -> int:
@@ -145,7 +146,7 @@ def _best(scored: ReasonScore) -> int:
     raise DataError("No feature is more active at the words than elsewhere. Name one (--feature), or other words (--words).")
 
 
-def _show(found: Compared, form: str, out: Path, eps: float) -> None:
+def _show(found: Compared, form: str, out: Path, eps: float, where: str) -> None:
     table = Table(title=f"feature {found.feature} at {found.strength:g} of its largest activation", title_justify="left")
     for heading in ("system", "words", "tokens", "right", "KL", "words, less without", "less random columns"):
         table.add_column(heading, overflow="fold")
@@ -161,7 +162,7 @@ def _show(found: Compared, form: str, out: Path, eps: float) -> None:
         print(
             f"its KL is {kl:.3g} nats a token, above the {eps:g} that the gate will hold it to: lower --strength, or raise --eps"
         )
-    print(f"wrote {out}; next: graftline evaluate {out}, or graftline publish {out}")
+    print(f"wrote {out}; next: graftline evaluate {out}{where}, or graftline publish {out}{where}")
 
 
 def _told(sae: SAE, found: ReasonScore, feature: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from registry.database_url import shown
 from registry.home import home_directory
 from registry.printable import printable
 from registry.status import Status
@@ -17,7 +18,7 @@ from registry.tracking import Tracking
 def status(home: Path | None, tracking_uri: str | None, as_json: bool) -> None:
     tracking = Tracking.at(home_directory(home), tracking_uri)
     missing = tracking.is_missing
-    found = Status(uri=tracking.uri, names=()) if missing else registry_status(tracking.create())
+    found = Status(uri=shown(tracking.uri), names=()) if missing else registry_status(tracking.create())
     if as_json:
         print(found.model_dump_json(indent=2))
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from registry.errors import BackboneMismatch, NoRegistry, UnknownRelease
 from registry.home import home_directory
 from registry.manifest import MANIFEST, Manifest, directory_digest, verify
 from registry.names import resolve
-from registry.release import load_release
+from registry.release import Release, check_backbone, load_release
 from registry.tracking import Tracking
 
 if TYPE_CHECKING:
@@ -56,6 +57,19 @@ class Subject:
         return kept, {family.name: "; ".join(found[family.name].reasons) for family in families if family not in kept}
 
 
+def served_backbone(release: Release, say: Callable[[str], None]) -> Backbone:
+    """That of a release in its own dtype, whatever it was held in for the fit: so the service holds it, and so a gate does."""
+    from adapters.backbone import Backbone
+
+    fitted_on = release.manifest.backbone
+    backbone = Backbone.load(fitted_on.name)
+    check_backbone(release, backbone.fingerprint)
+    if fitted_on.format != backbone.format:
+        told = f"{release.full_name} was fitted around its backbone in {fitted_on.format}"
+        say(f"{told}; it is measured as it is served, in {backbone.numbers}")
+    return backbone
+
+
 def load_subject(
     named: str,
     domain: str | None,
@@ -65,7 +79,7 @@ def load_subject(
     precision: Precision = "float32",
 ) -> Subject:
     """A published release or a directory of adapter files, on the backbone that it was fitted on."""
-    from adapters.backbone import Backbone
+    from adapters.backbone import REASONER, Backbone
     from engine.profile import Profile
     from engine.torch_engine import TorchEngine
     from evaluation.base_cache import BaseCache
@@ -78,7 +92,7 @@ def load_subject(
     profile, recipe = Profile.load(directory), manifest.recipe if manifest else {}
     fitted_on = manifest.backbone if manifest else None
     backbone = Backbone.load(
-        backbone_name or (fitted_on.name if fitted_on else "smollm2-135m-reasoner"),
+        backbone_name or (fitted_on.name if fitted_on else REASONER),
         format=fitted_on.format if fitted_on else "full",
     )
     if manifest is not None and manifest.backbone.fingerprint != backbone.fingerprint:

@@ -12,9 +12,10 @@ from registry.manifest import Manifest
 from registry.names import checked_name, current_actor, resolve
 from registry.printable import printable
 from registry.release import check_backbone
-from registry.tracking import Tracking
+from registry.tracking import Tracking, store_in
 from registry.transfer import Imported, copy_release, export_release, import_release, proved_release
 from service.audit import AuditLog
+from service.elsewhere import elsewhere
 
 
 def export(reference: str, target: Path, home: Path | None, tracking_uri: str | None, as_json: bool) -> None:
@@ -47,7 +48,7 @@ def import_(
     with AuditLog(place).by_user("release.import", name or str(source), current_actor()) as act:
         done = import_release(tracking, source, name, sha256=sha256, backbone=fingerprint)
         act.detail |= {"release": str(done.release.full_name), "new": done.is_new, "sha256": done.origin.sha256}
-    _show(done, as_json)
+    _show(done, elsewhere(place, tracking_uri), as_json)
 
 
 def copy(reference: str, to: str, name: str | None, home: Path | None, tracking_uri: str | None, as_json: bool) -> None:
@@ -58,7 +59,7 @@ def copy(reference: str, to: str, name: str | None, home: Path | None, tracking_
     with AuditLog(place).by_user("release.copy", str(named), current_actor()) as act:
         done = copy_release(tracking, named, target, name)
         act.detail |= {"release": str(done.release.full_name), "new": done.is_new, "sha256": done.origin.sha256}
-    _show(done, as_json)
+    _show(done, elsewhere(target.cache.parent, target.uri), as_json)
 
 
 def _registry(to: str, home: Path) -> Tracking:
@@ -66,7 +67,7 @@ def _registry(to: str, home: Path) -> Tracking:
     if "://" not in to:
         if ":" in to and not Path(to).exists():
             raise NoRegistry(f"A registry is a home directory, or a URI with its scheme, but got {to!r}. Try http://{to}.")
-        return Tracking.at(Path(to))
+        return Tracking.at(Path(to), store_in(Path(to)))
     if to.startswith("sqlite:///"):
         return Tracking.at(Path(to.removeprefix("sqlite:///")).parent, to)
     return Tracking.at(home, to)
@@ -84,7 +85,7 @@ def _fingerprint(manifest: Manifest, backbone: str | None) -> str | None:
     return fingerprint_of(sources_of(backbone or named))
 
 
-def _show(done: Imported, as_json: bool) -> None:
+def _show(done: Imported, where: str, as_json: bool) -> None:
     release = str(done.release.full_name)
     if as_json:
         report = None if done.report is None else done.report.model_dump(mode="json")
@@ -97,4 +98,4 @@ def _show(done: Imported, as_json: bool) -> None:
     print(f"published {release}, {done.origin.sentence}")
     if done.report is not None:
         print(f"said there: {printable(done.report.sentence)}")
-    print(f"next: graftline promote {release}")
+    print(f"next: graftline promote {release}{where}")

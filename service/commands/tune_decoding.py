@@ -16,6 +16,8 @@ from registry.names import resolve
 from registry.release import load_release
 from registry.tracking import Tracking
 from service.clock import clock
+from service.commands.subject import served_backbone
+from service.elsewhere import elsewhere
 from service.policy_view import shown, table, verdict
 
 if TYPE_CHECKING:
@@ -63,18 +65,17 @@ def tune_decoding(
     console = Console(markup=False)
     console.width = console.width if console.is_terminal else max(console.width, _WIDE)
     console.print(table(study, found))
-    console.print(verdict(study, found, made), highlight=False, soft_wrap=True)
+    console.print(verdict(study, found, made, elsewhere(place, tracking_uri)), highlight=False, soft_wrap=True)
 
 
 def opened(release: Release, settings: DecodingSearch, tracking: Tracking, home: Path) -> PolicyStudy:
-    """The study on the backbone that the release was fitted on."""
-    from adapters.backbone import Backbone
+    """The study on the backbone that is to serve the policy."""
     from engine.torch_engine import TorchEngine
     from tuning.decoding.release import policy_study
     from tuning.gating import Subject
 
     recipe = Subject(str(release.full_name), release.directory, release.manifest).recipe
-    backbone = Backbone.load(release.manifest.backbone.name, format=release.manifest.backbone.format)
+    backbone = served_backbone(release, say)
     engine = TorchEngine(backbone, max_rows=64, precision=recipe.evaluation.precision)
     return policy_study(release, settings, engine, backbone, tracking, home, say)
 

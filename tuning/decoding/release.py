@@ -9,6 +9,7 @@ from pathlib import Path
 from adapters.backbone import Backbone
 from adapters.steering import Steering
 from adapters.steering_record import SteeringRecord
+from adapters.whole_file import whole_directory
 from engine.engine import Engine
 from engine.profile import Profile
 from evaluation.compression import signs
@@ -94,13 +95,10 @@ def write_files(directory: Path, release: Release, study: PolicyStudy, found: Co
             derived = {**derived, "eps": float(found.trial.values[EPS])}
         else:
             recipe = changed.model_dump(mode="json")
-    part = directory.with_name(f".{directory.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        part.mkdir(parents=True)
+    items = study.bench.items
+    read = [planned for planned in (*items.choosing, *items.confirming)]
+    with whole_directory(directory) as part:
         profile.save(part)
-        items = study.bench.items
-        read = [planned for planned in (*items.choosing, *items.confirming)]
         write_manifest(
             part,
             backbone=manifest.backbone,
@@ -118,9 +116,6 @@ def write_files(directory: Path, release: Release, study: PolicyStudy, found: Co
             derived=derived,
         )
         shutil.rmtree(directory, ignore_errors=True)
-        part.rename(directory)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _recorded(profile: Profile, study: PolicyStudy, found: Confirmed, recipe: Recipe) -> tuple[Profile, Recipe]:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from tuning.database_url import has_secret
+from registry.database_url import has_secret
+from registry.tracking import TRACKING_VARIABLE
 
-STORAGE_VARIABLE, TRACKING_VARIABLE = "GRAFTLINE_STORAGE", "GRAFTLINE_TRACKING_URI"
+STORAGE_VARIABLE = "GRAFTLINE_STORAGE"
 DONE, STOPPED, REFUSED, START_AGAIN = 0, 1, 2, os.EX_TEMPFAIL  # what a worker ends with
 FINAL = (DONE, STOPPED, REFUSED)  # starting it again would end alike; any other end is a death, or a preemption (START_AGAIN)
 
@@ -27,22 +28,24 @@ class WorkerCommand:
     """The URL of the study's database. It may hold a password."""
     home: Path | None = None
     tracking_uri: str | None = None
+    """So may this one."""
     program: tuple[str, ...] | None = None
     """None: the `graftline` of the machine that starts it."""
 
     def words(self) -> list[str]:
-        """Without a storage that holds a password: everybody can read words, and the worker takes it from `environment` too."""
+        """Without a URL that holds a password: everybody can read words, and the worker takes both from `environment` too."""
         words = [*(self.program or ("graftline",)), "worker", "--study", self.study]
         if not has_secret(self.storage):
             words += ["--storage", self.storage]
         if self.home is not None:
             words += ["--home", str(self.home)]
-        if self.tracking_uri is not None:
+        if self.tracking_uri is not None and not has_secret(self.tracking_uri):
             words += ["--tracking-uri", self.tracking_uri]
         return words
 
     def environment(self) -> dict[str, str]:
-        return {STORAGE_VARIABLE: self.storage}
+        tracking = {} if self.tracking_uri is None else {TRACKING_VARIABLE: self.tracking_uri}
+        return {STORAGE_VARIABLE: self.storage, **tracking}
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from adapters.whole_file import write_whole
-from tuning.database_url import has_secret
+from registry.database_url import has_secret
+from registry.tracking import TRACKING_VARIABLE
 from tuning.executors.executor import (
     REFUSED,
     START_AGAIN,
     STOPPED,
     STORAGE_VARIABLE,
-    TRACKING_VARIABLE,
     Executor,
     Launch,
     WorkerState,
@@ -107,15 +107,12 @@ class K8s:
 
     def _container(self) -> dict[str, Any]:
         command, settings = self._launch.command, self._settings
-        reference = f"$({TRACKING_VARIABLE})"
-        words = replace(command, home=Path(_HOME), tracking_uri=None).words()
-        arguments = [*map(_literal, words), *(() if command.tracking_uri is None else ("--tracking-uri", reference))]
         resources = {"cpu": settings.cpus, "memory": settings.memory}
         gpus = {"nvidia.com/gpu": str(settings.gpus)} if settings.gpus else {}
         return {
             "name": "worker",
             "image": settings.image,
-            "command": arguments,
+            "command": [_literal(word) for word in replace(command, home=Path(_HOME)).words()],
             "env": [*self._environment(), *_threads(settings.cpus)],
             "resources": {"requests": resources | gpus, "limits": {"memory": settings.memory} | gpus},
             "volumeMounts": [{"name": "home", "mountPath": _HOME}],

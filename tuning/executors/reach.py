@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tuning.database_url import Address, shown
+from registry.database_url import Address, shown
 from tuning.errors import BadStorage
 from tuning.executors.executor import WorkerCommand
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from adapters.whole_file import write_whole
-from tuning.database_url import has_secret
-from tuning.executors.executor import STORAGE_VARIABLE, TRACKING_VARIABLE, Executor, Launch, WorkerState
+from registry.database_url import has_secret
+from registry.tracking import TRACKING_VARIABLE
+from tuning.executors.executor import STORAGE_VARIABLE, Executor, Launch, WorkerState
 from tuning.executors.reach import require_many_hosts
 from tuning.executors.scheduler import ran
 from tuning.executors.settings import SlurmSettings
@@ -86,7 +86,7 @@ class Slurm:
             directives="\n".join(f"#SBATCH {option}" for option in self._options(num_workers)),
             setup="\n".join(self._settings.setup),
             variables="\n".join(variables),
-            command=self._command(),
+            command=shlex.join(self._launch.command.words()),
             max_restarts=self._settings.max_restarts,
         )
 
@@ -108,12 +108,6 @@ class Slurm:
         options += [f"--mem={settings.memory}"] if settings.memory else []
         options += [f"--partition={settings.partition}"] if settings.partition else []
         return [*options, *settings.options]
-
-    def _command(self) -> str:
-        """For the shell; a URL that may hold a password by its variable."""
-        command = self._launch.command
-        words = shlex.join(replace(command, tracking_uri=None).words())
-        return words if command.tracking_uri is None else f'{words} --tracking-uri "${TRACKING_VARIABLE}"'
 
     def _urls(self) -> dict[str, str | None]:
         return {STORAGE_VARIABLE: self._launch.command.storage, TRACKING_VARIABLE: self._launch.command.tracking_uri}

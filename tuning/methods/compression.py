@@ -23,8 +23,6 @@ from evaluation.task import Example, Task
 from tuning.errors import BadRecipe
 from tuning.methods.method import Fit, Given, Method, MethodSpec
 
-COMPRESSION = "compression"
-
 
 class CompressionMethodSpec(MethodSpec):
     """`steps`, `batch_size` and `rate` are of a trained vector (ces). `pairs` is a file of them; without one the rows make them.
