@@ -67,13 +67,13 @@ def _check_targets(recipe: Recipe, domain: Task, examples: Sequence[Example]) ->
             faults[target] = error
     if not faults:
         return
-    error = next(iter(faults.values()))
+    fault = next(iter(faults.values()))
     if left := [str(target) for target in targets if target not in faults]:
         raise SweepRefused(
-            f"{error} The search may draw {' or '.join(repr(str(target)) for target in faults)}, and such a trial would fit "
+            f"{fault} The search may draw {' or '.join(repr(str(target)) for target in faults)}, and such a trial would fit "
             f"nothing. For the rows as they are: [ranges] {_TARGET!r} = {json.dumps(left)}, and no [[start]] that names another."
-        ) from error
-    raise SweepRefused(str(error)) from error
+        ) from fault
+    raise SweepRefused(str(fault)) from fault
 
 
 def check_lengths(recipe: Recipe, backbone: Backbone, examples: Sequence[Example]) -> None:
