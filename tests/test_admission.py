@@ -190,6 +190,17 @@ def test_other_thresholds_or_choices_ask_for_a_new_look(
     assert not admissions(ToyEngine(backbone, examples, mind), backbone, [TASK], tmp_path)[TASK.name].admitted
 
 
+@pytest.mark.parametrize(("measure", "stands"), [("chain_likelihood", False), ("generation", True)])
+def test_how_far_chains_must_lie_apart_asks_for_a_new_look_where_chains_are_read(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measure: str, stands: bool
+) -> None:
+    monkeypatch.setattr("evaluation.admission.gate_measure", lambda task: MEASURES[measure])
+    admissions(ToyEngine(backbone, TASK.examples("search", 24, seed=5)), backbone, [TASK], tmp_path)
+    assert stored_admission(backbone, TASK, tmp_path) is not None
+    monkeypatch.setattr("evaluation.admission.LEAST_APART", 6.0)
+    assert (stored_admission(backbone, TASK, tmp_path) is not None) == stands
+
+
 @pytest.mark.parametrize("family", REASONING_FAMILIES)
 def test_the_admissions_that_come_with_the_package_have_room(family: str) -> None:
     packaged = [json.loads(file.read_text()) for file in PACKAGED.glob("*.json")]
