@@ -75,11 +75,13 @@ def main() -> None:
     parser.add_argument("--note", default="", help="What else is to be known of the run, such as other work on the machine.")
     args = parser.parse_args()
     journal = Journal(args.rows)
-    done = journal.entries()
+    asked = {"backbone": args.backbone, "steps": args.steps}
+    done = [row for row in journal.entries() if asked.items() <= row.items()]
     backbone = Backbone.load(args.backbone)
     ours(backbone, 1, 0)  # first use of kernels and caches
     for number in range(len(done), args.rounds):
         row: dict[str, Any] = {
+            **asked,
             "commit": commit(),
             "ours": ours(backbone, args.steps, number),
             "trl_float32": trl(args.backbone, args.steps, number, False),

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import proof, results
+from benchmarks import proof, results, sae
 from benchmarks.results import COMPILED, RESULTS, write_section
+from benchmarks.sae import CLAMP, COLUMN, MEANS
 from benchmarks.sections import Section, sections_of
 from benchmarks.systems import FOUND, HURT, NOTHING, UNKNOWN, findings
 
@@ -93,3 +94,14 @@ def test_a_system_is_credited_only_with_what_is_clear_of_0() -> None:
     failed = "\n| arm | seed | gain | scale |\n| --- | --- | --- | --- |\n| e | 0 | failed: it is 0.36 (AUROC 0.54 on 100) | |\n"
     told = findings({"methods": Section("methods", "Methods", header + rows + failed)})
     assert [one.verdict for one in told] == [FOUND, NOTHING, HURT, UNKNOWN]
+
+
+@pytest.mark.parametrize(("shown", "verdicts"), [([], {NOTHING}), ([COLUMN], {FOUND, NOTHING})])
+def test_a_feature_that_steers_is_told_as_found(shown: list[str], verdicts: set[str]) -> None:
+    steers = {way: way in shown for way in (COLUMN, CLAMP, MEANS)}
+    section = Section("sae", "Features", sae.said([{"feature": 3, "strength": 2.0, "steers": steers}]))
+    found = findings({"sae": section})
+    assert [one.system for one in found] == [f"features, {way}" for way in (COLUMN, CLAMP, MEANS)]
+    assert {one.verdict for one in found} == verdicts and {one.system for one in found if one.verdict == FOUND} == {
+        f"features, {way}" for way in shown
+    }
