@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from adapters.backbone import Backbone
+from adapters.backbone import RAW, Backbone
 from adapters.lora import LoRA, LoRASpec
 from benchmarks.results import commit, commits, provenance, table, write_section
 from evaluation.task import reasoning_prompt
@@ -68,7 +68,7 @@ def trl(backbone_name: str, steps: int, seed: int, bf16: bool) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", default="smollm2-135m")
+    parser.add_argument("--backbone", default=RAW)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--rows", type=Path, default=Path("runs/benchmarks/training.jsonl"))
