@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -129,17 +129,12 @@ class Stack:
     def __init__(self, adapters: Sequence[Adapter]) -> None:
         self.adapters = tuple(adapters)
 
-    def attach(self, backbone: Backbone) -> AbstractContextManager[None]:
-        from contextlib import ExitStack, contextmanager
-
-        @contextmanager
-        def attached() -> Iterator[None]:
-            with ExitStack() as stack:
-                for adapter in self.adapters:
-                    stack.enter_context(adapter.attach(backbone))
-                yield
-
-        return attached()
+    @contextmanager
+    def attach(self, backbone: Backbone) -> Iterator[None]:
+        with ExitStack() as stack:
+            for adapter in self.adapters:
+                stack.enter_context(adapter.attach(backbone))
+            yield
 
     def transform(self, backbone: Backbone, prompt: Prompt) -> Prompt:
         for adapter in self.adapters:

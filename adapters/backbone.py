@@ -155,18 +155,21 @@ class Backbone:
     @cached_property
     def user_header(self) -> tuple[int, ...]:
         """The ids before the user's text in the chat template, a default system turn among them; none without a template."""
-        if self.tokenizer.chat_template is None:
-            return ()
-        mark = "\u2042"  # a character that no template contains
-        text = self.tokenizer.apply_chat_template([{"role": "user", "content": mark}], tokenize=False)
-        return tuple(self.encode(str(text).split(mark)[0]))
+        return self._around_a_turn(0)
 
     @cached_property
     def assistant_header(self) -> tuple[int, ...]:
-        """The ids between the end of the user's text and the first token of the reply, in the chat template."""
+        """The ids between the end of the user's text and the first token of the reply; none without a chat template."""
+        return self._around_a_turn(1)
+
+    def _around_a_turn(self, side: int) -> tuple[int, ...]:
+        """The ids that the chat template writes before a user's text (0), or behind it (1), up to the reply."""
+        if self.tokenizer.chat_template is None:
+            return ()
         mark = "\u2042"  # a character that no template contains
-        text = self.tokenizer.apply_chat_template([{"role": "user", "content": mark}], add_generation_prompt=True, tokenize=False)
-        return tuple(self.encode(str(text).split(mark)[1]))
+        turn = [{"role": "user", "content": mark}]
+        text = self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+        return tuple(self.encode(str(text).split(mark)[side]))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of the text as it is: no special tokens are added."""

@@ -272,14 +272,7 @@ class LoRA:
     def target_paths(self, backbone: Backbone) -> list[str]:
         if self._tensors is not None:
             return sorted({key.removeprefix(PREFIX).removesuffix(".lora_A.weight") for key in self._tensors if "lora_A" in key})
-        count = len(backbone.layers)
-        third = {
-            "all": (0, count),
-            "lower": (0, count // 3),
-            "middle": (count // 3, 2 * count // 3),
-            "upper": (2 * count // 3, count),
-        }
-        low, high = third[self.spec.band]
+        low, high = layers_by_band(len(backbone.layers))[self.spec.band]
         wanted = {"attention": _ATTENTION, "mlp": _MLP, "all-linear": None}[self.spec.target_modules]
         chosen = {
             id(module) for layer in list(backbone.layers)[low:high] for module in layer.modules() if isinstance(module, nn.Linear)
@@ -300,6 +293,12 @@ class LoRA:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Adapter .* invalid shape")  # PEFT takes a bias for a shard of a weight
             return {key: tensor.detach().clone() for key, tensor in get_peft_model_state_dict(self._live).items()}
+
+
+def layers_by_band(num_layers: int) -> dict[str, tuple[int, int]]:
+    """The first layer of each band, and the end: all layers, or a third of them, which is empty where there are too few."""
+    low, high = num_layers // 3, 2 * num_layers // 3
+    return {"all": (0, num_layers), "lower": (0, low), "middle": (low, high), "upper": (high, num_layers)}
 
 
 def is_named(path: str, names: Collection[str]) -> bool:

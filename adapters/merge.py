@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from adapters.backbone import Backbone
 from adapters.errors import RefusedAdapter
-from adapters.lora import LoRA, LoRASpec, TargetModules, detach
+from adapters.lora import PREFIX, LoRA, LoRASpec, TargetModules, detach
 from adapters.spec import Spec
 
 Combination = Literal["cat", "svd", "ties", "dare", "dare_ties"]
@@ -112,7 +112,7 @@ def without_intruders(backbone: Backbone, lora: LoRA, spec: IntruderSpec) -> Mit
     def note(line: str) -> None:
         module, said, count = line.rpartition(": Intruders: ")
         if said:
-            found[module.removeprefix("base_model.model.")] = int(count)
+            found[module.removeprefix(PREFIX)] = int(count)
 
     with _held(backbone, [lora]) as model:
         reduce_intruder_dimension(model, _name(0), "mitigated", spec.top_k, spec.threshold, spec.kept, note)

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
-from adapters.backbone import Backbone
+from adapters.backbone import RAW, Backbone
 from adapters.lora_linear import with_fast_layers
 from adapters.whole_file import write_whole, written_whole
 from benchmarks.results import provenance, table, write_section
@@ -118,7 +118,7 @@ def ship(adapter: Path, out: Path) -> None:
     tensors = {key: value.to(torch.bfloat16) for key, value in load_file(adapter / "adapter_model.safetensors").items()}
     save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})
     config = json.loads((adapter / "adapter_config.json").read_text())
-    kept = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "smollm2-135m", "inference_mode": True}
+    kept = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": RAW, "inference_mode": True}
     kept |= {key: config[key] for key in ("r", "lora_alpha", "lora_dropout", "bias")} | {
         "target_modules": sorted(config["target_modules"])
     }
@@ -144,7 +144,7 @@ def report(progress: Path, rank: int, rate: float, batch: int, seed: int) -> Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", default="smollm2-135m")
+    parser.add_argument("--backbone", default=RAW)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=2_400_000)
     parser.add_argument("--rank", type=int, default=16)

@@ -18,11 +18,11 @@ from benchmarks.method_arms import SHARED, SHORT
 from benchmarks.results import provenance, table, write_section
 from registry.tracking import Tracking
 from tuning.candidates import Candidate
+from tuning.hypervolume import hypervolume
 from tuning.methods import METHODS
 from tuning.recipe import METHOD_NAME, Recipe
 from tuning.study import Event, Sweep
 
-GAIN, RETENTION = 0.0, -1.0  # the corner that areas are measured from: nothing gained, a whole margin lost in every family
 PLAIN = ("method.learning_rate", "method.target", "method.prompt", "adapter.lora.rank", "adapter.lora.target_modules")
 ANY_METHOD = (*PLAIN, "method.weight_decay", "method.loss", "method.kl_weight", "method.kl_on")  # where a method has them
 # What learns from own right answers would fail: asked openly, the backbone writes none on this domain (benchmarks.method_arms).
@@ -136,15 +136,6 @@ def verdict(over: Ended, plain: Ended) -> str:
 def frontier(points: Sequence[Point]) -> list[Point]:
     """Those that no other dominates, each once, by falling gain."""
     return sorted({point for point in points if not any(other.dominates(point) for other in points)}, reverse=True)
-
-
-def hypervolume(points: Sequence[Point]) -> float:
-    """The area that the points dominate above the corner (GAIN, RETENTION)."""
-    area, reached = 0.0, RETENTION
-    for point in frontier([point for point in points if point.gain > GAIN and point.retention > RETENTION]):
-        area += (point.gain - GAIN) * (point.retention - reached)
-        reached = point.retention
-    return area
 
 
 if __name__ == "__main__":

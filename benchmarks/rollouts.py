@@ -11,7 +11,6 @@ One row a round in runs/benchmarks/rollouts.jsonl; a row that is there is not ma
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import statistics
 import tempfile
@@ -30,6 +29,7 @@ from benchmarks.results import commit, commits, provenance, table, write_section
 from engine.twin import Precision
 from evaluation.task import Example, reasoning_prompt
 from evaluation.tasks import task_named
+from tuning.journal import Journal
 from tuning.methods.on_policy import OnPolicySpec, Policy
 from tuning.rollouts import rollouts
 
@@ -94,11 +94,10 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=Path("runs/benchmarks/rollouts.jsonl"))
     parser.add_argument("--note", default="", help="What else is to be known of the run, such as other work on the machine.")
     args = parser.parse_args()
-    args.rows.parent.mkdir(parents=True, exist_ok=True)
     backbone = Backbone.load(args.backbone)
     cell = ["four sides", backbone.fingerprint[:12], args.completions, args.max_new_tokens, torch.get_num_threads()]
-    lines = args.rows.read_text().splitlines() if args.rows.exists() else []
-    done = [row for row in map(json.loads, lines) if row["cell"] == cell]
+    journal = Journal(args.rows)
+    done = [row for row in journal.entries() if row["cell"] == cell]
     for number in range(len(done), args.rounds):
         spec = OnPolicySpec(
             name="rollouts", batch_size=args.completions, group_size=GROUP, max_new_tokens=args.max_new_tokens, seed=number
@@ -107,8 +106,7 @@ def main() -> None:
         row = {"cell": cell, "commit": commit()} | {
             name: side(backbone, examples, spec, precision) for name, (side, precision) in SIDES.items()
         }
-        with args.rows.open("a") as out:
-            out.write(json.dumps(row) + "\n")
+        journal.append(row)
         done.append(row)
         print(row, flush=True)
     rates = {side: [row[side][0] / row[side][1] for row in done] for side in SIDES}

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from adapters.backbone import Backbone
+from adapters.backbone import RAW, Backbone
 from adapters.whole_file import write_whole
 from benchmarks.results import provenance, table, write_section
 from engine.engine import Continuation
@@ -110,7 +110,7 @@ def measure(sides: dict[str, Side], asked: list[Continuation], rounds: int) -> d
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", default="smollm2-135m")
+    parser.add_argument("--backbone", default=RAW)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--items", type=int, default=24, help="questions of each shape")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")

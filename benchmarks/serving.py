@@ -37,6 +37,7 @@ from engine.bank import BankLimits
 from engine.engine import GenerationRequest
 from engine.profile import Profile
 from engine.torch_engine import TorchEngine
+from tuning.journal import Journal
 
 ROWS, DIFFERENT, RANK = 16, 8, 16
 ROUNDS, FULL_ROUNDS = 12, 40
@@ -108,7 +109,6 @@ def measured(
     file: Path, cell: Sequence[object], arms_of: Callable[[], AbstractContextManager[Mapping[str, Arm]]], count: int
 ) -> list[Round]:
     """So many rounds of this cell, those that are in the file and as many more as are missing."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     done = [row["arms"] for row in kept(file, cell)]
     with arms_of() if len(done) < count else nullcontext({}) as arms:
         for arm in arms.values():
@@ -117,8 +117,7 @@ def measured(
             order = list(arms)
             random.Random(number).shuffle(order)
             taken = {name: arms[name](number) for name in order}
-            with file.open("a") as out:
-                out.write(json.dumps({"cell": cell, "arms": taken, "commit": commit()}) + "\n")
+            Journal(file).append({"cell": cell, "arms": taken, "commit": commit()})
             done.append(taken)
             print(number, {name: tuple(round(value, 1) for value in reading) for name, reading in taken.items()}, flush=True)
     return [{name: Taken(*values) for name, values in row.items()} for row in done[:count]]
@@ -127,8 +126,7 @@ def measured(
 def kept(file: Path, cell: Sequence[object]) -> list[dict[str, Any]]:
     """The rows of this cell that are in the file."""
     key = json.loads(json.dumps(cell))
-    lines = file.read_text().splitlines() if file.exists() else []
-    return [row for row in map(json.loads, lines) if row["cell"] == key]
+    return [row for row in Journal(file).entries() if row["cell"] == key]
 
 
 def ratio(rounds: Sequence[Round], one: str, other: str, by: str = "cpu") -> str:

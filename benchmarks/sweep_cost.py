@@ -16,15 +16,17 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any, TypeAlias
 
-import matplotlib
 import optuna
+from matplotlib.figure import Figure
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
 from adapters.spec import Range
+from adapters.whole_file import written_whole
 from benchmarks.ratios import told_ratio
 from benchmarks.results import RESULTS, commits, provenance, run_kind, table, write_section
 from benchmarks.sweep_trials import RECIPE, recorded
@@ -234,11 +236,9 @@ def _at(found: Found, seconds: float) -> float:
     return reached[-1] if reached else 0.0
 
 
-def _picture(found: Mapping[str, Mapping[int, Found]], file: Any) -> None:
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4))
+def _picture(found: Mapping[str, Mapping[int, Found]], file: Path) -> None:
+    figure = Figure(figsize=(7, 4), layout="tight")
+    axes = figure.subplots()
     for (name, by_seed), style in zip(found.items(), (":", "-.", "--", "-"), strict=True):
         last = max(one.seconds[-1] for one in found[ARMS[0].name].values())
         places = [last * step / 200 for step in range(1, 201)]
@@ -248,9 +248,8 @@ def _picture(found: Mapping[str, Mapping[int, Found]], file: Any) -> None:
     axes.set_xlabel("cost, seconds of trials")
     axes.set_ylabel("area found (gain x margins kept), median")
     axes.legend(frameon=False)
-    figure.tight_layout()
-    figure.savefig(file, dpi=120)
-    pyplot.close(figure)
+    with written_whole(file) as part:
+        figure.savefig(part, dpi=120, format="png")
 
 
 if __name__ == "__main__":

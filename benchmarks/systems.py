@@ -90,7 +90,7 @@ def _hybrid(section: Section) -> Iterator[Finding]:
 
 
 def _sae(section: Section) -> Iterator[Finding]:
-    for way, hits, of in re.findall(r"^- ([^:\n]*): writes more marks .*? in (\d+) of (\d+) readings\.$", section.body, re.M):
+    for way, hits, of in re.findall(r"^- ([^:\n]*): writes more marks .*? in (\d+) of (\d+) readings\b.*$", section.body, re.M):
         told = f"more marks than off and than random columns in {hits} of {of} readings"
         yield Finding(f"features, {way}", section, FOUND if int(hits) else NOTHING, told)
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from adapters.backbone import Backbone
+from adapters.backbone import RAW, Backbone
 from adapters.lora import LoRA, LoRASpec
 from benchmarks.results import commit, commits, provenance, table, write_section
 from evaluation.task import reasoning_prompt
@@ -68,18 +68,20 @@ def trl(backbone_name: str, steps: int, seed: int, bf16: bool) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", default="smollm2-135m")
+    parser.add_argument("--backbone", default=RAW)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--rows", type=Path, default=Path("runs/benchmarks/training.jsonl"))
     parser.add_argument("--note", default="", help="What else is to be known of the run, such as other work on the machine.")
     args = parser.parse_args()
     journal = Journal(args.rows)
-    done = journal.entries()
+    asked = {"backbone": args.backbone, "steps": args.steps}
+    done = [row for row in journal.entries() if asked.items() <= row.items()]
     backbone = Backbone.load(args.backbone)
     ours(backbone, 1, 0)  # first use of kernels and caches
     for number in range(len(done), args.rounds):
         row: dict[str, Any] = {
+            **asked,
             "commit": commit(),
             "ours": ours(backbone, args.steps, number),
             "trl_float32": trl(args.backbone, args.steps, number, False),

@@ -109,6 +109,8 @@ class AdapterBank:
         self._shelf = {other: packed for other, packed in self._shelf.items() if other != name}
         self._pages.give(name)
         self._batches.clear()
+        for counts in (self._hits, self._loads, self._evictions):
+            counts.pop(name, None)  # names that come and go leave no counts
         if not any(one.updates for one in self._shelf.values()):
             self._restack()
         self._hook_up()

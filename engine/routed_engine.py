@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adapters.adapter_router import AdapterRouter, Choice
 from engine.engine import Completion, Continuation, Delta, Engine, EngineStats, GenerationRequest
-from engine.inspect import Inspector
+from engine.inspect import INSPECT, Inspector
 from engine.profile import Profile
 
 # Legend: N prompts, L layers, T tokens, H hidden
@@ -88,7 +88,7 @@ class RoutedEngine:
 
     @property
     def capabilities(self) -> frozenset[str]:
-        return self._engine.capabilities - {"inspect"}
+        return self._engine.capabilities - {INSPECT}
 
     def stats(self) -> EngineStats:
         return self._engine.stats()

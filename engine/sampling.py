@@ -27,11 +27,7 @@ class Sampler:
 
     @classmethod
     def seeded(cls, temperature: float, top_p: float, seed: int, top_k: int = 0, min_p: float = 0.0) -> Sampler:
-        if not 0 <= temperature < math.inf or not 0 < top_p <= 1:
-            raise ValueError(
-                f"`temperature >= 0` and `0 < top_p <= 1` must hold, but got {temperature=}, {top_p=}. "
-                "Use temperature 0 for greedy and top_p 1 for all tokens."
-            )
+        refuse_undrawable(temperature, top_p)
         return cls(temperature, top_p, torch.Generator().manual_seed(seed), top_k, min_p)
 
     def choose(self, logits_V: Tensor) -> int:
@@ -50,6 +46,15 @@ class Sampler:
         if self.top_p < 1:
             probabilities_V = _nucleus(probabilities_V, self.top_p)
         return int(torch.multinomial(probabilities_V, 1, generator=self.generator))
+
+
+def refuse_undrawable(temperature: float, top_p: float) -> None:
+    """ValueError where nothing can be drawn so."""
+    if not 0 <= temperature < math.inf or not 0 < top_p <= 1:
+        raise ValueError(
+            f"`temperature >= 0` and `0 < top_p <= 1` must hold, but got {temperature=}, {top_p=}. "
+            "Use temperature 0 for greedy and top_p 1 for all tokens."
+        )
 
 
 def _likeliest(scaled_V: Tensor, count: int) -> Tensor:

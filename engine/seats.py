@@ -68,9 +68,6 @@ class Seats:
                 self._fill(place, len(self._seats) - 1)
                 self._seats.pop()
 
-    def clear(self) -> None:
-        self._seats, self._num_writing, self._reading = [], 0, []
-
     def _swap(self, one: int, two: int) -> None:
         if one == two:
             return

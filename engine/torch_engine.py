@@ -23,7 +23,7 @@ from engine.counts import Counts
 from engine.decoding.row_policy import COMPILED, CompiledPolicy
 from engine.engine import Completion, Continuation, Delta, EngineStats, GenerationRequest
 from engine.errors import EngineError, NotFinite, PromptTooLong, UnknownProfile
-from engine.inspect import Inspector
+from engine.inspect import INSPECT, Inspector
 from engine.limits import Limits
 from engine.line import Order, by_priority
 from engine.listening import deltas_of
@@ -91,7 +91,7 @@ class TorchEngine:
 
     @property
     def capabilities(self) -> frozenset[str]:
-        return frozenset({"lora", "softcot", "steering", "score", "generate", "inspect", "routing", *COMPILED})
+        return frozenset({"lora", "softcot", "steering", "score", "generate", INSPECT, "routing", *COMPILED})
 
     @property
     def loaded(self) -> tuple[str, ...]:

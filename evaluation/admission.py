@@ -27,7 +27,7 @@ from torch import nn
 
 from adapters.backbone import Backbone
 from adapters.four_bit import whole_weight
-from adapters.lora import LoRA, LoRASpec
+from adapters.lora import PREFIX, LoRA, LoRASpec
 from adapters.whole_file import write_whole
 from engine.engine import Engine
 from engine.errors import PromptTooLong
@@ -89,8 +89,8 @@ def random_update(backbone: Backbone, size: float, rank: int = 8, seed: int = 0)
             a_RI = torch.randn(rank, module.in_features, generator=generator)
             b_OR = torch.randn(module.out_features, rank, generator=generator)
             norm = float(whole_weight(module).norm()) / float((b_OR @ a_RI).norm())
-            tensors[f"base_model.model.{path}.lora_A.weight"] = a_RI
-            tensors[f"base_model.model.{path}.lora_B.weight"] = b_OR * size * norm
+            tensors[f"{PREFIX}{path}.lora_A.weight"] = a_RI
+            tensors[f"{PREFIX}{path}.lora_B.weight"] = b_OR * size * norm
     return LoRA(LoRASpec(rank=rank, alpha=rank), tensors=tensors)
 
 
@@ -209,12 +209,13 @@ def _count(task: Task, items: int) -> int:
 
 def _key(backbone: Backbone, task: Task, items: int, precision: str) -> str:
     """SHA-256 over all that decides an admission."""
-    count = _count(task, items)
+    count, measure = _count(task, items), gate_measure(task)
+    thresholds = [NOISE, LEAST_ABOVE_CHANCE, LEAST_PARSED, *((LEAST_APART,) if isinstance(measure, ChainLikelihood) else ())]
     identity = [
         backbone.fingerprint,
         precision,
-        repr(gate_measure(task)),
-        [count, NOISE, LEAST_ABOVE_CHANCE, LEAST_PARSED],
+        repr(measure),
+        [count, *thresholds],
         [
             [e.id, e.question, e.answer, e.choices, e.listed, e.rationale, e.context, e.group]
             for e in task.examples("search", count, seed=5)

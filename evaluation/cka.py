@@ -24,21 +24,7 @@ from evaluation.task import Example, direct_prompt, question_text, reasoning_pro
 
 # Legend: N items, D width, L layers
 
-ITEMS_PER_WIDTH = 1000 / 576  # below this the biased estimator is no picture of anything
 DIRECT_AGAIN = "Write nothing but the answer, on a single line that begins with Answer:"  # says what evaluation.task.DIRECT says
-
-
-def linear_cka(x_ND: Tensor, y_ND: Tensor) -> float:
-    """1 for states that are equal up to a rotation and a scale. Refuses too few items for the width."""
-    count, width = x_ND.shape[0], max(x_ND.shape[1], y_ND.shape[1])
-    least = math.ceil(ITEMS_PER_WIDTH * width)
-    if count < least:
-        raise ValueError(
-            f"Linear CKA of {width} numbers needs at least {least} items, since it is high for any states of fewer, but got "
-            f"{count}. Take more items, or `unbiased_cka`."
-        )
-    x_ND, y_ND = (states_ND.double() - states_ND.double().mean(dim=0) for states_ND in (x_ND, y_ND))
-    return float((y_ND.T @ x_ND).norm() ** 2 / ((x_ND.T @ x_ND).norm() * (y_ND.T @ y_ND).norm()))
 
 
 def unbiased_cka(x_ND: Tensor, y_ND: Tensor) -> float:

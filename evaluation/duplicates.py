@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from evaluation.overlap import (
     COVERED,
-    NGRAM,
     asked_texts,
+    covered,
     fitted_texts,
     ngrams,
     own_ngrams,
@@ -69,7 +69,7 @@ class SaidBefore:
     def _same(self, one: Sequence[str], two: Sequence[str]) -> bool:
         if one == two:
             return True
-        return covered(one, set(own_ngrams(two, self._common))) >= COVERED
+        return covered(one, set(own_ngrams(two, self._common)).__contains__) >= COVERED
 
     def _ngrams(self, row: Example) -> Iterator[str]:
         for text in (row.question, row.context):
@@ -99,21 +99,12 @@ def blocked(rows: Sequence[Example], held_out: Iterable[Example], common: Set[tu
         for text in asked_texts(held):
             said = words(text)
             shared = {ngram for ngram in ngrams(said) if ngram in by_ngram}
-            if shared and covered(said, shared) >= COVERED:
+            if shared and covered(said, shared.__contains__) >= COVERED:
                 hit.extend(row for ngram in shared for row in by_ngram[ngram])
         for row in hit:
             if row.group != held.group:
                 found.setdefault(row.id, held)
     return found
-
-
-def covered(said: Sequence[str], shared: Set[str]) -> float:
-    """The share of the words that lie in shared 13-grams."""
-    inside = [False] * len(said)
-    for start, ngram in enumerate(ngrams(said)):
-        if ngram in shared:
-            inside[start : start + NGRAM] = [True] * NGRAM
-    return sum(inside) / len(said) if said else 0.0
 
 
 def _answer(row: Example) -> str:

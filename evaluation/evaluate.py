@@ -210,7 +210,11 @@ def read_plan(
         for index in left
         if isinstance(measure := plan[index].measure, Generation)
     ]
-    for (index, _), readings in zip(asked, write_all(engine, backbone, profile, [one for _, one in asked]), strict=True):
+    try:
+        together = write_all(engine, backbone, profile, [one for _, one in asked])
+    except (DataError, PromptTooLong):
+        asked, together = [], []  # one of them: each is read by itself, so that only that one is lost
+    for (index, _), readings in zip(asked, together, strict=True):
         keep(index, readings)
     for index in left:
         if index not in found:

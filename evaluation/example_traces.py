@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from adapters.backbone import Backbone
-from engine.engine import Engine, GenerationRequest
-from evaluation.measures.generation import MAX_NEW_TOKENS
+from engine.engine import Engine
 from evaluation.measures.information_gain import staircases
+from evaluation.measures.traces import greedy_replies
 from evaluation.staircase import FLOOR, INFORMATIVE
-from evaluation.task import Example, Task, Trace, is_right, question_text, reasoning_prompt, trace_of
+from evaluation.task import Example, Task, Trace, is_right, question_text, trace_of
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,7 @@ def example_traces(
     """Greedy traces of the backbone and of the profile, on the same prompts."""
     sides: list[list[WrittenTrace]] = []
     for writer in (None, profile):
-        asked = [
-            GenerationRequest(
-                backbone.chat_ids(reasoning_prompt(example)), writer, max_new_tokens=MAX_NEW_TOKENS, temperature=0.0
-            )
-            for example in examples
-        ]
-        texts = [completion.text for completion in engine.complete(asked)]
+        texts = [reply.text for reply in greedy_replies(engine, backbone, writer, examples)]
         traces = [trace_of(text) for text in texts]
         steps = [trace.steps for trace in traces]
         outside = staircases(engine, backbone, None, examples, steps)

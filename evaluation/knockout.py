@@ -19,6 +19,7 @@ from scipy import stats
 
 from adapters.adapter import Stack
 from adapters.backbone import Backbone
+from adapters.lora import layers_by_band
 from engine.engine import Engine
 from engine.profile import Profile
 from evaluation.base_cache import BaseCache
@@ -57,14 +58,7 @@ def grouped(num_layers: int, num_groups: int) -> tuple[Layers, ...]:
 
 def bands(num_layers: int) -> tuple[Layers, ...]:
     """All layers, and the thirds that `LoRASpec.band` names, where they hold a layer."""
-    low, high = num_layers // 3, 2 * num_layers // 3
-    found = (
-        Layers("all", 0, num_layers),
-        Layers("lower", 0, low),
-        Layers("middle", low, high),
-        Layers("upper", high, num_layers),
-    )
-    return tuple(band for band in found if band.end > band.first)
+    return tuple(Layers(name, first, end) for name, (first, end) in layers_by_band(num_layers).items() if end > first)
 
 
 @dataclass(frozen=True)

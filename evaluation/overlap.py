@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 
 from evaluation.errors import Overlap
@@ -17,10 +17,9 @@ COVERED = 0.6  # the share of a held-out text's words that must lie in shared 13
 
 @dataclass(frozen=True)
 class Repeat:
-    """One held-out row that the training rows say too; `train_id` is None where only fingerprints are at hand."""
+    """One held-out row that the training rows say too, in its whole text or in runs of 13 words."""
 
     held_out_id: str
-    train_id: str | None
     exact: bool
 
 
@@ -58,18 +57,13 @@ class Fingerprints:
         found = []
         for example in held_out:
             if row_hash(example) in self.rows:
-                found.append(Repeat(example.id, None, exact=True))
-            elif any(self._covered(text) >= COVERED for text in asked_texts(example)):
-                found.append(Repeat(example.id, None, exact=False))
+                found.append(Repeat(example.id, exact=True))
+            elif any(covered(words(text), self._knows) >= COVERED for text in asked_texts(example)):
+                found.append(Repeat(example.id, exact=False))
         return found
 
-    def _covered(self, text: str) -> float:
-        length = len(words(text))
-        inside = [False] * length
-        for start, ngram in enumerate(ngrams(words(text))):
-            if _hash(ngram) in self.ngrams:
-                inside[start : start + NGRAM] = [True] * NGRAM
-        return sum(inside) / length if length else 0.0
+    def _knows(self, ngram: str) -> bool:
+        return _hash(ngram) in self.ngrams
 
 
 def check_overlap(train: Sequence[Example] | Fingerprints, held_out: Sequence[Example]) -> None:
@@ -116,6 +110,15 @@ def asked_texts(example: Example) -> Iterator[str]:
 
 def ngrams(found: Sequence[str], size: int = NGRAM) -> list[str]:
     return [" ".join(found[start : start + size]) for start in range(len(found) - size + 1)]
+
+
+def covered(said: Sequence[str], is_shared: Callable[[str], bool]) -> float:
+    """The share of the words that lie in shared 13-grams."""
+    inside = [False] * len(said)
+    for start, ngram in enumerate(ngrams(said)):
+        if is_shared(ngram):
+            inside[start : start + NGRAM] = [True] * NGRAM
+    return sum(inside) / len(said) if said else 0.0
 
 
 def _pairs(found: Sequence[str]) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from engine.decoding.chain import parted_by_any
 Split = Literal["train", "search", "select", "gate"]
 SPLITS: tuple[Split, ...] = ("train", "search", "select", "gate")
 
-# Cumulative shares of the group-key hash: half of all groups may be trained on, the rest is read only.
+# Cumulative shares of the group-key hash: 55 % of all groups may be trained on, the rest is read only.
 _SHARES: tuple[tuple[Split, float], ...] = (("train", 0.55), ("search", 0.70), ("select", 0.85), ("gate", 1.0))
 
 REASON = "Think step by step, one step a line. End with a line that starts with Answer:"

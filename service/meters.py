@@ -94,7 +94,7 @@ class Forgetting:
 class EngineCounts:
     """What the engine counts itself, read when somebody asks.
 
-    By model it is told of what is in the engine now: a release's series go with its weights, and go on where it is loaded again.
+    By model it is told of what is in the engine now: a release's series go with its weights; loaded again, they begin anew.
     """
 
     def __init__(self, stats: Callable[[], EngineStats], answering: Callable[[], Iterable[Served]]) -> None:

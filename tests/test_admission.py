@@ -16,6 +16,7 @@ from adapters.backbone import Backbone
 from engine.engine import Completion, GenerationRequest
 from engine.errors import PromptTooLong
 from engine.profile import Profile
+from evaluation import admission
 from evaluation.admission import PACKAGED, Admission, above_chance, admissions, admit, random_update, stored_admission
 from evaluation.measures import MEASURES
 from evaluation.task import Example, Split
@@ -188,6 +189,16 @@ def test_other_thresholds_or_choices_ask_for_a_new_look(
     monkeypatch.setattr("evaluation.admission.LEAST_ABOVE_CHANCE", 0.2)
     mind = Mind(solves=False)
     assert not admissions(ToyEngine(backbone, examples, mind), backbone, [TASK], tmp_path)[TASK.name].admitted
+
+
+@pytest.mark.parametrize(("measure", "stands"), [("chain_likelihood", False), ("generation", True)])
+def test_how_far_chains_must_lie_apart_asks_for_a_new_look_where_chains_are_read(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch, measure: str, stands: bool
+) -> None:
+    monkeypatch.setattr(admission, "gate_measure", lambda task: MEASURES[measure])
+    before = admission._key(backbone, TASK, 24, "float32")
+    monkeypatch.setattr(admission, "LEAST_APART", 6.0)
+    assert (admission._key(backbone, TASK, 24, "float32") == before) == stands
 
 
 @pytest.mark.parametrize("family", REASONING_FAMILIES)

@@ -17,7 +17,7 @@ from evaluation.measures import MEASURES
 from evaluation.task import Example, answer_line
 from evaluation.tasks import TASKS
 
-BRIER, LOG_PROBABILITY = MEASURES["brier_score"], MEASURES["candidate_log_probability"]
+BRIER = MEASURES["brier_score"]
 TASK = TASKS["icd10"]  # only its name is read
 
 

@@ -15,6 +15,7 @@ from toy_engine import Mind, ToyEngine
 
 from adapters.backbone import Backbone
 from engine.engine import Completion, Engine, GenerationRequest
+from engine.errors import PromptTooLong
 from engine.profile import Profile
 from evaluation.base_cache import BaseCache
 from evaluation.errors import DataError
@@ -31,6 +32,9 @@ TASK = FAMILIES["arithmetic"]
 WRITTEN, CHAIN, CHOICE, CORRECTION = (
     MEASURES[name] for name in ("generation", "chain_likelihood", "choice_accuracy", "correction")
 )
+
+
+LONG = "At the very beginning of a long story:"
 
 
 class Formless(ToyEngine):
@@ -307,6 +311,29 @@ def test_what_only_stands_in_a_report_is_not_measurable_where_the_items_do_not_a
     assert unfit["not_measurable"].startswith("Unfit needs a rationale") and unfit["items"]["base"] == [None] * 12
     with pytest.raises(DataError, match="needs a rationale"):
         evaluate(engine, backbone, "answers", [Planned(Unfit(), TASK, examples, "protected")])
+
+
+class NoRoom(ToyEngine):
+    """Refuses the items of one wording as too long."""
+
+    def complete(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        if any(LONG in self.backbone.decode(request.prompt_ids) for request in requests):
+            raise PromptTooLong("A prompt and its reply may take 64 tokens, but one takes 65. Shorten it.")
+        return super().complete(requests)
+
+
+def test_a_prompt_too_long_to_write_after_costs_only_its_own_row_of_the_report(
+    backbone: Backbone, examples: list[Example]
+) -> None:
+    long = [replace(example, question=f"{LONG} {example.question}") for example in examples]
+    engine = NoRoom(backbone, [*examples, *long])
+    engine.think("answers", Mind(0.5))
+    plan = [Planned(WRITTEN, TASK, long, "report"), Planned(WRITTEN, TASK, examples, "protected")]
+    report, protected = evaluate(engine, backbone, "answers", plan).as_dict()["rows"]
+    assert report["not_measurable"].startswith("A prompt and its reply") and report["items"]["base"] == [None] * 12
+    assert protected["not_measurable"] is None and None not in protected["items"]["base"]
+    with pytest.raises(PromptTooLong, match="Shorten it"):
+        evaluate(engine, backbone, "answers", [replace(plan[0], role="protected"), plan[1]])
 
 
 @pytest.mark.parametrize(

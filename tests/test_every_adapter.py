@@ -230,6 +230,15 @@ def test_soft_thoughts_stand_at_the_end_of_the_users_turn(backbone: Backbone) ->
     assert prompt.soft_at == len(ids) - len(header) + 1
 
 
+def test_without_a_chat_template_soft_thoughts_stand_at_the_end_of_the_prompt(backbone_directory: Path) -> None:
+    plain = Backbone.load(str(backbone_directory))
+    plain.tokenizer.chat_template = None
+    assert plain.user_header == plain.assistant_header == ()
+    prompt = Profile((fitted_softcot(plain, 1),)).transform(plain, ids := tuple(plain.encode(QUESTION)))
+    assert prompt.ids[: len(ids)] == ids and len(prompt.ids) == len(ids) + 5 and prompt.soft_at == len(ids) + 1
+    assert prompt.soft_KH is not None and prompt.soft_KH.shape[0] == 3
+
+
 def test_static_thoughts_do_not_know_the_question(backbone: Backbone) -> None:
     static = fitted(SoftCoT(SoftCoTSpec(num_thoughts=3, static=True)), backbone, 1)
     one, two = (Profile((static,)).transform(backbone, backbone.chat_ids(text)).soft_KH for text in ("Add 5.", QUESTION))

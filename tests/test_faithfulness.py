@@ -26,9 +26,7 @@ from evaluation.task import Example, reasoning_prompt
 from evaluation.tasks import FAMILIES
 
 TASK = FAMILIES["arithmetic"]
-OWN, BASE, EXTERNAL, GOLD = (
-    MEASURES[name] for name in ("faithfulness", "faithfulness_base_traces", "faithfulness_external", "faithfulness_gold_traces")
-)
+OWN, BASE, EXTERNAL = (MEASURES[name] for name in ("faithfulness", "faithfulness_base_traces", "faithfulness_external"))
 
 
 def last_result(example: Example, lines: list[str]) -> str:

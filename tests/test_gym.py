@@ -50,6 +50,7 @@ def test_a_file_without_a_dataset_is_another_kind_of_task(tmp_path: Path) -> Non
     [
         ('name = "x"\ngym = "lcm"\nsize = 3', "breaks a rule at size"),
         ('name = "x"\ngym = "lcm"\n[options]\nseed = 3', "sets 'seed'. Remove it"),
+        ('name = "boxes"\ngym = "lcm"', "which is built in. Rename"),
     ],
 )
 def test_a_file_that_sets_what_is_not_its_own_is_refused(tmp_path: Path, text: str, said: str) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import proof, results
+from benchmarks import proof, results, sae
 from benchmarks.results import COMPILED, RESULTS, write_section
+from benchmarks.sae import CLAMP, COLUMN, MEANS
 from benchmarks.sections import Section, sections_of
 from benchmarks.systems import FOUND, HURT, NOTHING, UNKNOWN, findings
 
@@ -136,3 +137,14 @@ def test_what_is_not_read_yet_is_told_of_its_domain() -> None:
     assert proof._public({"public_sets": Section("public_sets", "Public", ADMISSIONS)}) == (
         "gsm8k (by likelihood) can show a loss on this backbone, bbh cannot; the fits are not measured yet"
     )
+
+
+@pytest.mark.parametrize(("shown", "verdicts"), [([], {NOTHING}), ([COLUMN], {FOUND, NOTHING})])
+def test_a_feature_that_steers_is_told_as_found(shown: list[str], verdicts: set[str]) -> None:
+    steers = {way: way in shown for way in (COLUMN, CLAMP, MEANS)}
+    section = Section("sae", "Features", sae.said([{"feature": 3, "strength": 2.0, "steers": steers}]))
+    found = findings({"sae": section})
+    assert [one.system for one in found] == [f"features, {way}" for way in (COLUMN, CLAMP, MEANS)]
+    assert {one.verdict for one in found} == verdicts and {one.system for one in found if one.verdict == FOUND} == {
+        f"features, {way}" for way in shown
+    }

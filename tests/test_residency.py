@@ -74,6 +74,17 @@ def test_an_adapter_with_running_rows_does_not_leave(layer: nn.Linear) -> None:
     assert stats.loads == {"one": 1, "two": 1, "three": 1} and stats.evictions == {"two": 1}
 
 
+def test_an_unloaded_name_leaves_no_counts(layer: nn.Linear) -> None:
+    bank = bank_of(layer, BankLimits(adapters=1))
+    for name in ("stays", "goes"):
+        bank.load(name, Contribution({"up": update(len(name))}))
+    for name in ("goes", "goes", "stays", "goes"):
+        assert bank.admit(name, ())
+    bank.unload("goes")
+    stats = bank.stats()
+    assert stats.hits == {} and stats.loads == {"stays": 1} and stats.evictions == {"stays": 1}
+
+
 def test_the_bank_is_bounded_in_bytes_with_page_0(layer: nn.Linear) -> None:
     bank = bank_of(layer, BankLimits(bytes=3 * PAGE_BYTES))
     for name, rank in (("small", 8), ("large", 17), ("other", 3)):

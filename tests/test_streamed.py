@@ -100,6 +100,15 @@ def test_what_was_drawn_is_kept_until_the_data_is_another(tmp_path: Path) -> Non
     assert len(counted(task_at(tmp_path)).examples("train", 10**6)) < len(ROWS) * 0.55 and passes == 2
 
 
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"rows": []}', '{"rows": [{"id": 1}], "whole": true}'])
+def test_what_was_kept_and_is_damaged_is_drawn_again(tmp_path: Path, text: str) -> None:
+    jsonl(tmp_path / "rows.jsonl", ROWS)
+    first = task_at(tmp_path).examples("train", 20)
+    (kept,) = (tmp_path / "cache" / "drawn").glob("*/train.json")
+    kept.write_text(text)
+    assert task_at(tmp_path).examples("train", 20) == first
+
+
 def test_a_folder_of_parquet_and_one_of_csv_give_the_rows_of_the_jsonl(tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet

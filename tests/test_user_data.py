@@ -59,7 +59,6 @@ def test_csv_and_parquet_give_the_same_examples_as_jsonl(tmp_path: Path) -> None
     for name in ("data.csv", "data.parquet"):
         again = load_task(toml(tmp_path, {**COLUMNS, "id": "key"}, file=name))
         assert again.rows == first.rows
-        assert again.digest == first.digest
 
 
 def test_a_seed_orders_the_rows_and_a_count_cuts_them(tmp_path: Path) -> None:

@@ -29,10 +29,6 @@ class ChainStream:
         self._num_blocks = 0
         self._fresh = True  # nothing of this block was given yet
 
-    @property
-    def in_answer(self) -> bool:
-        return self._place == "answer"
-
     def add(self, text: str) -> Parted:
         self._held += text
         chain = ""

@@ -18,7 +18,6 @@ from engine.decoding.vocabulary import Vocabulary
 from engine.engine import FinishReason
 from engine.errors import CannotRun
 from engine.profile import DecodingPolicy
-from engine.sampling import Sampler
 
 # Legend: V vocabulary
 
@@ -81,9 +80,6 @@ class RowPolicy:
         if self.budget.answer_is_line and self.trace.answer_has_line_end:
             return "stop"
         return "length" if self.trace.num_answer_tokens >= self.budget.max_answer_tokens else None
-
-    def choose(self, sampler: Sampler, logits_V: Tensor) -> int:
-        return self.force(sampler.choose(self.adjust(logits_V)))
 
     def adjust(self, logits_V: Tensor) -> Tensor:
         for part in self.parts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +17,7 @@ from engine.engine import GenerationRequest
 from engine.errors import CannotRun
 from engine.grammar import Grammar
 from engine.profile import DecodingPolicy
+from engine.sampling import refuse_undrawable
 from engine.vllm.chosen import FIELD, Asked
 
 # Legend: T tokens, H hidden
@@ -46,11 +46,7 @@ def params_of(
     """
     temperature = policy.temperature if request.temperature is None else request.temperature
     top_p = policy.top_p if request.top_p is None else request.top_p
-    if temperature < 0 or not math.isfinite(temperature) or not 0 < top_p <= 1:
-        raise ValueError(
-            f"`temperature >= 0` and `0 < top_p <= 1` must hold, but got {temperature=}, {top_p=}. "
-            "Use temperature 0 for greedy and top_p 1 for all tokens."
-        )
+    refuse_undrawable(temperature, top_p)
     drawing: dict[str, Any] = {
         "temperature": temperature,
         "top_p": top_p,

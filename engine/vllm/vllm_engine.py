@@ -17,9 +17,10 @@ from adapters.adapter import Contribution, Prompt
 from adapters.backbone import Backbone
 from adapters.errors import RefusedAdapter
 from adapters.weights import digest_of
+from engine.bank import BASE
 from engine.counts import without
 from engine.decoding.row_policy import COMPILED, CompiledPolicy, refuse_unable
-from engine.engine import MAX_TOP_LOGPROBS, Completion, Continuation, Delta, Engine, EngineStats, GenerationRequest, Mortal
+from engine.engine import Completion, Continuation, Delta, Engine, EngineStats, GenerationRequest, Mortal
 from engine.errors import CannotRun, EngineDied, EngineError, NotFinite, PromptTooLong, UnknownProfile
 from engine.profile import DecodingPolicy, Profile
 from engine.vllm.gate import admitted
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from engine.vllm.lora_slots import Held
 
 MAX_COMPILED = 256
-BASE = ""
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,8 @@ class VLLMEngine:
             with self._computing(name):
                 async with aclosing(self._client.write(request, policy, reply, prompt, loaded.held, loaded.salt)) as deltas:
                     async for delta in deltas:
-                        self._generated[name] += delta.token_id is not None
+                        with self._counting:  # a name may be unloaded, or the counts read, in another thread
+                            self._generated[name] += delta.token_id is not None
                         yield delta
 
     def score(self, continuations: Sequence[Continuation], profile: str | None = None) -> list[tuple[float, ...]]:
@@ -205,9 +206,11 @@ class VLLMEngine:
 
     def stats(self) -> EngineStats:
         counts = self._client.counts
+        with self._counting:
+            running, generated = self._running.total(), dict(self._generated)
         return EngineStats(
-            running=sum(self._running.values()),
-            generated_tokens={name: count for name, count in self._generated.items() if count},
+            running=running,
+            generated_tokens={name: count for name, count in generated.items() if count},
             prompt_tokens=counts["prompt"],
             scored_tokens=counts["scored"],
             scored_tokens_unshared=counts["scored_unshared"],
@@ -291,10 +294,6 @@ class VLLMEngine:
 
     def _prompt(self, request: GenerationRequest, loaded: Loaded) -> Prompt:
         """What the backbone reads before the reply goes on."""
-        if request.max_new_tokens < 1 and request.num_prompt_logprobs is None:
-            raise ValueError(f"max_new_tokens must be at least 1, but got {request.max_new_tokens}.")
-        if not 0 <= request.top_logprobs <= MAX_TOP_LOGPROBS:
-            raise ValueError(f"top_logprobs must be at least 0 and at most {MAX_TOP_LOGPROBS}, but got {request.top_logprobs}.")
         prompt = self._transformed(request.prompt_ids, loaded, request.chain or 0)
         if prompt.soft_KH is not None and request.num_prompt_logprobs is not None:
             raise CannotRun(
@@ -308,11 +307,9 @@ class VLLMEngine:
 
     def _scored(self, asked: Continuation, loaded: Loaded) -> tuple[Prompt, tuple[int, ...]]:
         """What is read before, and the tokens whose log-probabilities are asked for."""
-        first, count = asked.scored_from, len(asked.ids)
-        if not 0 <= first < count:
-            raise ValueError(f"`0 <= scored_from < len(ids)` must hold, but got {first} and {count}. Ask for at least one token.")
-        prompt = self._transformed(asked.prompt_ids, loaded)
-        self._refuse_too_long(len(prompt.ids), count)
+        asked.refuse_unscored()
+        prompt, first = self._transformed(asked.prompt_ids, loaded), asked.scored_from
+        self._refuse_too_long(len(prompt.ids), len(asked.ids))
         return replace(prompt, ids=(*prompt.ids, *asked.ids[:first])), asked.ids[first:]
 
     def _transformed(self, ids: tuple[int, ...], loaded: Loaded, chain: int = 0) -> Prompt:

@@ -12,7 +12,7 @@ from adapters.backbone import Backbone
 from engine.engine import Continuation, Engine
 from evaluation.errors import DataError
 from evaluation.measure import Readings
-from evaluation.task import Example, Task, reasoning_prompt
+from evaluation.task import Example, Task, answer_line, reasoning_prompt
 from evaluation.tasks.generated import GeneratedTask
 
 
@@ -37,7 +37,7 @@ class ChainLikelihood:
                 raise DataError(
                     f"Chain likelihood needs a rationale, but example {example.id!r} of {task.name!r} has none. Add one."
                 )
-            pieces = [backbone.encode(f"{step}\n") for step in steps] + [backbone.encode(f"Answer: {example.answer}")]
+            pieces = [backbone.encode(f"{step}\n") for step in steps] + [backbone.encode(answer_line(example.answer))]
             lengths.append([len(piece) for piece in pieces])
             whole = tuple(token for piece in pieces for token in piece)
             asked.append(Continuation(prompt, (*whole, int(backbone.tokenizer.eos_token_id))))

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from adapters.backbone import Backbone
+from engine.decoding.budget import MAX_ANSWER_TOKENS
 from engine.engine import Engine, GenerationRequest
 from evaluation.measure import Readings
 from evaluation.measures.generation import LEAST_PARSED, MAX_NEW_TOKENS
@@ -33,7 +34,9 @@ class Correction:
     unit: str = "reasoned minus direct accuracy"
 
     def read(self, engine: Engine, backbone: Backbone, profile: str | None, task: Task, examples: Sequence[Example]) -> Readings:
-        asked = [(direct_prompt(e), 32) for e in examples] + [(reasoning_prompt(e), MAX_NEW_TOKENS) for e in examples]
+        asked = [(direct_prompt(e), MAX_ANSWER_TOKENS) for e in examples] + [
+            (reasoning_prompt(e), MAX_NEW_TOKENS) for e in examples
+        ]
         written = engine.complete(
             [GenerationRequest(backbone.chat_ids(text), profile, max_new_tokens=limit, temperature=0.0) for text, limit in asked]
         )

@@ -25,8 +25,7 @@ class Generation:
     Without a verifier, the answer alone decides, and the unit of the readings says so.
 
     Parts: `answer_right`, `step_validity` (share of the written steps that hold), `parsed` (an answer line was written),
-    `trace_tokens`, `num_steps` (lines beside
-    the answer line).
+    `trace_tokens` (of the whole reply, its answer line among them), `num_steps` (lines beside the answer line).
     """
 
     name: str = "generation"

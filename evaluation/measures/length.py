@@ -19,7 +19,7 @@ from engine.decoding.chain import parted_by_any
 from engine.engine import Completion, Engine
 from evaluation.measure import Readings
 from evaluation.measures.generation import MAX_NEW_TOKENS
-from evaluation.measures.wandering import written
+from evaluation.measures.traces import greedy_replies
 from evaluation.statistics import paired_change
 from evaluation.task import Example, Task, is_right, trace_of
 
@@ -39,7 +39,7 @@ class TraceLength:
     unit: str = "log trace tokens"
 
     def read(self, engine: Engine, backbone: Backbone, profile: str | None, task: Task, examples: Sequence[Example]) -> Readings:
-        replies = written(engine, backbone, profile, examples, self.max_new_tokens)
+        replies = greedy_replies(engine, backbone, profile, examples, self.max_new_tokens)
         lengths = [trace_tokens(backbone, reply) for reply in replies]
         traces = [trace_of(reply.text) for reply in replies]
         return Readings.of(

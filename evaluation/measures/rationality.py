@@ -13,10 +13,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from adapters.backbone import Backbone
-from engine.engine import Continuation, Engine, GenerationRequest
+from engine.decoding.answer import ANSWER_CUE
+from engine.engine import Continuation, Engine
 from evaluation.errors import DataError
 from evaluation.measure import Readings
-from evaluation.measures.generation import MAX_NEW_TOKENS
+from evaluation.measures.traces import greedy_replies
 from evaluation.rubric import load_rubric
 from evaluation.task import REASON, Example, Task, Trace, comparable, reasoning_prompt, trace_of
 from evaluation.tasks.generated import GeneratedTask
@@ -51,9 +52,7 @@ class Rationality:
 
 def written(engine: Engine, backbone: Backbone, profile: str | None, examples: Sequence[Example]) -> list[Trace]:
     """What the profile explains, greedily."""
-    prompts = [backbone.chat_ids(reasoning_prompt(example)) for example in examples]
-    asked = [GenerationRequest(prompt, profile, max_new_tokens=MAX_NEW_TOKENS, temperature=0.0) for prompt in prompts]
-    return [trace_of(completion.text) for completion in engine.complete(asked)]
+    return [trace_of(reply.text) for reply in greedy_replies(engine, backbone, profile, examples)]
 
 
 def likelihood_forms(
@@ -91,7 +90,7 @@ class _Layout:
 
     def __init__(self, backbone: Backbone, example: Example, trace: Trace, wrong: Sequence[str]) -> None:
         self._steps = [backbone.encode(f"{step}\n") for step in trace.steps]
-        self._head, self._end = backbone.encode("Answer:"), int(backbone.tokenizer.eos_token_id)
+        self._head, self._end = backbone.encode(ANSWER_CUE), int(backbone.tokenizer.eos_token_id)
         self._backbone = backbone
         self._explained = bool(trace.steps and trace.answer)
         self.asked: list[Continuation] = []

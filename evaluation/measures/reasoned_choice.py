@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adapters.backbone import Backbone
-from engine.engine import Continuation, Engine, GenerationRequest
+from engine.engine import Continuation, Engine
 from evaluation.measure import Readings
 from evaluation.measures.choice import options_of
-from evaluation.measures.generation import MAX_NEW_TOKENS
+from evaluation.measures.traces import greedy_replies
 from evaluation.task import Example, Task, answer_line, is_right, reasoning_prompt, trace_of
 from evaluation.tasks.generated import GeneratedTask
 
@@ -36,10 +36,8 @@ class ReasonedChoice:
     def read(self, engine: Engine, backbone: Backbone, profile: str | None, task: Task, examples: Sequence[Example]) -> Readings:
         options = [options_of(task, example) for example in examples]
         prompts = [backbone.chat_ids(reasoning_prompt(example)) for example in examples]
-        written = engine.complete(
-            [GenerationRequest(prompt, profile, max_new_tokens=MAX_NEW_TOKENS, temperature=0.0) for prompt in prompts]
-        )
-        traces = [trace_of(completion.text) for completion in written]
+        written = greedy_replies(engine, backbone, profile, examples)
+        traces = [trace_of(reply.text) for reply in written]
         steps = [tuple(backbone.encode("".join(f"{step}\n" for step in trace.steps))) for trace in traces]
         prefix = len(backbone.encode(answer_line("").rstrip()))
         asked = [

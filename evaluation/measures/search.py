@@ -19,7 +19,8 @@ from engine.engine import Engine
 from evaluation.bootstrap import percentiles, with_zero
 from evaluation.errors import DataError
 from evaluation.measure import Readings
-from evaluation.measures.wandering import revisitation, self_loop, unfaithful, written
+from evaluation.measures.traces import greedy_replies
+from evaluation.measures.wandering import revisitation, self_loop, unfaithful
 from evaluation.statistics import paired_change
 from evaluation.task import Example, Task, is_right, trace_of
 from evaluation.tasks.generated import GeneratedTask
@@ -57,7 +58,7 @@ class SystematicSearch:
                 f"Systematic search is read over {LEAST_DEPTHS} depths or more, but the items of {task.name!r} have "
                 f"{sorted(set(depths))}: a single one sits on a plateau or on the floor. Ask for more lengths, or more items."
             )
-        replies = [completion.text for completion in written(engine, backbone, profile, examples, self.max_new_tokens)]
+        replies = [completion.text for completion in greedy_replies(engine, backbone, profile, examples, self.max_new_tokens)]
         traces = [trace_of(reply) for reply in replies]
         checks = [task.check(example, reply) for example, reply in zip(examples, replies, strict=True)]
         both = list(zip(examples, traces, strict=True))

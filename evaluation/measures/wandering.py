@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adapters.backbone import Backbone
-from engine.engine import Completion, Engine, GenerationRequest
+from engine.engine import Engine
 from evaluation.measure import Readings
 from evaluation.measures.generation import MAX_NEW_TOKENS
-from evaluation.task import Example, Task, comparable, is_right, reasoning_prompt, same_answer, trace_of
+from evaluation.measures.traces import greedy_replies
+from evaluation.task import Example, Task, comparable, is_right, same_answer, trace_of
 from evaluation.tasks.generated import GeneratedTask, normalise_step
 
 LOOP_LINES, LOOP_TIMES = 4, 3  # a self-loop: any so many lines in a row that stand in the trace so often
@@ -35,7 +36,9 @@ class NewSteps:
     unit: str = "share of lines that are new"
 
     def read(self, engine: Engine, backbone: Backbone, profile: str | None, task: Task, examples: Sequence[Example]) -> Readings:
-        traces = [trace_of(completion.text) for completion in written(engine, backbone, profile, examples, self.max_new_tokens)]
+        traces = [
+            trace_of(completion.text) for completion in greedy_replies(engine, backbone, profile, examples, self.max_new_tokens)
+        ]
         rates = [revisitation(trace.steps, example.steps) for trace, example in zip(traces, examples, strict=True)]
         return Readings.of(
             self,
@@ -66,7 +69,7 @@ class Conclusion:
     unit: str = "share of answers that follow their trace"
 
     def read(self, engine: Engine, backbone: Backbone, profile: str | None, task: Task, examples: Sequence[Example]) -> Readings:
-        replies = [completion.text for completion in written(engine, backbone, profile, examples, self.max_new_tokens)]
+        replies = [completion.text for completion in greedy_replies(engine, backbone, profile, examples, self.max_new_tokens)]
         traces = [trace_of(reply) for reply in replies]
         rates = [unfaithful(task, example, trace.steps, trace.answer) for example, trace in zip(examples, traces, strict=True)]
         derived = [derived_value(task, example, trace.steps) for example, trace in zip(examples, traces, strict=True)]
@@ -83,18 +86,6 @@ class Conclusion:
             },
             reason="no reply holds both a derived value and an answer" if all(map(math.isnan, rates)) else "",
         )
-
-
-def written(
-    engine: Engine,
-    backbone: Backbone,
-    profile: str | None,
-    examples: Sequence[Example],
-    max_new_tokens: int,
-) -> list[Completion]:
-    """Greedy replies to the reasoning prompt."""
-    prompts = [backbone.chat_ids(reasoning_prompt(example)) for example in examples]
-    return engine.complete([GenerationRequest(prompt, profile, max_new_tokens, temperature=0.0) for prompt in prompts])
 
 
 def revisitation(steps: Sequence[str], gold: Sequence[str] = ()) -> float:

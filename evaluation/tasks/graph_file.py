@@ -14,9 +14,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from evaluation.errors import DataError
 from evaluation.tasks.graph import read_graph
 from evaluation.tasks.graph_task import GraphTask, check_lengths, over
+from evaluation.tasks.task_file import broken_rule, refuse_built_in
 from evaluation.tasks.walks import Walks
 
 
@@ -46,8 +46,6 @@ class GraphSpec(BaseModel):
 
 def graph_file(path: str | Path) -> GraphTask | None:
     """The task of a file that has the key `graph`; None for any other file. Raises `DataError`."""
-    from evaluation.tasks import TASKS
-
     try:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
@@ -57,18 +55,8 @@ def graph_file(path: str | Path) -> GraphTask | None:
     try:
         spec = GraphSpec.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        said = first["msg"].removeprefix("Value error, ")
-        raise DataError(
-            f"The task file {str(path)!r} breaks a rule at {place}: {said} (given: {first.get('input')!r}). "
-            f"Known keys there: {', '.join(GraphSpec.model_fields)}."
-        ) from error
-    if spec.name in TASKS:
-        raise DataError(
-            f"A task of your own has a name of its own, but {path} is called {spec.name!r}, which is built in. Rename it, for "
-            f'example to "my-{spec.name}".'
-        )
+        raise broken_rule(path, error, GraphSpec.model_fields) from error
+    refuse_built_in(path, spec.name)
     source = Path(path).parent / spec.graph
     graph = cache(lambda: read_graph(source))
     return over(spec.name, Walks(graph), spec.hops, spec.held_out_hops, spec.graph)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from evaluation.errors import DataError
 from evaluation.tasks.gym import GymTask, load_gym
+from evaluation.tasks.task_file import broken_rule, refuse_built_in
 
 _OURS = ("seed", "size")
 
@@ -34,12 +35,8 @@ def gym_file(path: str | Path) -> GymTask | None:
     try:
         spec = GymSpec.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise DataError(
-            f"The task file {str(path)!r} breaks a rule at {place}: {first['msg']} (given: {first.get('input')!r}). "
-            f"Known keys there: {', '.join(GymSpec.model_fields)}."
-        ) from error
+        raise broken_rule(path, error, GymSpec.model_fields) from error
+    refuse_built_in(path, spec.name)
     if taken := [key for key in _OURS if key in spec.options]:
         raise DataError(f"Seed and size of a dataset are set by split and count, but {str(path)!r} sets {taken[0]!r}. Remove it.")
     options = ((key, tuple(value) if isinstance(value, list) else value) for key, value in sorted(spec.options.items()))

@@ -10,7 +10,6 @@ from functools import cache
 from evaluation.tasks.graph import Graph, Triple
 from evaluation.tasks.icd10 import CHAPTERS, title
 
-PACKAGE = "simple-icd-10-cm"
 _MAX_LETTERS = 60  # of a title: five hops of a trace, each with two titles, must fit into what a model writes
 # The codes in the brackets that end a reference: (E10.-), (O10-O11, O13-O16).
 _REFERENCE = re.compile(r"\(([A-Z][0-9][0-9A-Z.,\- ]*)\)")

@@ -113,6 +113,6 @@ def _kept(file: Path, count: int) -> list[Example] | None:
     try:
         told = json.loads(file.read_text(encoding="utf-8"))
         rows = [Example(**{**row, "choices": None if row["choices"] is None else tuple(row["choices"])}) for row in told["rows"]]
+        return rows if told["whole"] or len(rows) >= count else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return rows if told["whole"] or len(rows) >= count else None

@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 from evaluation.errors import (
     AnswerNotAmongChoices,
-    DataError,
     DuplicateId,
     EmptySplit,
     MissingColumn,
@@ -29,6 +28,7 @@ from evaluation.task import SPLITS, Example, Split, split_of
 from evaluation.tasks.large_rows import files_at, passing, passing_of_dataset
 from evaluation.tasks.rows import Row, read_dataset, read_file
 from evaluation.tasks.streamed import StreamedTask
+from evaluation.tasks.task_file import broken_rule, refuse_built_in
 
 
 class Columns(BaseModel):
@@ -136,11 +136,6 @@ class UserTask:
     def guard(self) -> Literal["likelihood"] | None:
         return self.spec.guard
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 over all rows, in order: what a run's record says it was fitted on."""
-        return hashlib.sha256("\n".join(map(repr, self.rows)).encode()).hexdigest()
-
     def examples(self, split: Split, count: int, seed: int = 0) -> list[Example]:
         rows = list(self.by_split[split])
         random.Random(f"{self.name}/{split}/{seed}").shuffle(rows)
@@ -156,15 +151,9 @@ def load_task(path: str | Path) -> UserTask | StreamedTask:
     Rows of different groups that say the same across the border of `train` are refused (`evaluation.overlap`), or left out of
     what is held out where the file says so.
     """
-    from evaluation.tasks import TASKS
-
     path = Path(path)
     spec = read_spec(path)
-    if spec.name in TASKS:
-        raise DataError(
-            f"A task of your own has a name of its own, but {path} is called {spec.name!r}, which is built in. Rename it, for "
-            f'example to "my-{spec.name}".'
-        )
+    refuse_built_in(path, spec.name)
     if spec.stream:
         return _streamed(spec, path)
     if spec.dataset is None:
@@ -218,13 +207,8 @@ def read_spec(path: Path) -> TaskSpec:
     try:
         return TaskSpec.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the file"
-        known = Columns.model_fields if first["loc"][:1] == ("columns",) else TaskSpec.model_fields
-        raise DataError(
-            f"The task file {str(path)!r} breaks a rule at {place}: {first['msg']} (given: {first.get('input')!r}). "
-            f"Known keys there: {', '.join(known)}."
-        ) from error
+        of_columns = error.errors(include_url=False)[0]["loc"][:1] == ("columns",)
+        raise broken_rule(path, error, (Columns if of_columns else TaskSpec).model_fields) from error
 
 
 def _examples(spec: TaskSpec, source: str, rows: Sequence[Row], of: str = "") -> list[Example]:
