@@ -181,12 +181,28 @@ def test_an_answer_is_taken_apart(page: Page, server: Live) -> None:
     assert "Answer:" in page.get_by_label("Its reply").input_value()
 
 
+def test_an_xray_that_is_under_way_says_so_and_is_stopped(page: Page, server: Live) -> None:
+    held: list[Route] = []
+    page.route("**/v1/xray", held.append)
+    page.goto(f"{server.url}/console/#xray")
+    page.get_by_label("Question", exact=True).fill(QUESTION)
+    page.get_by_role("button", name="Take X-ray").click()
+    stage = page.locator("#xray-stage")
+    stage.filter(has_text="answers\u2026").wait_for()  # there was no reply: the reader writes one first
+    stage.filter(has_text=re.compile(r"reads the chain.* [1-9]\d* s")).wait_for()
+    assert "Answer:" in page.get_by_label("Reply").first.input_value() and len(held) == 1
+    page.get_by_role("button", name="Stop").last.click()
+    settled(page)
+    assert not stage.is_visible() and page.locator("#xray-problem").inner_text() == ""
+    assert page.locator("#xray-result").is_hidden()
+
+
 def test_a_sweep_is_begun_watched_and_its_candidate_listed(page: Page, server: Live) -> None:
     page.goto(f"{server.url}/console/#sweeps")
     page.get_by_label("Release name").fill("watched")
     page.get_by_role("button", name="Start sweep").click()
     page.locator("#sweep-state", has_text="running").wait_for()
-    page.locator("#sweep-state", has_text=re.compile("succeeded|failed")).wait_for(timeout=300_000)
+    page.locator("#sweep-state", has_text=re.compile("succeeded|failed")).wait_for(timeout=600_000)
     assert page.locator("#sweep-chart circle").count() == 2
     assert "watched@1" in page.locator("#sweep-state").inner_text()
     picture(page, "sweep")
@@ -198,7 +214,7 @@ def test_a_release_is_promoted_through_its_gate_and_rolled_back(page: Page, serv
     page.goto(f"{server.url}/console/#releases")
     page.get_by_role("button", name="Promote shelves@2…").click()
     page.get_by_role("button", name="Run the gate").click()
-    page.locator("#releases-problem p").wait_for(timeout=300_000)
+    page.locator("#releases-problem p").wait_for(timeout=900_000)
     assert "shelves@2 is the champion." in page.locator("#releases-problem").inner_text()
     assert Ledger(tracking, "shelves").champion_version() == 2
     page.get_by_text("Gate of shelves@2").click()

@@ -8,7 +8,7 @@ const POLL_MS = 1000;
 const gates = new Map(); // by name: the gate that runs, as far as this page began it
 
 export function begin() {
-  find("#releases-refresh").addEventListener("click", enter);
+  find("#releases-refresh").addEventListener("click", async () => { await enter(); announce("The releases were read again."); });
   find("#act-not").addEventListener("click", () => find("#act-dialog").close());
 }
 
@@ -63,15 +63,17 @@ function row(name, version, place, progress) {
     version.verdict === "not gated" ? null : details);
 }
 
+const withMinus = (text) => text.replace(/(?<![\w-])-(?=\d)/g, "\u2212");
+
 async function gateTable(name, version, place) {
   if (place.childElementCount) return;
   place.textContent = "Reading…";
   try {
     const gate = await ask(`v1/releases/${path(name.name)}/versions/${version.version}/gate`);
-    const head = make("tr", {}, gate.columns.map((column) => make("th", { scope: "col" }, column)));
+    const head = make("tr", {}, gate.columns.map((column, index) => make("th", { scope: "col", className: index > 1 ? "figure" : "" }, column)));
     const body = gate.rows.map((cells) => make("tr", {}, cells.map((cell, index) =>
-      index ? make("td", { className: index === 1 ? `state ${cell.split(" ")[0]}` : "" }, cell) : make("th", { scope: "row" }, cell))));
-    place.replaceChildren(make("p", {}, gate.sentence), make("table", {}, make("thead", {}, head), make("tbody", {}, body)));
+      index ? make("td", { className: index === 1 ? `state ${cell.split(" ")[0]}` : "figure" }, withMinus(cell)) : make("th", { scope: "row" }, cell))));
+    place.replaceChildren(make("p", {}, withMinus(gate.sentence)), make("table", {}, make("thead", {}, head), make("tbody", {}, body)));
   } catch (error) {
     problem(place, error);
   }
