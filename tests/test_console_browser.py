@@ -5,7 +5,6 @@ Whatever else a test looks at: the browser's console stays empty, no request fai
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import shutil
@@ -15,13 +14,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 from live_service import Live, live, small
-from PIL import Image
 from shelves import recipe_of, write_task
 from small_releases import promote, random_lora, write_release
 from small_studies import knowing_home
 from stores import store_at
 
 from adapters.backbone import TESTBED, Backbone
+from benchmarks.console_pictures import IMAGES, save
 from engine.profile import Profile
 from evaluation.tasks import task_named
 from registry.ledger import Ledger
@@ -40,29 +39,33 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright drives 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-PICTURES = Path(__file__).parent.parent / "docs" / "images"
-MAX_PICTURE_BYTES = 150_000
 QUESTION = "Element: K B T. Apply rot 3, then mirror, then shift. What comes out?"
 OTHER = "Start from D W H. In turn do reverse; rot 5; mirror. What is left?"
 HOSTILE = "<img src=x onerror=window.hurt=1><script>window.hurt=1</script>"
-RECIPE = """name = "codes"
-domain = "icd10-chapter"
+RECIPE = """name = "parcels"
+domain = "DOMAIN"
 protected = ["arithmetic", "ordering"]
 search = ["method.learning_rate"]
+[[start]]
+"method.learning_rate" = 1e-3
 [adapter.lora]
-rank = 4
+rank = 8
+alpha = 512
 [method]
-steps = 2
-batch_size = 2
-num_examples = 20
+steps = 60
+batch_size = 16
+[ranges]
+"method.learning_rate" = [2e-5, 1e-3]
 [study]
-trials = 2
-scales = [1.0]
+trials = 4
+scales = [0.5, 1.0]
+[study.stop]
+checkpoints = []
 [evaluation]
-domain_items = 8
+domain_items = 40
 chain_items = 4
 generated_items = 1
-margins = { arithmetic = 50.0, ordering = 50.0 }
+margins = { arithmetic = 2.0, ordering = 2.0 }
 """
 
 
@@ -81,7 +84,7 @@ def tracking(tmp_path_factory: pytest.TempPathFactory, testbed: Backbone) -> Tra
         publish(tracking, "shelves", home / f"fit-{seed}")
     promote(tracking, "shelves", 1)
     (home / "recipes").mkdir()
-    (home / "recipes" / "codes.toml").write_text(RECIPE)
+    (home / "recipes" / "parcels.toml").write_text(RECIPE.replace("DOMAIN", str(toml)))
     return tracking
 
 
@@ -127,14 +130,6 @@ def page(request: pytest.FixtureRequest, browser: Browser, wrong: list[str]) -> 
 
 def settled(page: Page) -> None:
     page.wait_for_function("() => !document.querySelector('section:not([hidden]) [aria-busy=true], section[aria-busy=true]')")
-
-
-def picture(page: Page, name: str) -> None:
-    PICTURES.mkdir(exist_ok=True)
-    file = PICTURES / f"console-{name}.png"
-    with Image.open(io.BytesIO(page.screenshot(full_page=True))) as taken:
-        taken.convert("RGB").quantize(colors=128).save(file, optimize=True)
-    assert file.stat().st_size < MAX_PICTURE_BYTES
 
 
 def ask_all(page: Page, server: Live) -> None:
@@ -203,9 +198,9 @@ def test_a_sweep_is_begun_watched_and_its_candidate_listed(page: Page, server: L
     page.get_by_role("button", name="Start sweep").click()
     page.locator("#sweep-state", has_text="running").wait_for()
     page.locator("#sweep-state", has_text=re.compile("succeeded|failed")).wait_for(timeout=600_000)
-    assert page.locator("#sweep-chart circle").count() == 2
+    assert page.locator("#sweep-chart circle").count() == 4
     assert "watched@1" in page.locator("#sweep-state").inner_text()
-    picture(page, "sweep")
+    save(page.screenshot(full_page=True), IMAGES / "console-sweep.png")
     page.get_by_role("link", name="Look at it among the releases").click()
     page.get_by_role("button", name="Promote watched@1…").wait_for()
 
@@ -219,7 +214,6 @@ def test_a_release_is_promoted_through_its_gate_and_rolled_back(page: Page, serv
     assert Ledger(tracking, "shelves").champion_version() == 2
     page.get_by_text("Gate of shelves@2").click()
     page.get_by_role("cell", name="pass").first.wait_for()
-    picture(page, "releases")
     page.get_by_role("button", name="Roll back…").first.click()
     page.get_by_role("button", name="Roll back", exact=True).click()
     assert page.locator("#act-dialog").is_visible(), "a rollback takes a reason"
@@ -310,7 +304,6 @@ def test_nothing_is_wider_than_a_phone(page: Page, server: Live) -> None:
     page.locator("#compare-replies article").first.get_by_role("button", name="X-ray this answer").click()
     page.locator("#xray-chain li:not(.head)").nth(1).wait_for()
     settled(page)
-    picture(page, "phone")
     for part in ("compare", "xray", "sweeps", "releases"):
         page.goto(f"{server.url}/console/#{part}")
         page.wait_for_load_state("networkidle")
@@ -374,16 +367,11 @@ def test_texts_stand_out_from_what_is_behind_them(page: Page, server: Live) -> N
     """WCAG's AA: 4.5 to 1."""
     ask_all(page, server)
     settled(page)
-    scheme = "dark" if page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") else "light"
-    if scheme == "light":
-        picture(page, "compare")
     assert page.evaluate(CONTRAST) == []
     page.locator("#compare-replies article").first.get_by_role("button", name="X-ray this answer").click()
     page.locator("#xray-chain li:not(.head)").nth(1).wait_for()
     settled(page)
     assert page.evaluate(CONTRAST) == []
-    if scheme == "light":
-        picture(page, "xray")
     for part in ("Sweeps", "Releases"):
         page.get_by_role("link", name=part).click()
         page.wait_for_load_state("networkidle")
