@@ -55,7 +55,7 @@ alpha = 512
 steps = 60
 batch_size = 16
 [ranges]
-"method.learning_rate" = [2e-5, 1e-3]
+"method.learning_rate" = [5e-5, 1e-3]
 [study]
 trials = 4
 scales = [0.5, 1.0]
@@ -178,7 +178,7 @@ def test_an_answer_is_taken_apart(page: Page, server: Live) -> None:
 
 def test_an_xray_that_is_under_way_says_so_and_is_stopped(page: Page, server: Live) -> None:
     held: list[Route] = []
-    page.route("**/v1/xray", held.append)
+    page.route("**/v1/xray", lambda route: held.append(route))
     page.goto(f"{server.url}/console/#xray")
     page.get_by_label("Question", exact=True).fill(QUESTION)
     page.get_by_role("button", name="Take X-ray").click()

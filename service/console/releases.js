@@ -122,13 +122,17 @@ async function promote(name, version, place, progress) {
   }
 }
 
+const duration = (seconds) => (seconds < 60 ? `${seconds} s` : `${Math.floor(seconds / 60)} min ${seconds % 60} s`);
+
 /** Shows how far the gate is, for as long as its card is there. */
 async function watch(name, place, progress) {
   const { job, release } = gates.get(name);
   progress.hidden = false;
   const cancel = make("button", { type: "button", className: "quiet danger", onclick: () => ask(`v1/releases/promotions/${path(job.id)}/cancel`, { method: "POST" }) }, "Cancel the gate");
+  const passed = make("small", {}, "begins\u2026");
   const lines = make("ol", { className: "log", role: "log", "aria-label": `Gate of ${release}`, tabIndex: 0 });
-  progress.replaceChildren(make("p", { className: "row" }, make("strong", {}, `Gate of ${release}`), make("span", { className: "spring" }), cancel), lines);
+  progress.replaceChildren(make("p", { className: "row" }, make("strong", {}, `Gate of ${release}`),
+    make("progress", { "aria-label": `The gate of ${release} runs` }), passed, make("span", { className: "spring" }), cancel), lines);
   let seen = 0;
   while (progress.isConnected) {
     const [now, told] = await Promise.all([
@@ -136,6 +140,7 @@ async function watch(name, place, progress) {
     const events = told.data.toReversed();
     lines.append(...events.slice(seen).map((event) => make("li", {}, event.message)));
     seen = events.length;
+    if (now.status === "running") passed.textContent = `${duration(Math.max(0, Math.round(Date.now() / 1000 - job.created_at)))}; a round may take minutes`;
     if (["succeeded", "failed", "cancelled"].includes(now.status)) {
       gates.delete(name);
       return ended(now, release);
