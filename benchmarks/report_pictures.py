@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.console_pictures import IMAGES, chromium, save
 
-WIDTH = 1000
+WIDTH, MARGIN = 1000, 20  # pixels
 PARTS = {"report-verdict": "header", "report-kept": "#retention"}  # pictures by what of the page they show
 
 
@@ -23,7 +23,10 @@ def take(file: Path) -> None:
         page = browser.new_page(viewport={"width": WIDTH, "height": 900}, color_scheme="light")
         page.goto(file.absolute().as_uri())
         for name, selector in PARTS.items():
-            save(page.locator(selector).screenshot(), IMAGES / f"{name}.png")
+            box = page.locator(selector).bounding_box()
+            assert box is not None  # a part of every page
+            around = {"x": 0, "y": box["y"] - MARGIN, "width": WIDTH, "height": box["height"] + 2 * MARGIN}
+            save(page.screenshot(full_page=True, clip=around), IMAGES / f"{name}.png")
 
 
 if __name__ == "__main__":
