@@ -190,6 +190,16 @@ def test_an_xray_that_is_under_way_says_so_and_is_stopped(page: Page, server: Li
     settled(page)
     assert not stage.is_visible() and page.locator("#xray-problem").inner_text() == ""
     assert page.locator("#xray-result").is_hidden()
+    page.unroute("**/v1/xray")
+    page.get_by_role("button", name="Take X-ray").click()
+    page.locator("#xray-chain li:not(.head)").nth(3).wait_for()
+    settled(page)
+    page.route("**/v1/xray", lambda route: held.append(route))
+    page.get_by_label("fill up with dots").check()
+    stage.filter(has_text="behind every broken chain").wait_for()
+    page.get_by_role("button", name="Stop").last.click()
+    settled(page)
+    assert page.get_by_label("cut it there").is_checked(), "the break that is shown"
 
 
 def test_a_sweep_is_begun_watched_and_its_candidate_listed(page: Page, server: Live) -> None:

@@ -15,7 +15,7 @@ export function begin() {
   find("#xray-other-question").value = EXAMPLES[1];
   find("#xray-form").addEventListener("submit", (event) => { event.preventDefault(); take(); });
   find("#xray-write").addEventListener("click", () => busy(writeReply));
-  find("#xray-stop").addEventListener("click", () => under_way?.abort());
+  find("#xray-stop").addEventListener("click", stop);
   find("#xray-breaks").addEventListener("change", () => busy(showBreak));
   find("#xray-other-reply").addEventListener("change", forgetSwap);
   find("#xray-other-question").addEventListener("change", () => { find("#xray-other-reply").value = ""; forgetSwap(); });
@@ -73,6 +73,14 @@ async function busy(work) {
       find("#xray-working").hidden = true;
     }
   }
+}
+
+/** The choice goes back to the break that is shown. */
+function stop() {
+  under_way?.abort();
+  if (!taken?.kind) return;
+  find(`#xray-breaks input[value=${taken.kind}]`).checked = true;
+  find("#xray-other").hidden = taken.kind !== "swapped";
 }
 
 /** Says what is done now, and for how long. */
@@ -140,6 +148,7 @@ async function showBreak(signal) {
     found.other_states_answer = more.other_states_answer ?? found.other_states_answer;
   }
   show(found, kind);
+  taken.kind = kind;
 }
 
 async function otherReply(signal) {
