@@ -52,20 +52,20 @@ search = ["method.learning_rate"]
 rank = 8
 alpha = 512
 [method]
-steps = 60
+steps = 120
 batch_size = 16
 [ranges]
-"method.learning_rate" = [5e-5, 1e-3]
+"method.learning_rate" = [2e-4, 1e-3]
 [study]
 trials = 4
-scales = [0.5, 1.0]
+scales = [1.0]
 [study.stop]
 checkpoints = []
 [evaluation]
 domain_items = 40
 chain_items = 4
 generated_items = 1
-margins = { arithmetic = 2.0, ordering = 2.0 }
+margins = { arithmetic = 1.0, ordering = 1.0 }
 """
 
 
@@ -258,7 +258,7 @@ def test_what_a_key_may_not_do_is_said(page: Page, tracking: Tracking, tmp_path:
         page.get_by_role("button", name="Use it").click()
         page.get_by_role("checkbox", name=Path(TESTBED).name).wait_for()
         for part, scope in (("Sweeps", "tune"), ("Releases", "promote")):
-            page.get_by_role("link", name=part).click()
+            page.get_by_role("link", name=part, exact=True).click()
             page.get_by_role("alert").filter(has_text=f"scope '{scope}'").wait_for()
         assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
         assert page.context.new_page().goto(closed.url)  # another tab has no key
@@ -285,10 +285,10 @@ def test_what_a_model_writes_and_what_a_name_says_is_text(
     page.get_by_role("button", name="Ask all").click()
     settled(page)
     assert HOSTILE in page.locator("#compare-replies .reply").last.inner_text()
-    page.get_by_role("link", name="Releases").click()
+    page.get_by_role("link", name="Releases", exact=True).click()
     page.locator("#releases-names h2").first.wait_for()
     assert name in page.locator("#releases-names h2").all_inner_texts()
-    page.get_by_role("link", name="X-ray").click()
+    page.get_by_role("link", name="X-ray", exact=True).click()
     page.get_by_label("Reply").first.fill(f"{HOSTILE}\nAnswer: {HOSTILE}")
     page.get_by_role("button", name="Take X-ray").click()
     page.locator("#xray-chain li:not(.head)").nth(1).wait_for()
@@ -383,7 +383,7 @@ def test_texts_stand_out_from_what_is_behind_them(page: Page, server: Live) -> N
     settled(page)
     assert page.evaluate(CONTRAST) == []
     for part in ("Sweeps", "Releases"):
-        page.get_by_role("link", name=part).click()
+        page.get_by_role("link", name=part, exact=True).click()
         page.wait_for_load_state("networkidle")
         assert page.evaluate(CONTRAST) == [], part
 

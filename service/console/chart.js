@@ -73,7 +73,7 @@ export function trials(place, points) {
   }
   for (const { x: across, y: up, names } of labels) {
     const ends = across > WIDTH - 80;
-    svg.append(draw("text", { x: across + (ends ? -9 : 9), y: up - 6, "text-anchor": ends ? "end" : "start", class: "name" }, names.join(", ")));
+    svg.append(draw("text", { x: across + (ends ? -9 : 9), y: up - 6, "text-anchor": ends ? "end" : "start", class: "name" }, names.sort((one, other) => one - other).join(", ")));
   }
   return svg;
 }
