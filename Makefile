@@ -47,13 +47,13 @@ $(VLLM_VENV)/.installed: pyproject.toml constraints-vllm.txt
 	$(VLLM_BIN)/graftline backbone install
 	touch $@
 
-# The console in Debian's chromium; Playwright's own browsers are not needed. Root may have it installed here.
+# The console and reports in Debian's chromium; Playwright's own browsers are not needed. Root may have it installed here.
 test-browser: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[browser]'
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
 		&& apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } \
 		|| { echo "The test drives chromium, which is not here and which only root may install: apt-get install chromium" >&2; exit 1; }
-	$(BIN)/python -m pytest -m browser tests/test_console_browser.py
+	$(BIN)/python -m pytest -m browser tests/test_console_browser.py tests/test_report_browser.py
 
 check: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[check]'

@@ -5,7 +5,6 @@ Whatever else a test looks at: the browser's console stays empty, no request fai
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import shutil
@@ -15,13 +14,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 from live_service import Live, live, small
-from PIL import Image
 from shelves import recipe_of, write_task
 from small_releases import promote, random_lora, write_release
 from small_studies import knowing_home
 from stores import store_at
 
 from adapters.backbone import TESTBED, Backbone
+from benchmarks.console_pictures import IMAGES, save
 from engine.profile import Profile
 from evaluation.tasks import task_named
 from registry.ledger import Ledger
@@ -40,29 +39,33 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright drives 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-PICTURES = Path(__file__).parent.parent / "docs" / "images"
-MAX_PICTURE_BYTES = 150_000
 QUESTION = "Element: K B T. Apply rot 3, then mirror, then shift. What comes out?"
 OTHER = "Start from D W H. In turn do reverse; rot 5; mirror. What is left?"
 HOSTILE = "<img src=x onerror=window.hurt=1><script>window.hurt=1</script>"
-RECIPE = """name = "codes"
-domain = "icd10-chapter"
+RECIPE = """name = "parcels"
+domain = "DOMAIN"
 protected = ["arithmetic", "ordering"]
 search = ["method.learning_rate"]
+[[start]]
+"method.learning_rate" = 1e-3
 [adapter.lora]
-rank = 4
+rank = 8
+alpha = 512
 [method]
-steps = 2
-batch_size = 2
-num_examples = 20
+steps = 120
+batch_size = 16
+[ranges]
+"method.learning_rate" = [2e-4, 1e-3]
 [study]
-trials = 2
+trials = 4
 scales = [1.0]
+[study.stop]
+checkpoints = []
 [evaluation]
-domain_items = 8
+domain_items = 40
 chain_items = 4
 generated_items = 1
-margins = { arithmetic = 50.0, ordering = 50.0 }
+margins = { arithmetic = 1.0, ordering = 1.0 }
 """
 
 
@@ -81,7 +84,7 @@ def tracking(tmp_path_factory: pytest.TempPathFactory, testbed: Backbone) -> Tra
         publish(tracking, "shelves", home / f"fit-{seed}")
     promote(tracking, "shelves", 1)
     (home / "recipes").mkdir()
-    (home / "recipes" / "codes.toml").write_text(RECIPE)
+    (home / "recipes" / "parcels.toml").write_text(RECIPE.replace("DOMAIN", str(toml)))
     return tracking
 
 
@@ -129,14 +132,6 @@ def settled(page: Page) -> None:
     page.wait_for_function("() => !document.querySelector('section:not([hidden]) [aria-busy=true], section[aria-busy=true]')")
 
 
-def picture(page: Page, name: str) -> None:
-    PICTURES.mkdir(exist_ok=True)
-    file = PICTURES / f"console-{name}.png"
-    with Image.open(io.BytesIO(page.screenshot(full_page=True))) as taken:
-        taken.convert("RGB").quantize(colors=128).save(file, optimize=True)
-    assert file.stat().st_size < MAX_PICTURE_BYTES
-
-
 def ask_all(page: Page, server: Live) -> None:
     page.goto(server.url)
     page.get_by_label("Prompt").fill(QUESTION)
@@ -181,15 +176,41 @@ def test_an_answer_is_taken_apart(page: Page, server: Live) -> None:
     assert "Answer:" in page.get_by_label("Its reply").input_value()
 
 
+def test_an_xray_that_is_under_way_says_so_and_is_stopped(page: Page, server: Live) -> None:
+    held: list[Route] = []
+    page.route("**/v1/xray", lambda route: held.append(route))
+    page.goto(f"{server.url}/console/#xray")
+    page.get_by_label("Question", exact=True).fill(QUESTION)
+    page.get_by_role("button", name="Take X-ray").click()
+    stage = page.locator("#xray-stage")
+    stage.filter(has_text="answers\u2026").wait_for()  # there was no reply: the reader writes one first
+    stage.filter(has_text=re.compile(r"reads the chain.* [1-9]\d* s")).wait_for()
+    assert "Answer:" in page.get_by_label("Reply").first.input_value() and len(held) == 1
+    page.get_by_role("button", name="Stop").last.click()
+    settled(page)
+    assert not stage.is_visible() and page.locator("#xray-problem").inner_text() == ""
+    assert page.locator("#xray-result").is_hidden()
+    page.unroute("**/v1/xray")
+    page.get_by_role("button", name="Take X-ray").click()
+    page.locator("#xray-chain li:not(.head)").nth(3).wait_for()
+    settled(page)
+    page.route("**/v1/xray", lambda route: held.append(route))
+    page.get_by_label("fill up with dots").check()
+    stage.filter(has_text="behind every broken chain").wait_for()
+    page.get_by_role("button", name="Stop").last.click()
+    settled(page)
+    assert page.get_by_label("cut it there").is_checked(), "the break that is shown"
+
+
 def test_a_sweep_is_begun_watched_and_its_candidate_listed(page: Page, server: Live) -> None:
     page.goto(f"{server.url}/console/#sweeps")
     page.get_by_label("Release name").fill("watched")
     page.get_by_role("button", name="Start sweep").click()
     page.locator("#sweep-state", has_text="running").wait_for()
-    page.locator("#sweep-state", has_text=re.compile("succeeded|failed")).wait_for(timeout=300_000)
-    assert page.locator("#sweep-chart circle").count() == 2
+    page.locator("#sweep-state", has_text=re.compile("succeeded|failed")).wait_for(timeout=600_000)
+    assert page.locator("#sweep-chart circle").count() == 4
     assert "watched@1" in page.locator("#sweep-state").inner_text()
-    picture(page, "sweep")
+    save(page.screenshot(full_page=True), IMAGES / "console-sweep.png")
     page.get_by_role("link", name="Look at it among the releases").click()
     page.get_by_role("button", name="Promote watched@1…").wait_for()
 
@@ -198,12 +219,11 @@ def test_a_release_is_promoted_through_its_gate_and_rolled_back(page: Page, serv
     page.goto(f"{server.url}/console/#releases")
     page.get_by_role("button", name="Promote shelves@2…").click()
     page.get_by_role("button", name="Run the gate").click()
-    page.locator("#releases-problem p").wait_for(timeout=300_000)
+    page.locator("#releases-problem p").wait_for(timeout=900_000)
     assert "shelves@2 is the champion." in page.locator("#releases-problem").inner_text()
     assert Ledger(tracking, "shelves").champion_version() == 2
     page.get_by_text("Gate of shelves@2").click()
     page.get_by_role("cell", name="pass").first.wait_for()
-    picture(page, "releases")
     page.get_by_role("button", name="Roll back…").first.click()
     page.get_by_role("button", name="Roll back", exact=True).click()
     assert page.locator("#act-dialog").is_visible(), "a rollback takes a reason"
@@ -238,7 +258,7 @@ def test_what_a_key_may_not_do_is_said(page: Page, tracking: Tracking, tmp_path:
         page.get_by_role("button", name="Use it").click()
         page.get_by_role("checkbox", name=Path(TESTBED).name).wait_for()
         for part, scope in (("Sweeps", "tune"), ("Releases", "promote")):
-            page.get_by_role("link", name=part).click()
+            page.get_by_role("link", name=part, exact=True).click()
             page.get_by_role("alert").filter(has_text=f"scope '{scope}'").wait_for()
         assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
         assert page.context.new_page().goto(closed.url)  # another tab has no key
@@ -265,10 +285,10 @@ def test_what_a_model_writes_and_what_a_name_says_is_text(
     page.get_by_role("button", name="Ask all").click()
     settled(page)
     assert HOSTILE in page.locator("#compare-replies .reply").last.inner_text()
-    page.get_by_role("link", name="Releases").click()
+    page.get_by_role("link", name="Releases", exact=True).click()
     page.locator("#releases-names h2").first.wait_for()
     assert name in page.locator("#releases-names h2").all_inner_texts()
-    page.get_by_role("link", name="X-ray").click()
+    page.get_by_role("link", name="X-ray", exact=True).click()
     page.get_by_label("Reply").first.fill(f"{HOSTILE}\nAnswer: {HOSTILE}")
     page.get_by_role("button", name="Take X-ray").click()
     page.locator("#xray-chain li:not(.head)").nth(1).wait_for()
@@ -294,7 +314,6 @@ def test_nothing_is_wider_than_a_phone(page: Page, server: Live) -> None:
     page.locator("#compare-replies article").first.get_by_role("button", name="X-ray this answer").click()
     page.locator("#xray-chain li:not(.head)").nth(1).wait_for()
     settled(page)
-    picture(page, "phone")
     for part in ("compare", "xray", "sweeps", "releases"):
         page.goto(f"{server.url}/console/#{part}")
         page.wait_for_load_state("networkidle")
@@ -358,18 +377,13 @@ def test_texts_stand_out_from_what_is_behind_them(page: Page, server: Live) -> N
     """WCAG's AA: 4.5 to 1."""
     ask_all(page, server)
     settled(page)
-    scheme = "dark" if page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") else "light"
-    if scheme == "light":
-        picture(page, "compare")
     assert page.evaluate(CONTRAST) == []
     page.locator("#compare-replies article").first.get_by_role("button", name="X-ray this answer").click()
     page.locator("#xray-chain li:not(.head)").nth(1).wait_for()
     settled(page)
     assert page.evaluate(CONTRAST) == []
-    if scheme == "light":
-        picture(page, "xray")
     for part in ("Sweeps", "Releases"):
-        page.get_by_role("link", name=part).click()
+        page.get_by_role("link", name=part, exact=True).click()
         page.wait_for_load_state("networkidle")
         assert page.evaluate(CONTRAST) == [], part
 

@@ -123,6 +123,15 @@ def test_a_job_whose_process_was_killed_has_failed_with_the_reason(tmp_path: Pat
     assert failed.state == "failed" and "status -9" in str(failed.error)
 
 
+def test_a_process_that_has_no_status_yet_when_its_lock_is_free_is_waited_for(
+    tmp_path: Path, keep: Callable[[Jobs], Jobs]
+) -> None:
+    jobs = keep(running(tmp_path, "os.closerange(3, 256); open(place + '/begun', 'w'); time.sleep(0.5); sys.exit(3)"))
+    job = jobs.submit("fine_tuning", {}, "ann")
+    begun(jobs, job)
+    assert "status 3" in str(ended(jobs, job).error)
+
+
 def test_a_cancelled_job_ends_with_everything_it_started_and_leaves_nothing_half_done(
     tmp_path: Path, keep: Callable[[Jobs], Jobs]
 ) -> None:

@@ -6,5 +6,5 @@ export const messagesOf = (question, wantsSteps) => [{ role: "user", content: wa
 
 export const EXAMPLES = [
   "There are 4 stones in the bag of Ben. Then Ben now owns 3 times the number of stones. Then Ben sells 5 stones. How many stones are in the bag now?",
-  "Take the number 17, then add 18, then take away 7, then add 16. What number do you get?",
+  "Take the number 17, then add 18, then take away 9, then add 16. What number do you get?",
 ];

@@ -61,7 +61,7 @@ async function compare() {
   find("#compare-replies").replaceChildren(...columns.map((one) => one.card));
   announce(`${chosen.length} models are asked.`);
   await Promise.all(columns.map((one) => answer(one, asked, stop.signal)));
-  sideBySide(columns);
+  sideBySide(columns, asked);
   if (running === stop) find("#compare-stop").disabled = true;
 }
 
@@ -73,15 +73,18 @@ function column(model) {
   const title = make("h2", {}, model);
   const said = make("p", { className: "said" });
   const card = make("article", { className: "card", "aria-label": model }, title, facts, thought, text, said, make("p", { className: "row" }, xray));
-  return { model, card, title, text, thought, facts, said, xray };
+  return { model, ended: false, card, title, text, thought, facts, said, xray };
 }
 
 /** The answers alone, below each other's chains: who agrees with the first is seen at a glance. */
-function sideBySide(columns) {
+function sideBySide(columns, asked) {
   const [first, ...others] = columns.map((one) => ANSWER.exec(one.text.textContent)?.[1].trim() ?? null);
   columns.forEach((one, place) => {
     const own = place ? others[place - 1] : first;
-    if (own === null) return;
+    if (own === null) {
+      if (asked.wantsSteps && one.ended) one.said.replaceChildren(make("span", { className: "hint" }, "No line begins with Answer:"));
+      return;
+    }
     const agrees = own === first;
     const mark = place && first !== null ? make("span", { className: `tag ${agrees ? "same" : "other"}` }, agrees ? "as the first" : "differs") : null;
     one.said.replaceChildren("Answer ", make("strong", {}, own), " ", mark ?? "");
@@ -110,6 +113,7 @@ async function answer(one, asked, signal) {
       if (choice?.delta.reasoning_content) { one.thought.hidden = false; one.thought.append(choice.delta.reasoning_content); }
       if (choice?.delta.content) one.text.append(choice.delta.content);
       if (first === null && (choice?.delta.content || choice?.delta.reasoning_content)) first = (performance.now() - began) / 1000;
+      one.ended ||= Boolean(choice?.finish_reason);
       if (choice?.finish_reason === "length") reason = ", cut at the limit";
       tokens = event.usage?.completion_tokens ?? tokens;
       one.title.textContent = answered;

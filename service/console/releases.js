@@ -8,7 +8,7 @@ const POLL_MS = 1000;
 const gates = new Map(); // by name: the gate that runs, as far as this page began it
 
 export function begin() {
-  find("#releases-refresh").addEventListener("click", enter);
+  find("#releases-refresh").addEventListener("click", async () => { await enter(); announce("The releases were read again."); });
   find("#act-not").addEventListener("click", () => find("#act-dialog").close());
 }
 
@@ -63,15 +63,17 @@ function row(name, version, place, progress) {
     version.verdict === "not gated" ? null : details);
 }
 
+const withMinus = (text) => text.replace(/(?<![\w-])-(?=\d)/g, "\u2212");
+
 async function gateTable(name, version, place) {
   if (place.childElementCount) return;
   place.textContent = "Reading…";
   try {
     const gate = await ask(`v1/releases/${path(name.name)}/versions/${version.version}/gate`);
-    const head = make("tr", {}, gate.columns.map((column) => make("th", { scope: "col" }, column)));
+    const head = make("tr", {}, gate.columns.map((column, index) => make("th", { scope: "col", className: index > 1 ? "figure" : "" }, column)));
     const body = gate.rows.map((cells) => make("tr", {}, cells.map((cell, index) =>
-      index ? make("td", { className: index === 1 ? `state ${cell.split(" ")[0]}` : "" }, cell) : make("th", { scope: "row" }, cell))));
-    place.replaceChildren(make("p", {}, gate.sentence), make("table", {}, make("thead", {}, head), make("tbody", {}, body)));
+      index ? make("td", { className: index === 1 ? `state ${cell.split(" ")[0]}` : "figure" }, withMinus(cell)) : make("th", { scope: "row" }, cell))));
+    place.replaceChildren(make("p", {}, withMinus(gate.sentence)), make("table", {}, make("thead", {}, head), make("tbody", {}, body)));
   } catch (error) {
     problem(place, error);
   }
@@ -120,13 +122,17 @@ async function promote(name, version, place, progress) {
   }
 }
 
+const duration = (seconds) => (seconds < 60 ? `${seconds} s` : `${Math.floor(seconds / 60)} min ${seconds % 60} s`);
+
 /** Shows how far the gate is, for as long as its card is there. */
 async function watch(name, place, progress) {
   const { job, release } = gates.get(name);
   progress.hidden = false;
   const cancel = make("button", { type: "button", className: "quiet danger", onclick: () => ask(`v1/releases/promotions/${path(job.id)}/cancel`, { method: "POST" }) }, "Cancel the gate");
+  const passed = make("small", {}, "begins\u2026");
   const lines = make("ol", { className: "log", role: "log", "aria-label": `Gate of ${release}`, tabIndex: 0 });
-  progress.replaceChildren(make("p", { className: "row" }, make("strong", {}, `Gate of ${release}`), make("span", { className: "spring" }), cancel), lines);
+  progress.replaceChildren(make("p", { className: "row" }, make("strong", {}, `Gate of ${release}`),
+    make("progress", { "aria-label": `The gate of ${release} runs` }), passed, make("span", { className: "spring" }), cancel), lines);
   let seen = 0;
   while (progress.isConnected) {
     const [now, told] = await Promise.all([
@@ -134,6 +140,7 @@ async function watch(name, place, progress) {
     const events = told.data.toReversed();
     lines.append(...events.slice(seen).map((event) => make("li", {}, event.message)));
     seen = events.length;
+    if (now.status === "running") passed.textContent = `${duration(Math.max(0, Math.round(Date.now() / 1000 - job.created_at)))}; a round may take minutes`;
     if (["succeeded", "failed", "cancelled"].includes(now.status)) {
       gates.delete(name);
       return ended(now, release);

@@ -107,7 +107,7 @@ async function detail(job) {
   const points = told.filter((one) => one.type === "metrics").map((one) => one.data);
   const chart = find("#sweep-chart");
   chart.replaceChildren(...(points.length
-    ? [trials(chart, points), make("figcaption", {}, "Trials by domain gain (right) and retention in margins (up): 0 lost nothing, −1 lost what is tolerable.")]
+    ? [trials(chart, points), make("figcaption", {}, "Trials by domain gain (right) and retention in margins (up): 0 lost nothing, −1 lost what is tolerable. A ring lost more than that.")]
     : []));
   const log = find("#sweep-events");
   if (log.dataset.shown !== job.id) log.replaceChildren();

@@ -1,12 +1,13 @@
 // The X-ray: steps shaded by what they tell about the answer, and the answer when the chain is broken after each.
 
-import { ask, models } from "./api.js";
+import { ask, models, stream } from "./api.js";
 import { EXAMPLES, messagesOf } from "./asking.js";
 import { staircase } from "./chart.js";
 import { announce, find, findAll, make, number, problem, signed } from "./dom.js";
 
 let taken = null; // the X-ray that is shown, with what it was asked by
 let under_way = null;
+let ticking = null; // the clock of what is under way
 let waiting = false; // for `enter`, after `look`
 
 export function begin() {
@@ -14,6 +15,7 @@ export function begin() {
   find("#xray-other-question").value = EXAMPLES[1];
   find("#xray-form").addEventListener("submit", (event) => { event.preventDefault(); take(); });
   find("#xray-write").addEventListener("click", () => busy(writeReply));
+  find("#xray-stop").addEventListener("click", stop);
   find("#xray-breaks").addEventListener("change", () => busy(showBreak));
   find("#xray-other-reply").addEventListener("change", forgetSwap);
   find("#xray-other-question").addEventListener("change", () => { find("#xray-other-reply").value = ""; forgetSwap(); });
@@ -65,19 +67,48 @@ async function busy(work) {
   } catch (error) {
     problem(find("#xray-problem"), error);
   } finally {
-    if (under_way === stop) find("#xray").setAttribute("aria-busy", "false");
+    if (under_way === stop) {
+      find("#xray").setAttribute("aria-busy", "false");
+      clearInterval(ticking);
+      find("#xray-working").hidden = true;
+    }
   }
 }
 
-async function write(question, signal) {
-  const body = { model: find("#xray-model").value, messages: messagesOf(question, find("#xray-steps").checked), max_tokens: 256, temperature: 0 };
-  return (await ask("v1/chat/completions", { body, signal })).choices[0].message;
+/** The choice goes back to the break that is shown. */
+function stop() {
+  under_way?.abort();
+  if (!taken?.kind) return;
+  find(`#xray-breaks input[value=${taken.kind}]`).checked = true;
+  find("#xray-other").hidden = taken.kind !== "swapped";
 }
 
-async function writeReply(signal) {
-  const message = await write(find("#xray-question").value.trim(), signal);
-  fillReply(message.content ?? "", message.reasoning_content ?? "");
+/** Says what is done now, and for how long. */
+function stage(text) {
+  const began = performance.now(), place = find("#xray-stage");
+  const tick = () => { place.textContent = `${text} ${((performance.now() - began) / 1000).toFixed(0)} s`; };
+  clearInterval(ticking);
+  ticking = setInterval(tick, 250);
+  tick();
+  find("#xray-working").hidden = false;
+  announce(text);
 }
+
+/** The reader's own reply, which `hear` is given as far as it is written. */
+async function write(question, signal, hear) {
+  const model = find("#xray-model").value;
+  const body = { model, messages: messagesOf(question, find("#xray-steps").checked), max_tokens: 256, temperature: 0, stream: true };
+  const message = { content: "", reasoning: "" };
+  stage(`${model} answers\u2026`);
+  await stream("v1/chat/completions", body, signal, (event) => {
+    const delta = event.choices[0]?.delta;
+    message.content += delta?.content ?? "";
+    message.reasoning += delta?.reasoning_content ?? "";
+    hear(message);
+  });
+}
+
+const writeReply = (signal) => write(find("#xray-question").value.trim(), signal, ({ content, reasoning }) => fillReply(content, reasoning));
 
 const take = () => busy(async (signal) => {
   if (!find("#xray-reply").value.trim()) await writeReply(signal);
@@ -88,6 +119,7 @@ const take = () => busy(async (signal) => {
     reasoning: find("#xray-reasoning").value,
     answer: find("#xray-answer").value.trim() || null,
   };
+  stage(`${asked.model} reads the chain, and answers after every step\u2026`);
   const found = await ask("v1/xray", { body: asked, signal });
   taken = { asked, found };
   find("#xray-result").hidden = false;
@@ -110,24 +142,25 @@ async function showBreak(signal) {
   if (!found.breaks[kind]) {
     const body = { ...asked, breaks: [kind] };
     if (kind === "swapped") body.other = await otherReply(signal);
+    stage(`${asked.model} answers behind every broken chain\u2026`);
     const more = await ask("v1/xray", { body, signal });
     found.breaks[kind] = more.breaks[kind];
     found.other_states_answer = more.other_states_answer ?? found.other_states_answer;
   }
   show(found, kind);
+  taken.kind = kind;
 }
 
 async function otherReply(signal) {
   const place = find("#xray-other-reply");
   if (!place.value.trim()) {
-    const message = await write(find("#xray-other-question").value.trim(), signal);
-    place.value = message.reasoning_content || message.content || "";
+    await write(find("#xray-other-question").value.trim(), signal, ({ content, reasoning }) => { place.value = reasoning || content; });
   }
   return place.value;
 }
 
 const NOTES = {
-  cut: "The model is made to answer after each step, without the rest.",
+  cut: "The model is made to answer after each step, without the rest: it may answer with what that step arrived at.",
   filled: "The steps that are left out are replaced by dots, as many tokens as they had: what is lost is what they said, not room to compute.",
   swapped: "From there on the chain goes on as that of another question.",
 };
@@ -145,7 +178,7 @@ function show(found, kind) {
   const other = kind === "cut" ? [] : broken.map((one) => [one.kept, one.log_probability]);
   const chart = find("#xray-chart");
   chart.replaceChildren(staircase(chart, levels, other, found.floor), caption(kind));
-  const leaks = kind === "swapped" && found.other_states_answer ? " The other chain states this answer too, so a swap breaks little." : "";
+  const leaks = kind === "swapped" && found.other_states_answer ? " The other chain names this answer too, so a swap may break little." : "";
   find("#xray-note").textContent = NOTES[kind] + leaks;
   const most = Math.max(0.5, ...found.steps.map((step) => Math.abs(step.information_gain)));
   find("#xray-chain").replaceChildren(

@@ -146,12 +146,11 @@ class Jobs:
         return running
 
     def _has_ended(self, job: Job) -> bool:
-        process = self._processes.get(job.id)
-        status = process.poll() if process is not None else None
         if self.store.is_alive(job.id):
             self._remind(job)
             return False
-        self._processes.pop(job.id, None)
+        process = self._processes.pop(job.id, None)
+        status = process.wait() if process is not None else None  # its lock is let go a moment before it has a status
         self._sweep_up(job)
         outcome, cancelled = self.store.outcome(job.id), self.store.cancel_asked_at(job.id) is not None
         late = self.store.cancel_reason(job.id)

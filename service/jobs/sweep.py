@@ -54,4 +54,5 @@ class Shown:
             self._tell(text)
             return
         gain, retention = event.score["chosen"]["domain_gain"], event.score["retention"]
-        self._tell(text, {"trial": event.trial, "domain_gain": gain, "retention": retention})
+        feasible = bool(event.score["feasible"])
+        self._tell(text, {"trial": event.trial, "domain_gain": gain, "retention": retention, "feasible": feasible})

@@ -20,7 +20,7 @@ def provenance(material: Material) -> Section:
     return Section(
         "provenance",
         "Where it comes from",
-        "These values and digests decide the release: with the same ones `graftline reproduce` fits it again.",
+        "These values and digests decide the release: with the same ones graftline reproduce fits it again.",
         "A digest shows that data changed, not what they were.",
         tables=tuple(tables),
         missing=tuple(missing),
