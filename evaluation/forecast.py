@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from adapters.backbone import Backbone
@@ -41,12 +41,21 @@ class Forecast:
         return Cost(sum(cost.tokens for cost in costs), sum(cost.seconds for cost in costs))
 
 
-def forecast(engine: Engine, backbone: Backbone, profile: str | None, plan: Sequence[Planned]) -> Forecast:
+def forecast(
+    engine: Engine,
+    backbone: Backbone,
+    profile: str | None,
+    plan: Sequence[Planned],
+    on_tried: Callable[[int, int], None] = lambda done, of: None,
+) -> Forecast:
     """One trial a measure and kind of task. Raises what would end the evaluation too: no judge, a missing package."""
-    found: dict[tuple[str, bool], Cost] = {}
+    kinds: dict[tuple[str, bool], Planned] = {}
     for planned in plan:
-        if _kind(planned) not in found:
-            found[_kind(planned)] = _tried(engine, backbone, profile, planned)
+        kinds.setdefault(_kind(planned), planned)
+    found: dict[tuple[str, bool], Cost] = {}
+    for kind, planned in kinds.items():
+        found[kind] = _tried(engine, backbone, profile, planned)
+        on_tried(len(found), len(kinds))
     return Forecast(found)
 
 

@@ -34,7 +34,9 @@ def test_the_tokens_that_are_told_are_about_those_that_it_takes(backbone: Backbo
     engine = TorchEngine(backbone)
     engine.load("noop", Profile())
     plan = [planned(name, 24) for name in ("chain_likelihood", "choice_accuracy")]
-    told = forecast(engine, backbone, "noop", plan).all(plan)
+    tried: list[tuple[int, int]] = []
+    told = forecast(engine, backbone, "noop", plan, lambda *counted: tried.append(counted)).all(plan)
+    assert tried and tried == [(number, len(tried)) for number in range(1, len(tried) + 1)]
     found = evaluate(engine, backbone, "noop", plan)
     assert told.tokens == pytest.approx(sum(row.adapted.tokens for row in found.rows), rel=0.25)
     assert told.seconds > 0

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from service.clock import clock
+from service.clock import lasting
 from service.commands.subject import LOADED, Subject, load_subject
 from service.pace import Pace
 
@@ -52,7 +52,7 @@ def knockout(
     if readings:
         print(f"trying {len(plan)} tasks on a few items each, to tell how long the whole will take", file=sys.stderr)
         seconds = seconds_for(subject.engine, subject.backbone, subject.profile, plan, readings)
-        print(f"{readings} readings of {len(plan)} tasks, {items} items each: about {clock(seconds)} min", file=sys.stderr)
+        print(f"{readings} readings of {len(plan)} tasks, {items} items each: about {lasting(seconds)}", file=sys.stderr)
     found = knock_out(
         subject.engine,
         subject.backbone,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
-from service.clock import clock
+from service.clock import lasting
 from service.commands.subject import LOADED, Subject
 from service.pace import Pace
 
@@ -36,7 +37,8 @@ class Workload:
         if unread:
             named = len({planned.measure.name for planned in unread})
             print(f"trying {named} measures on {TRIED} items each, to tell how long the whole will take", file=sys.stderr)
-        return cls(unread, len(sides) * len(plan), forecast(subject.engine, subject.backbone, LOADED, unread))
+        tried = partial(Pace(), "measures tried")
+        return cls(unread, len(sides) * len(plan), forecast(subject.engine, subject.backbone, LOADED, unread, tried))
 
     def __str__(self) -> str:
         known = self.num_readings - len(self.unread)
@@ -45,7 +47,7 @@ class Workload:
         cost = self.forecast.all(self.unread)
         return (
             f"{len(self.unread)} readings to make ({known} are stored), about {cost.tokens / 1e6:.2g} million tokens through a "
-            f"forward and {clock(cost.seconds)} minutes. Ctrl-C stops it; the same command goes on from there."
+            f"forward and {lasting(cost.seconds)}. Ctrl-C stops it; the same command goes on from there."
         )
 
     def on_read(self, planned: Planned) -> None:
