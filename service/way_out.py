@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from registry.gate_report import FamilyVerdict, GateReport
 
@@ -14,7 +15,9 @@ def way_out(report: GateReport) -> str | None:
     if report.verdict == "pass":
         return None
     if report.verdict == "fail":
-        return f"These files stay failed, under any name. {_fit_anew(report.tests)} Then publish the new fit."
+        failed = [test for test in report.tests if test.verdict == "fail"]
+        anew = _fit_anew(failed) or "Fit what passes under every training seed."
+        return f"These files stay failed, under any name. {anew} Then publish the new fit."
     if not report.families:
         return "Protect a task that the backbone can do (docs/extending.md says how to ask which), fit again and publish that."
     open_tests = [test for test in report.tests if test.verdict == "inconclusive"]
@@ -35,15 +38,16 @@ def _rows(items: int) -> int:
     return 10 * math.ceil(items / GATE_SHARE / 10)
 
 
-def _fit_anew(tests: tuple[FamilyVerdict, ...] | list[FamilyVerdict]) -> str:
-    found = []
-    if any(test.role == "domain" and test.verdict != "pass" for test in tests):
-        found.append("Gain more: more rows or steps, a higher learning rate or scale.")
-    if any(test.role in ("protected", "pooled") and test.verdict != "pass" for test in tests):
+def _fit_anew(tests: Sequence[FamilyVerdict]) -> str:
+    """Of these tests, none of which passed."""
+    roles, found = {test.role for test in tests}, []
+    if "domain" in roles:
+        found.append("Gain more: more rows or steps, a larger scale, another target or method.")
+    if roles & {"protected", "pooled"}:
         found.append(
             'Lose less: a lower learning rate, fewer steps, smaller study.scales, method.prompt = "matching", rationales or '
             "kl_weight (docs/methods.md); `graftline tune` searches them."
         )
-    if any(test.role == "written" and test.verdict != "pass" for test in tests):
+    if "written" in roles:
         found.append("Loosen the decoding policy (docs/decoding.md).")
     return " ".join(found)

@@ -9,7 +9,7 @@ import numpy as np
 
 from evaluation.task import split_of
 from registry.gate import run_gate
-from registry.gate_report import GateReport
+from registry.gate_report import GateReport, SeedVerdict
 from registry.gate_settings import GateSettings
 from registry.gate_statistics import PairedItems
 from service.way_out import GATE_SHARE, way_out
@@ -37,10 +37,15 @@ def test_a_pass_needs_no_way_out() -> None:
 
 
 def test_a_loss_is_answered_by_what_loses_less_and_not_by_what_gains_more() -> None:
-    failed = report(0.8, 0.9)
+    failed = report(0.0, 0.9)  # the domain did not gain either, but is undecided
     told = way_out(failed)
     assert failed.verdict == "fail" and told is not None
     assert "stay failed, under any name" in told and "lower learning rate" in told and "Gain more" not in told
+
+
+def test_a_recipe_that_fails_under_another_seed_has_a_way_out_too() -> None:
+    failed = report(0.8, 0.0).with_seeds([SeedVerdict(number=1, verdict="fail", sentence="seed +1 failed.")])
+    assert "under every training seed" in (way_out(failed) or "")
 
 
 def test_no_gain_is_answered_by_what_gains_more_and_not_by_what_loses_less() -> None:

@@ -124,7 +124,7 @@ def show_promotion(done: Promotion, champion: str, console: Console, as_json: bo
     console.print(gate_table(report))
     console.print(report.sentence)
     console.print(done.waiting or f"{report.subject} {champion if done.promoted else 'was not promoted'}")
-    if advice and not done.promoted:
+    if advice and not done.promoted and done.waiting is None:
         console.print(advice, highlight=False)
 
 
