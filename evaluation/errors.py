@@ -25,6 +25,10 @@ class DuplicateId(WrongRow):
     """Two rows have the same id."""
 
 
+class ContradictoryAnswers(WrongRow):
+    """One question has two right answers."""
+
+
 class EmptySplit(DataError):
     """Hashing the groups left a split without a row."""
 

@@ -233,7 +233,9 @@ class Ledger:
         self.refuse_moved(expected_head, as_head(valid[-1]))
         champions = self.earlier_champions()
         lone = self._by_one_override(valid) if self.asks_for_two(actor) else set[int]()
-        earlier = [version for version in line[:-1] if version in champions and version not in lone]
+        before = [version for version in line[:-1] if version in champions]
+        # Where all of them became champions by an override of one, the last is what is refused below, with the way to approve it.
+        earlier = [version for version in before if version not in lone] or before
         target = to if to is not None else (earlier[-1] if earlier else None)
         if target is None or target not in champions:
             known = ", ".join(map(str, champions)) or "none"

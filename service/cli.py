@@ -338,7 +338,7 @@ def main() -> NoReturn:
         app(standalone_mode=True)
     except SystemExit as end:
         if end.code == _INTERRUPTED:
-            print("graftline: stopped by Ctrl-C. What was stored until then is kept in the home.", file=sys.stderr)
+            print("graftline: stopped by Ctrl-C. What was stored until then is kept.", file=sys.stderr)
         raise
     except OSError as error:
         _end(

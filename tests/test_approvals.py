@@ -228,6 +228,21 @@ def test_one_person_goes_back_to_no_override_of_one(ledger: Ledger) -> None:
     assert ledger.champion_version() == 1
 
 
+def test_where_the_only_earlier_champion_is_an_override_of_one_it_is_named_with_the_way_to_approve_it(
+    prepared_store: Path, tmp_path: Path
+) -> None:
+    shutil.copy(prepared_store, tmp_path / "mlflow.db")
+    ledger = Ledger(Tracking.at(tmp_path), NAME)
+    ledger.promote(1, None, override=True, reason="a demo", actor="ada")
+    ledger.promote(2, report(2), actor="ada")
+    set_policy(ledger.tracking, NAME, TWO, actor="ada", reason="an audit")
+    with pytest.raises(
+        ApprovalRefused, match=f"{NAME}@1 became one by an override of one.*graftline promote {NAME}@1 --override"
+    ):
+        ledger.rollback("slow", actor="ada")
+    assert ledger.champion_version() == 2
+
+
 def test_one_person_goes_back_to_an_override_of_two(ledger: Ledger) -> None:
     with pytest.raises(AwaitsApproval):
         ledger.promote(2, None, override=True, reason="a demo", actor="ada")

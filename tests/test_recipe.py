@@ -28,6 +28,13 @@ def test_an_unknown_key_is_named(tmp_path: Path) -> None:
         Recipe.load(written(tmp_path, "[method]\nlearning_rat = 1e-4\n"))
 
 
+def test_beside_an_unknown_key_stand_those_of_its_table(tmp_path: Path) -> None:
+    with pytest.raises(BadRecipe, match="'gates' is not a key of a recipe. .* known there are name, .*, gate.$"):
+        Recipe.load(written(tmp_path, "[gates]\nmargin = 0.1\n"))
+    with pytest.raises(BadRecipe, match="'adapter.lora.ranks' is not a key .* known there are (?!.*protected).*rank"):
+        Recipe.load(written(tmp_path, "[adapter.lora]\nranks = 4\n"))
+
+
 def test_a_wrong_value_is_shown(tmp_path: Path) -> None:
     with pytest.raises(BadRecipe, match=r"'adapter.lora.rank'.*'many'"):
         Recipe.load(written(tmp_path, '[adapter.lora]\nrank = "many"\n'))

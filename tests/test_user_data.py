@@ -11,12 +11,13 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from documents import ROOT
 
 from evaluation import errors
 from evaluation.task import SPLITS, Task
 from evaluation.tasks import task_named
 from evaluation.tasks.rows import read_file
-from evaluation.tasks.user_data import load_task
+from evaluation.tasks.user_data import Columns, TaskSpec, load_task
 
 COLUMNS = {"question": "q", "answer": "a"}
 
@@ -38,6 +39,13 @@ def toml(folder: Path, columns: dict[str, Any], **top: str) -> Path:
 def jsonl(folder: Path, data: list[dict[str, Any]], columns: dict[str, Any] = COLUMNS, **top: str) -> Path:
     (folder / "data.jsonl").write_text("\n".join(json.dumps(values) for values in data))
     return toml(folder, columns, **top)
+
+
+def test_the_document_names_every_key_of_a_task_file() -> None:
+    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    table = page.partition("\n## A domain\n")[2].partition("\n## ")[0]
+    keys = {*TaskSpec.model_fields, *Columns.model_fields} - {"columns"}
+    assert [key for key in sorted(keys) if f"`{key}`" not in table] == []
 
 
 def test_every_row_of_a_jsonl_file_is_in_exactly_one_split(tmp_path: Path) -> None:
@@ -205,6 +213,53 @@ def test_a_csv_row_with_a_cell_too_many_or_too_few_is_named(tmp_path: Path) -> N
         (tmp_path / "data.csv").write_text(f"q,a,key\nIs 2 even?,yes,0\n{line}\n")
         with pytest.raises(errors.WrongRow, match=f"line 3 of .* has {word}"):
             load_task(toml(tmp_path, COLUMNS, file="data.csv"))
+
+
+def test_all_rows_that_break_a_rule_are_named_at_once(tmp_path: Path) -> None:
+    data = rows()
+    for index in (3, 8):
+        data[index]["a"] = ""
+    with pytest.raises(errors.WrongRow, match="2 of 60 rows cannot be used. .*line 4 of .*line 9 of"):
+        load_task(jsonl(tmp_path, data))
+    with pytest.raises(errors.WrongRow, match="60 of 60 rows .*line 5 of .* And 55 more"):
+        load_task(jsonl(tmp_path, [{**values, "a": ""} for values in rows()]))
+
+
+def test_one_question_with_two_right_answers_is_refused_and_a_repeated_row_is_not(tmp_path: Path) -> None:
+    data = [*rows(), rows()[4]]
+    assert len(load_task(jsonl(tmp_path, data)).rows) == 61
+    data[60]["a"] = "no"
+    with pytest.raises(errors.ContradictoryAnswers, match="but 1 of .*'yes' in mine/5 and 'no' in mine/61 to 'Is number 4 even"):
+        load_task(jsonl(tmp_path, data))
+    options = [{**values, "options": ["yes", "no"]} for values in data]
+    options[60]["options"] = ["no", "never"]  # asked of other options, it is another question
+    assert len(load_task(jsonl(tmp_path, options, {**COLUMNS, "choices": "options"})).rows) == 61
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("q;a;key\nIs 2 even?;yes;0\n", "separated by commas, but .* is 'q;a;key', in one cell. .* ';'"),
+        ("q\ta\nIs 2 even?\tyes\n", r"in one cell. Write it again with commas in place of '\\t'"),
+        ("q,a,a\nIs 2 even?,yes,no\n", "has 'a' more than once"),
+        ('q,a\n"Is 2 even?,yes\n', "closes every quote .* that begins in line 2 of .* unexpected end of data"),
+    ],
+)
+def test_a_csv_file_of_another_dialect_is_refused_with_what_to_change(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "data.csv").write_text(text)
+    with pytest.raises(errors.UnreadableFile, match=told):
+        load_task(toml(tmp_path, COLUMNS, file="data.csv"))
+
+
+def test_columns_without_a_name_may_be_several(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text(",,q\n0,1,Is 2 even?\n")
+    assert len(read_file(tmp_path / "data.csv")) == 1
+
+
+def test_the_line_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_bytes(b"q,a\n" + b"Is 2 even?,yes\n" * 9_000 + b"caf\xe9,no\n")
+    with pytest.raises(errors.UnreadableFile, match=r"line 9002 is not UTF-8 \(byte 0xe9\). Write it again, in UTF-8"):
+        load_task(toml(tmp_path, COLUMNS, file="data.csv"))
 
 
 def test_two_rows_of_one_id_are_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from engine.profile import Profile
 from evaluation.task import Example
 from evaluation.tasks import task_named
 from tuning.continuing import check_start
-from tuning.errors import BadRecipe
+from tuning.errors import BadRecipe, Diverged
 from tuning.ground import backbone_of, new_adapters
 from tuning.loop import OnStep, OnUpdate
 from tuning.manifest import complete
@@ -40,7 +40,7 @@ def fit_recipe(
 
     On the rows that the recipe draws, or on those that a study has prepared in their place and checked itself. Of several
     processes each takes its share of every batch, and the first writes. A fit that was killed goes on at its checkpoint, which is
-    kept beside the directory until then. BadRecipe for a directory that holds something.
+    kept beside the directory until then; of one that diverged nothing is kept. BadRecipe for a directory that holds something.
     """
     check_free(directory)
     here = Processes.here()
@@ -58,7 +58,12 @@ def fit_recipe(
     kept.mkdir(parents=True, exist_ok=True)
     method = METHODS[recipe.method.name](recipe.method)
     on_step = on_step if here.is_main else None
-    fit = method.fit(backbone, adapters, examples, on_step, on_update, task=domain, directory=kept)
+    try:
+        fit = method.fit(backbone, adapters, examples, on_step, on_update, task=domain, directory=kept)
+    except Diverged:
+        if here.is_main:  # to go on from its checkpoint is to diverge again
+            shutil.rmtree(kept)
+        raise
     if here.is_main:
         if directory.is_dir():
             directory.rmdir()  # it is empty: see above

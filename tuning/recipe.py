@@ -253,7 +253,9 @@ class Recipe(Spec):
         try:
             values = tomllib.loads(file.read_text())
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise BadRecipe(f"A recipe is a TOML file, but {file} cannot be read: {error}.") from error
+            raise BadRecipe(
+                f"A recipe is a TOML file, but {file} cannot be read: {error}. Correct the path or the file."
+            ) from error
         values |= {key: _beside(file, values[key]) for key in ("domain", "protected") if key in values}
         if isinstance(adapter := values.get("adapter"), dict):
             earlier = ("warm_start", "orthogonal_to")
@@ -263,7 +265,7 @@ class Recipe(Spec):
         try:
             return cls(**values)
         except ValidationError as error:
-            raise BadRecipe(f"{file}: {in_one_sentence(error)}") from error
+            raise BadRecipe(f"{file}: {in_one_sentence(error, model=cls)}") from error
 
     def with_values(self, values: dict[str, object]) -> Recipe:
         """The recipe with dotted fields replaced, validated again.

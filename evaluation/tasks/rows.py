@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,12 +55,13 @@ def read_file(path: Path) -> list[Row]:
         raise UnreadableFile(f"The data file must exist, but {str(path)!r} does not. Correct `file` (relative to the task file).")
     try:
         return reader(path)
-    except WrongRow:
+    except (WrongRow, UnreadableFile):
         raise
-    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
+    except (OSError, ValueError) as error:
         way_out = _WAYS_OUT[path.suffix.lower()]
+        why = _undecoded(path) if isinstance(error, UnicodeDecodeError) and way_out == _AGAIN else error
         raise UnreadableFile(
-            f"The data file must be readable as {path.suffix}, but {str(path)!r} is not: {error}. {way_out}"
+            f"The data file must be readable as {path.suffix}, but {str(path)!r} is not: {why}. {way_out}"
         ) from error
 
 
@@ -102,20 +103,51 @@ def _read_jsonl(path: Path) -> list[Row]:
     return rows
 
 
+def _undecoded(path: Path) -> str:
+    """The first line that is not UTF-8; a decoder's own position is that within what it read at one time."""
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        try:
+            line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            return f"line {number} is not UTF-8 (byte 0x{line[error.start]:02x})"
+    return "it is not UTF-8"
+
+
 def _read_csv(path: Path) -> list[Row]:
     csv.field_size_limit(_FIELD)
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
-        rows = []
-        for values in reader:
-            if None in values or None in values.values():
-                number = len(reader.fieldnames or ())
-                raise WrongRow(
-                    f"Every row must have the {number} cells of the header, but line {reader.line_num} of {str(path)!r} has "
-                    f"{'more' if None in values else 'fewer'}. Quote cells that hold a comma, or fill in what is missing."
-                )
-            rows.append(Row(reader.line_num, values))
-    return rows
+        try:
+            _check_header(reader.fieldnames or (), path)
+            return [_csv_row(reader, values, path) for values in reader]
+        except csv.Error as error:
+            raise UnreadableFile(
+                "A CSV file closes every quote that it opens, and doubles a quote inside a cell, but the row that begins in line "
+                f"{reader.line_num + 1} of {str(path)!r} does not: {error}. Correct its quotes."
+            ) from error
+
+
+def _check_header(names: Sequence[str], path: Path) -> None:
+    if len(names) == 1 and (mark := next((mark for mark in ";\t" if mark in names[0]), None)):
+        raise UnreadableFile(
+            f"The cells of a CSV file are separated by commas, but the header of {str(path)!r} is {names[0]!r}, in one cell. "
+            f"Write it again with commas in place of {mark!r}."
+        )
+    if again := [name for name in dict.fromkeys(names) if name and names.count(name) > 1]:
+        raise UnreadableFile(
+            f"Columns have different names, but the header of {str(path)!r} has {', '.join(map(repr, again))} more than once. "
+            "Rename one, or leave it out."
+        )
+
+
+def _csv_row(reader: csv.DictReader[str], values: dict[str, str], path: Path) -> Row:
+    if None in values or None in values.values():
+        raise WrongRow(
+            f"Every row must have the {len(reader.fieldnames or ())} cells of the header, but line {reader.line_num} of "
+            f"{str(path)!r} has {'more' if None in values else 'fewer'}. Quote cells that hold a comma, or fill in what is "
+            "missing."
+        )
+    return Row(reader.line_num, values)
 
 
 def _read_parquet(path: Path) -> list[Row]:

@@ -25,6 +25,7 @@ from evaluation.errors import (
 )
 from evaluation.overlap import Fingerprints, check_overlap, words
 from evaluation.task import SPLITS, Example, Split, split_of
+from evaluation.tasks.faulty_rows import check_one_answer, refuse_faulty
 from evaluation.tasks.large_rows import files_at, passing, passing_of_dataset
 from evaluation.tasks.rows import Row, read_dataset, read_file
 from evaluation.tasks.streamed import StreamedTask
@@ -167,8 +168,10 @@ def load_task(path: str | Path) -> UserTask | StreamedTask:
     held = [row for split in SPLITS[1:] for row in task.by_split[split]]
     if spec.repeats == "leave_out":
         again = {repeat.held_out_id for repeat in Fingerprints.of(task.by_split["train"]).repeats(held)}
-        return UserTask(spec, _checked([row for row in examples if row.id not in again], source, spec.held_out), digest)
-    check_overlap(task.by_split["train"], held)
+        task = UserTask(spec, _checked([row for row in examples if row.id not in again], source, spec.held_out), digest)
+    else:
+        check_overlap(task.by_split["train"], held)
+    check_one_answer(task.rows, source)
     return task
 
 
@@ -213,7 +216,15 @@ def read_spec(path: Path) -> TaskSpec:
 
 def _examples(spec: TaskSpec, source: str, rows: Sequence[Row], of: str = "") -> list[Example]:
     check_columns(spec, source, rows)
-    return [example_of(spec, source, row, of) for row in rows if spec.keeps(row, source)]
+    found, faults = list[Example](), list[WrongRow]()
+    for row in rows:
+        try:
+            if spec.keeps(row, source):
+                found.append(example_of(spec, source, row, of))
+        except WrongRow as error:
+            faults.append(error)
+    refuse_faulty(faults, len(rows))
+    return found
 
 
 def check_columns(spec: TaskSpec, source: str, rows: Sequence[Row]) -> None:

@@ -28,6 +28,7 @@ from service.commands.subject import served_backbone
 from service.elsewhere import elsewhere
 from service.gate_view import gate_view
 from service.pace import checked_seconds
+from service.way_out import way_out
 
 if TYPE_CHECKING:
     from adapters.backbone import Backbone
@@ -89,7 +90,8 @@ def promote(
         act.detail |= {"promoted": done.promoted, "override": override, "verdict": done.report.verdict, "reason": reason}
         if done.waiting is not None:
             act.detail["proposed"] = True
-    show_promotion(done, f"is the champion of {done.report.subject.partition('@')[0]}", console, as_json)
+    champion = f"is the champion of {done.report.subject.partition('@')[0]}"
+    show_promotion(done, champion, console, as_json, way_out(done.report))
     return 0 if done.promoted else 1
 
 
@@ -112,8 +114,8 @@ def take(ledger: Ledger, version: int, report: GateReport, head: Head, *, overri
     return Promotion(report, True, None)
 
 
-def show_promotion(done: Promotion, champion: str, console: Console, as_json: bool) -> None:
-    """`champion` goes on after the release's name, where it was promoted."""
+def show_promotion(done: Promotion, champion: str, console: Console, as_json: bool, advice: str | None = None) -> None:
+    """`champion` goes on after the release's name, where it was promoted; `advice` ends the text, where it was not."""
     report = done.report
     if as_json:
         proposed = {} if done.waiting is None else {"proposed": True}
@@ -123,6 +125,8 @@ def show_promotion(done: Promotion, champion: str, console: Console, as_json: bo
     console.print(gate_table(report))
     console.print(report.sentence)
     console.print(done.waiting or f"{report.subject} {champion if done.promoted else 'was not promoted'}")
+    if advice and not done.promoted and done.waiting is None:
+        console.print(advice, highlight=False)
 
 
 def gate_and_promote(

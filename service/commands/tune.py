@@ -12,6 +12,7 @@ from pathlib import Path
 
 from evaluation.tasks import task_named
 from registry.home import home_directory
+from registry.names import refuse_backbone_name
 from registry.tracking import Tracking
 from service.commands.crew import Crew, executor_of, run_by
 from service.elsewhere import found_by
@@ -115,9 +116,10 @@ def tune(
 
 
 def checked(recipe: Recipe) -> Recipe:
-    """Refuses an unknown task, bad data or an unknown backbone before anything is written."""
+    """Refuses an unknown task, bad data, an unknown backbone or its name before anything is written."""
     from adapters.backbone import sources_of
 
+    refuse_backbone_name(recipe.name, recipe.backbone)
     for task in (recipe.domain, *recipe.protected):
         task_named(task)
     sources_of(recipe.backbone)

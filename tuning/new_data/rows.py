@@ -12,6 +12,7 @@ from evaluation.duplicates import SaidBefore, blocked, common_pairs
 from evaluation.errors import DataError, WrongRow
 from evaluation.overlap import Fingerprints
 from evaluation.task import Example, Task, split_of
+from evaluation.tasks.faulty_rows import several_faulty
 from evaluation.tasks.rows import read_file
 from evaluation.tasks.user_data import TaskSpec, check_columns, example_of
 from tuning.new_data.tasks import Known
@@ -28,7 +29,6 @@ Why = Literal[
 ]
 CONTRADICTS: Why = "another answer to the same question"
 KNOWN: tuple[Why, ...] = ("there already", "nearly there already")
-MAX_FAULTS = 20  # that one message names
 _LOOKED_AT = 5000  # items of a held-out split, at most
 
 
@@ -101,8 +101,7 @@ def checked_rows(spec: TaskSpec, file: Path) -> tuple[dict[str, int], list[Examp
         lines[named.id] = row.line
         examples.append(named)
     if faults:
-        more = f" And {len(faults) - MAX_FAULTS} more." if len(faults) > MAX_FAULTS else ""
-        raise WrongRow(f"{len(faults)} of {len(rows)} rows cannot be used. " + " ".join(faults[:MAX_FAULTS]) + more)
+        raise several_faulty(faults, len(rows))
     return lines, examples
 
 
