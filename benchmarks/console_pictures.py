@@ -3,7 +3,7 @@
     graftline serve
     python -m benchmarks.console_pictures http://127.0.0.1:3000 icd10@1    # the release whose gate is shown
 
-The picture of a sweep is taken by tests/test_console_browser.py.
+tests/test_console_browser.py takes its own of every flow, on the tiny test-bed: browser-*.png beside these.
 """
 
 from __future__ import annotations

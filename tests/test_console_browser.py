@@ -132,6 +132,11 @@ def settled(page: Page) -> None:
     page.wait_for_function("() => !document.querySelector('section:not([hidden]) [aria-busy=true], section[aria-busy=true]')")
 
 
+def shoot(page: Page, flow: str) -> None:
+    """For docs/console.md."""
+    save(page.screenshot(full_page=True), IMAGES / f"browser-{flow}.png")
+
+
 def ask_all(page: Page, server: Live) -> None:
     page.goto(server.url)
     page.get_by_label("Prompt").fill(QUESTION)
@@ -148,6 +153,7 @@ def test_models_stream_side_by_side(page: Page, server: Live) -> None:
     first = cards.filter(has_text=Path(TESTBED).name).first
     assert "Answer:" in first.locator(".reply").last.inner_text() and "tokens" in first.locator(".facts").inner_text()
     assert "shelves@1" in cards.all_inner_texts()[1] + cards.all_inner_texts()[2]
+    shoot(page, "compare")
     page.locator("#announcements", has_text="has answered.").wait_for(state="attached")
 
 
@@ -165,6 +171,7 @@ def test_an_answer_is_taken_apart(page: Page, server: Live) -> None:
         for text in page.locator("#xray-chain li:not(.head) .gain").all_inner_texts()
     ]
     assert len(gains) == 3 and sum(gains) > 1
+    shoot(page, "xray")
     page.get_by_label("fill up with dots").check()
     settled(page)
     assert "the whole chain" in steps.nth(3).inner_text() and "another answer" in steps.nth(0).inner_text()
@@ -210,7 +217,7 @@ def test_a_sweep_is_begun_watched_and_its_candidate_listed(page: Page, server: L
     page.locator("#sweep-state", has_text=re.compile("succeeded|failed")).wait_for(timeout=600_000)
     assert page.locator("#sweep-chart circle").count() == 4
     assert "watched@1" in page.locator("#sweep-state").inner_text()
-    save(page.screenshot(full_page=True), IMAGES / "console-sweep.png")
+    shoot(page, "sweep")
     page.get_by_role("link", name="Look at it among the releases").click()
     page.get_by_role("button", name="Promote watched@1…").wait_for()
 
@@ -224,6 +231,7 @@ def test_a_release_is_promoted_through_its_gate_and_rolled_back(page: Page, serv
     assert Ledger(tracking, "shelves").champion_version() == 2
     page.get_by_text("Gate of shelves@2").click()
     page.get_by_role("cell", name="pass").first.wait_for()
+    shoot(page, "promoted")
     page.get_by_role("button", name="Roll back…").first.click()
     page.get_by_role("button", name="Roll back", exact=True).click()
     assert page.locator("#act-dialog").is_visible(), "a rollback takes a reason"
@@ -314,6 +322,7 @@ def test_nothing_is_wider_than_a_phone(page: Page, server: Live) -> None:
     page.locator("#compare-replies article").first.get_by_role("button", name="X-ray this answer").click()
     page.locator("#xray-chain li:not(.head)").nth(1).wait_for()
     settled(page)
+    shoot(page, "phone")
     for part in ("compare", "xray", "sweeps", "releases"):
         page.goto(f"{server.url}/console/#{part}")
         page.wait_for_load_state("networkidle")
