@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from adapters.whole_file import written_whole
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Playwright
 
@@ -29,14 +31,10 @@ _DESK, _PHONE = (1180, 860), (360, 740)
 
 def save(png: bytes, file: Path) -> None:
     """With few colours; ValueError where it is too large for the documents, and then nothing is written."""
-    kept = io.BytesIO()
-    with Image.open(io.BytesIO(png)) as taken:
-        taken.convert("RGB").quantize(colors=_COLOURS).save(kept, "PNG", optimize=True)
-    if kept.tell() >= MAX_BYTES:
-        raise ValueError(
-            f"A picture has fewer than {MAX_BYTES} bytes, but {file} would have {kept.tell()}. Show less of the page."
-        )
-    file.write_bytes(kept.getvalue())
+    with Image.open(io.BytesIO(png)) as taken, written_whole(file) as part:
+        taken.convert("RGB").quantize(colors=_COLOURS).save(part, "PNG", optimize=True)
+        if (size := part.stat().st_size) >= MAX_BYTES:
+            raise ValueError(f"A picture has fewer than {MAX_BYTES} bytes, but {file} would have {size}. Show less of the page.")
 
 
 def chromium(playwright: Playwright) -> Browser:
