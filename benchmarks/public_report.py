@@ -65,7 +65,9 @@ def _domain(place: Place) -> Iterator[str]:
     if sweep := place.row(place.sweep):
         params = ", ".join(f"{name.rsplit('.', 1)[-1]} {value}" for name, value in sweep["params"].items())
         chose = f"chose {params} at scale {sweep['scale']:g}" if sweep["directory"] else "found none with a gain that kept all"
-        yield f"The sweep ended {sweep['trials']} trials, {sweep['feasible']} of which kept every family, and {chose}."
+        scales = ", ".join(f"{scale:g}" for scale in sweep["scales"])
+        kept = f"{sweep['feasible']} of which kept every family"
+        yield f"The sweep ended {sweep['trials']} trials, each read at scales {scales}; {kept}, and it {chose}."
     arms = {arm: row for arm in ARMS if (row := place.row(place.arm(arm)))}
     if not arms:
         yield f"What the arms gained and lost: {NOTHING}."

@@ -206,7 +206,7 @@ def swept(place: Place) -> dict[str, Any]:
     sweep = Sweep(place.recipe, home, tracking)
     candidates = run_sweep(sweep, resume=sweep.exists, quiet=True)
     chosen = next((one for one in candidates if one.feasible and one.domain_gain > 0), None)
-    told = {"trials": len(candidates), "feasible": sum(one.feasible for one in candidates)}
+    told = {"trials": len(candidates), "feasible": sum(one.feasible for one in candidates), "scales": place.recipe.study.scales}
     if chosen is None:
         return {**told, "directory": None, "params": {}}
     return {**told, "directory": str(chosen.directory), "params": chosen.params, "scale": chosen.score["chosen"]["scale"]}
