@@ -21,8 +21,8 @@ Sections = Mapping[str, Section]
 MISSING = "not measured yet"
 SHARE, WORST = "share of the plain gain", "worst family at the gate"
 BESIDE, TIMES = "speed beside one adapter, processor", "times one worker's"
-CHOSEN, PLAIN = "what the sweep chose", "plain fine-tuning's best"  # as benchmarks.public_report has them, and FOUND_NONE
-FOUND_NONE = "found none with a gain that kept all"
+CHOSEN, PLAIN = "what the sweep chose", "plain fine-tuning's best"  # these four as benchmarks.public_report has them
+FOUND_NONE, UNSEEN = "found none with a gain that kept all", "It did not see the loss"
 ABOUT = (
     "Compiled by `python -m benchmarks.proof`, which measures nothing: every number stands in the section that the line names, "
     "with script, commit, machine and seed."
@@ -186,6 +186,8 @@ def _public_domain(section: Section) -> str | None:
         f"On {name[1]}, plain fine-tuning's best gains {rows['domain'][PLAIN]} and changes the families' traces by "
         f"{rows['all'][PLAIN]}"
     )
+    if UNSEEN in section.body:
+        told += ", which the outside chains did not see"
     if FOUND_NONE in section.body:
         return f"{told}; the sweep {FOUND_NONE}"
     between = re.search(r"^Domain accuracy of what the sweep chose less .*?: ([+-].*\])\.$", section.body, re.M)

@@ -18,6 +18,7 @@ KINDS = {
     "chain_likelihood": "likelihood of the gold chain and answer",
 }
 NOTHING = "not read yet"
+UNSEEN = "It did not see the loss"
 KEPT, LOST, BLIND = "not inferior", "lost", "no evidence"
 
 
@@ -63,7 +64,8 @@ def _domain(place: Place) -> Iterator[str]:
         f" Best: {best_rate(place):g}." if len(fits) == len(RATES) else ""
     )
     if sweep := place.row(place.sweep):
-        params = ", ".join(f"{name.rsplit('.', 1)[-1]} {value}" for name, value in sweep["params"].items())
+        shown = {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in sweep["params"].items()}
+        params = ", ".join(f"{name.rsplit('.', 1)[-1]} {value}" for name, value in shown.items())
         chose = f"chose {params} at scale {sweep['scale']:g}" if sweep["directory"] else "found none with a gain that kept all"
         scales = ", ".join(f"{scale:g}" for scale in sweep["scales"])
         kept = f"{sweep['feasible']} of which kept every family"
@@ -91,7 +93,7 @@ def _unseen(arm: str, row: dict[str, Any]) -> str:
         return ""
     return (
         f"The likelihood of gold chains did not fall under {arm} while the families' written traces were lost: "
-        f"{', '.join(unseen)}. It did not see the loss, and is no evidence here that reasoning was kept."
+        f"{', '.join(unseen)}. {UNSEEN}, and is no evidence here that reasoning was kept."
     )
 
 

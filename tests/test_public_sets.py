@@ -116,8 +116,12 @@ def test_the_section_tells_what_was_lost_what_was_not_and_what_could_not_be_meas
     place.kept(
         "sweep",
         lambda: {
-            **{"trials": 6, "feasible": 2, "scales": [0.5, 1.0]},
-            **{"directory": "d", "params": {"method.target": "answer"}, "scale": 0.5},
+            "trials": 6,
+            "feasible": 2,
+            "scales": [0.5, 1.0],
+            "directory": "d",
+            "params": {"method.target": "answer", "method.learning_rate": 0.00094698},
+            "scale": 0.5,
         },
     )
     place.kept("read-plain", lambda: _read((-0.9, -0.95, -0.8), [1.0, 1.0, 0.0, 1.0] * 5))
@@ -125,7 +129,8 @@ def test_the_section_tells_what_was_lost_what_was_not_and_what_could_not_be_meas
     told = "\n".join(body(data, [place]))
     assert "| gsm8k | what is written | 0.04 ± 0.04 | 0.12 | -0.04 | 24 | not measurable: the backbone scores 0.04 |" in told
     assert "-0.900 [-0.950, -0.800] | lost | -0.010 [-0.030, +0.000] | not inferior |" in told
-    assert "6 trials, each read at scales 0.5, 1; 2 of which kept every family, and it chose target answer at scale 0.5." in told
+    assert "6 trials, each read at scales 0.5, 1; 2 of which kept every family, and it chose target answer, " in told
+    assert "learning_rate 0.000947 at scale 0.5." in told
     assert "on the same 20 items: -0.250 [" in told
     assert "did not fall under plain fine-tuning's best while the families' written traces were lost: gsm8k-chains." in told
     assert "did not fall under what the sweep chose" not in told
