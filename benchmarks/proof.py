@@ -124,9 +124,10 @@ def _softcot(found: Sections) -> str | None:
         for what, arm in _ADAPTERS.items()
         if arm in rows
     ]
-    return (
-        f"Gain within one budget of tokens, mean of the seeds, with the retention in margins: {', '.join(told)}" if told else None
+    about = (
+        "Gain within one budget of tokens, mean over the seeds ± the spread of the fits alone, with the retention in margins: "
     )
+    return f"{about}{', '.join(told)}" if told else None
 
 
 def _systems(found: Sections) -> str | None:
